@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! An embeddable virtual machine monitor.
+//!
+//! The core knows guests. A host shim knows one operating system and implements [`host::Host`]; a backend knows one
+//! vendor's instructions and implements `backend::Backend`. Nothing else knows any of the three.
+#![cfg_attr(not(test), no_std)]
+extern crate alloc;
+
+pub mod alloc_ext;
