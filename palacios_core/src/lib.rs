@@ -6,4 +6,8 @@
 #![cfg_attr(not(test), no_std)]
 extern crate alloc;
 
+pub mod addr;
 pub mod alloc_ext;
+pub mod devices;
+pub mod interrupts;
+pub mod state_io;

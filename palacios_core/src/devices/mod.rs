@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Device models: one device a file, safe code only, no locks inside.
+//!
+//! A device is plain state behind `&mut self`. The bus that owns it holds the lock and hands it a [`Cx`] with every call:
+//! the narrow handles through which it reaches the rest of the machine. A device never names the VMM or the host.
+#![forbid(unsafe_code)]
+
+use crate::state_io::{StateError, StateReader, StateWriter};
+use core::ops::Range;
+
+/// The machine as a device sees it, for the length of one call.
+pub struct Cx<'a> {
+    /// The VM's clock.
+    pub clock: &'a dyn Clock,
+    /// Where interrupt lines end.
+    pub irqs: &'a dyn IrqSink,
+    /// The guest's RAM.
+    pub memory: &'a dyn GuestMemory,
+    /// Power-off, reset and test exit.
+    pub power: &'a dyn PowerSink,
+}
+
+/// Time as the guest lives it.
+pub trait Clock {
+    /// Nanoseconds since the VM first ran; stands still while the VM is paused.
+    fn now_ns(&self) -> u64;
+    /// Seconds since 1970-01-01 UTC.
+    fn wall_s(&self) -> u64;
+}
+
+/// The inputs of the interrupt controllers.
+pub trait IrqSink {
+    /// Drives line `irq`, a global system interrupt number: 0–15 are the ISA lines, seen by PIC and I/O APIC alike.
+    fn set_irq(&self, irq: u32, level: bool);
+}
+
+/// One interrupt line, as wired when the machine was built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IrqLine(pub u32);
+
+impl IrqLine {
+    /// Drives the line.
+    pub fn set(self, cx: &Cx<'_>, level: bool) {
+        cx.irqs.set_irq(self.0, level);
+    }
+    /// A pulse: an edge for an edge-triggered input.
+    pub fn pulse(self, cx: &Cx<'_>) {
+        self.set(cx, true);
+        self.set(cx, false);
+    }
+}
+
+/// Guest-physical memory. Shared with a hostile guest: each access is a bounds-checked volatile copy.
+pub trait GuestMemory {
+    /// Copies out of guest RAM; fails where any byte is not RAM, having copied nothing that may be used.
+    fn read(&self, at: crate::addr::Gpa, buf: &mut [u8]) -> Result<(), crate::addr::NotRam>;
+    /// Copies into guest RAM; on failure a prefix may have been written.
+    fn write(&self, at: crate::addr::Gpa, data: &[u8]) -> Result<(), crate::addr::NotRam>;
+}
+
+/// What a guest asks of its power supply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerRequest {
+    /// ACPI S5: the VM stops, with success.
+    Off,
+    /// A reset: the machine starts again from its image.
+    Reset,
+    /// A write to the test exit port: the VM stops with this status.
+    Exit(u32),
+}
+
+/// Takes the guest's power requests; they are honoured before the calling vCPU enters the guest again.
+pub trait PowerSink {
+    /// Posts the request. The first one posted wins.
+    fn request(&self, what: PowerRequest);
+}
+
+/// The far end of a byte-wise device (a serial port, a debug port). Made by the host; never blocks.
+pub trait ByteStream: Send {
+    /// Takes output. What finds no room is dropped oldest first by the host: a guest's port never stalls.
+    fn write(&mut self, data: &[u8]);
+    /// Gives waiting input; returns how many bytes of `buf` were filled.
+    fn read(&mut self, buf: &mut [u8]) -> usize;
+}
+
+/// A device on the machine's buses.
+pub trait Device: Send {
+    /// A short name for reports and statistics, like `uart` or `pit`.
+    fn name(&self) -> &'static str;
+    /// Back to the state after power-on. Lines it drives are lowered by the bus.
+    fn reset(&mut self);
+    /// Writes all state a guest can observe. The format is the device's own, with its version first.
+    fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError>;
+    /// Takes back what [`Device::save`] wrote; any byte sequence either is restored or refused.
+    fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError>;
+
+    /// Port I/O, if it has any.
+    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
+        None
+    }
+    /// Memory-mapped I/O, if it has any.
+    fn mmio(&mut self) -> Option<&mut dyn Mmio> {
+        None
+    }
+    /// Timed work, if it has any.
+    fn timed(&mut self) -> Option<&mut dyn Timed> {
+        None
+    }
+    /// Input from a stream, if it takes any.
+    fn input(&mut self) -> Option<&mut dyn Input> {
+        None
+    }
+}
+
+/// Port I/O.
+pub trait PortIo {
+    /// The ports it answers, fixed for its life.
+    fn ports(&self) -> &'static [Range<u16>];
+    /// A read of `size` (1, 2 or 4) bytes at `port`; only that many low bytes of the answer count.
+    fn port_read(&mut self, cx: &Cx<'_>, port: u16, size: u8) -> u32;
+    /// A write of the `size` (1, 2 or 4) low bytes of `value`.
+    fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32);
+}
+
+/// Memory-mapped I/O.
+pub trait Mmio {
+    /// The guest-physical ranges it answers.
+    fn ranges(&self) -> &[Range<u64>];
+    /// A read of `size` (1, 2, 4 or 8) bytes, which lie in one of its ranges.
+    fn mmio_read(&mut self, cx: &Cx<'_>, at: crate::addr::Gpa, size: u8) -> u64;
+    /// A write of the `size` low bytes of `value`.
+    fn mmio_write(&mut self, cx: &Cx<'_>, at: crate::addr::Gpa, size: u8, value: u64);
+}
+
+/// Work that is due at a time of the VM's clock.
+pub trait Timed {
+    /// When [`Timed::tick`] is next wanted, on [`Clock::now_ns`]'s scale. Asked after each call into the device.
+    fn deadline_ns(&self) -> Option<u64>;
+    /// The deadline passed, maybe long ago: does all that is due by now.
+    fn tick(&mut self, cx: &Cx<'_>);
+}
+
+/// A device that takes input from a [`ByteStream`].
+pub trait Input {
+    /// New input may wait in the stream.
+    fn input_ready(&mut self, cx: &Cx<'_>);
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Interrupt controllers: local APIC, I/O APIC, the PIC pair, and the messages between them.
+//!
+//! The PIC pair and the I/O APIC belong to the VM and sit behind one spin lock; each local APIC belongs to its vCPU's
+//! thread alone. What crosses is a [`Message`], which the VM routes to the pending words of its targets.
+#![forbid(unsafe_code)]
+
+/// How a message is to be delivered (SDM 3A: 10.6.1; APM 2: 16.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The vector, to every target.
+    Fixed,
+    /// The vector, to the target of lowest priority.
+    LowestPriority,
+    /// System management; ignored by this VMM.
+    Smi,
+    /// Non-maskable.
+    Nmi,
+    /// INIT; `false` is the obsolete level de-assert, which is ignored.
+    Init(bool),
+    /// Start-up at page `vector`.
+    Startup,
+    /// The vector comes from the PIC pair.
+    ExtInt,
+}
+
+/// Whom a message is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// An APIC id; all ones (8 bits for xAPIC and I/O APIC, 32 for x2APIC) is everybody.
+    Physical(u32),
+    /// A logical destination, matched by each local APIC against its own registers.
+    Logical(u32),
+    /// The sender.
+    Myself,
+    /// Everybody.
+    All,
+    /// Everybody but the sender.
+    Others,
+}
+
+/// An interrupt message, from an IPI, the I/O APIC or an MSI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// For whom.
+    pub destination: Destination,
+    /// How.
+    pub delivery: Delivery,
+    /// The vector, or a start-up IPI's page.
+    pub vector: u8,
+    /// Level-triggered: the target's EOI is told to the I/O APICs.
+    pub level: bool,
+}
+
+/// Takes messages to the local APICs. Never sleeps.
+pub trait MessageSink {
+    /// Posts the message to its targets. `from` is the sending vCPU; `None` for the I/O APIC and MSIs.
+    fn send(&self, from: Option<u32>, message: Message);
+}
