@@ -9,5 +9,8 @@ extern crate alloc;
 pub mod addr;
 pub mod alloc_ext;
 pub mod devices;
+pub mod emulator;
 pub mod interrupts;
+pub mod memory;
+pub mod state;
 pub mod state_io;

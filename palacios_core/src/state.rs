@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The architectural state of a CPU, in no vendor's layout.
+#![forbid(unsafe_code)]
+
+use core::ops::{Index, IndexMut};
+
+/// A general register, numbered as instructions encode it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Reg {
+    Rax,
+    Rcx,
+    Rdx,
+    Rbx,
+    Rsp,
+    Rbp,
+    Rsi,
+    Rdi,
+    R8,
+    R9,
+    R10,
+    R11,
+    R12,
+    R13,
+    R14,
+    R15,
+}
+
+impl Reg {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Reg; 16] = [
+        Reg::Rax,
+        Reg::Rcx,
+        Reg::Rdx,
+        Reg::Rbx,
+        Reg::Rsp,
+        Reg::Rbp,
+        Reg::Rsi,
+        Reg::Rdi,
+        Reg::R8,
+        Reg::R9,
+        Reg::R10,
+        Reg::R11,
+        Reg::R12,
+        Reg::R13,
+        Reg::R14,
+        Reg::R15,
+    ];
+
+    /// The register with the low four bits of `number`.
+    pub const fn from_number(number: u8) -> Reg {
+        Self::ALL[(number & 15) as usize]
+    }
+}
+
+/// The sixteen general registers, in the order of their numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Gprs(pub [u64; 16]);
+
+impl Index<Reg> for Gprs {
+    type Output = u64;
+    fn index(&self, reg: Reg) -> &u64 {
+        &self.0[reg as usize & 15]
+    }
+}
+
+impl IndexMut<Reg> for Gprs {
+    fn index_mut(&mut self, reg: Reg) -> &mut u64 {
+        &mut self.0[reg as usize & 15]
+    }
+}
+
+/// A segment register, numbered as instructions encode it; the two system registers follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Seg {
+    Es,
+    Cs,
+    Ss,
+    Ds,
+    Fs,
+    Gs,
+    Ldtr,
+    Tr,
+}
+
+/// What a segment register holds, hidden part and all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// The visible part.
+    pub selector: u16,
+    /// The linear address of its first byte.
+    pub base: u64,
+    /// The offset of its last byte, already scaled by the granularity.
+    pub limit: u32,
+    /// Type and access rights.
+    pub attributes: SegmentAttributes,
+}
+
+/// Access rights of a segment, packed as in a VMCB (APM 2: 15.5.1): type in bits 0–3, S in 4, DPL in 5–6, P in 7, AVL in 8,
+/// L in 9, D/B in 10, G in 11.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct SegmentAttributes(pub u16);
+
+impl SegmentAttributes {
+    /// Type: accessed.
+    pub const ACCESSED: u16 = 1 << 0;
+    /// Type: a writable data segment, or a readable code segment.
+    pub const WRITE_OR_READ: u16 = 1 << 1;
+    /// Type: an expand-down data segment, or a conforming code segment.
+    pub const DOWN_OR_CONFORMING: u16 = 1 << 2;
+    /// Type: code.
+    pub const CODE: u16 = 1 << 3;
+    /// Code or data; clear for a system segment.
+    pub const S: u16 = 1 << 4;
+    /// Present.
+    pub const P: u16 = 1 << 7;
+    /// 64-bit code.
+    pub const L: u16 = 1 << 9;
+    /// 32-bit code or stack.
+    pub const DB: u16 = 1 << 10;
+    /// The descriptor's limit was in pages.
+    pub const G: u16 = 1 << 11;
+
+    /// Whether all of `bits` are set.
+    pub const fn has(self, bits: u16) -> bool {
+        self.0 & bits == bits
+    }
+    /// The descriptor's privilege level, 0–3.
+    pub const fn dpl(self) -> u8 {
+        ((self.0 >> 5) & 3) as u8
+    }
+    /// The four type bits.
+    pub const fn kind(self) -> u8 {
+        (self.0 & 15) as u8
+    }
+    /// Whether data can be read through it.
+    pub const fn readable(self) -> bool {
+        !self.has(Self::CODE) || self.has(Self::WRITE_OR_READ)
+    }
+    /// Whether data can be written through it.
+    pub const fn writable(self) -> bool {
+        !self.has(Self::CODE) && self.has(Self::WRITE_OR_READ)
+    }
+    /// Whether it is data and its offsets lie above the limit.
+    pub const fn expands_down(self) -> bool {
+        !self.has(Self::CODE) && self.has(Self::DOWN_OR_CONFORMING)
+    }
+}
+
+/// Bits of RFLAGS (SDM 1: 3.4.3).
+#[allow(missing_docs)]
+pub mod rflags {
+    pub const CF: u64 = 1 << 0;
+    /// Always one.
+    pub const FIXED: u64 = 1 << 1;
+    pub const PF: u64 = 1 << 2;
+    pub const AF: u64 = 1 << 4;
+    pub const ZF: u64 = 1 << 6;
+    pub const SF: u64 = 1 << 7;
+    pub const TF: u64 = 1 << 8;
+    pub const IF: u64 = 1 << 9;
+    pub const DF: u64 = 1 << 10;
+    pub const OF: u64 = 1 << 11;
+    /// Both bits of the I/O privilege level.
+    pub const IOPL: u64 = 3 << 12;
+    pub const NT: u64 = 1 << 14;
+    pub const RF: u64 = 1 << 16;
+    pub const VM: u64 = 1 << 17;
+    pub const AC: u64 = 1 << 18;
+    pub const VIF: u64 = 1 << 19;
+    pub const VIP: u64 = 1 << 20;
+    pub const ID: u64 = 1 << 21;
+}
+
+/// Bits of CR0 (SDM 3A: 2.5).
+#[allow(missing_docs)]
+pub mod cr0 {
+    pub const PE: u64 = 1 << 0;
+    pub const MP: u64 = 1 << 1;
+    pub const EM: u64 = 1 << 2;
+    pub const TS: u64 = 1 << 3;
+    pub const ET: u64 = 1 << 4;
+    pub const NE: u64 = 1 << 5;
+    pub const WP: u64 = 1 << 16;
+    pub const AM: u64 = 1 << 18;
+    pub const NW: u64 = 1 << 29;
+    pub const CD: u64 = 1 << 30;
+    pub const PG: u64 = 1 << 31;
+}
+
+/// Bits of CR4 (SDM 3A: 2.5).
+#[allow(missing_docs)]
+pub mod cr4 {
+    pub const VME: u64 = 1 << 0;
+    pub const PVI: u64 = 1 << 1;
+    pub const TSD: u64 = 1 << 2;
+    pub const DE: u64 = 1 << 3;
+    pub const PSE: u64 = 1 << 4;
+    pub const PAE: u64 = 1 << 5;
+    pub const MCE: u64 = 1 << 6;
+    pub const PGE: u64 = 1 << 7;
+    pub const PCE: u64 = 1 << 8;
+    pub const OSFXSR: u64 = 1 << 9;
+    pub const OSXMMEXCPT: u64 = 1 << 10;
+    pub const UMIP: u64 = 1 << 11;
+    pub const LA57: u64 = 1 << 12;
+    pub const FSGSBASE: u64 = 1 << 16;
+    pub const PCIDE: u64 = 1 << 17;
+    pub const OSXSAVE: u64 = 1 << 18;
+    pub const SMEP: u64 = 1 << 20;
+    pub const SMAP: u64 = 1 << 21;
+    pub const PKE: u64 = 1 << 22;
+}
+
+/// Bits of EFER (APM 2: 3.1.7).
+#[allow(missing_docs)]
+pub mod efer {
+    pub const SCE: u64 = 1 << 0;
+    pub const LME: u64 = 1 << 8;
+    pub const LMA: u64 = 1 << 10;
+    pub const NXE: u64 = 1 << 11;
+    pub const SVME: u64 = 1 << 12;
+    pub const LMSLE: u64 = 1 << 13;
+    pub const FFXSR: u64 = 1 << 14;
+}
+
+/// An exception to be delivered to the guest (SDM 3A: 6.15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exception {
+    /// 0–31.
+    pub vector: u8,
+    /// The error code, of those that push one.
+    pub error_code: Option<u32>,
+    /// What CR2 is to hold; of page faults only.
+    pub cr2: Option<u64>,
+}
+
+impl Exception {
+    /// #DE: a division by zero, or a quotient too large.
+    pub const DIVIDE: Exception = Exception::plain(0);
+    /// #DB: a debug trap or fault.
+    pub const DEBUG: Exception = Exception::plain(1);
+    /// #UD: an invalid opcode.
+    pub const INVALID_OPCODE: Exception = Exception::plain(6);
+
+    /// An exception without an error code.
+    pub const fn plain(vector: u8) -> Exception {
+        Exception {
+            vector,
+            error_code: None,
+            cr2: None,
+        }
+    }
+    /// #GP with an error code, zero unless a selector is at fault.
+    pub const fn general_protection(error_code: u32) -> Exception {
+        Exception {
+            vector: 13,
+            error_code: Some(error_code),
+            cr2: None,
+        }
+    }
+    /// #SS with an error code, zero unless a selector is at fault.
+    pub const fn stack(error_code: u32) -> Exception {
+        Exception {
+            vector: 12,
+            error_code: Some(error_code),
+            cr2: None,
+        }
+    }
+    /// #PF at the linear address `at`.
+    pub const fn page_fault(error_code: u32, at: u64) -> Exception {
+        Exception {
+            vector: 14,
+            error_code: Some(error_code),
+            cr2: Some(at),
+        }
+    }
+    /// #AC.
+    pub const fn alignment() -> Exception {
+        Exception {
+            vector: 17,
+            error_code: Some(0),
+            cr2: None,
+        }
+    }
+}
