@@ -8,8 +8,10 @@ extern crate alloc;
 
 pub mod addr;
 pub mod alloc_ext;
+pub mod backend;
 pub mod devices;
 pub mod emulator;
+pub mod host;
 pub mod interrupts;
 pub mod memory;
 pub mod state;

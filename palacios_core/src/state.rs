@@ -152,6 +152,109 @@ impl SegmentAttributes {
     }
 }
 
+/// The registers that decide how a CPU addresses memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    /// CR0.
+    pub cr0: u64,
+    /// CR2, the address of the last page fault.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER as the guest sees it.
+    pub efer: u64,
+}
+
+/// A descriptor-table register.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableRegister {
+    /// The linear address of the table.
+    pub base: u64,
+    /// The offset of its last byte.
+    pub limit: u16,
+}
+
+/// What an instruction stream can observe of a CPU, but for what devices hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuState {
+    /// The general registers.
+    pub gprs: Gprs,
+    /// RIP.
+    pub rip: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// CR0, CR2, CR3, CR4 and EFER.
+    pub control: Control,
+    /// The segment registers, LDTR and TR, in the order of [`Seg`].
+    pub segments: [Segment; 8],
+    /// GDTR.
+    pub gdtr: TableRegister,
+    /// IDTR.
+    pub idtr: TableRegister,
+    /// DR0–DR3.
+    pub dr: [u64; 4],
+    /// DR6.
+    pub dr6: u64,
+    /// DR7.
+    pub dr7: u64,
+    /// XCR0.
+    pub xcr0: u64,
+}
+
+impl CpuState {
+    /// The state after power-on or INIT (APM 2: 14.1.3; SDM 3A: 9.1.1), at the reset vector.
+    pub const fn reset() -> Self {
+        const DATA: Segment = Segment {
+            selector: 0,
+            base: 0,
+            limit: 0xffff,
+            attributes: SegmentAttributes(0x93),
+        };
+        const CODE: Segment = Segment {
+            selector: 0xf000,
+            base: 0xffff_0000,
+            limit: 0xffff,
+            attributes: SegmentAttributes(0x9b),
+        };
+        const LDTR: Segment = Segment {
+            attributes: SegmentAttributes(0x82),
+            ..DATA
+        };
+        const TR: Segment = Segment {
+            attributes: SegmentAttributes(0x8b),
+            ..DATA
+        };
+        const TABLE: TableRegister = TableRegister {
+            base: 0,
+            limit: 0xffff,
+        };
+        let mut gprs = Gprs([0; 16]);
+        // The processor's family, model and stepping, as CPUID leaf 1 would say; software hardly looks.
+        gprs.0[2] = 0x600;
+        Self {
+            gprs,
+            rip: 0xfff0,
+            rflags: rflags::FIXED,
+            control: Control {
+                cr0: cr0::CD | cr0::NW | cr0::ET,
+                cr2: 0,
+                cr3: 0,
+                cr4: 0,
+                efer: 0,
+            },
+            segments: [DATA, CODE, DATA, DATA, DATA, DATA, LDTR, TR],
+            gdtr: TABLE,
+            idtr: TABLE,
+            dr: [0; 4],
+            dr6: 0xffff_0ff0,
+            dr7: 0x400,
+            xcr0: 1,
+        }
+    }
+}
+
 /// Bits of RFLAGS (SDM 1: 3.4.3).
 #[allow(missing_docs)]
 pub mod rflags {

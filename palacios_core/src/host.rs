@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host contract: what an operating system gives the VMM, and nothing else.
+//!
+//! Each method says where it may be called. *Thread* is an ordinary thread with interrupts on, which may sleep; *atomic*
+//! is with interrupts off or a spin lock held; *any* includes hard-interrupt context. `crate::conformance` tests these
+//! promises; a new host runs it first.
+
+use crate::addr::Hpa;
+pub use crate::alloc_ext::NoMemory;
+use core::fmt;
+use core::ops::DerefMut;
+use core::ptr::NonNull;
+
+/// A logical CPU of the host, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CpuId(pub u32);
+
+/// An operating system that embeds the VMM. A clone is another handle to the same host.
+pub trait Host: Clone + Send + Sync + 'static {
+    /// A vCPU's thread.
+    type Thread: Thread;
+    /// Gives the frames behind guest RAM.
+    type Ram: GuestRam;
+    /// A sleeping lock.
+    type Mutex<T: Send>: Lock<T>;
+    /// A spin lock that holds off interrupts.
+    type SpinLock<T: Send>: Lock<T>;
+
+    // Memory
+
+    /// A run of zeroed pages, physically contiguous, mapped at [`Host::phys_to_virt`]. *Thread.*
+    fn alloc_pages(&self, want: PageRequest) -> Result<Hpa, NoMemory>;
+    /// Takes back a whole run. *Thread.*
+    ///
+    /// # Safety
+    /// `at` and `want` are those of one [`Host::alloc_pages`], and nothing refers to the pages any more.
+    unsafe fn free_pages(&self, at: Hpa, want: PageRequest);
+    /// Where the host maps a physical page that it gave, by `alloc_pages` or as guest RAM. *Any.*
+    fn phys_to_virt(&self, at: Hpa) -> NonNull<u8>;
+
+    // CPUs
+
+    /// All CPU ids are below this; it never changes.
+    fn cpu_limit(&self) -> u32;
+    /// The CPU this runs on; stable only where the caller cannot move. *Any.*
+    fn current_cpu(&self) -> CpuId;
+    /// Calls `f` once on each CPU that is online, there in atomic context, and returns when all have returned. *Thread.*
+    fn on_each_cpu(&self, f: &(dyn Fn(CpuId) + Sync));
+    /// Runs `f` in a *window*: on one CPU, with interrupts off, the host's floating-point state put away and debug
+    /// exceptions quiet, so that `f` may load a guest's. Reschedules first if the host wants the CPU. *Thread.*
+    fn window<R>(&self, f: impl FnOnce(CpuId) -> R) -> R;
+    /// In a window: the host wants the CPU back, so the window should be left soon.
+    fn window_must_end(&self) -> bool;
+    /// In a window, just before the guest is entered: what the host must know of it (RCU, lock proving, accounting).
+    fn guest_enter(&self) {}
+    /// In a window, just after the guest was left.
+    fn guest_exit(&self) {}
+
+    // Time
+
+    /// Monotonic nanoseconds. *Any.*
+    fn now_ns(&self) -> u64;
+    /// Seconds since 1970-01-01 UTC. *Any.*
+    fn wall_s(&self) -> u64;
+    /// The rate of the time stamp counter, if this machine has one that is constant.
+    fn tsc_hz(&self) -> u64;
+
+    // Threads and locks
+
+    /// Makes the thread of a vCPU, not yet running; `cpu` pins it. *Thread.*
+    fn thread(
+        &self,
+        name: fmt::Arguments<'_>,
+        cpu: Option<CpuId>,
+    ) -> Result<Self::Thread, NoMemory>;
+    /// Lets other threads run. *Thread.*
+    fn yield_now(&self);
+    /// A sleeping lock around `value`.
+    fn mutex<T: Send>(&self, class: LockClass, value: T) -> Result<Self::Mutex<T>, NoMemory>;
+    /// A spin lock around `value`.
+    fn spin_lock<T: Send>(&self, class: LockClass, value: T)
+        -> Result<Self::SpinLock<T>, NoMemory>;
+
+    // Log
+
+    /// One line of log. *Any*, but never on the path of an exit.
+    fn log(&self, level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>);
+}
+
+/// A run of pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// How many.
+    pub pages: u32,
+    /// The run's alignment, a power of two.
+    pub align_pages: u32,
+    /// All below 4 GiB.
+    pub below_4g: bool,
+    /// On this NUMA node, if given and the host knows it; a wish, not a promise.
+    pub node: Option<u32>,
+}
+
+impl PageRequest {
+    /// One page, anywhere.
+    pub const ONE: Self = Self::run(1);
+
+    /// A run of `pages`, anywhere.
+    pub const fn run(pages: u32) -> Self {
+        Self {
+            pages,
+            align_pages: 1,
+            below_4g: false,
+            node: None,
+        }
+    }
+}
+
+/// A lock.
+pub trait Lock<T>: Send + Sync {
+    /// What holds the lock until dropped.
+    type Guard<'a>: DerefMut<Target = T>
+    where
+        Self: 'a;
+    /// Takes the lock. A mutex: *thread*; a spin lock: *any*.
+    fn lock(&self) -> Self::Guard<'_>;
+}
+
+/// What a lock guards: hosts that prove lock order keep one class each. The order is that of the list; a thread that holds
+/// one takes only later ones, and holds none across a guest entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LockClass {
+    /// A VM's life: state, threads.
+    VmState,
+    /// A device's bus slot (mutex).
+    BusSlot,
+    /// A VM's spare pages, held over fills and revocations (mutex).
+    GuestRam,
+    /// The VM's interrupt controllers (spin lock).
+    Chipset,
+    /// The VM's nested tables (spin lock).
+    GuestMemory,
+}
+
+impl LockClass {
+    /// How many there are.
+    pub const COUNT: usize = 5;
+}
+
+/// A vCPU's thread. It exists before it runs and after it ended, and others may call it throughout.
+pub trait Thread: Send + Sync {
+    /// Starts it at `body`. Again only after [`Thread::join`]. *Thread.*
+    fn start(&self, body: impl FnOnce() + Send + 'static) -> Result<(), NoMemory>;
+    /// Sleeps until [`Thread::unpark`] was called since the last return, or the armed time has come. Only on itself.
+    fn park(&self);
+    /// Ends its sleep, or its next one. *Any.*
+    fn unpark(&self);
+    /// Makes its CPU leave guest mode, if it is there. A kick that arrives in a window before entry ends the entry at
+    /// once; none is lost between. *Any.*
+    fn kick(&self);
+    /// From `at_ns` (on [`Host::now_ns`]'s scale) on, it is unparked and kicked, once. Replaces the time armed before;
+    /// `None` disarms. Only on itself.
+    fn arm(&self, at_ns: Option<u64>);
+    /// Moves it to another CPU; running or not. *Thread.*
+    fn move_to(&self, cpu: CpuId) -> Result<(), NoSuchCpu>;
+    /// Sleeps until its body has returned; at once if it was never started. *Thread*, but not itself.
+    fn join(&self);
+}
+
+/// The CPU is not there, or not online.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoSuchCpu(pub CpuId);
+
+/// Gives the frames behind guest RAM: the one door on which balloon, sharing, swapping and migration hang.
+pub trait GuestRam: Send + Sync {
+    /// The frame for the page of `size` at guest frame number `gfn` (4 KiB units, aligned to `size`): zeroed at first
+    /// touch, or with the contents it had when it was [`Release::Revoked`]. A provider that has no large page to give
+    /// answers [`RamError::TooLarge`], and is asked for small ones. *Thread.*
+    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError>;
+    /// Nothing translates to the frame any more. *Thread.*
+    fn release(&self, gfn: u64, frame: Hpa, size: PageSize, why: Release);
+}
+
+/// The size of a page of guest RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageSize {
+    /// 4 KiB.
+    Small,
+    /// 2 MiB.
+    Large,
+}
+
+impl PageSize {
+    /// In bytes.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Small => crate::addr::PAGE_SIZE,
+            Self::Large => crate::addr::LARGE_PAGE_SIZE,
+        }
+    }
+}
+
+/// Why there is no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RamError {
+    /// No page of that size; a smaller one may do.
+    TooLarge,
+    /// No memory.
+    NoMemory,
+}
+
+/// Why a frame goes back to its provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The VM is done with it.
+    Ended,
+    /// The host wants the frame; the guest still wants the contents.
+    Revoked,
+}
+
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Something failed.
+    Error,
+    /// Something is odd.
+    Warning,
+    /// News.
+    Info,
+}
+
+/// What a log line is about.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope<'a> {
+    /// The VMM.
+    Vmm,
+    /// One VM, by name.
+    Vm(&'a str),
+    /// One vCPU of a VM.
+    Vcpu(&'a str, u32),
+}
