@@ -12,6 +12,7 @@ pub mod backend;
 pub mod devices;
 pub mod emulator;
 pub mod host;
+pub mod image;
 pub mod interrupts;
 pub mod memory;
 pub mod state;

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine that an image's device tree describes.
+//!
+//! ```dts
+//! / {
+//!     compatible = "v3vee,pc";
+//!     model = "my-guest";                     // Optional: a name for the VM where the caller gives none.
+//!     #address-cells = <2>;
+//!     #size-cells = <2>;
+//!     v3vee,requires = "feature", …;          // Optional: refused where the VMM lacks one. None is defined yet.
+//!     memory@0 { reg = <0 0 SIZE SIZE>; };    // A multiple of 4 KiB, from 2 MiB to 1 TiB; holes of a PC are made by the VMM.
+//!     cpus {
+//!         cpu@N { reg = <N>; v3vee,pin = <CPU>; };    // N from 0 without gaps; the pin, a host CPU, is optional.
+//!     };
+//!     chosen {
+//!         bootargs = "…";                     // Optional: the kernel's command line.
+//!         v3vee,boot = "auto";                // Optional: "linux", "multiboot" or "auto", the default.
+//!         v3vee,console = "com1";             // Optional: the stream that `v3 console` attaches to; the first port by default.
+//!     };
+//!     blobs {
+//!         blob@I { v3vee,index = <I>; label = "kernel"; };    // "kernel" once; "initrd" and "module" any number of times,
+//!         blob@J { v3vee,index = <J>; label = "module"; bootargs = "…"; };    // in this order; a module's command line.
+//!     };
+//!     devices {
+//!         serial@3f8 {
+//!             compatible = "ns16550a";        // At most one at each of a PC's four places:
+//!             reg = <0 0x3f8 0 8>;            // 3f8, 2f8, 3e8, 2e8
+//!             interrupts = <4>;               // 4,   3,   4,   3
+//!             v3vee,stream = "com1";          // The name of its byte stream.
+//!         };
+//!     };
+//! };
+//! ```
+//!
+//! A device with `status = "disabled"` is left out. The clocks, interrupt controllers and debug ports of a PC are always
+//! there and are not listed. Unknown properties and nodes are ignored, but an unknown device, blob or required feature is
+//! refused: a machine is never silently less than its description.
+#![forbid(unsafe_code)]
+
+use super::fdt::Node;
+use super::{Image, ImageError};
+use crate::addr::PAGE_SIZE;
+
+/// The most virtual CPUs of a machine.
+pub const MAX_VCPUS: u32 = 64;
+/// The most serial ports of a machine.
+pub const MAX_SERIALS: usize = 4;
+/// The least memory of a machine: what firmware tables, boot data and a small kernel fit in.
+pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
+/// The most memory of a machine.
+pub const MAX_MEMORY_BYTES: u64 = 1 << 40;
+
+/// First port and interrupt line of the serial ports of a PC.
+const SERIAL_PLACES: [(u16, u32); MAX_SERIALS] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+/// The values of `v3vee,requires` that this VMM satisfies.
+const FEATURES: [&str; 0] = [];
+
+/// How the kernel wants to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootKind {
+    /// As whatever its header says.
+    Auto,
+    /// As a Linux bzImage.
+    Linux,
+    /// As a Multiboot 1 kernel.
+    Multiboot,
+}
+
+/// A serial port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serial<'a> {
+    /// Its first I/O port.
+    pub port: u16,
+    /// Its interrupt line.
+    pub irq: u32,
+    /// The name of its byte stream.
+    pub stream: &'a str,
+}
+
+/// A file for a Multiboot kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Module<'a> {
+    /// Its contents.
+    pub data: &'a [u8],
+    /// Its command line.
+    pub bootargs: &'a str,
+}
+
+/// A whole machine. Borrows the image; copying it is cheap.
+#[derive(Clone, Copy, Debug)]
+pub struct Machine<'a> {
+    /// A name for the VM where its creator gives none.
+    pub name: Option<&'a str>,
+    /// Bytes of RAM.
+    pub memory_bytes: u64,
+    /// Number of virtual CPUs, at least 1.
+    pub vcpus: u32,
+    /// How to start the kernel.
+    pub boot: BootKind,
+    /// The kernel's command line.
+    pub bootargs: &'a str,
+    /// The kernel.
+    pub kernel: &'a [u8],
+    /// The stream that is the console, if there is one.
+    pub console: Option<&'a str>,
+    pins: [Option<u32>; MAX_VCPUS as usize],
+    serials: [Option<Serial<'a>>; MAX_SERIALS],
+    image: Image<'a>,
+}
+
+impl<'a> Machine<'a> {
+    pub(super) fn parse(image: Image<'a>) -> Result<Self, ImageError> {
+        let root = image.tree().root();
+        if root.strings("compatible")?.all(|name| name != "v3vee,pc") {
+            return Err(wrong(
+                &root,
+                "compatible",
+                "does not have \"v3vee,pc\": the image is for another kind of machine",
+            ));
+        }
+        if let Some(feature) = root
+            .strings("v3vee,requires")?
+            .find(|feature| !FEATURES.contains(feature))
+        {
+            return Err(ImageError::UnknownFeature(feature.into()));
+        }
+        let chosen = root.child("chosen");
+        let text = |name: &str| chosen.map_or(Ok(None), |chosen| chosen.str(name));
+        let (vcpus, pins) = parse_cpus(&root)?;
+        let serials = parse_devices(&root)?;
+        Ok(Machine {
+            name: root.str("model")?,
+            memory_bytes: parse_memory(&root)?,
+            vcpus,
+            boot: match text("v3vee,boot")? {
+                None | Some("auto") => BootKind::Auto,
+                Some("linux") => BootKind::Linux,
+                Some("multiboot") => BootKind::Multiboot,
+                Some(_) => {
+                    return Err(wrong(
+                        &chosen.unwrap_or(root),
+                        "v3vee,boot",
+                        "is none of linux, multiboot, auto",
+                    ))
+                }
+            },
+            bootargs: text("bootargs")?.unwrap_or(""),
+            kernel: parse_blobs(&image, &root)?,
+            console: match text("v3vee,console")? {
+                None => serials.iter().flatten().map(|serial| serial.stream).next(),
+                Some(name) if serials.iter().flatten().any(|serial| serial.stream == name) => {
+                    Some(name)
+                }
+                Some(_) => {
+                    return Err(wrong(
+                        &chosen.unwrap_or(root),
+                        "v3vee,console",
+                        "is the stream of no device",
+                    ))
+                }
+            },
+            pins,
+            serials,
+            image,
+        })
+    }
+
+    /// The host CPU that this virtual CPU shall stay on, if any.
+    pub fn pin(&self, vcpu: u32) -> Option<u32> {
+        *self.pins.get(usize::try_from(vcpu).ok()?)?
+    }
+
+    /// Its serial ports.
+    pub fn serials(&self) -> impl Iterator<Item = Serial<'a>> + '_ {
+        self.serials.iter().flatten().copied()
+    }
+
+    /// The initial file systems for a Linux kernel, in the order in which they shall be joined.
+    pub fn initrds(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.blobs("initrd").map(|initrd| initrd.data)
+    }
+
+    /// The files for a Multiboot kernel.
+    pub fn modules(&self) -> impl Iterator<Item = Module<'a>> {
+        self.blobs("module")
+    }
+
+    /// The blobs of one label. [`parse_blobs`] has seen that none of them fails.
+    fn blobs(&self, label: &'static str) -> impl Iterator<Item = Module<'a>> {
+        let image = self.image;
+        let all = image
+            .tree()
+            .root()
+            .child("blobs")
+            .into_iter()
+            .flat_map(|blobs| blobs.children());
+        all.filter_map(move |node| parse_blob(&image, &node).ok())
+            .filter(move |(found, _)| *found == label)
+            .map(|(_, blob)| blob)
+    }
+}
+
+fn wrong(node: &Node<'_>, property: &str, why: &'static str) -> ImageError {
+    ImageError::BadProperty {
+        node: node.name.into(),
+        property: property.into(),
+        why,
+    }
+}
+
+fn missing(node: &Node<'_>, property: &str) -> ImageError {
+    wrong(node, property, "is missing")
+}
+
+fn parse_memory(root: &Node<'_>) -> Result<u64, ImageError> {
+    let node = root
+        .child("memory@0")
+        .ok_or(wrong(root, "memory@0", "is missing"))?;
+    let (start, bytes) = node.u64_pair("reg")?.ok_or(missing(&node, "reg"))?;
+    if start != 0 {
+        return Err(wrong(&node, "reg", "does not start at 0"));
+    }
+    if bytes < MIN_MEMORY_BYTES {
+        return Err(ImageError::TooLittleMemory {
+            bytes,
+            least: MIN_MEMORY_BYTES,
+        });
+    }
+    if bytes > MAX_MEMORY_BYTES {
+        return Err(ImageError::TooMuchMemory {
+            bytes,
+            most: MAX_MEMORY_BYTES,
+        });
+    }
+    if bytes % PAGE_SIZE != 0 {
+        return Err(wrong(&node, "reg", "is not a multiple of 4096 bytes"));
+    }
+    Ok(bytes)
+}
+
+type Pins = [Option<u32>; MAX_VCPUS as usize];
+
+fn parse_cpus(root: &Node<'_>) -> Result<(u32, Pins), ImageError> {
+    let cpus = root.child("cpus").ok_or(missing(root, "cpus"))?;
+    let nodes = || cpus.children().filter(|node| node.name.starts_with("cpu@"));
+    let found = u32::try_from(nodes().count()).unwrap_or(u32::MAX);
+    if found == 0 || found > MAX_VCPUS {
+        return Err(ImageError::BadCpuCount {
+            found,
+            most: MAX_VCPUS,
+        });
+    }
+    let mut pins = [None; MAX_VCPUS as usize];
+    for (pin, (number, node)) in pins.iter_mut().zip((0u32..).zip(nodes())) {
+        if node.u32("reg")? != Some(number) {
+            return Err(wrong(
+                &node,
+                "reg",
+                "is not its place in the list of processors",
+            ));
+        }
+        *pin = node.u32("v3vee,pin")?;
+    }
+    Ok((found, pins))
+}
+
+/// Checks all blobs; returns the kernel.
+fn parse_blobs<'a>(image: &Image<'a>, root: &Node<'a>) -> Result<&'a [u8], ImageError> {
+    let mut kernel = None;
+    for node in root
+        .child("blobs")
+        .into_iter()
+        .flat_map(|blobs| blobs.children())
+    {
+        match parse_blob(image, &node)? {
+            ("kernel", blob) if kernel.is_none() => kernel = Some(blob.data),
+            ("initrd" | "module", _) => {}
+            ("kernel", _) => return Err(wrong(&node, "label", "is a second kernel")),
+            _ => return Err(wrong(&node, "label", "is none of kernel, initrd, module")),
+        }
+    }
+    kernel.ok_or(ImageError::NoKernel)
+}
+
+/// A blob's label and contents.
+fn parse_blob<'a>(image: &Image<'a>, node: &Node<'a>) -> Result<(&'a str, Module<'a>), ImageError> {
+    let index = node
+        .u32("v3vee,index")?
+        .ok_or(missing(node, "v3vee,index"))?;
+    let label = node.str("label")?.ok_or(missing(node, "label"))?;
+    let module = Module {
+        data: image.blob(index)?,
+        bootargs: node.str("bootargs")?.unwrap_or(""),
+    };
+    Ok((label, module))
+}
+
+fn parse_devices<'a>(root: &Node<'a>) -> Result<[Option<Serial<'a>>; MAX_SERIALS], ImageError> {
+    let mut serials: [Option<Serial<'a>>; MAX_SERIALS] = [None; MAX_SERIALS];
+    for node in root
+        .child("devices")
+        .into_iter()
+        .flat_map(|devices| devices.children())
+    {
+        if node.str("status")? == Some("disabled") {
+            continue;
+        }
+        let compatible = node
+            .str("compatible")?
+            .ok_or(missing(&node, "compatible"))?;
+        if compatible != "ns16550a" {
+            return Err(ImageError::UnknownDevice {
+                node: node.name.into(),
+                compatible: compatible.into(),
+            });
+        }
+        let serial = parse_serial(&node)?;
+        if serials
+            .iter()
+            .flatten()
+            .any(|other| other.stream == serial.stream)
+        {
+            return Err(wrong(
+                &node,
+                "v3vee,stream",
+                "is another device's stream, too",
+            ));
+        }
+        let place = SERIAL_PLACES
+            .iter()
+            .position(|(port, _)| *port == serial.port);
+        match place.and_then(|place| serials.get_mut(place)) {
+            Some(slot @ None) => *slot = Some(serial),
+            _ => return Err(wrong(&node, "reg", "is another device's, too")),
+        }
+    }
+    Ok(serials)
+}
+
+fn parse_serial<'a>(node: &Node<'a>) -> Result<Serial<'a>, ImageError> {
+    let reg = node.u64_pair("reg")?.ok_or(missing(node, "reg"))?;
+    let place = SERIAL_PLACES
+        .iter()
+        .find(|(port, _)| reg == (u64::from(*port), 8));
+    let (port, irq) = *place.ok_or(wrong(
+        node,
+        "reg",
+        "is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",
+    ))?;
+    if node.u32("interrupts")? != Some(irq) {
+        return Err(wrong(
+            node,
+            "interrupts",
+            "is not that of a PC's port: 4 at 0x3f8 and 0x3e8, 3 at 0x2f8 and 0x2e8",
+        ));
+    }
+    let stream = node.str("v3vee,stream")?.filter(|name| !name.is_empty());
+    Ok(Serial {
+        port,
+        irq,
+        stream: stream.ok_or(missing(node, "v3vee,stream"))?,
+    })
+}

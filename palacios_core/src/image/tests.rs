@@ -1,0 +1,509 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Images made by the writer and by `vm-fdt`, then spoiled.
+
+use super::machine::{MAX_VCPUS, MIN_MEMORY_BYTES};
+use super::*;
+use proptest::prelude::*;
+use vm_fdt::{FdtWriter, FdtWriterResult};
+
+/// What a test varies; the default is a small Linux machine.
+pub(crate) struct Spec {
+    pub memory: u64,
+    pub cpus: Vec<(u32, Option<u32>)>,
+    pub bootargs: &'static str,
+    pub boot: &'static str,
+    pub requires: Option<&'static str>,
+    pub compatible: &'static str,
+    pub console: Option<&'static str>,
+    /// Label, number, command line.
+    pub blobs: Vec<(&'static str, u32, Option<&'static str>)>,
+    /// Kind, port, interrupt, stream.
+    pub devices: Vec<(&'static str, u64, u32, &'static str)>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Spec {
+            memory: 256 << 20,
+            cpus: vec![(0, None)],
+            bootargs: "console=ttyS0",
+            boot: "auto",
+            requires: None,
+            compatible: "v3vee,pc",
+            console: None,
+            blobs: vec![("kernel", 0, None)],
+            devices: vec![("ns16550a", 0x3f8, 4, "com1")],
+        }
+    }
+}
+
+impl Spec {
+    pub(crate) fn tree(&self) -> Vec<u8> {
+        self.write().unwrap()
+    }
+
+    fn write(&self) -> FdtWriterResult<Vec<u8>> {
+        let mut fdt = FdtWriter::new()?;
+        let root = fdt.begin_node("")?;
+        fdt.property_string("compatible", self.compatible)?;
+        fdt.property_string("model", "guest")?;
+        fdt.property_null("something-new")?;
+        if let Some(requires) = self.requires {
+            fdt.property_string("v3vee,requires", requires)?;
+        }
+        let memory = fdt.begin_node("memory@0")?;
+        fdt.property_array_u64("reg", &[0, self.memory])?;
+        fdt.end_node(memory)?;
+        let cpus = fdt.begin_node("cpus")?;
+        for (number, pin) in &self.cpus {
+            let cpu = fdt.begin_node(&format!("cpu@{number}"))?;
+            fdt.property_u32("reg", *number)?;
+            if let Some(pin) = pin {
+                fdt.property_u32("v3vee,pin", *pin)?;
+            }
+            fdt.end_node(cpu)?;
+        }
+        fdt.end_node(cpus)?;
+        let chosen = fdt.begin_node("chosen")?;
+        fdt.property_string("bootargs", self.bootargs)?;
+        fdt.property_string("v3vee,boot", self.boot)?;
+        if let Some(console) = self.console {
+            fdt.property_string("v3vee,console", console)?;
+        }
+        fdt.end_node(chosen)?;
+        self.write_blobs(&mut fdt)?;
+        self.write_devices(&mut fdt)?;
+        fdt.end_node(root)?;
+        fdt.finish()
+    }
+
+    fn write_blobs(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+        let blobs = fdt.begin_node("blobs")?;
+        for (at, (label, index, bootargs)) in self.blobs.iter().enumerate() {
+            let blob = fdt.begin_node(&format!("blob@{at}"))?;
+            fdt.property_string("label", label)?;
+            fdt.property_u32("v3vee,index", *index)?;
+            if let Some(bootargs) = bootargs {
+                fdt.property_string("bootargs", bootargs)?;
+            }
+            fdt.end_node(blob)?;
+        }
+        fdt.end_node(blobs)
+    }
+
+    fn write_devices(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+        let devices = fdt.begin_node("devices")?;
+        for (kind, port, irq, stream) in &self.devices {
+            let device = fdt.begin_node(&format!("serial@{port:x}"))?;
+            fdt.property_string("compatible", kind)?;
+            fdt.property_array_u64("reg", &[*port, 8])?;
+            fdt.property_u32("interrupts", *irq)?;
+            fdt.property_string("v3vee,stream", stream)?;
+            fdt.end_node(device)?;
+        }
+        fdt.end_node(devices)
+    }
+
+    pub(crate) fn image(&self, blobs: &[&[u8]]) -> Vec<u8> {
+        write::image(&self.tree(), blobs).unwrap()
+    }
+
+    /// The error for a machine with one small kernel.
+    fn refused(&self) -> ImageError {
+        let bytes = self.image(&[b"kernel"]);
+        Image::parse(&bytes).unwrap().machine().unwrap_err()
+    }
+}
+
+/// Puts the header's checksum right after a change.
+fn reseal(image: &mut [u8]) {
+    let len = le32(image, 0xc).unwrap() as usize;
+    let crc = header_checksum(&image[..len]);
+    image[HEADER_CRC_AT..HEADER_CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+fn error(bytes: &[u8]) -> ImageError {
+    Image::parse(bytes).unwrap_err()
+}
+
+#[test]
+fn reads_all_that_was_written() {
+    let spec = Spec {
+        cpus: vec![(0, Some(3)), (1, None), (2, Some(0))],
+        boot: "linux",
+        console: Some("com2"),
+        blobs: vec![
+            ("initrd", 2, None),
+            ("kernel", 0, None),
+            ("module", 3, Some("-v")),
+            ("initrd", 1, None),
+        ],
+        devices: vec![
+            ("ns16550a", 0x3f8, 4, "com1"),
+            ("ns16550a", 0x2f8, 3, "com2"),
+        ],
+        ..Spec::default()
+    };
+    let bytes = spec.image(&[b"kernel", b"first", b"second", b""]);
+    let image = Image::parse(&bytes).unwrap();
+    let machine = image.machine().unwrap();
+    assert_eq!(
+        (machine.name, machine.memory_bytes, machine.vcpus),
+        (Some("guest"), 256 << 20, 3)
+    );
+    assert_eq!(
+        [0, 1, 2, 63, 64].map(|vcpu| machine.pin(vcpu)),
+        [Some(3), None, Some(0), None, None]
+    );
+    assert_eq!(
+        (machine.boot, machine.bootargs, machine.console),
+        (BootKind::Linux, "console=ttyS0", Some("com2"))
+    );
+    assert_eq!(machine.kernel, b"kernel");
+    assert_eq!(
+        machine.initrds().collect::<Vec<_>>(),
+        [b"second".as_slice(), b"first"]
+    );
+    assert_eq!(
+        machine.modules().collect::<Vec<_>>(),
+        [Module {
+            data: b"",
+            bootargs: "-v"
+        }]
+    );
+    let serials: Vec<_> = machine
+        .serials()
+        .map(|s| (s.port, s.irq, s.stream))
+        .collect();
+    assert_eq!(serials, [(0x3f8, 4, "com1"), (0x2f8, 3, "com2")]);
+    assert_eq!(
+        image.blob(0).unwrap().as_ptr() as usize - bytes.as_ptr() as usize,
+        4096
+    );
+}
+
+#[test]
+fn the_console_is_the_first_port_by_default() {
+    let bytes = Spec::default().image(&[b"k"]);
+    assert_eq!(
+        Image::parse(&bytes).unwrap().machine().unwrap().console,
+        Some("com1")
+    );
+    let none = Spec {
+        devices: vec![],
+        ..Spec::default()
+    }
+    .image(&[b"k"]);
+    assert_eq!(
+        Image::parse(&none).unwrap().machine().unwrap().console,
+        None
+    );
+}
+
+/// The check value of CRC-32C (RFC 3720, B.4: 32 bytes of zeros).
+#[test]
+fn checksum_is_crc32c() {
+    assert_eq!(checksum(&[0; 32]), 0x8a91_36aa);
+    assert_eq!(checksum(b"123456789"), 0xe306_9283);
+}
+
+#[test]
+fn every_truncation_is_refused_as_one() {
+    let bytes = Spec::default().image(&[b"kernel", &[7; 5000]]);
+    assert_eq!(
+        error(b""),
+        ImageError::NotAnImage {
+            looks_like: "it is empty"
+        }
+    );
+    for len in 1..bytes.len() {
+        match error(&bytes[..len]) {
+            ImageError::Truncated { need, have } => assert!(have == len as u64 && need > have),
+            other => panic!("{len}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let bytes = Spec::default().image(&[b"kernel"]);
+    let header_and_tree =
+        le64(&bytes, 0x18).unwrap() as usize + le32(&bytes, 0x20).unwrap() as usize;
+    let kernel = 4096..4096 + 6;
+    for at in (0..header_and_tree).chain(kernel) {
+        // The padding between header and tree is nobody's.
+        if (le32(&bytes, 0xc).unwrap() as usize..le64(&bytes, 0x18).unwrap() as usize).contains(&at)
+        {
+            continue;
+        }
+        let mut spoiled = bytes.clone();
+        spoiled[at] ^= 0x10;
+        assert!(Image::parse(&spoiled).is_err(), "byte {at:#x}");
+    }
+}
+
+#[test]
+fn damage_is_named() {
+    let bytes = Spec::default().image(&[b"kernel", b"other"]);
+    for (at, part) in [
+        (0x2c, Part::Header),
+        (0x90, Part::Description),
+        (4096, Part::Blob(0)),
+        (8192, Part::Blob(1)),
+    ] {
+        let mut spoiled = bytes.clone();
+        spoiled[at] ^= 1;
+        assert_eq!(error(&spoiled), ImageError::BadChecksum(part));
+    }
+    let mut blob = bytes.clone();
+    blob[8192] ^= 1;
+    assert!(Image::parse_again(&blob).is_ok());
+}
+
+#[test]
+fn other_files_are_recognised() {
+    let mut bzimage = vec![0; 0x300];
+    bzimage[0x202..0x206].copy_from_slice(b"HdrS");
+    for (bytes, hint) in [
+        (b"v3vee\0\0\x01 and so on".as_slice(), "C Palacios"),
+        (b"\x7fELF", "kernel"),
+        (&bzimage, "kernel"),
+        (b"\x1f\x8b\x08", "compressed"),
+        (b"<vm>", "text"),
+        (b"\0\0\0\0", "first bytes"),
+    ] {
+        assert!(error(bytes).to_string().contains(hint), "{}", error(bytes));
+    }
+}
+
+#[test]
+fn a_newer_version_is_refused_before_all_else() {
+    let mut bytes = Spec::default().image(&[b"kernel"]);
+    bytes[8] = 2;
+    bytes[0xc..0x40].fill(0xff);
+    assert_eq!(
+        error(&bytes),
+        ImageError::NewerVersion { found: 2, known: 1 }
+    );
+    assert!(error(&bytes).to_string().contains("newer VMM"));
+}
+
+#[test]
+fn headers_that_contradict_themselves() {
+    let bytes = Spec::default().image(&[b"kernel", b"other"]);
+    let with = |at: usize, value: u64| {
+        let mut bytes = bytes.clone();
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        reseal(&mut bytes);
+        error(&bytes)
+    };
+    let second = 0x48;
+    assert_eq!(with(second, 4096), ImageError::Overlap(Part::Blob(1)));
+    assert_eq!(with(second, 1 << 40), ImageError::Overlap(Part::Blob(1)));
+    assert_eq!(
+        with(second + 8, u64::MAX),
+        ImageError::Overlap(Part::Blob(1))
+    );
+    assert_eq!(
+        with(second, 8200),
+        ImageError::BadHeader("a blob does not start on a page boundary")
+    );
+    assert_eq!(with(0x18, 0), ImageError::Overlap(Part::Description));
+    assert_eq!(
+        with(0x18, u64::MAX - 7),
+        ImageError::Overlap(Part::Description)
+    );
+    assert!(matches!(
+        with(0x10, u64::MAX),
+        ImageError::Truncated { need: u64::MAX, .. }
+    ));
+    assert!(matches!(
+        with(0x28, 1 << 20),
+        ImageError::TooBig {
+            found: 0x10_0000,
+            limit: 256,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn machines_that_are_none() {
+    let with = |change: &dyn Fn(&mut Spec)| {
+        let mut spec = Spec::default();
+        change(&mut spec);
+        spec.refused()
+    };
+    assert!(matches!(
+        with(&|s| s.memory = 0),
+        ImageError::TooLittleMemory { bytes: 0, .. }
+    ));
+    assert!(matches!(
+        with(&|s| s.memory = 1 << 41),
+        ImageError::TooMuchMemory { .. }
+    ));
+    assert!(with(&|s| s.memory += 1)
+        .to_string()
+        .contains("multiple of 4096"));
+    assert_eq!(
+        with(&|s| s.cpus.clear()),
+        ImageError::BadCpuCount { found: 0, most: 64 }
+    );
+    assert_eq!(
+        with(&|s| s.cpus = (0..65).map(|n| (n, None)).collect()),
+        ImageError::BadCpuCount {
+            found: 65,
+            most: 64
+        }
+    );
+    assert!(with(&|s| s.cpus = vec![(1, None)])
+        .to_string()
+        .contains("cpu@1"));
+    assert_eq!(
+        with(&|s| s.requires = Some("time-travel")).to_string(),
+        "the image requires `time-travel`, which this VMM does not have; load a newer VMM"
+    );
+    assert!(with(&|s| s.compatible = "acme,toaster")
+        .to_string()
+        .contains("another kind"));
+    assert!(with(&|s| s.boot = "uefi")
+        .to_string()
+        .contains("v3vee,boot"));
+    assert!(with(&|s| s.console = Some("com9"))
+        .to_string()
+        .contains("v3vee,console"));
+    assert_eq!(with(&|s| s.blobs.clear()), ImageError::NoKernel);
+    assert_eq!(
+        with(&|s| s.blobs[0].1 = 9),
+        ImageError::NoSuchBlob { index: 9, count: 1 }
+    );
+    assert!(with(&|s| s.blobs.push(("kernel", 0, None)))
+        .to_string()
+        .contains("second kernel"));
+    assert!(with(&|s| s.blobs.push(("bios", 0, None)))
+        .to_string()
+        .contains("blob@1"));
+    assert!(matches!(
+        with(&|s| s.devices[0].0 = "acme,laser\x1b["),
+        ImageError::UnknownDevice { .. }
+    ));
+    assert!(with(&|s| s.devices[0].0 = "acme,laser\x1b[")
+        .to_string()
+        .contains("laser\\x1b["));
+    assert!(with(&|s| s.devices.push(s.devices[0]))
+        .to_string()
+        .contains("another device's stream"));
+    assert!(with(&|s| s.devices.push(("ns16550a", 0x3f8, 4, "x")))
+        .to_string()
+        .contains("another device's"));
+    assert!(with(&|s| s.devices[0].1 = 0x3f0)
+        .to_string()
+        .contains("0x2e8"));
+    assert!(with(&|s| s.devices[0].2 = 5)
+        .to_string()
+        .contains("interrupts"));
+    assert!(with(&|s| s.devices[0].3 = "")
+        .to_string()
+        .contains("v3vee,stream"));
+}
+
+/// Sealed garbage: all checksums right, the tree changed. Nothing may panic; what is accepted reads the same twice.
+fn read_hostile(tree: &[u8]) {
+    let bytes = write::image(tree, &[b"kernel", b"more"]).unwrap();
+    let machine = Image::parse(&bytes).and_then(|image| image.machine());
+    match machine {
+        Ok(machine) => {
+            assert!(
+                (1..=MAX_VCPUS).contains(&machine.vcpus)
+                    && machine.memory_bytes >= MIN_MEMORY_BYTES
+            );
+            assert_eq!(machine.initrds().count(), machine.initrds().count());
+            assert!(machine.modules().count() + machine.initrds().count() < tree.len());
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..400), head in 0usize..60) {
+        let good = Spec::default().image(&[b"kernel"]);
+        let head = head.min(bytes.len());
+        bytes[..head].copy_from_slice(&good[..head]);
+        let _ = Image::parse(&bytes).and_then(|image| image.machine().map(|_| ()));
+    }
+
+    #[test]
+    fn spoiled_headers_never_panic(at in 8usize..0x78, value in any::<u32>()) {
+        let mut bytes = Spec::default().image(&[b"kernel", b"more"]);
+        bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        if le32(&bytes, 0xc).unwrap() as usize <= bytes.len() && le32(&bytes, 0xc).unwrap() >= 0x30 {
+            reseal(&mut bytes);
+        }
+        let _ = Image::parse(&bytes).and_then(|image| image.machine().map(|_| ()));
+    }
+
+    #[test]
+    fn spoiled_trees_never_panic(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let mut tree = Spec { requires: Some("x"), ..Spec::default() }.tree();
+        for (at, value) in changes {
+            let at = at.index(tree.len());
+            tree[at] = value;
+        }
+        read_hostile(&tree);
+    }
+
+    #[test]
+    fn spoiled_cells_never_panic(at in any::<prop::sample::Index>(), value in 0u32..16) {
+        let mut tree = Spec::default().tree();
+        let at = at.index(tree.len() / 4) * 4;
+        tree[at..at + 4].copy_from_slice(&value.to_be_bytes());
+        read_hostile(&tree);
+    }
+
+    #[test]
+    fn cut_trees_never_panic(len in any::<prop::sample::Index>()) {
+        let tree = Spec::default().tree();
+        read_hostile(&tree[..len.index(tree.len())]);
+    }
+}
+
+#[test]
+fn deep_trees_are_refused() {
+    let mut fdt = FdtWriter::new().unwrap();
+    let mut open = vec![fdt.begin_node("").unwrap()];
+    for _ in 0..40 {
+        open.push(fdt.begin_node("deeper").unwrap());
+    }
+    while let Some(node) = open.pop() {
+        fdt.end_node(node).unwrap();
+    }
+    let tree = fdt.finish().unwrap();
+    assert!(Tree::parse(&tree)
+        .unwrap_err()
+        .to_string()
+        .contains("nested"));
+}
+
+#[test]
+fn finds_properties_and_children() {
+    let tree = Spec {
+        cpus: vec![(0, None), (1, Some(7))],
+        ..Spec::default()
+    }
+    .tree();
+    let root = Tree::parse(&tree).unwrap().root();
+    let names: Vec<_> = root.children().map(|node| node.name).collect();
+    assert_eq!(names, ["memory@0", "cpus", "chosen", "blobs", "devices"]);
+    let cpu = root.child("cpus").unwrap().child("cpu@1").unwrap();
+    assert_eq!(
+        (cpu.u32("v3vee,pin").unwrap(), cpu.u32("none").unwrap()),
+        (Some(7), None)
+    );
+    assert!(root.child("memory@0").unwrap().u32("reg").is_err());
+    assert!(root.strings("nothing").unwrap().next().is_none());
+    assert_eq!(
+        root.properties().map(|p| p.name).collect::<Vec<_>>(),
+        ["compatible", "model", "something-new"]
+    );
+}
