@@ -8,7 +8,7 @@
 use crate::addr::Hpa;
 pub use crate::alloc_ext::NoMemory;
 use core::fmt;
-use core::ops::DerefMut;
+use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
 /// A logical CPU of the host, from 0.
@@ -21,6 +21,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     type Thread: Thread;
     /// Gives the frames behind guest RAM.
     type Ram: GuestRam;
+    /// A reference-counted pointer.
+    type Shared<T: Send + Sync + 'static>: Deref<Target = T> + Clone + Send + Sync + 'static;
     /// A sleeping lock.
     type Mutex<T: Send>: Lock<T>;
     /// A spin lock that holds off interrupts.
@@ -75,6 +77,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     ) -> Result<Self::Thread, NoMemory>;
     /// Lets other threads run. *Thread.*
     fn yield_now(&self);
+    /// Moves `value` to where several may refer to it.
+    fn share<T: Send + Sync + 'static>(&self, value: T) -> Result<Self::Shared<T>, NoMemory>;
     /// A sleeping lock around `value`.
     fn mutex<T: Send>(&self, class: LockClass, value: T) -> Result<Self::Mutex<T>, NoMemory>;
     /// A spin lock around `value`.

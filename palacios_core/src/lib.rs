@@ -17,3 +17,4 @@ pub mod interrupts;
 pub mod memory;
 pub mod state;
 pub mod state_io;
+pub mod stats;

@@ -26,6 +26,8 @@ pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     fn features(&self) -> Features;
     /// What the CPU this runs on answers to `CPUID` with these EAX and ECX: EAX, EBX, ECX, EDX.
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// The time stamp counter of the CPU this runs on.
+    fn tsc(&self) -> u64;
     /// The entry format and the number of levels of nested tables.
     fn table_format(&self) -> Format;
     /// A virtual CPU in the state after power-on.

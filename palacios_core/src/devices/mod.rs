@@ -5,6 +5,8 @@
 //! the narrow handles through which it reaches the rest of the machine. A device never names the VMM or the host.
 #![forbid(unsafe_code)]
 
+pub mod bus;
+
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 

@@ -5,6 +5,8 @@
 //! thread alone. What crosses is a [`Message`], which the VM routes to the pending words of its targets.
 #![forbid(unsafe_code)]
 
+pub mod pending;
+
 /// How a message is to be delivered (SDM 3A: 10.6.1; APM 2: 16.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
