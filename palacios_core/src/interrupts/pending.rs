@@ -108,10 +108,8 @@ impl Pending {
             return;
         }
         self.control.fetch_and(!ON, Ordering::SeqCst);
-        for (base, (requests, level)) in (0u8..)
-            .step_by(64)
-            .zip(self.requests.iter().zip(&self.level))
-        {
+        let words = self.requests.iter().zip(&self.level);
+        for (base, (requests, level)) in [0u8, 64, 128, 192].into_iter().zip(words) {
             let mut waiting = requests.swap(0, Ordering::Acquire);
             let level = level.load(Ordering::Relaxed);
             while waiting != 0 {
