@@ -62,8 +62,8 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     /// Monotonic nanoseconds. *Any.*
     fn now_ns(&self) -> u64;
-    /// Seconds since 1970-01-01 UTC. *Any.*
-    fn wall_s(&self) -> u64;
+    /// Nanoseconds since 1970-01-01 UTC. *Any.*
+    fn wall_ns(&self) -> u64;
     /// The rate of the time stamp counter, if this machine has one that is constant.
     fn tsc_hz(&self) -> u64;
 

@@ -5,6 +5,8 @@
 //! vendor's instructions and implements `backend::Backend`. Nothing else knows any of the three.
 #![cfg_attr(not(test), no_std)]
 extern crate alloc;
+#[cfg(all(not(test), feature = "test-support"))]
+extern crate std;
 
 pub mod addr;
 pub mod alloc_ext;

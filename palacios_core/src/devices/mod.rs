@@ -6,6 +6,9 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+#[cfg(any(test, feature = "test-support"))]
+pub mod testing;
+pub mod ticks;
 
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
@@ -26,8 +29,8 @@ pub struct Cx<'a> {
 pub trait Clock {
     /// Nanoseconds since the VM first ran; stands still while the VM is paused.
     fn now_ns(&self) -> u64;
-    /// Seconds since 1970-01-01 UTC.
-    fn wall_s(&self) -> u64;
+    /// Nanoseconds since 1970-01-01 UTC, which a real-time clock needs to say when its second ends.
+    fn wall_ns(&self) -> u64;
 }
 
 /// The inputs of the interrupt controllers.
@@ -146,4 +149,20 @@ pub trait Timed {
 pub trait Input {
     /// New input may wait in the stream.
     fn input_ready(&mut self, cx: &Cx<'_>);
+}
+
+/// A wide read of byte-wide ports, as a bus bridge splits it: byte `i` comes from `port + i`, the first one first.
+pub fn read_bytewise(port: u16, size: u8, mut read: impl FnMut(u16) -> u8) -> u32 {
+    let mut bytes = [0; 4];
+    for (at, byte) in (0u16..).zip(bytes.iter_mut()).take(usize::from(size)) {
+        *byte = read(port.wrapping_add(at));
+    }
+    u32::from_le_bytes(bytes)
+}
+
+/// A wide write to byte-wide ports: byte `i` of `value` goes to `port + i`, the first one first.
+pub fn write_bytewise(port: u16, size: u8, value: u32, mut write: impl FnMut(u16, u8)) {
+    for (at, byte) in (0u16..).zip(value.to_le_bytes()).take(usize::from(size)) {
+        write(port.wrapping_add(at), byte);
+    }
 }

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod pending;
+pub mod ioapic;
+pub mod pic;
 
 /// How a message is to be delivered (SDM 3A: 10.6.1; APM 2: 16.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +31,8 @@ pub enum Delivery {
 /// Whom a message is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// An APIC id; all ones (8 bits for xAPIC and I/O APIC, 32 for x2APIC) is everybody.
+    /// An APIC id. The broadcast id is 8 or 32 bits of ones, which only the sender can tell apart: it says
+    /// [`Destination::All`] instead.
     Physical(u32),
     /// A logical destination, matched by each local APIC against its own registers.
     Logical(u32),
