@@ -47,14 +47,9 @@ impl Entry {
         }
     }
     const fn delivery(self) -> Option<Delivery> {
-        match self.0 >> 8 & 7 {
-            0b000 => Some(Delivery::Fixed),
-            0b001 => Some(Delivery::LowestPriority),
-            0b010 => Some(Delivery::Smi),
-            0b100 => Some(Delivery::Nmi),
-            0b101 => Some(Delivery::Init(true)),
-            0b111 => Some(Delivery::ExtInt),
-            _ => None,
+        match Delivery::of_register(self.0 as u32) {
+            Some(Delivery::Startup) => None,
+            other => other,
         }
     }
     /// Whether its interrupts are ended by an EOI: level-triggered, of a mode that has a vector. The others are edges

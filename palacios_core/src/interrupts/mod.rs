@@ -5,8 +5,11 @@
 //! thread alone. What crosses is a [`Message`], which the VM routes to the pending words of its targets.
 #![forbid(unsafe_code)]
 
-pub mod pending;
+pub mod apic_timer;
+pub mod destination;
 pub mod ioapic;
+pub mod lapic;
+pub mod pending;
 pub mod pic;
 
 /// How a message is to be delivered (SDM 3A: 10.6.1; APM 2: 16.5).
@@ -26,6 +29,22 @@ pub enum Delivery {
     Startup,
     /// The vector comes from the PIC pair.
     ExtInt,
+}
+
+impl Delivery {
+    /// The delivery mode in bits 10:8 of a redirection entry, an LVT entry or an interrupt command; `None` if reserved.
+    pub const fn of_register(register: u32) -> Option<Self> {
+        match register >> 8 & 7 {
+            0b000 => Some(Self::Fixed),
+            0b001 => Some(Self::LowestPriority),
+            0b010 => Some(Self::Smi),
+            0b100 => Some(Self::Nmi),
+            0b101 => Some(Self::Init(true)),
+            0b110 => Some(Self::Startup),
+            0b111 => Some(Self::ExtInt),
+            _ => None,
+        }
+    }
 }
 
 /// Whom a message is for.
