@@ -30,6 +30,8 @@
 mod error;
 pub mod fdt;
 pub mod machine;
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(any(test, feature = "image-writer"))]
 pub mod write;
 

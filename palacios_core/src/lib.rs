@@ -11,6 +11,7 @@ extern crate std;
 pub mod addr;
 pub mod alloc_ext;
 pub mod backend;
+pub mod boot;
 pub mod devices;
 pub mod emulator;
 pub mod host;
@@ -20,3 +21,7 @@ pub mod memory;
 pub mod state;
 pub mod state_io;
 pub mod stats;
+
+#[cfg(test)]
+#[path = "boot/multiboot/oracle.rs"]
+mod multiboot_oracle;

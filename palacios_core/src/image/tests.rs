@@ -2,117 +2,15 @@
 //! Images made by the writer and by `vm-fdt`, then spoiled.
 
 use super::machine::{MAX_VCPUS, MIN_MEMORY_BYTES};
+use super::testing::Spec;
 use super::*;
 use proptest::prelude::*;
-use vm_fdt::{FdtWriter, FdtWriterResult};
+use vm_fdt::FdtWriter;
 
-/// What a test varies; the default is a small Linux machine.
-pub(crate) struct Spec {
-    pub memory: u64,
-    pub cpus: Vec<(u32, Option<u32>)>,
-    pub bootargs: &'static str,
-    pub boot: &'static str,
-    pub requires: Option<&'static str>,
-    pub compatible: &'static str,
-    pub console: Option<&'static str>,
-    /// Label, number, command line.
-    pub blobs: Vec<(&'static str, u32, Option<&'static str>)>,
-    /// Kind, port, interrupt, stream.
-    pub devices: Vec<(&'static str, u64, u32, &'static str)>,
-}
-
-impl Default for Spec {
-    fn default() -> Self {
-        Spec {
-            memory: 256 << 20,
-            cpus: vec![(0, None)],
-            bootargs: "console=ttyS0",
-            boot: "auto",
-            requires: None,
-            compatible: "v3vee,pc",
-            console: None,
-            blobs: vec![("kernel", 0, None)],
-            devices: vec![("ns16550a", 0x3f8, 4, "com1")],
-        }
-    }
-}
-
-impl Spec {
-    pub(crate) fn tree(&self) -> Vec<u8> {
-        self.write().unwrap()
-    }
-
-    fn write(&self) -> FdtWriterResult<Vec<u8>> {
-        let mut fdt = FdtWriter::new()?;
-        let root = fdt.begin_node("")?;
-        fdt.property_string("compatible", self.compatible)?;
-        fdt.property_string("model", "guest")?;
-        fdt.property_null("something-new")?;
-        if let Some(requires) = self.requires {
-            fdt.property_string("v3vee,requires", requires)?;
-        }
-        let memory = fdt.begin_node("memory@0")?;
-        fdt.property_array_u64("reg", &[0, self.memory])?;
-        fdt.end_node(memory)?;
-        let cpus = fdt.begin_node("cpus")?;
-        for (number, pin) in &self.cpus {
-            let cpu = fdt.begin_node(&format!("cpu@{number}"))?;
-            fdt.property_u32("reg", *number)?;
-            if let Some(pin) = pin {
-                fdt.property_u32("v3vee,pin", *pin)?;
-            }
-            fdt.end_node(cpu)?;
-        }
-        fdt.end_node(cpus)?;
-        let chosen = fdt.begin_node("chosen")?;
-        fdt.property_string("bootargs", self.bootargs)?;
-        fdt.property_string("v3vee,boot", self.boot)?;
-        if let Some(console) = self.console {
-            fdt.property_string("v3vee,console", console)?;
-        }
-        fdt.end_node(chosen)?;
-        self.write_blobs(&mut fdt)?;
-        self.write_devices(&mut fdt)?;
-        fdt.end_node(root)?;
-        fdt.finish()
-    }
-
-    fn write_blobs(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {
-        let blobs = fdt.begin_node("blobs")?;
-        for (at, (label, index, bootargs)) in self.blobs.iter().enumerate() {
-            let blob = fdt.begin_node(&format!("blob@{at}"))?;
-            fdt.property_string("label", label)?;
-            fdt.property_u32("v3vee,index", *index)?;
-            if let Some(bootargs) = bootargs {
-                fdt.property_string("bootargs", bootargs)?;
-            }
-            fdt.end_node(blob)?;
-        }
-        fdt.end_node(blobs)
-    }
-
-    fn write_devices(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {
-        let devices = fdt.begin_node("devices")?;
-        for (kind, port, irq, stream) in &self.devices {
-            let device = fdt.begin_node(&format!("serial@{port:x}"))?;
-            fdt.property_string("compatible", kind)?;
-            fdt.property_array_u64("reg", &[*port, 8])?;
-            fdt.property_u32("interrupts", *irq)?;
-            fdt.property_string("v3vee,stream", stream)?;
-            fdt.end_node(device)?;
-        }
-        fdt.end_node(devices)
-    }
-
-    pub(crate) fn image(&self, blobs: &[&[u8]]) -> Vec<u8> {
-        write::image(&self.tree(), blobs).unwrap()
-    }
-
-    /// The error for a machine with one small kernel.
-    fn refused(&self) -> ImageError {
-        let bytes = self.image(&[b"kernel"]);
-        Image::parse(&bytes).unwrap().machine().unwrap_err()
-    }
+/// The error for a machine with one small kernel.
+fn refused(spec: &Spec) -> ImageError {
+    let bytes = spec.image(&[b"kernel"]);
+    Image::parse(&bytes).unwrap().machine().unwrap_err()
 }
 
 /// Puts the header's checksum right after a change.
@@ -332,7 +230,7 @@ fn machines_that_are_none() {
     let with = |change: &dyn Fn(&mut Spec)| {
         let mut spec = Spec::default();
         change(&mut spec);
-        spec.refused()
+        refused(&spec)
     };
     assert!(matches!(
         with(&|s| s.memory = 0),

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! ACPI tables (ACPI 6.5) for the one PC that this VMM makes: processors, interrupt controllers, power, and the devices
+//! that kernels do not find by themselves.
+//!
+//! Written by hand, because `acpi_tables` allocates. Everything is fixed but the list of processors and serial ports.
+
+use super::layout::{ACPI_TABLES, HIGH_MEMORY, IO_APIC, LOCAL_APIC};
+use super::{BootError, Writer};
+use crate::addr::Gpa;
+use crate::devices::GuestMemory;
+use crate::image::{Machine, Serial};
+
+/// First port of the PM1a event registers: status and enable, 2 bytes each.
+pub const PM1_EVENT_PORT: u16 = 0x600;
+/// The PM1a control register, 2 bytes.
+pub const PM1_CONTROL_PORT: u16 = 0x604;
+/// The power-management timer, 4 bytes.
+pub const PM_TIMER_PORT: u16 = 0x608;
+/// The reset register, 1 byte.
+pub const RESET_PORT: u16 = 0xcf9;
+/// What is written to [`RESET_PORT`] to reset the machine.
+pub const RESET_VALUE: u8 = 6;
+/// The line of the system control interrupt: active high, level-triggered.
+pub const SCI_IRQ: u8 = 9;
+/// The value of `SLP_TYP` in the control register that means S5, power off.
+pub const S5_SLEEP_TYPE: u8 = 5;
+
+/// The input of the I/O APIC to which the PIT's line 0 goes.
+const TIMER_GSI: u32 = 2;
+/// Room for the largest table, the MADT of 64 processors.
+const TABLE_BYTES: usize = 1024;
+const HEADER_BYTES: usize = 36;
+
+/// A table while it is made.
+struct Table {
+    bytes: [u8; TABLE_BYTES],
+    len: usize,
+    /// Something did not fit.
+    overflow: bool,
+}
+
+impl Table {
+    /// A table with its header (5.2.6), whose length and checksum are still open.
+    fn new(signature: &[u8; 4], revision: u8) -> Self {
+        let mut table = Self {
+            bytes: [0; TABLE_BYTES],
+            len: 0,
+            overflow: false,
+        };
+        table.put(signature);
+        table.put(&[0; 4]);
+        table.put(&[revision, 0]);
+        table.put(b"V3VEE ");
+        table.put(b"PALACIOS");
+        table.u32(1);
+        table.put(b"V3VE");
+        table.u32(1);
+        table
+    }
+
+    fn put(&mut self, data: &[u8]) {
+        let end = self.len.saturating_add(data.len());
+        match self.bytes.get_mut(self.len..end) {
+            Some(to) => {
+                to.copy_from_slice(data);
+                self.len = end;
+            }
+            None => self.overflow = true,
+        }
+    }
+    fn u16(&mut self, value: u16) {
+        self.put(&value.to_le_bytes());
+    }
+    fn u32(&mut self, value: u32) {
+        self.put(&value.to_le_bytes());
+    }
+    fn u64(&mut self, value: u64) {
+        self.put(&value.to_le_bytes());
+    }
+
+    /// An AML object whose contents `body` puts, in a package of at most 4095 bytes (20.2.4).
+    fn package(&mut self, opcode: &[u8], body: impl FnOnce(&mut Self)) {
+        self.put(opcode);
+        let start = self.len;
+        self.put(&[0, 0]);
+        body(self);
+        let len = self.len.saturating_sub(start);
+        if let Some(to) = self
+            .bytes
+            .get_mut(start..)
+            .and_then(|rest| rest.first_chunk_mut())
+        {
+            *to = [0x40 | (len & 0xf) as u8, (len >> 4) as u8];
+        }
+    }
+
+    /// Closes the table and writes it; returns where.
+    fn write(mut self, to: &mut Writer<'_>) -> Result<u64, BootError> {
+        if self.overflow || self.len < HEADER_BYTES {
+            return Err(BootError::TablesTooBig);
+        }
+        if let Some(length) = self.bytes.get_mut(4..8) {
+            length.copy_from_slice(&(self.len as u32).to_le_bytes());
+        }
+        let table = self.bytes.get_mut(..self.len).unwrap_or(&mut []);
+        let sum = checksum(table);
+        if let Some(field) = table.get_mut(9) {
+            *field = sum;
+        }
+        place(to, table)
+    }
+}
+
+/// What makes the bytes' sum zero.
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
+}
+
+/// Writes a table at the next multiple of 64, the alignment of the FACS.
+fn place(to: &mut Writer<'_>, table: &[u8]) -> Result<u64, BootError> {
+    to.at = Gpa(to.at.0.next_multiple_of(64));
+    let end = to.at.0.saturating_add(table.len() as u64);
+    if end > HIGH_MEMORY {
+        return Err(BootError::TablesTooBig);
+    }
+    Ok(to.bytes(table)?.0)
+}
+
+/// Writes all tables; the RSDP is at [`ACPI_TABLES`].
+pub(super) fn write(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<(), BootError> {
+    const RSDP_BYTES: u64 = 36;
+    let mut to = Writer {
+        memory,
+        at: Gpa(ACPI_TABLES.saturating_add(RSDP_BYTES)),
+    };
+    let facs = place(&mut to, &facs())?;
+    let dsdt = dsdt(machine).write(&mut to)?;
+    let fadt = fadt(facs, dsdt).write(&mut to)?;
+    let madt = madt(machine.vcpus).write(&mut to)?;
+    let mut rsdt = Table::new(b"RSDT", 1);
+    let mut xsdt = Table::new(b"XSDT", 1);
+    for table in [fadt, madt] {
+        rsdt.u32(table as u32);
+        xsdt.u64(table);
+    }
+    let rsdt = rsdt.write(&mut to)?;
+    let xsdt = xsdt.write(&mut to)?;
+    memory.write(Gpa(ACPI_TABLES), &rsdp(rsdt, xsdt))?;
+    Ok(())
+}
+
+/// The root pointer (5.2.5.3).
+fn rsdp(rsdt: u64, xsdt: u64) -> [u8; 36] {
+    let mut rsdp = [0; 36];
+    let mut at = 0usize;
+    let mut put = |data: &[u8]| {
+        let end = at.saturating_add(data.len());
+        if let Some(to) = rsdp.get_mut(at..end) {
+            to.copy_from_slice(data);
+        }
+        at = end;
+    };
+    put(b"RSD PTR \0V3VEE \x02");
+    put(&(rsdt as u32).to_le_bytes());
+    put(&36u32.to_le_bytes());
+    put(&xsdt.to_le_bytes());
+    // The first checksum is over the fields of ACPI 1.0.
+    rsdp[8] = checksum(&rsdp[..20]);
+    rsdp[32] = checksum(&rsdp);
+    rsdp
+}
+
+/// The firmware's control structure (5.2.10): nothing but its name and length, without a checksum.
+fn facs() -> [u8; 64] {
+    let mut facs = [0; 64];
+    facs[..4].copy_from_slice(b"FACS");
+    facs[4] = 64;
+    facs[32] = 2;
+    facs
+}
+
+/// An I/O port as a generic address (5.2.3.2): the access size is 1, 2 or 3 for a byte, word or double word.
+fn generic_port(table: &mut Table, port: u16, bits: u8, access: u8) {
+    table.put(&[1, bits, 0, access]);
+    table.u64(port.into());
+}
+
+/// The fixed description (5.2.9): ACPI mode always on, no SMIs, no GPEs, no 8042, no VGA.
+fn fadt(facs: u64, dsdt: u64) -> Table {
+    const LEGACY_DEVICES: u16 = 1 << 0;
+    const VGA_NOT_PRESENT: u16 = 1 << 2;
+    const WBINVD: u32 = 1 << 0;
+    const PROC_C1: u32 = 1 << 2;
+    const NO_POWER_BUTTON: u32 = 1 << 4;
+    const NO_SLEEP_BUTTON: u32 = 1 << 5;
+    const NO_RTC_WAKE: u32 = 1 << 6;
+    const RESET_REGISTER: u32 = 1 << 10;
+    let mut t = Table::new(b"FACP", 6);
+    t.u32(facs as u32);
+    t.u32(dsdt as u32);
+    t.put(&[0, 0]);
+    t.u16(SCI_IRQ.into());
+    t.put(&[0; 8]); // No SMI command, no S4BIOS, no P-states.
+    for block in [
+        PM1_EVENT_PORT,
+        0,
+        PM1_CONTROL_PORT,
+        0,
+        0,
+        PM_TIMER_PORT,
+        0,
+        0,
+    ] {
+        t.u32(block.into());
+    }
+    t.put(&[4, 2, 0, 4, 0, 0, 0, 0]); // Lengths of event, control, control 2, timer, GPEs; GPE1 base, C-states.
+    t.u16(0xffff); // No C2,
+    t.u16(0xffff); // no C3.
+    t.put(&[0; 9]); // No flush, duty cycle, RTC alarm or century.
+    t.u16(LEGACY_DEVICES | VGA_NOT_PRESENT);
+    t.put(&[0]);
+    t.u32(WBINVD | PROC_C1 | NO_POWER_BUTTON | NO_SLEEP_BUTTON | NO_RTC_WAKE | RESET_REGISTER);
+    generic_port(&mut t, RESET_PORT, 8, 1);
+    t.put(&[RESET_VALUE, 0, 0, 5]); // No ARM flags; minor version 5.
+    t.u64(0); // The FACS is below 4 GiB, and must be given only once.
+    t.u64(dsdt);
+    generic_port(&mut t, PM1_EVENT_PORT, 32, 2);
+    t.put(&[0; 12]);
+    generic_port(&mut t, PM1_CONTROL_PORT, 16, 2);
+    t.put(&[0; 24]);
+    generic_port(&mut t, PM_TIMER_PORT, 32, 3);
+    t.put(&[0; 48]); // GPE0, GPE1, sleep control, sleep status.
+    t.put(b"v3vee\0\0\0");
+    t
+}
+
+/// The interrupt controllers (5.2.12).
+fn madt(vcpus: u32) -> Table {
+    const PCAT_COMPAT: u32 = 1;
+    const ENABLED: u32 = 1;
+    const ACTIVE_HIGH_LEVEL: u16 = 0b1101;
+    let mut t = Table::new(b"APIC", 5);
+    t.u32(LOCAL_APIC);
+    t.u32(PCAT_COMPAT);
+    // A local APIC: processor, APIC id. A machine has too few processors for ids that need an x2APIC entry.
+    for id in 0..vcpus {
+        t.put(&[0, 8, id as u8, id as u8]);
+        t.u32(ENABLED);
+    }
+    // The I/O APIC: id 0, address, first interrupt.
+    t.put(&[1, 12, 0, 0]);
+    t.u32(IO_APIC);
+    t.u32(0);
+    // Overrides: ISA interrupt, global interrupt, flags.
+    t.put(&[2, 10, 0, 0]);
+    t.u32(TIMER_GSI);
+    t.u16(0);
+    t.put(&[2, 10, 0, SCI_IRQ]);
+    t.u32(SCI_IRQ.into());
+    t.u16(ACTIVE_HIGH_LEVEL);
+    // NMI: of all processors, flags, LINT1.
+    t.put(&[4, 6, 0xff, 0, 0, 1]);
+    t
+}
+
+const _: () = assert!(crate::image::machine::MAX_VCPUS < 255);
+
+/// The names of the serial ports, by their place.
+fn serial_name(serial: &Serial<'_>) -> (&'static [u8; 4], u8) {
+    match serial.port {
+        0x3f8 => (b"COM1", 1),
+        0x2f8 => (b"COM2", 2),
+        0x3e8 => (b"COM3", 3),
+        _ => (b"COM4", 4),
+    }
+}
+
+/// The devices (20.2): how to power off, the serial ports and the clock.
+fn dsdt(machine: &Machine<'_>) -> Table {
+    const SCOPE: &[u8] = &[0x10];
+    const PACKAGE: &[u8] = &[0x12];
+    let mut t = Table::new(b"DSDT", 2);
+    // Name (\_S5, Package () {S5, S5, 0, 0})
+    t.put(b"\x08\\_S5_");
+    t.package(PACKAGE, |t| {
+        t.put(&[4, 0x0a, S5_SLEEP_TYPE, 0x0a, S5_SLEEP_TYPE, 0, 0])
+    });
+    t.package(SCOPE, |t| {
+        t.put(b"\\_SB_");
+        for serial in machine.serials() {
+            let (name, uid) = serial_name(&serial);
+            // PNP0501, a 16550.
+            device(
+                t,
+                name,
+                [0x41, 0xd0, 0x05, 0x01],
+                uid,
+                (serial.port, 8, serial.irq),
+            );
+        }
+        // PNP0B00, an MC146818.
+        device(t, b"RTC_", [0x41, 0xd0, 0x0b, 0x00], 0, (0x70, 2, 8));
+    });
+    t
+}
+
+/// A device with its id, first port, number of ports, and ISA interrupt.
+fn device(
+    t: &mut Table,
+    name: &[u8; 4],
+    hid: [u8; 4],
+    uid: u8,
+    (port, ports, irq): (u16, u8, u32),
+) {
+    const DEVICE: &[u8] = &[0x5b, 0x82];
+    const BUFFER: &[u8] = &[0x11];
+    t.package(DEVICE, |t| {
+        t.put(name);
+        t.put(b"\x08_HID\x0c");
+        t.put(&hid);
+        t.put(b"\x08_UID\x0a");
+        t.put(&[uid]);
+        t.put(b"\x08_CRS");
+        t.package(BUFFER, |t| {
+            t.put(&[0x0a, 13]);
+            // Ports, all 16 address bits decoded (6.4.2.5).
+            t.put(&[0x47, 1]);
+            t.u16(port);
+            t.u16(port);
+            t.put(&[1, ports]);
+            // An interrupt, edge-triggered (6.4.2.1).
+            t.put(&[0x22]);
+            t.u16(1u16.checked_shl(irq).unwrap_or(0));
+            // The end, without a checksum (6.4.2.9).
+            t.put(&[0x79, 0]);
+        });
+    });
+}
+
+#[cfg(test)]
+mod tests;

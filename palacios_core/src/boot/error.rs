@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Why a kernel could not be loaded, in words that say what to do.
+
+use crate::addr::NotRam;
+use core::fmt;
+
+/// Why a kernel could not be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootError {
+    /// The kernel is neither a bzImage nor has a Multiboot header.
+    UnknownKernel {
+        /// A guess at what it is.
+        looks_like: &'static str,
+    },
+    /// The kernel was said to be a Linux bzImage.
+    NotBzImage {
+        /// A guess at what it is.
+        looks_like: &'static str,
+    },
+    /// The kernel was said to be a Multiboot 1 kernel.
+    NotMultiboot {
+        /// A guess at what it is.
+        looks_like: &'static str,
+    },
+    /// The Linux kernel speaks a boot protocol before 2.12, which came with Linux 3.8.
+    OldProtocol {
+        /// The protocol's version: major in the high byte, minor in the low.
+        version: u16,
+    },
+    /// The Linux kernel has no 64-bit entry point.
+    Not64Bit,
+    /// The kernel's file ends too early.
+    Truncated {
+        /// Bytes that it should have at least.
+        need: u64,
+        /// Bytes that it has.
+        have: u64,
+    },
+    /// The kernel contradicts itself; says how.
+    BadKernel(&'static str),
+    /// The Multiboot kernel requires features that a loader must refuse if it does not know them.
+    UnknownFlags(u32),
+    /// The Multiboot kernel requires a video mode.
+    NeedsDisplay,
+    /// The machine has too little memory for kernel and files.
+    NeedsMemory {
+        /// Bytes it needs at least.
+        need: u64,
+        /// Bytes it has.
+        have: u64,
+    },
+    /// The kernel's files do not fit where it can reach them, whatever the machine's memory.
+    FilesTooBig {
+        /// Their length.
+        bytes: u64,
+        /// The length that would fit.
+        room: u64,
+    },
+    /// The kernel takes no command line of this length.
+    CommandLineTooLong {
+        /// Its length.
+        bytes: u64,
+        /// The longest that is taken.
+        limit: u64,
+    },
+    /// The tables for firmware do not fit their place.
+    TablesTooBig,
+    /// Memory is smaller than the machine.
+    NotRam(NotRam),
+}
+
+impl From<NotRam> for BootError {
+    fn from(error: NotRam) -> Self {
+        Self::NotRam(error)
+    }
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownKernel { looks_like } => write!(f, "the kernel is neither a Linux bzImage nor a Multiboot 1 kernel: {looks_like}"),
+            Self::NotBzImage { looks_like } => write!(f, "the kernel is not a Linux bzImage: {looks_like}"),
+            Self::NotMultiboot { looks_like } => write!(f, "the kernel has no Multiboot 1 header in its first 8192 bytes: {looks_like}"),
+            Self::OldProtocol { version } => write!(f, "the Linux kernel speaks boot protocol {}.{:02}; 2.12 (Linux 3.8) or later is needed", version >> 8, version & 0xff),
+            Self::Not64Bit => f.write_str("the Linux kernel is a 32-bit one (it has no 64-bit entry point); use one built for x86-64"),
+            Self::Truncated { need, have } => write!(f, "the kernel's file is cut off: it has {have} bytes and needs {need}; copy it again"),
+            Self::BadKernel(why) => write!(f, "the kernel is malformed: {why}"),
+            Self::UnknownFlags(flags) => write!(f, "the Multiboot kernel requires features {flags:#x}, which this loader does not know"),
+            Self::NeedsDisplay => f.write_str("the Multiboot kernel requires a video mode (flag 2 of its header), and the machine has no display; build it for a serial port"),
+            Self::NeedsMemory { need, have } => write!(f, "the machine has {} MiB of memory; its kernel and files need {} MiB or more", have >> 20, need.div_ceil(1 << 20)),
+            Self::FilesTooBig { bytes, room } => write!(f, "the kernel's files have {bytes} bytes; there is room for {room} where the kernel can reach them"),
+            Self::CommandLineTooLong { bytes, limit } => write!(f, "the command line has {bytes} bytes; the kernel takes {limit}"),
+            Self::TablesTooBig => f.write_str("the ACPI tables do not fit; take devices or processors out of the machine"),
+            Self::NotRam(error) => write!(f, "the machine's memory is incomplete: {error}"),
+        }
+    }
+}
+
+impl core::error::Error for BootError {}
+
+/// What a file that is not the expected kernel seems to be.
+pub(super) fn looks_like(kernel: &[u8]) -> &'static str {
+    let at = |offset: usize, magic: &[u8]| {
+        kernel
+            .get(offset..)
+            .is_some_and(|rest| rest.starts_with(magic))
+    };
+    if super::linux::is_bzimage(kernel) {
+        "it is a Linux bzImage"
+    } else if super::multiboot::has_header(kernel) {
+        "it is a Multiboot 1 kernel"
+    } else if kernel.is_empty() {
+        "it is empty"
+    } else if at(0, b"\x7fELF") {
+        "it is an ELF file without a Multiboot 1 header; of Linux, take the bzImage (vmlinuz), not vmlinux"
+    } else if at(0, b"\x1f\x8b")
+        || at(0, b"BZh")
+        || at(0, b"\xfd7zXZ")
+        || at(0, b"\x28\xb5\x2f\xfd")
+    {
+        "it is compressed; unpack it first"
+    } else if at(0x38, b"ARM\x64") || at(0x38, b"RSC\x05") {
+        "it is a Linux kernel for another processor"
+    } else if at(0, b"070701") {
+        "it is a cpio archive, maybe an initrd"
+    } else if at(0, b"MZ") {
+        "it is a program for DOS, Windows or EFI"
+    } else {
+        "its contents are not recognised"
+    }
+}
