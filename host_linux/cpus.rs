@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Virtualization on for every CPU that is online: now, as CPUs come and go, over a suspend, until the host goes down.
+
+use crate::ffi;
+use crate::host::Linux;
+use crate::window::current_cpu;
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU64, Ordering};
+use kernel::{bindings, error::to_result, prelude::*, sync::Arc};
+use palacios_core::backend::{Backend, Unsupported};
+use palacios_core::host::{CpuId, Host};
+
+/// More than any x86 kernel is built for.
+const MAX_CPUS: usize = 8192;
+/// The CPUs on which guests can run, a bit each.
+static ENABLED: [AtomicU64; MAX_CPUS / 64] = [const { AtomicU64::new(0) }; MAX_CPUS / 64];
+
+/// Guests can run on `cpu`. Stable while interrupts are off there.
+pub(crate) fn is_enabled(cpu: CpuId) -> bool {
+    let word = ENABLED.get(cpu.0 as usize / 64);
+    word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (cpu.0 % 64)) != 0)
+}
+
+fn set_enabled(cpu: CpuId, on: bool) {
+    let Some(word) = ENABLED.get(cpu.0 as usize / 64) else {
+        return;
+    };
+    let bit = 1 << (cpu.0 % 64);
+    match on {
+        true => word.fetch_or(bit, Ordering::Relaxed),
+        false => word.fetch_and(!bit, Ordering::Relaxed),
+    };
+}
+
+/// The half of a backend that is needed here, of whatever vendor.
+trait Switch: Send + Sync {
+    fn on(&self, cpu: CpuId) -> Result<(), Unsupported>;
+    fn off(&self, cpu: CpuId);
+}
+
+impl<B: Backend<Linux>> Switch for B {
+    fn on(&self, cpu: CpuId) -> Result<(), Unsupported> {
+        self.enable_cpu(cpu)
+    }
+    fn off(&self, cpu: CpuId) {
+        self.disable_cpu(cpu)
+    }
+}
+
+/// The switch, for callbacks that carry no pointer of ours.
+struct Slot(UnsafeCell<Option<Arc<dyn Switch>>>);
+
+// SAFETY: Written only by `Cpus`, of which there is one, while no callback is registered.
+unsafe impl Sync for Slot {}
+
+static SWITCH: Slot = Slot(UnsafeCell::new(None));
+
+fn with_switch<R>(f: impl FnOnce(&dyn Switch) -> R) -> Option<R> {
+    // SAFETY: Called from callbacks only, while they are registered: nobody writes it.
+    unsafe { &*SWITCH.0.get() }.as_deref().map(f)
+}
+
+/// Switches this CPU on; atomic.
+fn switch_on() -> Result<(), Unsupported> {
+    let cpu = current_cpu();
+    let result = with_switch(|switch| switch.on(cpu)).unwrap_or(Ok(()));
+    set_enabled(cpu, result.is_ok());
+    result
+}
+
+/// Switches this CPU off; atomic.
+fn switch_off() {
+    let cpu = current_cpu();
+    set_enabled(cpu, false);
+    with_switch(|switch| switch.off(cpu));
+}
+
+/// Runs `f` with interrupts off.
+fn atomic<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: The flags are put back below, on the same CPU.
+    let flags = unsafe { ffi::v3vee_irq_save() };
+    let result = f();
+    // SAFETY: As above.
+    unsafe { ffi::v3vee_irq_restore(flags) };
+    result
+}
+
+unsafe extern "C" fn cpu_online(cpu: u32) -> i32 {
+    match atomic(switch_on) {
+        Ok(()) => 0,
+        Err(why) => {
+            pr_err!("{}\n", format_args!("cannot use CPU {cpu}: {why}"));
+            errno(why).to_errno()
+        }
+    }
+}
+
+unsafe extern "C" fn cpu_offline(_cpu: u32) -> i32 {
+    atomic(switch_off);
+    0
+}
+
+/// The last CPU, before a suspend; interrupts are off.
+#[no_mangle]
+extern "C" fn v3vee_cpu_suspend() {
+    switch_off();
+}
+
+/// The first CPU, after a suspend; interrupts are off. If it fails, guests stay off it.
+#[no_mangle]
+extern "C" fn v3vee_cpu_resume() {
+    let _ = switch_on();
+}
+
+/// Reboot, power-off, kexec: processors that have virtualization on may ignore INIT.
+#[no_mangle]
+extern "C" fn v3vee_shutdown() {
+    Linux.on_each_cpu(&|_| switch_off());
+}
+
+/// What `insmod` answers.
+pub(crate) fn errno(why: Unsupported) -> Error {
+    match why {
+        Unsupported::Busy => EBUSY,
+        Unsupported::NoMemory => ENOMEM,
+        Unsupported::NoCpu | Unsupported::Firmware | Unsupported::Missing(_) => ENODEV,
+    }
+}
+
+/// Virtualization is on, until this is dropped.
+pub(crate) struct Cpus {
+    state: bindings::cpuhp_state,
+}
+
+impl Cpus {
+    /// Switches it on. There may be one `Cpus` at a time.
+    pub(crate) fn enable<B: Backend<Linux>>(backend: Arc<B>) -> Result<Self> {
+        // SAFETY: No callback is registered yet.
+        unsafe { *SWITCH.0.get() = Some(backend) };
+        // SAFETY: The callbacks stay until `drop`. They are called on each CPU that is online, before this returns.
+        let state = unsafe {
+            bindings::__cpuhp_setup_state(
+                bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
+                c"v3vee:online".as_char_ptr(),
+                true,
+                Some(cpu_online),
+                Some(cpu_offline),
+                false,
+            )
+        };
+        if let Err(error) = to_result(state) {
+            // SAFETY: It was not registered.
+            unsafe { *SWITCH.0.get() = None };
+            return Err(error);
+        }
+        // SAFETY: Once, and undone in `drop`.
+        unsafe { ffi::v3vee_syscore_register() };
+        Ok(Self {
+            state: state as bindings::cpuhp_state,
+        })
+    }
+}
+
+impl Drop for Cpus {
+    fn drop(&mut self) {
+        // SAFETY: Registered in `enable`. After this no callback is running or will run.
+        unsafe {
+            ffi::v3vee_syscore_unregister();
+            bindings::__cpuhp_remove_state(self.state, true);
+            *SWITCH.0.get() = None;
+        }
+    }
+}

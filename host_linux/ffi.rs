@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The functions of helpers.c.
+
+use kernel::{bindings, ffi::c_void};
+
+/// A control group of the memory controller, known by its address only.
+#[repr(C)]
+pub(crate) struct MemCgroup {
+    _opaque: [u8; 0],
+}
+
+// The bindings of some kernel structs have no field, which other compilers would see as not FFI-safe.
+#[allow(improper_ctypes)]
+extern "C" {
+    pub(crate) fn v3vee_pages_alloc(order: u32, below_4g: bool, node: i32) -> *mut c_void;
+    pub(crate) fn v3vee_ram_alloc(order: u32, zero: bool) -> *mut c_void;
+    pub(crate) fn v3vee_pages_split(at: *mut c_void, order: u32);
+
+    pub(crate) fn v3vee_payer_get() -> *mut MemCgroup;
+    pub(crate) fn v3vee_payer_put(payer: *mut MemCgroup);
+    pub(crate) fn v3vee_payer_enter(payer: *mut MemCgroup) -> *mut MemCgroup;
+
+    pub(crate) fn v3vee_spin_lock_irqsave(lock: *mut bindings::spinlock_t) -> usize;
+    pub(crate) fn v3vee_spin_unlock_irqrestore(lock: *mut bindings::spinlock_t, flags: usize);
+    pub(crate) fn v3vee_set_idle();
+    pub(crate) fn v3vee_set_running();
+    pub(crate) fn v3vee_pin(task: *mut bindings::task_struct, cpu: u32) -> i32;
+
+    pub(crate) fn v3vee_irq_disable();
+    pub(crate) fn v3vee_irq_enable();
+    pub(crate) fn v3vee_irq_save() -> usize;
+    pub(crate) fn v3vee_irq_restore(flags: usize);
+    pub(crate) fn v3vee_cpu_wanted() -> bool;
+    pub(crate) fn v3vee_breakpoints_off(regs: *mut [usize; 6]) -> bool;
+    pub(crate) fn v3vee_breakpoints_on(regs: *const [usize; 6]);
+    pub(crate) fn v3vee_guest_time_begin();
+    pub(crate) fn v3vee_guest_time_end();
+    pub(crate) fn v3vee_guest_enter();
+    pub(crate) fn v3vee_guest_exit();
+
+    pub(crate) fn v3vee_syscore_register();
+    pub(crate) fn v3vee_syscore_unregister();
+}

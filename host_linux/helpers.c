@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * What only C macros and inline functions give: interrupt flags, task states, thread flags, static keys, page flags.
+ * Declared for Rust in ffi.rs.
+ */
+#include <linux/context_tracking.h>
+#include <linux/cpumask.h>
+#include <linux/ftrace.h>
+#include <linux/gfp.h>
+#include <linux/irqflags.h>
+#include <linux/lockdep.h>
+#include <linux/memcontrol.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/nodemask.h>
+#include <linux/rcupdate.h>
+#include <linux/sched.h>
+#include <linux/sched/mm.h>
+#include <linux/spinlock.h>
+#include <linux/syscore_ops.h>
+#include <linux/vtime.h>
+#include <asm/debugreg.h>
+#include <asm/io.h>
+#include <asm/tsc.h>
+
+MODULE_VERSION("0.1.0");
+
+/* Pages. */
+
+static void *pages(gfp_t gfp, unsigned int order, int node)
+{
+	struct page *page;
+
+	if (node == NUMA_NO_NODE || !node_online(node))
+		page = alloc_pages(gfp, order);
+	else
+		page = __alloc_pages(gfp, order, node, NULL);
+	return page ? page_address(page) : NULL;
+}
+
+void *v3vee_pages_alloc(unsigned int order, bool below_4g, int node);
+void *v3vee_pages_alloc(unsigned int order, bool below_4g, int node)
+{
+	gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN;
+
+	if (node < 0 || node >= nr_node_ids)
+		node = NUMA_NO_NODE;
+	return pages(below_4g ? gfp | GFP_DMA32 : gfp, order, node);
+}
+
+/*
+ * Guest RAM. A guest that wants more than there is stops with a reason: nobody else is killed for it. A large page is
+ * taken if it is there, and nothing is turned over for it.
+ */
+void *v3vee_ram_alloc(unsigned int order, bool zero);
+void *v3vee_ram_alloc(unsigned int order, bool zero)
+{
+	gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
+
+	gfp |= order ? __GFP_NORETRY : __GFP_RETRY_MAYFAIL;
+	return pages(zero ? gfp | __GFP_ZERO : gfp, order, NUMA_NO_NODE);
+}
+
+void v3vee_pages_split(void *at, unsigned int order);
+void v3vee_pages_split(void *at, unsigned int order)
+{
+	split_page(virt_to_page(at), order);
+}
+
+/* The control group that pays for a VM. */
+
+struct mem_cgroup *v3vee_payer_get(void);
+struct mem_cgroup *v3vee_payer_get(void)
+{
+	return get_mem_cgroup_from_mm(current->mm);
+}
+
+void v3vee_payer_put(struct mem_cgroup *payer);
+void v3vee_payer_put(struct mem_cgroup *payer)
+{
+	mem_cgroup_put(payer);
+}
+
+struct mem_cgroup *v3vee_payer_enter(struct mem_cgroup *payer);
+struct mem_cgroup *v3vee_payer_enter(struct mem_cgroup *payer)
+{
+	return set_active_memcg(payer);
+}
+
+/* Locks and threads. */
+
+unsigned long v3vee_spin_lock_irqsave(spinlock_t *lock);
+unsigned long v3vee_spin_lock_irqsave(spinlock_t *lock)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(lock, flags);
+	return flags;
+}
+
+void v3vee_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
+void v3vee_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags)
+{
+	spin_unlock_irqrestore(lock, flags);
+}
+
+void v3vee_set_idle(void);
+void v3vee_set_idle(void)
+{
+	set_current_state(TASK_IDLE);
+}
+
+void v3vee_set_running(void);
+void v3vee_set_running(void)
+{
+	__set_current_state(TASK_RUNNING);
+}
+
+int v3vee_pin(struct task_struct *task, unsigned int cpu);
+int v3vee_pin(struct task_struct *task, unsigned int cpu)
+{
+	if (cpu >= nr_cpu_ids || !cpu_online(cpu))
+		return -EINVAL;
+	return set_cpus_allowed_ptr(task, cpumask_of(cpu));
+}
+
+/* The window: see window.rs. */
+
+void v3vee_irq_disable(void);
+void v3vee_irq_disable(void)
+{
+	local_irq_disable();
+}
+
+void v3vee_irq_enable(void);
+void v3vee_irq_enable(void)
+{
+	local_irq_enable();
+}
+
+unsigned long v3vee_irq_save(void);
+unsigned long v3vee_irq_save(void)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	return flags;
+}
+
+void v3vee_irq_restore(unsigned long flags);
+void v3vee_irq_restore(unsigned long flags)
+{
+	local_irq_restore(flags);
+}
+
+bool v3vee_cpu_wanted(void);
+bool v3vee_cpu_wanted(void)
+{
+	return read_thread_flags() & (_TIF_NEED_RESCHED | _TIF_NEED_RESCHED_LAZY);
+}
+
+/* Returns true if the host has breakpoints, which are then in @regs and off: DR0 to DR3, DR6, DR7. */
+bool v3vee_breakpoints_off(unsigned long regs[6]);
+bool v3vee_breakpoints_off(unsigned long regs[6])
+{
+	regs[5] = local_db_save();
+	if (likely(!regs[5]))
+		return false;
+	get_debugreg(regs[0], 0);
+	get_debugreg(regs[1], 1);
+	get_debugreg(regs[2], 2);
+	get_debugreg(regs[3], 3);
+	get_debugreg(regs[4], 6);
+	return true;
+}
+
+void v3vee_breakpoints_on(const unsigned long regs[6]);
+void v3vee_breakpoints_on(const unsigned long regs[6])
+{
+	set_debugreg(regs[0], 0);
+	set_debugreg(regs[1], 1);
+	set_debugreg(regs[2], 2);
+	set_debugreg(regs[3], 3);
+	set_debugreg(regs[4], 6);
+	local_db_restore(regs[5]);
+}
+
+/* What KVM's guest_timing_enter_irqoff() and its counterpart do: ticks count as guest time. */
+void v3vee_guest_time_begin(void);
+void v3vee_guest_time_begin(void)
+{
+	vtime_account_guest_enter();
+}
+
+void v3vee_guest_time_end(void);
+void v3vee_guest_time_end(void)
+{
+	vtime_account_guest_exit();
+}
+
+/* What KVM's guest_state_enter_irqoff() and its counterpart do. To RCU a guest is like user mode: a quiet state. */
+void v3vee_guest_enter(void);
+noinstr void v3vee_guest_enter(void)
+{
+	instrumentation_begin();
+	trace_hardirqs_on_prepare();
+	lockdep_hardirqs_on_prepare();
+	instrumentation_end();
+
+	if (!context_tracking_guest_enter()) {
+		instrumentation_begin();
+		rcu_virt_note_context_switch();
+		instrumentation_end();
+	}
+	lockdep_hardirqs_on(CALLER_ADDR0);
+}
+
+void v3vee_guest_exit(void);
+noinstr void v3vee_guest_exit(void)
+{
+	lockdep_hardirqs_off(CALLER_ADDR0);
+	if (!context_tracking_guest_exit()) {
+		instrumentation_begin();
+		rcu_virt_note_context_switch();
+		instrumentation_end();
+	}
+
+	instrumentation_begin();
+	trace_hardirqs_off_finish();
+	instrumentation_end();
+}
+
+/* Sleep, wake-up and the end of the host: see cpus.rs. */
+
+void v3vee_cpu_suspend(void);
+void v3vee_cpu_resume(void);
+void v3vee_shutdown(void);
+
+static int suspend(void *data)
+{
+	v3vee_cpu_suspend();
+	return 0;
+}
+
+static void resume(void *data)
+{
+	v3vee_cpu_resume();
+}
+
+static void shutdown(void *data)
+{
+	v3vee_shutdown();
+}
+
+static const struct syscore_ops syscore_ops = {
+	.suspend = suspend,
+	.resume = resume,
+	.shutdown = shutdown,
+};
+
+static struct syscore syscore = { .ops = &syscore_ops };
+
+void v3vee_syscore_register(void);
+void v3vee_syscore_register(void)
+{
+	register_syscore(&syscore);
+}
+
+void v3vee_syscore_unregister(void);
+void v3vee_syscore_unregister(void)
+{
+	unregister_syscore(&syscore);
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Linux as a host: the contract of [`palacios_core::host`], in terms of the other files here.
+
+use crate::ffi;
+use crate::memory::{self, Ram};
+use crate::sync::{Mutex, Shared, SpinLock};
+use crate::threads::Thread;
+use crate::window::{self, Window};
+use core::fmt;
+use core::ptr::NonNull;
+use kernel::{bindings, prelude::*};
+use palacios_core::addr::Hpa;
+use palacios_core::host::{CpuId, Host, Level, LockClass, NoMemory, PageRequest, Scope};
+
+/// The one Linux that this runs in.
+#[derive(Clone, Copy)]
+pub(crate) struct Linux;
+
+impl Host for Linux {
+    type Thread = Thread;
+    type Ram = Ram;
+    type Shared<T: Send + Sync + 'static> = Shared<T>;
+    type Mutex<T: Send> = Mutex<T>;
+    type SpinLock<T: Send> = SpinLock<T>;
+
+    fn alloc_pages(&self, want: PageRequest) -> Result<Hpa, NoMemory> {
+        memory::alloc_pages(want)
+    }
+
+    unsafe fn free_pages(&self, at: Hpa, want: PageRequest) {
+        // SAFETY: The same contract.
+        unsafe { memory::free_pages(at, want) }
+    }
+
+    fn phys_to_virt(&self, at: Hpa) -> NonNull<u8> {
+        memory::phys_to_virt(at)
+    }
+
+    fn cpu_limit(&self) -> u32 {
+        // SAFETY: Set at boot and constant from then on.
+        unsafe { bindings::nr_cpu_ids }
+    }
+
+    fn current_cpu(&self) -> CpuId {
+        window::current_cpu()
+    }
+
+    fn on_each_cpu(&self, f: &(dyn Fn(CpuId) + Sync)) {
+        unsafe extern "C" fn call(f: *mut c_void) {
+            // SAFETY: The closure that `on_each_cpu` points to, for the length of the call below.
+            let f = unsafe { *f.cast::<&(dyn Fn(CpuId) + Sync)>() };
+            f(window::current_cpu());
+        }
+        let f: *const &(dyn Fn(CpuId) + Sync) = &f;
+        // SAFETY: Waits until all have returned, so `f` outlives the calls.
+        unsafe {
+            let online = &raw const bindings::__cpu_online_mask;
+            bindings::on_each_cpu_cond_mask(None, Some(call), f.cast_mut().cast(), true, online);
+        }
+    }
+
+    fn window<R>(&self, f: impl FnOnce(CpuId) -> R) -> R {
+        let window = Window::open();
+        f(window.cpu)
+    }
+
+    fn window_must_end(&self) -> bool {
+        window::cpu_wanted()
+    }
+
+    fn guest_enter(&self) {
+        // SAFETY: In a window, so with interrupts off.
+        unsafe { ffi::v3vee_guest_enter() }
+    }
+
+    fn guest_exit(&self) {
+        // SAFETY: In a window, so with interrupts off; after `guest_enter`.
+        unsafe { ffi::v3vee_guest_exit() }
+    }
+
+    fn now_ns(&self) -> u64 {
+        // SAFETY: Reads a clock.
+        unsafe { bindings::ktime_get() as u64 }
+    }
+
+    fn wall_s(&self) -> u64 {
+        // SAFETY: Reads a clock.
+        unsafe { bindings::ktime_get_real_seconds() as u64 }
+    }
+
+    fn tsc_hz(&self) -> u64 {
+        // SAFETY: Set at boot, and by a recalibration soon after.
+        u64::from(unsafe { bindings::tsc_khz }) * 1000
+    }
+
+    fn thread(&self, name: fmt::Arguments<'_>, cpu: Option<CpuId>) -> Result<Thread, NoMemory> {
+        Thread::new(name, cpu)
+    }
+
+    fn yield_now(&self) {
+        // SAFETY: Thread context.
+        unsafe { bindings::yield_() }
+    }
+
+    fn share<T: Send + Sync + 'static>(&self, value: T) -> Result<Shared<T>, NoMemory> {
+        Shared::new(value)
+    }
+
+    fn mutex<T: Send>(&self, class: LockClass, value: T) -> Result<Mutex<T>, NoMemory> {
+        Mutex::new(class, value)
+    }
+
+    fn spin_lock<T: Send>(&self, class: LockClass, value: T) -> Result<SpinLock<T>, NoMemory> {
+        SpinLock::new(class, value)
+    }
+
+    fn log(&self, level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>) {
+        match scope {
+            Scope::Vmm => print(level, line),
+            Scope::Vm(vm) => print(level, format_args!("{vm}: {line}")),
+            Scope::Vcpu(vm, n) => print(level, format_args!("{vm}: vcpu {n}: {line}")),
+        }
+    }
+}
+
+fn print(level: Level, line: fmt::Arguments<'_>) {
+    match level {
+        Level::Error => pr_err!("{line}\n"),
+        Level::Warning => pr_warn!("{line}\n"),
+        Level::Info => pr_info!("{line}\n"),
+    }
+}

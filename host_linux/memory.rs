@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Host memory: runs of pages for the VMM, and the frames behind guest RAM.
+
+use crate::counters::{LARGE_PAGES, PAGES};
+use crate::ffi::{self, MemCgroup};
+use core::ptr::{self, NonNull};
+use kernel::{bindings, prelude::*, types::Opaque};
+use palacios_core::addr::{Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
+use palacios_core::host::{GuestRam, NoMemory, PageRequest, PageSize, RamError, Release};
+
+/// The order of a large page, and how many small ones it has.
+const LARGE_ORDER: u32 = (LARGE_PAGE_SIZE / PAGE_SIZE).trailing_zeros();
+const SMALL_PER_LARGE: u64 = LARGE_PAGE_SIZE / PAGE_SIZE;
+
+/// Where all of RAM is mapped.
+fn direct_map() -> u64 {
+    // SAFETY: Set at boot and constant from then on.
+    unsafe { bindings::page_offset_base as u64 }
+}
+
+/// The address in the direct map of a page that the kernel gave.
+pub(crate) fn virt(at: Hpa) -> *mut u8 {
+    direct_map().wrapping_add(at.0) as *mut u8
+}
+
+/// The physical address of pages in the direct map; `None` for no pages.
+fn phys(at: *mut c_void) -> Option<Hpa> {
+    (!at.is_null()).then(|| Hpa((at as u64).wrapping_sub(direct_map())))
+}
+
+fn order(want: PageRequest) -> Option<u32> {
+    let pages = want
+        .pages
+        .max(want.align_pages)
+        .checked_next_power_of_two()?;
+    let order = pages.trailing_zeros();
+    (order <= bindings::MAX_PAGE_ORDER).then_some(order)
+}
+
+/// See [`palacios_core::host::Host::alloc_pages`].
+pub(crate) fn alloc_pages(want: PageRequest) -> Result<Hpa, NoMemory> {
+    let order = order(want).ok_or(NoMemory)?;
+    let node = want.node.map_or(-1, |n| i32::try_from(n).unwrap_or(-1));
+    // SAFETY: The order is one that the page allocator knows.
+    let at = phys(unsafe { ffi::v3vee_pages_alloc(order, want.below_4g, node) }).ok_or(NoMemory)?;
+    PAGES.add(1 << order);
+    Ok(at)
+}
+
+/// See [`palacios_core::host::Host::free_pages`].
+///
+/// # Safety
+/// `at` and `want` are those of one [`alloc_pages`], and nothing refers to the pages any more.
+pub(crate) unsafe fn free_pages(at: Hpa, want: PageRequest) {
+    let Some(order) = order(want) else { return };
+    // SAFETY: By the contract above.
+    unsafe { bindings::free_pages(virt(at) as usize, order) };
+    PAGES.sub(1 << order);
+}
+
+/// A frame of guest RAM, as it stands in the table of [`Ram`].
+#[derive(Clone, Copy)]
+struct Frame {
+    at: Hpa,
+    size: PageSize,
+    /// The guest has it not: it keeps the contents of a revoked page.
+    kept: bool,
+}
+
+impl Frame {
+    const LARGE: u64 = 1 << 1;
+    const KEPT: u64 = 1 << 2;
+
+    /// As an entry of an XArray: a *value entry*, whose lowest bit is set (`xa_mk_value`).
+    fn entry(self) -> *mut c_void {
+        let large = if self.size == PageSize::Large {
+            Self::LARGE
+        } else {
+            0
+        };
+        let kept = if self.kept { Self::KEPT } else { 0 };
+        (self.at.0 | large | kept | 1) as *mut c_void
+    }
+
+    fn of(entry: *mut c_void) -> Option<Self> {
+        let bits = entry as u64;
+        (bits & 1 != 0).then(|| Self {
+            at: Hpa(bits).page(),
+            size: if bits & Self::LARGE != 0 {
+                PageSize::Large
+            } else {
+                PageSize::Small
+            },
+            kept: bits & Self::KEPT != 0,
+        })
+    }
+
+    /// Takes memory for a frame. It is zeroed, unless it is about to be written whole.
+    fn alloc(size: PageSize, zero: bool) -> Option<Self> {
+        let order = if size == PageSize::Large {
+            LARGE_ORDER
+        } else {
+            0
+        };
+        // SAFETY: The order is one that the page allocator knows.
+        let at = phys(unsafe { ffi::v3vee_ram_alloc(order, zero) })?;
+        count(size).add(1);
+        Some(Self {
+            at,
+            size,
+            kept: false,
+        })
+    }
+
+    /// Gives its memory back.
+    ///
+    /// # Safety
+    /// It came from [`Frame::alloc`], and nothing refers to it any more.
+    unsafe fn free(self) {
+        let order = if self.size == PageSize::Large {
+            LARGE_ORDER
+        } else {
+            0
+        };
+        // SAFETY: By the contract above.
+        unsafe { bindings::free_pages(virt(self.at) as usize, order) };
+        count(self.size).sub(1);
+    }
+}
+
+fn count(size: PageSize) -> &'static crate::counters::Counter {
+    match size {
+        PageSize::Small => &PAGES,
+        PageSize::Large => &LARGE_PAGES,
+    }
+}
+
+/// The RAM of one guest: takes a frame when the core asks for it, charged to who created the VM. A revoked page is given
+/// back in another frame, if there is one.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Table {
+    /// The frames by guest frame number. A large one stands at its first number. An entry is made when a frame is given,
+    /// so a revocation, which may not fail, finds its slot.
+    #[pin]
+    frames: Opaque<bindings::xarray>,
+    payer: *mut MemCgroup,
+}
+
+// SAFETY: The XArray has its own lock; `payer` is a counted reference that any thread may use and drop.
+unsafe impl Send for Table {}
+// SAFETY: As above.
+unsafe impl Sync for Table {}
+
+impl Table {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The slot is memory for an XArray.
+            frames <- Opaque::ffi_init(|slot| unsafe { bindings::xa_init_flags(slot, 0) }),
+            // SAFETY: Called by a process, in its context.
+            payer: unsafe { ffi::v3vee_payer_get() },
+        })
+    }
+
+    fn get(&self, gfn: u64) -> Option<Frame> {
+        // SAFETY: The XArray was initialised.
+        Frame::of(unsafe { bindings::xa_load(self.frames.get(), gfn as usize) })
+    }
+
+    /// The first frame at `from` or after it, up to `last`, and where it stands.
+    fn first(&self, from: u64, last: u64) -> Option<(u64, Frame)> {
+        let mut gfn = from as usize;
+        // SAFETY: The XArray was initialised; `gfn` is a local.
+        let entry = unsafe {
+            bindings::xa_find(
+                self.frames.get(),
+                &mut gfn,
+                last as usize,
+                bindings::XA_PRESENT,
+            )
+        };
+        Frame::of(entry).map(|frame| (gfn as u64, frame))
+    }
+
+    /// Replacing an entry takes no memory and does not fail.
+    fn put(&self, gfn: u64, frame: Frame) -> Result<(), RamError> {
+        let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_NOWARN;
+        // SAFETY: The XArray was initialised; the entry is a value entry.
+        let old =
+            unsafe { bindings::xa_store(self.frames.get(), gfn as usize, frame.entry(), flags) };
+        // SAFETY: Takes any entry.
+        match unsafe { bindings::xa_err(old) } {
+            0 => Ok(()),
+            _ => Err(RamError::NoMemory),
+        }
+    }
+
+    fn remove(&self, gfn: u64) {
+        // SAFETY: The XArray was initialised.
+        unsafe { bindings::xa_erase(self.frames.get(), gfn as usize) };
+    }
+
+    /// A frame for a page that was never touched.
+    fn fresh(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
+        let frame = Frame::alloc(size, true).ok_or(match size {
+            PageSize::Large => RamError::TooLarge,
+            PageSize::Small => RamError::NoMemory,
+        })?;
+        if let Err(error) = self.put(gfn, frame) {
+            // SAFETY: Nobody else has seen it.
+            unsafe { frame.free() };
+            return Err(error);
+        }
+        Ok(frame.at)
+    }
+
+    /// Gives a revoked page back: in another frame, or in its own if there is no other.
+    fn renew(&self, gfn: u64, old: Frame) -> Result<Hpa, RamError> {
+        let new = Frame::alloc(old.size, false).unwrap_or(old);
+        if new.at != old.at {
+            let bytes = old.size.bytes() as usize;
+            // SAFETY: Two frames of that size which no guest has.
+            unsafe { ptr::copy_nonoverlapping(virt(old.at), virt(new.at), bytes) };
+        }
+        self.put(gfn, Frame { kept: false, ..new })?;
+        if new.at != old.at {
+            // SAFETY: It was in the table as a kept one, so the guest does not have it; it is replaced there.
+            unsafe { old.free() };
+        }
+        Ok(new.at)
+    }
+
+    /// Makes 512 small frames of a kept large one.
+    fn split(&self, first: u64, large: Frame) -> Result<(), RamError> {
+        let small = |n: u64| Frame {
+            at: large.at.wrapping_add(n * PAGE_SIZE),
+            size: PageSize::Small,
+            kept: true,
+        };
+        for n in 1..SMALL_PER_LARGE {
+            if let Err(error) = self.put(first + n, small(n)) {
+                (1..n).for_each(|n| self.remove(first + n));
+                return Err(error);
+            }
+        }
+        self.put(first, small(0))?;
+        // SAFETY: A run of that order which only this table knows.
+        unsafe { ffi::v3vee_pages_split(virt(large.at).cast(), LARGE_ORDER) };
+        LARGE_PAGES.sub(1);
+        PAGES.add(SMALL_PER_LARGE);
+        Ok(())
+    }
+
+    fn large(&self, gfn: u64) -> Result<Hpa, RamError> {
+        match self.first(gfn, gfn | (SMALL_PER_LARGE - 1)) {
+            None => self.fresh(gfn, PageSize::Large),
+            Some((_, old)) if old.kept && old.size == PageSize::Large => self.renew(gfn, old),
+            Some(_) => Err(RamError::TooLarge),
+        }
+    }
+
+    fn small(&self, gfn: u64) -> Result<Hpa, RamError> {
+        let first = gfn & !(SMALL_PER_LARGE - 1);
+        if let Some(large) = self
+            .get(first)
+            .filter(|f| f.kept && f.size == PageSize::Large)
+        {
+            self.split(first, large)?;
+        }
+        match self.get(gfn) {
+            None => self.fresh(gfn, PageSize::Small),
+            Some(old) if old.kept => self.renew(gfn, old),
+            Some(lent) => Ok(lent.at),
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Table {
+    fn drop(self: Pin<&mut Self>) {
+        let mut from = 0;
+        while let Some((gfn, frame)) = self.first(from, u64::MAX) {
+            self.remove(gfn);
+            // SAFETY: The guest is gone, and its nested tables with it.
+            unsafe { frame.free() };
+            from = gfn;
+        }
+        // SAFETY: The XArray was initialised and is used no more; the reference was counted in `new`.
+        unsafe {
+            bindings::xa_destroy(self.frames.get());
+            ffi::v3vee_payer_put(self.payer);
+        }
+    }
+}
+
+/// See [`Table`].
+pub(crate) struct Ram(Pin<KBox<Table>>);
+
+impl Ram {
+    /// No frame yet. The memory of the calling process's control group is what it will take.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self(KBox::pin_init(Table::new(), GFP_KERNEL_ACCOUNT)?))
+    }
+}
+
+impl GuestRam for Ram {
+    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
+        // SAFETY: A counted reference; the group in force before is put back below.
+        let before = unsafe { ffi::v3vee_payer_enter(self.0.payer) };
+        let frame = match size {
+            PageSize::Large => self.0.large(gfn),
+            PageSize::Small => self.0.small(gfn),
+        };
+        // SAFETY: As above.
+        unsafe { ffi::v3vee_payer_enter(before) };
+        frame
+    }
+
+    fn release(&self, gfn: u64, at: Hpa, size: PageSize, why: Release) {
+        let frame = Frame {
+            at,
+            size,
+            kept: true,
+        };
+        match why {
+            Release::Revoked => {
+                if self.0.put(gfn, frame).is_err() {
+                    pr_err!("guest frame {gfn:#x} was not in the table of its VM\n");
+                }
+            }
+            Release::Ended => {
+                self.0.remove(gfn);
+                // SAFETY: `page` gave it, and nothing translates to it any more.
+                unsafe { frame.free() };
+            }
+        }
+    }
+}
+
+/// See [`palacios_core::host::Host::phys_to_virt`].
+pub(crate) fn phys_to_virt(at: Hpa) -> NonNull<u8> {
+    // SAFETY: The direct map does not begin at zero, and no page that the kernel gave lies beyond it.
+    unsafe { NonNull::new_unchecked(virt(at)) }
+}
