@@ -12,6 +12,7 @@ pub mod addr;
 pub mod alloc_ext;
 pub mod backend;
 pub mod boot;
+pub mod conformance;
 pub mod devices;
 pub mod emulator;
 pub mod host;

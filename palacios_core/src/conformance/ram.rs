@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Promises of a provider of guest RAM.
+
+use super::{ensure, Failure, Outcome};
+use crate::addr::Hpa;
+use crate::host::{GuestRam, Host, PageSize, RamError, Release};
+
+const SMALL: PageSize = PageSize::Small;
+const LARGE: PageSize = PageSize::Large;
+/// Small pages in a large one.
+const SMALL_PER_LARGE: u64 = LARGE.bytes() / SMALL.bytes();
+
+/// A provider's frames are zeroed, aligned, apart, keep what a revoked page held, and forget what an ended one did.
+///
+/// `ram` gives a fresh provider for a guest of at least 16 MiB.
+pub fn guest_ram<H: Host>(host: &H, ram: impl Fn() -> Option<H::Ram>) -> Outcome {
+    let fresh = || ram().ok_or(Failure("a healthy host has RAM for a small guest"));
+    small_pages(host, &fresh()?)?;
+    keeps_revoked(host, &fresh()?)?;
+    large_pages(host, &fresh()?)?;
+    large_comes_back_small(host, &fresh()?)
+}
+
+/// A frame of guest RAM; dropped, the guest is done with it.
+struct Frame<'a, H: Host> {
+    host: &'a H,
+    ram: &'a H::Ram,
+    gfn: u64,
+    at: Hpa,
+    size: PageSize,
+}
+
+impl<'a, H: Host> Frame<'a, H> {
+    /// Asks for a page; `None` if there is none of this size.
+    fn new(
+        host: &'a H,
+        ram: &'a H::Ram,
+        gfn: u64,
+        size: PageSize,
+    ) -> Result<Option<Self>, Failure> {
+        let at = match ram.page(gfn, size) {
+            Ok(at) => at,
+            Err(RamError::TooLarge) if size == LARGE => return Ok(None),
+            Err(RamError::TooLarge) => return Err(Failure("4 KiB is not too large a page")),
+            Err(RamError::NoMemory) => return Err(Failure("a healthy host has a few frames")),
+        };
+        let frame = Self {
+            host,
+            ram,
+            gfn,
+            at,
+            size,
+        };
+        ensure(at.0 % size.bytes() == 0, "a frame is aligned to its size")?;
+        Ok(Some(frame))
+    }
+    fn small(host: &'a H, ram: &'a H::Ram, gfn: u64) -> Result<Self, Failure> {
+        Self::new(host, ram, gfn, SMALL)?.ok_or(Failure("4 KiB is not too large a page"))
+    }
+    /// The host takes it back, the guest still wants its contents.
+    fn revoke(self) {
+        self.ram
+            .release(self.gfn, self.at, self.size, Release::Revoked);
+        core::mem::forget(self);
+    }
+    fn words(&self) -> impl Iterator<Item = *mut u64> {
+        let base = self.host.phys_to_virt(self.at).cast::<u64>().as_ptr();
+        (0..self.size.bytes() as usize / 8).map(move |i| base.wrapping_add(i))
+    }
+    fn zeroed(&self) -> bool {
+        // SAFETY: a word of a frame that the provider gave and has not got back.
+        self.words().all(|at| unsafe { at.read_volatile() } == 0)
+    }
+    fn fill(&self, seed: u64) {
+        for (i, at) in (seed..).zip(self.words()) {
+            // SAFETY: as above.
+            unsafe { at.write_volatile(i) };
+        }
+    }
+    fn holds(&self, seed: u64) -> bool {
+        // SAFETY: as above.
+        (seed..)
+            .zip(self.words())
+            .all(|(i, at)| unsafe { at.read_volatile() } == i)
+    }
+}
+
+impl<H: Host> Drop for Frame<'_, H> {
+    fn drop(&mut self) {
+        self.ram
+            .release(self.gfn, self.at, self.size, Release::Ended);
+    }
+}
+
+fn small_pages<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
+    let (a, b) = (Frame::small(host, ram, 0)?, Frame::small(host, ram, 1)?);
+    ensure(
+        a.zeroed() && b.zeroed(),
+        "guest RAM is zeroed at first touch",
+    )?;
+    a.fill(1);
+    b.fill(1 << 20);
+    ensure(
+        a.holds(1) && b.holds(1 << 20),
+        "two pages have two frames, both memory at phys_to_virt",
+    )?;
+    drop(a);
+    let again = Frame::small(host, ram, 0)?;
+    ensure(again.zeroed(), "what an ended guest held is not seen again")?;
+    ensure(b.holds(1 << 20), "a release leaves other pages alone")
+}
+
+fn keeps_revoked<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
+    for gfn in 0..8 {
+        let frame = Frame::small(host, ram, gfn)?;
+        frame.fill(gfn << 32);
+        frame.revoke();
+    }
+    for gfn in (0..8).rev() {
+        let frame = Frame::small(host, ram, gfn)?;
+        ensure(frame.holds(gfn << 32), "a revoked page keeps its contents")?;
+    }
+    Ok(())
+}
+
+fn large_pages<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
+    let gfn = SMALL_PER_LARGE;
+    let Some(frame) = Frame::new(host, ram, gfn, LARGE)? else {
+        return Ok(());
+    };
+    ensure(frame.zeroed(), "a large page is zeroed at first touch")?;
+    frame.fill(7);
+    ensure(frame.holds(7), "a large page is memory, end to end")?;
+    frame.revoke();
+    let again = Frame::new(host, ram, gfn, LARGE)?;
+    ensure(
+        again.is_none_or(|again| again.holds(7)),
+        "a large page that was revoked keeps its contents",
+    )
+}
+
+/// The host had a large page once, and has only small ones when its contents are wanted again.
+fn large_comes_back_small<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
+    let first = 2 * SMALL_PER_LARGE;
+    let Some(frame) = Frame::new(host, ram, first, LARGE)? else {
+        return Ok(());
+    };
+    frame.fill(0);
+    frame.revoke();
+    for i in [0, 1, SMALL_PER_LARGE - 1] {
+        let piece = Frame::small(host, ram, first + i)?;
+        ensure(
+            piece.holds(i * SMALL.bytes() / 8),
+            "a large page that was revoked keeps its contents for small ones",
+        )?;
+    }
+    Ok(())
+}

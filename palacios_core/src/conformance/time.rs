@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Promises about clocks.
+
+use super::crew::{pins, Team};
+use super::{ensure, Outcome};
+use crate::host::Host;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+/// 2024-01-01 and 2200-01-01.
+const SANE_WALL_NS: core::ops::Range<u64> = 1_704_067_200_000_000_000..7_258_118_400_000_000_000;
+const MINUTE_NS: u64 = 60_000_000_000;
+const SLOWEST_TSC_HZ: u64 = 1_000_000;
+const FASTEST_TSC_HZ: u64 = 20_000_000_000;
+
+/// No CPU reads a time before one that any CPU has read already.
+pub fn monotonic<H: Host>(host: &H) -> Outcome {
+    #[derive(Default)]
+    struct Latest {
+        ns: AtomicU64,
+        broken: AtomicBool,
+    }
+    let team = Team::<H, _>::start(host, &pins(host, 2)?, Latest::default(), |crew, _| {
+        crew.meet();
+        for round in 0..2000u32 {
+            let before = crew.state.ns.load(SeqCst);
+            let now = crew.host.now_ns();
+            crew.state.broken.fetch_or(now < before, SeqCst);
+            crew.state.ns.fetch_max(now, SeqCst);
+            if round % 64 == 0 {
+                crew.host.yield_now();
+            }
+        }
+    })?;
+    ensure(team.finished(), "threads run")?;
+    ensure(
+        !team.state.broken.load(SeqCst),
+        "now_ns never goes back, also between CPUs",
+    )
+}
+
+pub fn passes<H: Host>(host: &H) -> Outcome {
+    let start = host.now_ns();
+    // Bounded by effort, as the clock may stand still.
+    let moved = (0..1_000_000u64).any(|_| host.now_ns() > start);
+    ensure(moved, "now_ns goes on")
+}
+
+pub fn sane<H: Host>(host: &H) -> Outcome {
+    let first = host.wall_ns();
+    ensure(
+        SANE_WALL_NS.contains(&first),
+        "wall_ns counts nanoseconds from 1970",
+    )?;
+    ensure(
+        host.wall_ns().abs_diff(first) < MINUTE_NS,
+        "wall_ns does not leap",
+    )?;
+    let hz = host.tsc_hz();
+    ensure(
+        hz == 0 || (SLOWEST_TSC_HZ..FASTEST_TSC_HZ).contains(&hz),
+        "tsc_hz is in Hz, or 0 where there is none",
+    )?;
+    ensure(hz == host.tsc_hz(), "tsc_hz does not change")
+}

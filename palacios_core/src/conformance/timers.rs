@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Promises about a thread's timer.
+
+use super::crew::{Crew, Team};
+use super::{ensure, Outcome};
+use crate::host::{Host, Thread};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+
+const MS: u64 = 1_000_000;
+/// Later than any check waits for.
+const FAR_NS: u64 = 3_600_000 * MS;
+
+/// On thread 0: arms, sleeps, and says whether it woke neither before `at_ns` nor for another reason.
+fn sleeps_until<H: Host, S>(crew: &Crew<H, S>, at_ns: u64) -> bool {
+    let Some(thread) = crew.threads.first() else {
+        return false;
+    };
+    thread.arm(Some(at_ns));
+    thread.park();
+    crew.host.now_ns() >= at_ns
+}
+
+/// The timer wakes its thread no earlier than asked and once; armed again, again.
+pub fn fires_once<H: Host>(host: &H) -> Outcome {
+    #[derive(Default)]
+    struct State {
+        early: AtomicBool,
+        again: AtomicBool,
+        sleeping: AtomicBool,
+        woken: AtomicBool,
+    }
+    let team = Team::<H, _>::start(host, &[None], State::default(), |crew, _| {
+        let state = &crew.state;
+        for ms in [1, 3, 2] {
+            let on_time = sleeps_until(crew, crew.host.now_ns() + ms * MS);
+            state.early.fetch_or(!on_time, SeqCst);
+        }
+        // Nothing is armed now: only the check's own unpark may end this sleep.
+        state.sleeping.store(true, SeqCst);
+        crew.threads.iter().for_each(Thread::park);
+        state.again.store(!state.woken.load(SeqCst), SeqCst);
+    })?;
+    let woke = super::eventually(host, || team.state.sleeping.load(SeqCst));
+    ensure(woke, "an armed time ends a park")?;
+    let end_ns = host.now_ns() + 6 * MS;
+    while host.now_ns() < end_ns {
+        host.yield_now();
+    }
+    team.state.woken.store(true, SeqCst);
+    team.unpark(0);
+    ensure(team.finished(), "an unpark ends a park")?;
+    ensure(!team.state.early.load(SeqCst), "a timer is never early")?;
+    ensure(!team.state.again.load(SeqCst), "a timer fires once")
+}
+
+#[derive(Default)]
+struct Steps {
+    early: AtomicBool,
+    steps: AtomicU32,
+}
+
+pub fn rearm_and_disarm<H: Host>(host: &H) -> Outcome {
+    let team = Team::<H, _>::start(host, &[None], Steps::default(), |crew, _| {
+        let Some(thread) = crew.threads.first() else {
+            return;
+        };
+        let step = |from_ns: Option<u64>, to_ns: u64| {
+            // Nothing is armed or left over from the step before.
+            thread.arm(None);
+            thread.unpark();
+            thread.park();
+            thread.arm(from_ns);
+            thread.arm(Some(to_ns));
+            // The thread may have been held up for so long that the first time came.
+            let came = from_ns.is_some_and(|from_ns| crew.host.now_ns() >= from_ns);
+            thread.park();
+            let early = crew.host.now_ns() < to_ns && !came;
+            crew.state.early.fetch_or(early, SeqCst);
+            crew.state.steps.fetch_add(1, SeqCst);
+        };
+        let now = || crew.host.now_ns();
+        // Sooner to later, later to sooner, never, disarmed, and times that are past.
+        step(Some(now() + 2 * MS), now() + 5 * MS);
+        step(Some(now() + FAR_NS), now() + MS);
+        step(Some(u64::MAX), now() + MS);
+        thread.arm(Some(now() + FAR_NS));
+        step(None, now() + MS);
+        step(None, now());
+        step(Some(now() + FAR_NS), 0);
+        disarmed(crew);
+        thread.arm(Some(now() + FAR_NS));
+    })?;
+    ensure(
+        team.finished() && team.state.steps.load(SeqCst) == 6,
+        "a time armed anew replaces the one before, and one that is past is now",
+    )?;
+    ensure(
+        !team.state.early.load(SeqCst),
+        "a replaced or disarmed time does not fire",
+    )
+}
+
+/// On thread 0: a time that is disarmed before it came does not end the park after it.
+fn disarmed<H: Host>(crew: &Crew<H, Steps>) {
+    let Some(thread) = crew.threads.first() else {
+        return;
+    };
+    let now = || crew.host.now_ns();
+    let first_ns = now() + 2 * MS;
+    thread.arm(Some(first_ns));
+    thread.arm(None);
+    let came = now() >= first_ns;
+    while now() < first_ns + MS {
+        crew.host.yield_now();
+    }
+    let end_ns = now() + MS;
+    thread.arm(Some(end_ns));
+    thread.park();
+    crew.state.early.fetch_or(now() < end_ns && !came, SeqCst);
+}
+
+/// Threads with times 4 ms apart wake in their order. A loaded host may run them late, so one good round of some is
+/// enough.
+pub fn in_order<H: Host>(host: &H) -> Outcome {
+    #[derive(Default)]
+    struct State {
+        next: AtomicU32,
+        early: AtomicBool,
+        disorder: AtomicBool,
+    }
+    for _ in 0..10 {
+        let start_ns = host.now_ns() + 2 * MS;
+        let team = Team::<H, _>::start(host, &[None; 4], State::default(), move |crew, me| {
+            let Some(thread) = crew.threads.get(me) else {
+                return;
+            };
+            // Started in another order than that of their times.
+            let place = (me as u32 * 3 + 2) % 4;
+            let at_ns = start_ns + u64::from(place) * 4 * MS;
+            thread.arm(Some(at_ns));
+            thread.park();
+            let early = crew.host.now_ns() < at_ns;
+            crew.state.early.fetch_or(early, SeqCst);
+            let turn = crew.state.next.fetch_add(1, SeqCst);
+            crew.state.disorder.fetch_or(turn != place, SeqCst);
+        })?;
+        ensure(team.finished(), "every armed time comes")?;
+        ensure(!team.state.early.load(SeqCst), "a timer is never early")?;
+        if !team.state.disorder.load(SeqCst) {
+            return Ok(());
+        }
+    }
+    ensure(false, "timers fire in the order of their times")
+}

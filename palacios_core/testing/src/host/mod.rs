@@ -1,0 +1,401 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The host in memory.
+//!
+//! It panics where the core breaks the contract: sleeps in atomic context, takes locks out of order or holds one over an
+//! entry or a sleep, frees what it did not get, uses a page after it was freed, parks another's thread. A panic on one of
+//! the host's threads comes out of `join`. [`TestHost::run`] also panics if anything was not given back.
+
+mod broken;
+mod clock;
+mod cpu;
+mod here;
+mod lock;
+mod pages;
+mod ram;
+mod thread;
+
+pub use broken::Broken;
+pub use here::Usage;
+pub use lock::TestLock;
+pub use ram::{LargePages, TestRam};
+pub use thread::TestThread;
+
+use crate::heap;
+use clock::{Clock, Timers};
+use cpu::Cpu;
+use pages::Arena;
+use palacios_core::addr::Hpa;
+use palacios_core::host::{CpuId, Host, Level, LockClass, NoMemory, PageRequest, Scope};
+use std::fmt;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// What host to make.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How many CPUs.
+    pub cpus: u32,
+    /// Physical memory below 4 GiB.
+    pub low_pages: usize,
+    /// Physical memory above.
+    pub high_pages: usize,
+    /// Time stands still until [`TestHost::advance`].
+    pub virtual_time: bool,
+    /// Of how many windows one opens on another CPU than the last, for threads that are not pinned; 0 is none.
+    pub migrate_one_in: u64,
+    /// Where its random choices start.
+    pub seed: u64,
+    /// How many times as fast as outside its time passes.
+    pub hurry: u64,
+    /// A promise that it does not keep.
+    pub broken: Option<Broken>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cpus: 2,
+            low_pages: 1 << 10,
+            high_pages: 1 << 14,
+            virtual_time: false,
+            migrate_one_in: 8,
+            seed: 1,
+            hurry: 1,
+            broken: None,
+        }
+    }
+}
+
+/// A handle to a host in memory.
+#[derive(Clone)]
+pub struct TestHost(Arc<Inner>);
+
+/// The host itself.
+struct Inner {
+    config: Config,
+    arena: Arena,
+    cpus: Vec<Cpu>,
+    clock: Clock,
+    timers: Timers,
+    objects: Objects,
+    next_lock: AtomicU64,
+    random: AtomicU64,
+    log: Mutex<Vec<LogLine>>,
+}
+
+/// How many of each kind are alive.
+#[derive(Debug, Default)]
+struct Objects {
+    threads: AtomicUsize,
+    locks: AtomicUsize,
+    shared: AtomicUsize,
+    rams: AtomicUsize,
+}
+
+/// A line of log.
+#[derive(Clone, Debug)]
+pub struct LogLine {
+    /// How much it matters.
+    pub level: Level,
+    /// What it is about: `vmm`, `vm NAME` or `vm NAME vcpu N`.
+    pub scope: String,
+    /// The line.
+    pub text: String,
+}
+
+impl Inner {
+    /// A pseudo-random number (xorshift64*).
+    fn random(&self) -> u64 {
+        let step = |x: u64| {
+            let x = x ^ (x >> 12);
+            let x = x ^ (x << 25);
+            Some(x ^ (x >> 27))
+        };
+        let last = self.random.fetch_update(SeqCst, SeqCst, step);
+        last.unwrap_or_else(|x| x)
+            .wrapping_mul(0x2545_f491_4f6c_dd1d)
+            >> 16
+    }
+    fn any_cpu(&self) -> CpuId {
+        CpuId((self.random() % self.cpus.len() as u64) as u32)
+    }
+    /// The CPU on which the calling thread opens its next window.
+    fn place(&self) -> CpuId {
+        let one_in = self.config.migrate_one_in;
+        match here::thread() {
+            None => self.any_cpu(),
+            Some(thread) => {
+                if !thread.pinned && one_in > 0 && self.random() % one_in == 0 {
+                    thread.migrate(self.any_cpu());
+                }
+                thread.cpu()
+            }
+        }
+    }
+}
+
+impl TestHost {
+    /// Makes a host, runs `test` on it, and panics if it left anything behind.
+    pub fn run<R>(config: Config, test: impl FnOnce(&TestHost) -> R) -> R {
+        let host = Self(Arc::new(Inner {
+            arena: Arena::new(config.low_pages, config.high_pages),
+            cpus: (0..config.cpus).map(|_| Cpu::new()).collect(),
+            clock: match config.virtual_time {
+                true => Clock::Virtual(AtomicU64::new(1_000_000_000)),
+                false => Clock::Real(Instant::now(), config.hurry),
+            },
+            timers: Timers::default(),
+            objects: Objects::default(),
+            next_lock: AtomicU64::new(1),
+            random: AtomicU64::new(config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            log: Mutex::default(),
+            config,
+        }));
+        struct StopTimers<'a>(&'a Inner);
+        impl Drop for StopTimers<'_> {
+            fn drop(&mut self) {
+                self.0.stop_timers();
+            }
+        }
+        let result = std::thread::scope(|scope| {
+            let _stop = StopTimers(&host.0);
+            if !host.0.config.virtual_time {
+                scope.spawn(|| host.0.run_timers());
+            }
+            test(&host)
+        });
+        if host.0.config.broken.is_none() {
+            host.check_all_returned();
+        }
+        result
+    }
+
+    /// Panics unless everything that this host gave is back.
+    pub fn check_all_returned(&self) {
+        let pages = self.0.arena.given();
+        let o = &self.0.objects;
+        let objects = [&o.threads, &o.locks, &o.shared, &o.rams].map(|n| n.load(SeqCst));
+        assert!(
+            pages == 0 && objects == [0; 4],
+            "not given back: {pages} pages, {o:?}"
+        );
+    }
+    /// How many pages are in use, guest RAM included.
+    pub fn pages_in_use(&self) -> usize {
+        self.0.arena.given()
+    }
+    /// A provider of guest RAM.
+    pub fn ram(&self, large: LargePages) -> TestRam {
+        TestRam::new(self.0.clone(), large)
+    }
+    /// Moves a virtual clock on.
+    pub fn advance(&self, by_ns: u64) {
+        self.0.advance(by_ns);
+    }
+    /// The earliest time that any thread has armed.
+    pub fn next_timer_ns(&self) -> Option<u64> {
+        self.0.next_timer_ns()
+    }
+    /// In a window: an interrupt of the host waits, and would end guest mode.
+    pub fn interrupted(&self) -> bool {
+        let cpu = here::cpu().expect("a window is open");
+        self.0.cpus[cpu.0 as usize].interrupted()
+    }
+    /// What was logged.
+    pub fn log_lines(&self) -> Vec<LogLine> {
+        let log = self.0.log.lock();
+        log.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts what is to be allocated; fails if a test wants that.
+    fn object<T>(&self, make: impl FnOnce() -> T) -> Result<T, NoMemory> {
+        match heap::allocate() {
+            true => Ok(heap::exempt(make)),
+            false => Err(NoMemory),
+        }
+    }
+}
+
+impl Host for TestHost {
+    type Thread = TestThread;
+    type Ram = TestRam;
+    type Shared<T: Send + Sync + 'static> = TestShared<T>;
+    type Mutex<T: Send> = TestLock<T, false>;
+    type SpinLock<T: Send> = TestLock<T, true>;
+
+    fn alloc_pages(&self, want: PageRequest) -> Result<Hpa, NoMemory> {
+        here::may_sleep("alloc_pages");
+        let want = PageRequest {
+            align_pages: match self.0.breaks(Broken::PagesNotAligned) {
+                true => 1,
+                false => want.align_pages,
+            },
+            below_4g: want.below_4g && !self.0.breaks(Broken::PagesAbove4g),
+            ..want
+        };
+        let at = self.object(|| self.0.arena.alloc(want))?.ok_or(NoMemory)?;
+        if self.0.breaks(Broken::PagesNotZeroed) {
+            // SAFETY: a page that nobody has yet.
+            unsafe { self.0.arena.address(at).add(77).write(1) };
+        }
+        Ok(at)
+    }
+    unsafe fn free_pages(&self, at: Hpa, want: PageRequest) {
+        here::may_sleep("free_pages");
+        if !self.0.breaks(Broken::PagesNotFreed) {
+            self.0.arena.free(at, want.pages);
+        }
+    }
+    fn phys_to_virt(&self, at: Hpa) -> NonNull<u8> {
+        self.0.arena.address(at)
+    }
+
+    fn cpu_limit(&self) -> u32 {
+        self.0.config.cpus
+    }
+    fn current_cpu(&self) -> CpuId {
+        let cpu = here::cpu().or_else(|| here::thread().map(|thread| thread.cpu()));
+        let cpu = cpu.unwrap_or_else(|| self.0.any_cpu());
+        match self.0.breaks(Broken::CurrentCpuWrong) {
+            true => CpuId((cpu.0 + 1) % self.0.config.cpus),
+            false => cpu,
+        }
+    }
+    fn on_each_cpu(&self, f: &(dyn Fn(CpuId) + Sync)) {
+        here::may_sleep("on_each_cpu");
+        for (i, cpu) in (0..).zip(&self.0.cpus) {
+            cpu.interrupt();
+            let _turn = cpu.take();
+            let _on = here::OnCpu::enter(CpuId(i));
+            let _atomic = here::Atomic::enter();
+            f(CpuId(i));
+            if self.0.breaks(Broken::CpuCalledTwice) {
+                f(CpuId(i));
+            }
+        }
+    }
+    fn window<R>(&self, f: impl FnOnce(CpuId) -> R) -> R {
+        here::may_sleep("window");
+        here::holds_nothing("window");
+        let thread = here::thread();
+        loop {
+            let cpu = self.0.place();
+            let shared = self.0.breaks(Broken::WindowShared);
+            let _turn = (!shared).then(|| self.0.cpus[cpu.0 as usize].take());
+            let _on = here::OnCpu::enter(cpu);
+            let _atomic = here::Atomic::enter();
+            let Some(thread) = &thread else {
+                return f(cpu);
+            };
+            if thread.open_window(cpu) {
+                let _close = CloseWindow(thread);
+                return f(cpu);
+            }
+        }
+    }
+    fn window_must_end(&self) -> bool {
+        let cpu = here::cpu().expect("window_must_end is asked in a window");
+        let moved = here::thread().is_some_and(|thread| thread.cpu() != cpu);
+        moved || self.0.cpus[cpu.0 as usize].must_end()
+    }
+    fn guest_enter(&self) {
+        assert!(here::cpu().is_some(), "guest_enter outside of a window");
+        here::holds_nothing("guest_enter");
+    }
+
+    fn now_ns(&self) -> u64 {
+        let now_ns = self.0.clock.now_ns();
+        match () {
+            () if self.0.often_breaks(Broken::ClockOftenGoesBack) => now_ns - 500_000,
+            () if self.0.breaks(Broken::ClockStandsStill) => 1_000_000_000,
+            () => now_ns,
+        }
+    }
+    fn wall_ns(&self) -> u64 {
+        self.0.clock.wall_ns()
+    }
+    fn tsc_hz(&self) -> u64 {
+        1_000_000_000
+    }
+
+    fn thread(&self, name: fmt::Arguments<'_>, cpu: Option<CpuId>) -> Result<TestThread, NoMemory> {
+        here::may_sleep("thread");
+        let cpu = cpu.filter(|_| !self.0.breaks(Broken::PinIgnored));
+        self.object(|| TestThread::new(self.0.clone(), name.to_string(), cpu))
+    }
+    fn yield_now(&self) {
+        here::may_sleep("yield_now");
+        std::thread::yield_now();
+    }
+    fn share<T: Send + Sync + 'static>(&self, value: T) -> Result<TestShared<T>, NoMemory> {
+        self.object(|| TestShared::new(self.0.clone(), value))
+    }
+    fn mutex<T: Send>(&self, class: LockClass, value: T) -> Result<Self::Mutex<T>, NoMemory> {
+        self.object(|| TestLock::new(self.0.clone(), class, value))
+    }
+    fn spin_lock<T: Send>(
+        &self,
+        class: LockClass,
+        value: T,
+    ) -> Result<Self::SpinLock<T>, NoMemory> {
+        self.object(|| TestLock::new(self.0.clone(), class, value))
+    }
+
+    fn log(&self, level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>) {
+        heap::exempt(|| {
+            let scope = match scope {
+                Scope::Vmm => "vmm".into(),
+                Scope::Vm(name) => format!("vm {name}"),
+                Scope::Vcpu(name, n) => format!("vm {name} vcpu {n}"),
+            };
+            let text = line.to_string();
+            let mut log = self.0.log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.push(LogLine { level, scope, text });
+        });
+    }
+}
+
+struct CloseWindow<'a>(&'a thread::ThreadState);
+
+impl Drop for CloseWindow<'_> {
+    fn drop(&mut self) {
+        self.0.close_window();
+    }
+}
+
+/// A reference-counted pointer that the host counts.
+pub struct TestShared<T>(Arc<Shared<T>>);
+
+struct Shared<T> {
+    host: Arc<Inner>,
+    value: T,
+}
+
+impl<T> TestShared<T> {
+    fn new(host: Arc<Inner>, value: T) -> Self {
+        host.objects.shared.fetch_add(1, SeqCst);
+        Self(Arc::new(Shared { host, value }))
+    }
+}
+
+impl<T> Clone for TestShared<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<T> Deref for TestShared<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0.value
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        self.host.objects.shared.fetch_sub(1, SeqCst);
+    }
+}

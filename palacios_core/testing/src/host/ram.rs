@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A provider of guest RAM that keeps what was revoked, and checks that each frame comes back as it went.
+
+use super::{here, Broken, Inner};
+use crate::heap;
+use palacios_core::addr::{Hpa, PAGE_SIZE};
+use palacios_core::host::{GuestRam, PageRequest, PageSize, RamError, Release};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// When a provider gives large pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LargePages {
+    /// Whenever asked.
+    Always,
+    /// Never.
+    Never,
+    /// Every other time.
+    Sometimes,
+}
+
+const POLICIES: [LargePages; 3] = [LargePages::Always, LargePages::Never, LargePages::Sometimes];
+
+/// A provider of guest RAM.
+pub struct TestRam {
+    host: Arc<Inner>,
+    large: AtomicU8,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The frames in the guest, by frame number.
+    given: HashMap<u64, (Hpa, PageSize)>,
+    /// The contents of small pages that were revoked.
+    kept: HashMap<u64, Box<[u8]>>,
+    asked_large: u64,
+}
+
+fn pages(size: PageSize) -> u64 {
+    size.bytes() / PAGE_SIZE
+}
+
+fn request(size: PageSize) -> PageRequest {
+    let pages = pages(size) as u32;
+    PageRequest {
+        align_pages: pages,
+        ..PageRequest::run(pages)
+    }
+}
+
+impl TestRam {
+    pub(super) fn new(host: Arc<Inner>, large: LargePages) -> Self {
+        host.objects.rams.fetch_add(1, SeqCst);
+        Self {
+            host,
+            large: AtomicU8::new(large as u8),
+            state: Mutex::default(),
+        }
+    }
+    /// When it gives large pages from now on.
+    pub fn set_large_pages(&self, large: LargePages) {
+        self.large.store(large as u8, SeqCst);
+    }
+    /// How many frames are in the guest.
+    pub fn given(&self) -> usize {
+        self.state().given.len()
+    }
+    /// How many small pages' contents are kept for the guest.
+    pub fn kept(&self) -> usize {
+        self.state().kept.len()
+    }
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn gives_large(&self, state: &mut State) -> bool {
+        state.asked_large += 1;
+        match POLICIES[usize::from(self.large.load(SeqCst))] {
+            LargePages::Always => true,
+            LargePages::Never => false,
+            LargePages::Sometimes => state.asked_large % 2 == 0,
+        }
+    }
+    /// The small pages of a frame: frame number and memory.
+    fn pieces(
+        &self,
+        gfn: u64,
+        frame: Hpa,
+        size: PageSize,
+    ) -> impl Iterator<Item = (u64, *mut u8)> + '_ {
+        (0..pages(size)).map(move |i| {
+            let at = Hpa(frame.0 + i * PAGE_SIZE);
+            (gfn + i, self.host.arena.address(at).as_ptr())
+        })
+    }
+}
+
+impl GuestRam for TestRam {
+    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
+        here::may_sleep("page");
+        assert!(gfn % pages(size) == 0, "page {gfn:#x} of {size:?}");
+        heap::exempt(|| {
+            let mut state = self.state();
+            for (other, (_, other_size)) in &state.given {
+                let apart = gfn + pages(size) <= *other || other + pages(*other_size) <= gfn;
+                assert!(apart, "page {gfn:#x} is asked for again");
+            }
+            match size == PageSize::Large && !self.gives_large(&mut state) {
+                true => Err(RamError::TooLarge),
+                false => Ok(()),
+            }
+        })?;
+        if !heap::allocate() {
+            return Err(RamError::NoMemory);
+        }
+        heap::exempt(|| {
+            let mut state = self.state();
+            let frame = self.host.arena.alloc(request(size)).ok_or(match size {
+                PageSize::Large => RamError::TooLarge,
+                PageSize::Small => RamError::NoMemory,
+            })?;
+            for (gfn, to) in self.pieces(gfn, frame, size) {
+                if self.host.breaks(Broken::RamNotZeroed) {
+                    // SAFETY: as below.
+                    unsafe { to.add(100).write(1) };
+                }
+                if let Some(contents) = state.kept.remove(&gfn) {
+                    // SAFETY: a page of the frame, which is the provider's until it is returned.
+                    unsafe { to.copy_from(contents.as_ptr(), contents.len()) };
+                }
+            }
+            state.given.insert(gfn, (frame, size));
+            Ok(frame)
+        })
+    }
+
+    fn release(&self, gfn: u64, frame: Hpa, size: PageSize, why: Release) {
+        here::may_sleep("release");
+        heap::exempt(|| {
+            let mut state = self.state();
+            let given = state.given.remove(&gfn);
+            assert!(
+                given == Some((frame, size)),
+                "release of {frame}, {size:?}, for page {gfn:#x}: {given:?}"
+            );
+            let keeps = match why {
+                Release::Revoked => !self.host.breaks(Broken::RamForgets),
+                Release::Ended => self.host.breaks(Broken::RamRemembers),
+            };
+            if keeps {
+                for (gfn, from) in self.pieces(gfn, frame, size) {
+                    let mut contents = vec![0; PAGE_SIZE as usize].into_boxed_slice();
+                    // SAFETY: a page of a frame that the provider has back.
+                    unsafe { from.copy_to(contents.as_mut_ptr(), contents.len()) };
+                    state.kept.insert(gfn, contents);
+                }
+            }
+            self.host.arena.free(frame, pages(size) as u32);
+        });
+    }
+}
+
+impl Drop for TestRam {
+    fn drop(&mut self) {
+        self.host.objects.rams.fetch_sub(1, SeqCst);
+        let given = self.given();
+        if !std::thread::panicking() {
+            assert!(given == 0, "{given} frames of guest RAM were not released");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Threads: those of the machine beneath, with a CPU of the test host's each.
+
+use super::{here, Broken, Inner};
+use crate::heap;
+use palacios_core::host::{CpuId, NoMemory, NoSuchCpu, Thread};
+use std::any::Any;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// A thread of the test host.
+pub struct TestThread(Arc<ThreadState>);
+
+/// What the thread itself and its handle share.
+pub struct ThreadState {
+    host: Arc<Inner>,
+    name: String,
+    /// The CPU it is to run on.
+    cpu: AtomicU32,
+    pub(super) pinned: bool,
+    /// The CPU of the window it is in, plus one; 0 outside.
+    window: AtomicU32,
+    wake: Mutex<bool>,
+    woken: Condvar,
+    sleeps: AtomicBool,
+    run: Mutex<Run>,
+    ended: Condvar,
+    /// How often it was kicked.
+    kicks: AtomicU64,
+    /// How often it slept in `park`.
+    parks: AtomicU64,
+}
+
+#[derive(Default)]
+struct Run {
+    running: bool,
+    handle: Option<std::thread::JoinHandle<()>>,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl TestThread {
+    pub(super) fn new(host: Arc<Inner>, name: String, pin: Option<CpuId>) -> Self {
+        host.objects.threads.fetch_add(1, SeqCst);
+        let cpu = pin.unwrap_or_else(|| host.any_cpu());
+        Self(Arc::new(ThreadState {
+            host,
+            name,
+            cpu: AtomicU32::new(cpu.0),
+            pinned: pin.is_some(),
+            window: AtomicU32::new(0),
+            wake: Mutex::new(false),
+            woken: Condvar::new(),
+            sleeps: AtomicBool::new(false),
+            run: Mutex::default(),
+            ended: Condvar::new(),
+            kicks: AtomicU64::new(0),
+            parks: AtomicU64::new(0),
+        }))
+    }
+    /// How often it was kicked.
+    pub fn kicks(&self) -> u64 {
+        self.0.kicks.load(SeqCst)
+    }
+    /// How often it slept in [`Thread::park`], rather than finding that it was unparked already.
+    pub fn parks(&self) -> u64 {
+        self.0.parks.load(SeqCst)
+    }
+}
+
+impl Drop for ThreadState {
+    fn drop(&mut self) {
+        self.host.objects.threads.fetch_sub(1, SeqCst);
+    }
+}
+
+impl ThreadState {
+    /// The CPU it is to run on.
+    pub fn cpu(&self) -> CpuId {
+        CpuId(self.cpu.load(SeqCst))
+    }
+    /// Sends a thread that is not pinned elsewhere, as a scheduler does.
+    pub fn migrate(&self, cpu: CpuId) {
+        self.cpu.store(cpu.0, SeqCst);
+    }
+    /// Says that it is in a window on `cpu`, unless it was moved meanwhile.
+    pub fn open_window(&self, cpu: CpuId) -> bool {
+        self.window.store(cpu.0 + 1, SeqCst);
+        let stays = self.cpu() == cpu;
+        if !stays {
+            self.close_window();
+        }
+        stays
+    }
+    pub fn close_window(&self) {
+        self.window.store(0, SeqCst);
+    }
+    /// Ends its sleep and its stay in guest mode.
+    pub fn wake(&self) {
+        self.unpark();
+        self.kick();
+    }
+    fn unpark(&self) {
+        let mut wake = lock(&self.wake);
+        let lost = self.host.often_breaks(Broken::UnparkOftenLost)
+            || self.host.breaks(Broken::UnparkLostBeforePark) && !self.sleeps.load(SeqCst);
+        if !lost {
+            *wake = true;
+        }
+        drop(wake);
+        self.woken.notify_all();
+    }
+    fn kick(&self) {
+        self.kicks.fetch_add(1, SeqCst);
+        if self.host.often_breaks(Broken::KickOftenLost) {
+            return;
+        }
+        if let Some(cpu) = self.window.load(SeqCst).checked_sub(1) {
+            self.host.cpus[cpu as usize].interrupt();
+        }
+    }
+    fn is_current(self: &Arc<Self>) -> bool {
+        here::thread().is_some_and(|thread| Arc::ptr_eq(&thread, self))
+    }
+
+    /// The life of the thread beneath.
+    fn live(self: Arc<Self>, body: impl FnOnce()) {
+        here::set_thread(Some(self.clone()));
+        let result = catch_unwind(AssertUnwindSafe(body));
+        heap::exempt(|| here::set_thread(None));
+        self.host.disarm(&self);
+        let mut run = lock(&self.run);
+        run.panic = result.err();
+        run.running = false;
+        drop(run);
+        self.ended.notify_all();
+    }
+}
+
+impl Thread for TestThread {
+    fn start(&self, body: impl FnOnce() + Send + 'static) -> Result<(), NoMemory> {
+        here::may_sleep("start");
+        if !heap::allocate() {
+            return Err(NoMemory);
+        }
+        heap::exempt(|| {
+            let mut run = lock(&self.0.run);
+            assert!(
+                run.handle.is_none(),
+                "{} is started again before it was joined",
+                self.0.name
+            );
+            let state = self.0.clone();
+            let spawned = std::thread::Builder::new()
+                .name(self.0.name.clone())
+                .spawn(move || state.live(body));
+            run.handle = Some(spawned.expect("a thread of the machine beneath"));
+            run.running = true;
+            Ok(())
+        })
+    }
+
+    fn park(&self) {
+        here::may_sleep("park");
+        assert!(self.0.is_current(), "{} is parked by another", self.0.name);
+        here::holds_nothing("park");
+        let mut wake = lock(&self.0.wake);
+        if !*wake {
+            self.0.parks.fetch_add(1, SeqCst);
+        }
+        self.0.sleeps.store(true, SeqCst);
+        while !*wake && !self.0.host.breaks(Broken::ParkReturns) {
+            wake = self
+                .0
+                .woken
+                .wait(wake)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        *wake = false;
+        self.0.sleeps.store(false, SeqCst);
+    }
+
+    fn unpark(&self) {
+        self.0.unpark();
+    }
+
+    fn kick(&self) {
+        self.0.kick();
+    }
+
+    fn arm(&self, at_ns: Option<u64>) {
+        assert!(self.0.is_current(), "{} is armed by another", self.0.name);
+        self.0.host.arm(&self.0, at_ns);
+    }
+
+    fn move_to(&self, cpu: CpuId) -> Result<(), NoSuchCpu> {
+        here::may_sleep("move_to");
+        if cpu.0 as usize >= self.0.host.cpus.len() {
+            return match self.0.host.breaks(Broken::MoveToNowhere) {
+                true => Ok(()),
+                false => Err(NoSuchCpu(cpu)),
+            };
+        }
+        if self.0.host.breaks(Broken::MoveIgnored) {
+            return Ok(());
+        }
+        self.0.cpu.store(cpu.0, SeqCst);
+        // Out of a window elsewhere, as the move of a running thread takes.
+        let elsewhere = |window: u32| window != 0 && window != cpu.0 + 1;
+        while elsewhere(self.0.window.load(SeqCst)) {
+            self.0.kick();
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn join(&self) {
+        here::may_sleep("join");
+        assert!(!self.0.is_current(), "{} joins itself", self.0.name);
+        let mut run = lock(&self.0.run);
+        if self.0.host.breaks(Broken::JoinTooEarly) {
+            run.handle = None;
+            return;
+        }
+        while run.running {
+            run = self
+                .0
+                .ended
+                .wait(run)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        let (handle, panic) = (run.handle.take(), run.panic.take());
+        drop(run);
+        if let Some(handle) = handle {
+            let _ = handle.join();
+        }
+        match panic {
+            Some(panic) if !std::thread::panicking() => resume_unwind(panic),
+            _ => {}
+        }
+    }
+}
