@@ -5,7 +5,7 @@
 //! Written by hand, because `acpi_tables` allocates. Everything is fixed but the list of processors and serial ports.
 
 use super::layout::{ACPI_TABLES, HIGH_MEMORY, IO_APIC, LOCAL_APIC};
-use super::{BootError, Writer};
+use super::{align_up, BootError, Writer};
 use crate::addr::Gpa;
 use crate::devices::GuestMemory;
 use crate::image::{Machine, Serial};
@@ -28,7 +28,7 @@ pub const S5_SLEEP_TYPE: u8 = 5;
 /// The input of the I/O APIC to which the PIT's line 0 goes.
 const TIMER_GSI: u32 = 2;
 /// Room for the largest table, the MADT of 64 processors.
-const TABLE_BYTES: usize = 1024;
+const TABLE_BYTES: usize = 640;
 const HEADER_BYTES: usize = 36;
 
 /// A table while it is made.
@@ -62,7 +62,7 @@ impl Table {
         let end = self.len.saturating_add(data.len());
         match self.bytes.get_mut(self.len..end) {
             Some(to) => {
-                to.copy_from_slice(data);
+                copy(to, data);
                 self.len = end;
             }
             None => self.overflow = true,
@@ -100,7 +100,7 @@ impl Table {
             return Err(BootError::TablesTooBig);
         }
         if let Some(length) = self.bytes.get_mut(4..8) {
-            length.copy_from_slice(&(self.len as u32).to_le_bytes());
+            copy(length, &(self.len as u32).to_le_bytes());
         }
         let table = self.bytes.get_mut(..self.len).unwrap_or(&mut []);
         let sum = checksum(table);
@@ -111,6 +111,13 @@ impl Table {
     }
 }
 
+/// Copies what fits; `copy_from_slice` would have to panic where the lengths differ.
+fn copy(to: &mut [u8], from: &[u8]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+}
+
 /// What makes the bytes' sum zero.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
@@ -118,7 +125,7 @@ fn checksum(bytes: &[u8]) -> u8 {
 
 /// Writes a table at the next multiple of 64, the alignment of the FACS.
 fn place(to: &mut Writer<'_>, table: &[u8]) -> Result<u64, BootError> {
-    to.at = Gpa(to.at.0.next_multiple_of(64));
+    to.at = Gpa(align_up(to.at.0, 64));
     let end = to.at.0.saturating_add(table.len() as u64);
     if end > HIGH_MEMORY {
         return Err(BootError::TablesTooBig);
@@ -156,7 +163,7 @@ fn rsdp(rsdt: u64, xsdt: u64) -> [u8; 36] {
     let mut put = |data: &[u8]| {
         let end = at.saturating_add(data.len());
         if let Some(to) = rsdp.get_mut(at..end) {
-            to.copy_from_slice(data);
+            copy(to, data);
         }
         at = end;
     };

@@ -86,7 +86,10 @@ pub(super) fn write_bios_data(
     memory: &dyn GuestMemory,
 ) -> Result<(), NotRam> {
     super::write_zeros(memory, Gpa(0), 0x500)?;
-    for (at, serial) in (0x400u64..).step_by(2).zip(machine.serials()) {
+    for (at, serial) in [0x400, 0x402, 0x404, 0x406]
+        .into_iter()
+        .zip(machine.serials())
+    {
         memory.write(Gpa(at), &serial.port.to_le_bytes())?;
     }
     memory.write(Gpa(0x40e), &((EBDA >> 4) as u16).to_le_bytes())?;

@@ -3,7 +3,7 @@
 
 use super::cpu::{self, Mode};
 use super::layout::{self, ACPI_TABLES, EBDA, HIGH_MEMORY};
-use super::{error, le16, le32, le64, write_zeros, BootError, Writer};
+use super::{align_up, error, le16, le32, le64, write_zeros, BootError, Writer};
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::devices::GuestMemory;
 use crate::image::Machine;
@@ -173,7 +173,7 @@ struct Initrd {
 
 /// The length of an initrd with the zeros after it: Linux finds the next one at a multiple of 4.
 fn padded(initrd: &[u8]) -> u64 {
-    (initrd.len() as u64).next_multiple_of(4)
+    align_up(initrd.len() as u64, 4)
 }
 
 /// Finds room for the initrds, as high as the kernel can reach.

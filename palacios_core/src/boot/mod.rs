@@ -54,6 +54,12 @@ fn write_zeros(memory: &dyn GuestMemory, at: Gpa, bytes: u64) -> Result<(), NotR
     Ok(())
 }
 
+/// The next multiple of `unit`, a power of two; the last one there is where there is none.
+fn align_up(value: u64, unit: u64) -> u64 {
+    let mask = unit.wrapping_sub(1);
+    value.saturating_add(mask) & !mask
+}
+
 /// `bytes[at..at + 2]` as a little-endian number, if it is there.
 fn le16(bytes: &[u8], at: u64) -> Option<u16> {
     let raw = bytes.get(usize::try_from(at).ok()?..)?;

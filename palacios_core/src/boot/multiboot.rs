@@ -7,7 +7,7 @@
 use super::cpu::{self, Mode};
 use super::elf::{slice, Elf, Segment};
 use super::layout::{self, EBDA, HIGH_MEMORY};
-use super::{error, le32, write_zeros, BootError, Writer};
+use super::{align_up, error, le32, write_zeros, BootError, Writer};
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::devices::GuestMemory;
 use crate::image::Machine;
@@ -242,8 +242,8 @@ impl Info {
         let text = text
             .saturating_add(string(machine.bootargs))
             .saturating_add(string(LOADER_NAME));
-        let map_bytes = (layout::memory_map(machine.memory_bytes).count() as u64)
-            .saturating_mul(MAP_ENTRY_BYTES);
+        let map = layout::memory_map(machine.memory_bytes);
+        let map_bytes = map.fold(0u64, |bytes, _| bytes.saturating_add(MAP_ENTRY_BYTES));
         let head = cpu::GDT_BYTES
             .saturating_add(INFO_BYTES)
             .saturating_add(map_bytes);
@@ -279,8 +279,7 @@ pub(super) fn load(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<Cp
     let files_end = machine
         .modules()
         .fold(kernel.end.max(HIGH_MEMORY), |end, module| {
-            end.next_multiple_of(PAGE_SIZE)
-                .saturating_add(module.data.len() as u64)
+            align_up(end, PAGE_SIZE).saturating_add(module.data.len() as u64)
         });
     if files_end > LOW_RAM_END {
         return Err(BootError::FilesTooBig {
@@ -368,7 +367,7 @@ fn write_modules(
     };
     let mut end = kernel_end.max(HIGH_MEMORY);
     for module in machine.modules() {
-        let start = end.next_multiple_of(PAGE_SIZE);
+        let start = align_up(end, PAGE_SIZE);
         end = start.saturating_add(module.data.len() as u64);
         memory.write(Gpa(start), module.data)?;
         table.u32(start as u32)?;

@@ -243,7 +243,7 @@ type Pins = [Option<u32>; MAX_VCPUS as usize];
 fn parse_cpus(root: &Node<'_>) -> Result<(u32, Pins), ImageError> {
     let cpus = root.child("cpus").ok_or(missing(root, "cpus"))?;
     let nodes = || cpus.children().filter(|node| node.name.starts_with("cpu@"));
-    let found = u32::try_from(nodes().count()).unwrap_or(u32::MAX);
+    let found = nodes().fold(0u32, |count, _| count.saturating_add(1));
     if found == 0 || found > MAX_VCPUS {
         return Err(ImageError::BadCpuCount {
             found,
@@ -251,7 +251,7 @@ fn parse_cpus(root: &Node<'_>) -> Result<(u32, Pins), ImageError> {
         });
     }
     let mut pins = [None; MAX_VCPUS as usize];
-    for (pin, (number, node)) in pins.iter_mut().zip((0u32..).zip(nodes())) {
+    for (pin, (number, node)) in pins.iter_mut().zip((0..MAX_VCPUS).zip(nodes())) {
         if node.u32("reg")? != Some(number) {
             return Err(wrong(
                 &node,
