@@ -3,10 +3,11 @@
 
 use crate::ffi;
 use crate::host::Linux;
+use crate::sync::Shared;
 use crate::window::current_cpu;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
-use kernel::{bindings, error::to_result, prelude::*, sync::Arc};
+use kernel::{bindings, error::to_result, prelude::*};
 use palacios_core::backend::{Backend, Unsupported};
 use palacios_core::host::{CpuId, Host};
 
@@ -38,7 +39,7 @@ trait Switch: Send + Sync {
     fn off(&self, cpu: CpuId);
 }
 
-impl<B: Backend<Linux>> Switch for B {
+impl<B: Backend<Linux>> Switch for Shared<B> {
     fn on(&self, cpu: CpuId) -> Result<(), Unsupported> {
         self.enable_cpu(cpu)
     }
@@ -48,7 +49,7 @@ impl<B: Backend<Linux>> Switch for B {
 }
 
 /// The switch, for callbacks that carry no pointer of ours.
-struct Slot(UnsafeCell<Option<Arc<dyn Switch>>>);
+struct Slot(UnsafeCell<Option<KBox<dyn Switch>>>);
 
 // SAFETY: Written only by `Cpus`, of which there is one, while no callback is registered.
 unsafe impl Sync for Slot {}
@@ -134,9 +135,10 @@ pub(crate) struct Cpus {
 
 impl Cpus {
     /// Switches it on. There may be one `Cpus` at a time.
-    pub(crate) fn enable<B: Backend<Linux>>(backend: Arc<B>) -> Result<Self> {
+    pub(crate) fn enable<B: Backend<Linux>>(backend: Shared<B>) -> Result<Self> {
+        let switch: KBox<dyn Switch> = KBox::new(backend, GFP_KERNEL)?;
         // SAFETY: No callback is registered yet.
-        unsafe { *SWITCH.0.get() = Some(backend) };
+        unsafe { *SWITCH.0.get() = Some(switch) };
         // SAFETY: The callbacks stay until `drop`. They are called on each CPU that is online, before this returns.
         let state = unsafe {
             bindings::__cpuhp_setup_state(

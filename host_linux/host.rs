@@ -83,9 +83,9 @@ impl Host for Linux {
         unsafe { bindings::ktime_get() as u64 }
     }
 
-    fn wall_s(&self) -> u64 {
+    fn wall_ns(&self) -> u64 {
         // SAFETY: Reads a clock.
-        unsafe { bindings::ktime_get_real_seconds() as u64 }
+        unsafe { bindings::ktime_get_with_offset(bindings::tk_offsets_TK_OFFS_REAL) as u64 }
     }
 
     fn tsc_hz(&self) -> u64 {

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Byte streams: what a guest's serial port sends and receives, and a file that reads and writes it.
+//!
+//! The guest never waits: what finds no room pushes the oldest bytes out. A writer does wait.
+
+use crate::queue::Queue;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use kernel::{
+    iov::{IovIterDest, IovIterSource},
+    new_mutex, new_spinlock,
+    prelude::*,
+    static_lock_class,
+    sync::{Arc, Mutex, SpinLock},
+};
+use palacios_core::devices::ByteStream;
+
+/// How much of a guest's output is kept.
+const OUTPUT_BYTES: usize = 64 << 10;
+/// How much input waits for the guest.
+const INPUT_BYTES: usize = 4 << 10;
+/// How much is copied between ring and user at a time.
+const CHUNK_BYTES: usize = 256;
+
+/// A ring of bytes. Positions only grow; a byte's place is its position modulo the length, a power of two.
+struct Ring {
+    bytes: KVVec<u8>,
+    head: u64,
+    tail: u64,
+}
+
+impl Ring {
+    fn new(len: usize) -> Result<Self> {
+        let mut bytes = KVVec::with_capacity(len, GFP_KERNEL_ACCOUNT)?;
+        bytes.resize(len, 0, GFP_KERNEL_ACCOUNT)?;
+        Ok(Self {
+            bytes,
+            head: 0,
+            tail: 0,
+        })
+    }
+
+    fn waiting(&self) -> usize {
+        self.head.wrapping_sub(self.tail) as usize
+    }
+
+    fn room(&self) -> usize {
+        self.bytes.len().saturating_sub(self.waiting())
+    }
+
+    fn place(&self, at: u64) -> usize {
+        at as usize & (self.bytes.len() - 1)
+    }
+
+    /// Appends; returns how many old bytes were pushed out.
+    fn push(&mut self, data: &[u8]) -> u64 {
+        for byte in data {
+            let place = self.place(self.head);
+            if let Some(slot) = self.bytes.get_mut(place) {
+                *slot = *byte;
+            }
+            self.head = self.head.wrapping_add(1);
+        }
+        let lost = self.waiting().saturating_sub(self.bytes.len()) as u64;
+        self.tail = self.tail.wrapping_add(lost);
+        lost
+    }
+
+    /// Copies the oldest bytes; returns where they begin and how many they are.
+    fn peek(&self, to: &mut [u8]) -> (u64, usize) {
+        let len = to.len().min(self.waiting());
+        for (at, slot) in (self.tail..).zip(to.iter_mut().take(len)) {
+            *slot = self.bytes.get(self.place(at)).copied().unwrap_or(0);
+        }
+        (self.tail, len)
+    }
+
+    /// Takes `len` bytes that [`Ring::peek`] saw at `from`; some may have been pushed out since.
+    fn take(&mut self, from: u64, len: usize) {
+        self.tail = self.tail.max(from.wrapping_add(len as u64));
+    }
+}
+
+/// One stream of one VM.
+#[pin_data]
+pub(crate) struct Stream {
+    name: [u8; Self::NAME_LEN],
+    /// Output came, room for input was made, or the VM's state changed.
+    #[pin]
+    pub(crate) queue: Queue,
+    /// A file is attached.
+    attached: AtomicBool,
+    lost: AtomicU64,
+    #[pin]
+    output: SpinLock<Ring>,
+    #[pin]
+    input: SpinLock<Ring>,
+    /// Held while a reader copies to its memory, which may sleep.
+    #[pin]
+    reader: Mutex<()>,
+    /// Held while a writer copies from its memory.
+    #[pin]
+    writer: Mutex<()>,
+}
+
+impl Stream {
+    /// Of a name, with its NUL.
+    pub(crate) const NAME_LEN: usize = 32;
+
+    /// A stream; the name must fit.
+    pub(crate) fn new(name: &str) -> Result<Arc<Self>> {
+        let mut padded = [0; Self::NAME_LEN];
+        let place = padded
+            .get_mut(..name.len())
+            .filter(|p| p.len() < Self::NAME_LEN);
+        place.ok_or(EINVAL)?.copy_from_slice(name.as_bytes());
+        let output = Ring::new(OUTPUT_BYTES)?;
+        let input = Ring::new(INPUT_BYTES)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                name: padded,
+                queue <- Queue::new(c"v3vee_stream", static_lock_class!()),
+                attached: AtomicBool::new(false),
+                lost: AtomicU64::new(0),
+                output <- new_spinlock!(output, "v3vee_stream_output"),
+                input <- new_spinlock!(input, "v3vee_stream_input"),
+                reader <- new_mutex!((), "v3vee_stream_reader"),
+                writer <- new_mutex!((), "v3vee_stream_writer"),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Its name, padded with NUL.
+    pub(crate) fn name(&self) -> &[u8; Self::NAME_LEN] {
+        &self.name
+    }
+    /// Bytes of output that nobody read in time.
+    pub(crate) fn lost_bytes(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+    /// Output waits to be read.
+    pub(crate) fn readable(&self) -> bool {
+        self.output.lock().waiting() > 0
+    }
+    /// Input finds room.
+    pub(crate) fn writable(&self) -> bool {
+        self.input.lock().room() > 0
+    }
+
+    /// Moves output to a reader, as much as there is; does not wait for more.
+    pub(crate) fn read(&self, to: &mut IovIterDest<'_>) -> Result<usize> {
+        let _one = self.reader.lock();
+        let mut done = 0;
+        while !to.is_empty() {
+            let mut chunk = [0; CHUNK_BYTES];
+            let want = to.len().min(CHUNK_BYTES);
+            let (from, len) = self.output.lock().peek(&mut chunk[..want]);
+            let copied = to.copy_to_iter(&chunk[..len]);
+            self.output.lock().take(from, copied);
+            done += copied;
+            if copied < len {
+                return if done > 0 { Ok(done) } else { Err(EFAULT) };
+            }
+            if len < want {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Takes input from a writer, as much as finds room; does not wait for more.
+    pub(crate) fn write(&self, from: &mut IovIterSource<'_>) -> Result<usize> {
+        let _one = self.writer.lock();
+        let mut done = 0;
+        while !from.is_empty() {
+            let mut chunk = [0; CHUNK_BYTES];
+            // Only writers take room, and this is the only one.
+            let want = self.input.lock().room().min(from.len()).min(CHUNK_BYTES);
+            let copied = from.copy_from_iter(&mut chunk[..want]);
+            self.input.lock().push(&chunk[..copied]);
+            done += copied;
+            if copied < want {
+                return if done > 0 { Ok(done) } else { Err(EFAULT) };
+            }
+            if want == 0 {
+                break;
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// A file's hold on a stream: one at a time.
+pub(crate) struct Attachment(Arc<Stream>);
+
+impl Attachment {
+    /// Attaches; `None` if another file is attached.
+    pub(crate) fn new(stream: Arc<Stream>) -> Option<Self> {
+        let free = !stream.attached.swap(true, Ordering::Acquire);
+        free.then_some(Self(stream))
+    }
+}
+
+impl core::ops::Deref for Attachment {
+    type Target = Stream;
+    fn deref(&self) -> &Stream {
+        &self.0
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.0.attached.store(false, Ordering::Release);
+    }
+}
+
+/// The device's end.
+pub(crate) struct DeviceEnd(pub(crate) Arc<Stream>);
+
+impl ByteStream for DeviceEnd {
+    fn write(&mut self, data: &[u8]) {
+        let lost = self.0.output.lock().push(data);
+        if lost > 0 {
+            self.0.lost.fetch_add(lost, Ordering::Relaxed);
+        }
+        self.0.queue.wake();
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> usize {
+        let len = {
+            let mut input = self.0.input.lock();
+            let (from, len) = input.peek(buf);
+            input.take(from, len);
+            len
+        };
+        if len > 0 {
+            self.0.queue.wake();
+        }
+        len
+    }
+}
