@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod pit;
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
 pub mod ticks;
