@@ -10,6 +10,7 @@ pub mod pit;
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
 pub mod ticks;
+pub mod uart;
 
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
