@@ -7,23 +7,12 @@
 use super::layout::{ACPI_TABLES, HIGH_MEMORY, IO_APIC, LOCAL_APIC};
 use super::{align_up, BootError, Writer};
 use crate::addr::Gpa;
+use crate::devices::acpi::{
+    PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, S5_SLEEP_TYPE, SCI_IRQ,
+};
+use crate::devices::reset::{RESET_PORT, RESET_VALUE};
 use crate::devices::GuestMemory;
 use crate::image::{Machine, Serial};
-
-/// First port of the PM1a event registers: status and enable, 2 bytes each.
-pub const PM1_EVENT_PORT: u16 = 0x600;
-/// The PM1a control register, 2 bytes.
-pub const PM1_CONTROL_PORT: u16 = 0x604;
-/// The power-management timer, 4 bytes.
-pub const PM_TIMER_PORT: u16 = 0x608;
-/// The reset register, 1 byte.
-pub const RESET_PORT: u16 = 0xcf9;
-/// What is written to [`RESET_PORT`] to reset the machine.
-pub const RESET_VALUE: u8 = 6;
-/// The line of the system control interrupt: active high, level-triggered.
-pub const SCI_IRQ: u8 = 9;
-/// The value of `SLP_TYP` in the control register that means S5, power off.
-pub const S5_SLEEP_TYPE: u8 = 5;
 
 /// The input of the I/O APIC to which the PIT's line 0 goes.
 const TIMER_GSI: u32 = 2;

@@ -5,8 +5,11 @@
 //! the narrow handles through which it reaches the rest of the machine. A device never names the VMM or the host.
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod bus;
+pub mod debug;
 pub mod pit;
+pub mod reset;
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
 pub mod ticks;

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The fixed hardware of ACPI (ACPI 6.5: 4.8): the PM1a registers and the power-management timer.
+//!
+//! The machine has no legacy mode and no SMI command port, so SCI_EN is always set (4.8.2.5). It knows one sleep state,
+//! S5: power off. The only fixed event is the timer's; there are no buttons.
+#![forbid(unsafe_code)]
+
+use super::ticks::Frequency;
+use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, PowerRequest, Timed};
+use crate::state_io::{StateError, StateReader, StateWriter};
+use core::ops::Range;
+
+/// First port of the PM1a event registers: status and enable, 2 bytes each.
+pub const PM1_EVENT_PORT: u16 = 0x600;
+/// The PM1a control register, 2 bytes.
+pub const PM1_CONTROL_PORT: u16 = 0x604;
+/// The power-management timer, 4 bytes.
+pub const PM_TIMER_PORT: u16 = 0x608;
+/// The line of the system control interrupt: active high, level-triggered.
+pub const SCI_IRQ: u8 = 9;
+/// The value of `SLP_TYP` in the control register that means S5, power off.
+pub const S5_SLEEP_TYPE: u8 = 5;
+/// The timer's crystal.
+pub const CRYSTAL: Frequency = Frequency(3_579_545);
+
+const STATE_VERSION: u32 = 1;
+static PORTS: [Range<u16>; 2] = [
+    PM1_EVENT_PORT..PM1_CONTROL_PORT + 2,
+    PM_TIMER_PORT..PM_TIMER_PORT + 4,
+];
+
+/// The timer's event, in the status and the enable register.
+const TIMER: u16 = 1 << 0;
+/// Enable bits that can be set: timer, global lock, buttons, RTC. All but the first never have anything to tell.
+const ENABLE_WRITABLE: u16 = 0x0721;
+
+/// Bits of the control register (ACPI 6.5: table 4.15).
+mod control {
+    pub const SCI_EN: u16 = 1 << 0;
+    pub const BM_RLD: u16 = 1 << 1;
+    pub const SLP_TYP: u16 = 7 << 10;
+    pub const SLP_EN: u16 = 1 << 13;
+}
+
+/// How many bits of the timer count: the FADT's TMR_VAL_EXT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimerWidth {
+    /// Wraps every 4.7 seconds.
+    Bits24 = 24,
+    /// Wraps every 20 minutes.
+    Bits32 = 32,
+}
+
+/// The PM1a block and the timer.
+#[derive(Clone, Debug)]
+pub struct AcpiPm {
+    irq: IrqLine,
+    width: TimerWidth,
+    status: u16,
+    enable: u16,
+    control: u16,
+    /// How often the timer's highest bit had changed when it was last looked at.
+    half_wraps: u64,
+}
+
+impl AcpiPm {
+    /// The registers after a reset.
+    pub const fn new(irq: IrqLine, width: TimerWidth) -> Self {
+        Self {
+            irq,
+            width,
+            status: 0,
+            enable: 0,
+            control: control::SCI_EN,
+            half_wraps: 0,
+        }
+    }
+
+    const fn half_wrap_bits(&self) -> u32 {
+        self.width as u32 - 1
+    }
+
+    /// Each change of the timer's highest bit is an event (ACPI 6.5: 4.8.2.3).
+    fn settle(&mut self, now_ns: u64) {
+        let half_wraps = CRYSTAL.ticks_at(now_ns) >> self.half_wrap_bits();
+        if core::mem::replace(&mut self.half_wraps, half_wraps) != half_wraps {
+            self.status |= TIMER;
+        }
+    }
+
+    fn timer(&self, now_ns: u64) -> u32 {
+        let unused_bits = 32 - self.width as u32;
+        CRYSTAL.ticks_at(now_ns) as u32 & u32::MAX >> unused_bits
+    }
+
+    fn read(&self, port: u16, now_ns: u64) -> u8 {
+        let [status, status_high] = self.status.to_le_bytes();
+        let [enable, enable_high] = self.enable.to_le_bytes();
+        let [control, control_high] = self.control.to_le_bytes();
+        let block = [
+            status,
+            status_high,
+            enable,
+            enable_high,
+            control,
+            control_high,
+        ];
+        let timer = self.timer(now_ns).to_le_bytes();
+        let in_block = block.get(usize::from(port.wrapping_sub(PM1_EVENT_PORT)));
+        let in_timer = timer.get(usize::from(port.wrapping_sub(PM_TIMER_PORT)));
+        in_block.or(in_timer).copied().unwrap_or(0xff)
+    }
+
+    fn write(&mut self, port: u16, value: u8, cx: &Cx<'_>) {
+        let (low, high) = (u16::from(value), u16::from(value) << 8);
+        match port.wrapping_sub(PM1_EVENT_PORT) {
+            // Writing ones clears.
+            0 => self.status &= !low,
+            1 => self.status &= !high,
+            2 => self.enable = self.enable & 0xff00 | low & ENABLE_WRITABLE,
+            3 => self.enable = self.enable & 0x00ff | high & ENABLE_WRITABLE,
+            4 => self.control = self.control & !control::BM_RLD | low & control::BM_RLD,
+            5 => {
+                self.control = self.control & !control::SLP_TYP | high & control::SLP_TYP;
+                let sleep_type = (high & control::SLP_TYP) >> 10;
+                if high & control::SLP_EN != 0 && sleep_type == u16::from(S5_SLEEP_TYPE) {
+                    cx.power.request(PowerRequest::Off);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn drive_line(&self, cx: &Cx<'_>) {
+        self.irq.set(cx, self.status & self.enable != 0);
+    }
+}
+
+impl Device for AcpiPm {
+    fn name(&self) -> &'static str {
+        "acpi"
+    }
+
+    fn reset(&mut self) {
+        // The timer runs on, so that which half it is in is no event.
+        *self = Self {
+            half_wraps: self.half_wraps,
+            ..Self::new(self.irq, self.width)
+        };
+    }
+
+    fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        to.u32(STATE_VERSION)?;
+        to.u16(self.status)?;
+        to.u16(self.enable)?;
+        to.u16(self.control)?;
+        to.u64(self.half_wraps)
+    }
+
+    fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
+        from.version(STATE_VERSION)?;
+        let mut new = self.clone();
+        new.status = from.u16()?;
+        new.enable = from.u16()?;
+        new.control = from.u16()?;
+        new.half_wraps = from.u64()?;
+        let kept = control::SCI_EN | control::BM_RLD | control::SLP_TYP;
+        let control_legal = new.control & !kept == 0 && new.control & control::SCI_EN != 0;
+        if new.status & !TIMER != 0 || new.enable & !ENABLE_WRITABLE != 0 || !control_legal {
+            return Err(StateError::Value("acpi"));
+        }
+        *self = new;
+        Ok(())
+    }
+
+    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
+        Some(self)
+    }
+    fn timed(&mut self) -> Option<&mut dyn Timed> {
+        Some(self)
+    }
+}
+
+impl PortIo for AcpiPm {
+    fn ports(&self) -> &'static [Range<u16>] {
+        &PORTS
+    }
+
+    fn port_read(&mut self, cx: &Cx<'_>, port: u16, size: u8) -> u32 {
+        let now_ns = cx.clock.now_ns();
+        self.settle(now_ns);
+        read_bytewise(port, size, |port| self.read(port, now_ns))
+    }
+
+    fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
+        self.settle(cx.clock.now_ns());
+        write_bytewise(port, size, value, |port, byte| self.write(port, byte, cx));
+        self.drive_line(cx);
+    }
+}
+
+impl Timed for AcpiPm {
+    fn deadline_ns(&self) -> Option<u64> {
+        let wanted = self.enable & !self.status & TIMER != 0;
+        let next = self.half_wraps.saturating_add(1);
+        // What lies beyond the end of time never comes.
+        let tick = next.checked_mul(1 << self.half_wrap_bits());
+        wanted.then(|| CRYSTAL.ns_of(tick.unwrap_or(u64::MAX)))
+    }
+
+    fn tick(&mut self, cx: &Cx<'_>) {
+        self.settle(cx.clock.now_ns());
+        self.drive_line(cx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::{assert_restores, assert_survives, saved, TestMachine};
+    use proptest::prelude::*;
+
+    const IRQ: IrqLine = IrqLine(SCI_IRQ as u32);
+
+    fn bench(width: TimerWidth) -> (TestMachine, AcpiPm) {
+        (TestMachine::new(), AcpiPm::new(IRQ, width))
+    }
+
+    #[test]
+    fn s5_powers_off_and_nothing_else_does() {
+        let (machine, mut pm) = bench(TimerWidth::Bits24);
+        let cx = machine.cx();
+        assert_eq!(pm.port_read(&cx, PM1_CONTROL_PORT, 2), 1, "ACPI mode");
+        for sleep_type in 0..8 {
+            pm.port_write(&cx, PM1_CONTROL_PORT, 2, sleep_type << 10);
+            assert!(machine.power.borrow().is_empty());
+            pm.port_write(&cx, PM1_CONTROL_PORT, 2, sleep_type << 10 | 1 << 13);
+            let expected = (sleep_type == 5).then_some(PowerRequest::Off);
+            assert_eq!(machine.power.take(), Vec::from_iter(expected));
+            assert_eq!(pm.port_read(&cx, PM1_CONTROL_PORT, 2), sleep_type << 10 | 1);
+        }
+    }
+
+    #[test]
+    fn the_timer_counts_3579545_times_a_second() {
+        let (machine, mut pm) = bench(TimerWidth::Bits24);
+        for seconds in [1u32, 2, 5, 3600] {
+            machine.now_ns.set(u64::from(seconds) * 1_000_000_000);
+            let expected = seconds.wrapping_mul(3_579_545) & 0xff_ffff;
+            assert_eq!(pm.port_read(&machine.cx(), PM_TIMER_PORT, 4), expected);
+        }
+        let (machine, mut pm) = bench(TimerWidth::Bits32);
+        machine.now_ns.set(5_000_000_000);
+        assert_eq!(pm.port_read(&machine.cx(), PM_TIMER_PORT, 4), 5 * 3_579_545);
+    }
+
+    #[test]
+    fn the_highest_bit_interrupts_when_it_changes() {
+        let (machine, mut pm) = bench(TimerWidth::Bits24);
+        machine.outb(&mut pm, PM1_EVENT_PORT + 2, 1);
+        for half in 1..4 {
+            let due = CRYSTAL.ns_of(half << 23);
+            machine.run_until(&mut pm, due - 1);
+            assert!(!machine.line(9));
+            machine.run_until(&mut pm, due);
+            assert!(machine.line(9));
+            assert_eq!(machine.inb(&mut pm, PM1_EVENT_PORT), 1);
+            machine.outb(&mut pm, PM1_EVENT_PORT, 1);
+            assert!(!machine.line(9), "writing a one clears");
+        }
+    }
+
+    #[test]
+    fn nobody_is_woken_for_an_event_that_is_not_enabled() {
+        let (machine, mut pm) = bench(TimerWidth::Bits24);
+        assert_eq!(pm.deadline_ns(), None);
+        machine.now_ns.set(3_000_000_000);
+        assert_eq!(machine.inb(&mut pm, PM1_EVENT_PORT), 1, "but it shows");
+        assert!(!machine.line(9));
+    }
+
+    #[test]
+    fn reset_clears_the_registers() {
+        let (machine, mut pm) = bench(TimerWidth::Bits24);
+        pm.port_write(&machine.cx(), PM1_EVENT_PORT, 4, 0xffff_ffff);
+        pm.port_write(&machine.cx(), PM1_CONTROL_PORT, 2, 0xdfff);
+        pm.reset();
+        let fresh = saved(|w| AcpiPm::new(IRQ, TimerWidth::Bits24).save(w));
+        assert_eq!(saved(|w| pm.save(w)), fresh);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Read(u16, u8),
+        Write(u16, u8, u32),
+        Wait(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let size = prop::sample::select(vec![1u8, 2, 4]);
+        let port = 0x600u16..0x60c;
+        let step = prop_oneof![
+            (port.clone(), size.clone()).prop_map(|(port, size)| Step::Read(port, size)),
+            (port, size, any::<u32>()).prop_map(|(p, size, value)| Step::Write(p, size, value)),
+            prop_oneof![0u64..1 << 34, any::<u64>()].prop_map(Step::Wait),
+        ];
+        prop::collection::vec(step, 0..40)
+    }
+
+    fn run(machine: &TestMachine, pm: &mut AcpiPm, steps: &[Step]) -> Vec<(u32, Option<u64>)> {
+        let cx = machine.cx();
+        let one = |step: &Step| {
+            let mut read = 0;
+            match *step {
+                Step::Read(port, size) => read = pm.port_read(&cx, port, size),
+                Step::Write(port, size, value) => pm.port_write(&cx, port, size, value),
+                Step::Wait(ns) => {
+                    machine.advance_ns(ns);
+                    pm.tick(&cx);
+                }
+            }
+            (read, pm.deadline_ns())
+        };
+        steps.iter().map(one).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_restored_one_goes_on_as_the_saved_one(before in steps(), after in steps()) {
+            let (machine, mut pm) = bench(TimerWidth::Bits24);
+            run(&machine, &mut pm, &before);
+            let (then, record) = (machine.now_ns.get(), saved(|w| pm.save(w)));
+            let mut twin = AcpiPm::new(IRQ, TimerWidth::Bits24);
+            assert_restores(&record, &mut twin);
+            let seen = run(&machine, &mut pm, &after);
+            machine.now_ns.set(then);
+            prop_assert_eq!(run(&machine, &mut twin, &after), seen);
+        }
+
+        #[test]
+        fn the_line_is_up_while_an_enabled_event_is_set(before in steps()) {
+            let (machine, mut pm) = bench(TimerWidth::Bits32);
+            run(&machine, &mut pm, &before);
+            pm.tick(&machine.cx());
+            let both = machine.inb(&mut pm, PM1_EVENT_PORT) & machine.inb(&mut pm, PM1_EVENT_PORT + 2);
+            prop_assert_eq!(both != 0, machine.line(9));
+        }
+
+        #[test]
+        fn a_damaged_record_is_restored_or_refused(
+            before in steps(), at in 0usize..18, byte: u8, length in 0usize..20, after in steps(),
+        ) {
+            let (machine, mut pm) = bench(TimerWidth::Bits24);
+            run(&machine, &mut pm, &before);
+            let mut record = saved(|w| pm.save(w));
+            if let Some(field) = record.get_mut(at) {
+                *field = byte;
+            }
+            record.truncate(length);
+            assert_survives(&record, &mut pm);
+            run(&machine, &mut pm, &after);
+        }
+    }
+}
