@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: (GPL-2.0 WITH Linux-syscall-note) OR MIT OR Apache-2.0 */
+/*
+ * The interface between v3vee.ko and user space. This header is the only
+ * definition of it: the Rust crate v3_abi is generated from it by bindgen.
+ *
+ *   /dev/v3vee    the control node: version, create, list and free VMs
+ *   /dev/v3-vmN   one node a VM: run it, watch it, talk to its streams
+ *
+ * A VM lives in the kernel: the program that created or launched it may exit.
+ * Who may open a node may use it; the module creates the nodes for root alone,
+ * and an administrator may open them to a group.
+ *
+ * Rules for every call
+ *   - Sizes are part of the ioctl number, so a struct of another size is
+ *     another, unknown call: ENOTTY.
+ *   - Layouts are the same for 32-bit and 64-bit callers. Pointers are __u64.
+ *   - Fields named "pad" and unused bits of "flags" must be zero: EINVAL.
+ *     The module writes zero to padding, and to strings behind their NUL.
+ *   - Strings are NUL-terminated inside their array.
+ *   - A call that fails writes nothing, except the message of V3_CREATE.
+ *   - A call that waits can be killed, but not interrupted otherwise; reads
+ *     and writes of a stream can be interrupted (EINTR).
+ *
+ * Errors that any call may return
+ *   EFAULT   a pointer does not lead to memory of the caller
+ *   EINVAL   padding or flags are not zero, or as said at the call
+ *   ENODEV   the VM behind this descriptor was freed
+ *   ENOMEM   the host has no memory left for this
+ *   ENOTTY   this node has no such call
+ * Further errors stand at each call.
+ */
+#ifndef _UAPI_V3VEE_H
+#define _UAPI_V3VEE_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/*
+ * Raised when an existing call changes its meaning. A program compares it with
+ * v3_version.abi and gives up if they differ. A new call does not raise it.
+ */
+#define V3_ABI			1
+
+/* Type letter of every ioctl here. */
+#define V3_IOCTL_TYPE		'V'
+
+#define V3_NAME_LEN		64	/* a VM's name, with its NUL */
+#define V3_STREAM_NAME_LEN	32	/* a stream's name, with its NUL */
+#define V3_STAT_NAME_LEN	44	/* a counter's name, with its NUL */
+#define V3_MESSAGE_LEN		256	/* a stop message, with its NUL */
+
+/* v3_version.features: what this module can do on this processor. */
+#define V3_FEATURE_NESTED_PAGING (1ULL << 0)	/* guests run on nested page tables */
+#define V3_FEATURE_XSAVE	(1ULL << 1)	/* guests may use AVX and its like */
+#define V3_FEATURE_RELOCATE	(1ULL << 2)	/* V3_VM_RELOCATE works */
+
+/**
+ * struct v3_version - the answer to V3_VERSION.
+ * @abi: V3_ABI of the module. Always the first field.
+ * @vms: VMs that exist now.
+ * @max_vms: VMs that can exist at a time; numbers are below it.
+ * @max_vcpus: Virtual CPUs that one VM may have.
+ * @features: V3_FEATURE_ bits.
+ * @module: Version of the module, for people.
+ * @backend: The processor extension in use: "svm" or "vmx".
+ */
+struct v3_version {
+	__u32 abi;
+	__u32 vms;
+	__u32 max_vms;
+	__u32 max_vcpus;
+	__u64 features;
+	char module[64];
+	char backend[16];
+};
+
+/**
+ * struct v3_create - the argument of V3_CREATE.
+ * @image: Address of a guest.img, whole, in the caller's memory. It is copied.
+ * @image_len: Its length in bytes.
+ * @message: Address of a buffer for an explanation of a failure, or 0.
+ * @message_len: Length of that buffer in bytes; 0 asks for no explanation. When
+ *	the call fails the module writes one line, cut to fit, with its NUL.
+ * @flags: Zero.
+ * @vm: Out: the number N of the new /dev/v3-vmN.
+ * @pad: Zero.
+ * @name: Name of the VM: 1 to 63 of the characters A-Z a-z 0-9 . _ - of which at
+ *	least one is not a digit, because digits alone name a VM by its number.
+ */
+struct v3_create {
+	__u64 image;
+	__u64 image_len;
+	__u64 message;
+	__u32 message_len;
+	__u32 flags;
+	__u32 vm;
+	__u32 pad;
+	char name[V3_NAME_LEN];
+};
+
+/* v3_info.state: where a VM is in its life. */
+#define V3_STATE_CREATED	1	/* made, not yet launched */
+#define V3_STATE_RUNNING	2
+#define V3_STATE_PAUSED		3	/* its CPUs and its clock stand still */
+#define V3_STATE_STOPPED	4	/* for good; the reason says why */
+
+/* v3_info.reason, v3_wait.reason: why a VM stopped. */
+#define V3_REASON_NONE		0	/* it did not */
+/* The guest, or the user, wanted it. */
+#define V3_REASON_POWER_OFF	1	/* the guest powered itself off */
+#define V3_REASON_TEST_EXIT	2	/* the guest wrote the test-exit port, see exit_status */
+#define V3_REASON_REQUEST	3	/* V3_VM_STOP */
+#define V3_REASON_RESET		4	/* the guest reset more often than its image allows */
+/* The guest is broken. */
+#define V3_REASON_TRIPLE_FAULT	16
+#define V3_REASON_UNKNOWN_EXIT	17	/* the processor gave an exit that nothing handles */
+#define V3_REASON_EMULATION	18	/* an instruction that cannot be emulated */
+#define V3_REASON_BAD_STATE	19	/* the processor refused the guest's state */
+#define V3_REASON_GUEST_ERROR	20	/* anything else the guest did; the message says what */
+/* The host is in trouble. */
+#define V3_REASON_HOST_MEMORY	32	/* no memory for a page of the guest */
+#define V3_REASON_HOST_ERROR	33	/* anything else; the message says what */
+
+/**
+ * struct v3_info - one VM: the answer to V3_VM_INFO, an entry of V3_LIST.
+ * @vm: Number N of its /dev/v3-vmN.
+ * @state: V3_STATE_.
+ * @reason: V3_REASON_; V3_REASON_NONE unless stopped.
+ * @exit_status: For V3_REASON_TEST_EXIT: (value written) * 2 + 1, modulo 2^32;
+ *	else zero.
+ * @vcpus: Its virtual CPUs.
+ * @pad: Zero.
+ * @memory_bytes: Its RAM.
+ * @name: Its name.
+ * @message: Why it stopped, for people; empty unless stopped.
+ */
+struct v3_info {
+	__u32 vm;
+	__u32 state;
+	__u32 reason;
+	__u32 exit_status;
+	__u32 vcpus;
+	__u32 pad;
+	__u64 memory_bytes;
+	char name[V3_NAME_LEN];
+	char message[V3_MESSAGE_LEN];
+};
+
+/**
+ * struct v3_list - the argument of V3_LIST.
+ * @entries: Address of an array of struct v3_info; may be 0 if @count is 0.
+ * @count: In: entries that fit. Out: VMs that exist. If that is more, only the
+ *	first ones were written, by ascending number: ask again with more room.
+ * @pad: Zero.
+ */
+struct v3_list {
+	__u64 entries;
+	__u32 count;
+	__u32 pad;
+};
+
+/**
+ * struct v3_free - the argument of V3_FREE.
+ * @vm: Number of the VM.
+ * @pad: Zero.
+ */
+struct v3_free {
+	__u32 vm;
+	__u32 pad;
+};
+
+/**
+ * struct v3_wait - the argument of V3_VM_WAIT.
+ * @timeout_ns: In: how long to wait at most; 0 only looks, a negative number
+ *	waits as long as it takes.
+ * @state: Out: V3_STATE_STOPPED.
+ * @reason: Out: V3_REASON_.
+ * @exit_status: Out: as in struct v3_info.
+ * @pad: Zero.
+ */
+struct v3_wait {
+	__s64 timeout_ns;
+	__u32 state;
+	__u32 reason;
+	__u32 exit_status;
+	__u32 pad;
+};
+
+/* v3_stat.vcpu: the counter belongs to the whole VM. */
+#define V3_STAT_VM		(-1)
+
+/**
+ * struct v3_stat - one counter, an entry of V3_VM_STATS.
+ * @vcpu: Number of the virtual CPU it belongs to, or V3_STAT_VM.
+ * @name: Its name: dotted, lower case, unit last ("exits.cpuid", "idle_ns").
+ * @value: Its value. Counters of events never decrease.
+ */
+struct v3_stat {
+	__s32 vcpu;
+	char name[V3_STAT_NAME_LEN];
+	__u64 value;
+};
+
+/**
+ * struct v3_stats - the argument of V3_VM_STATS.
+ * @entries: Address of an array of struct v3_stat; may be 0 if @count is 0.
+ * @count: In: entries that fit. Out: counters that exist, as in struct v3_list.
+ * @pad: Zero.
+ */
+struct v3_stats {
+	__u64 entries;
+	__u32 count;
+	__u32 pad;
+};
+
+/**
+ * struct v3_stream - the argument of V3_VM_STREAM.
+ * @name: Name of the stream: "com1" for the first serial port, and so on.
+ */
+struct v3_stream {
+	char name[V3_STREAM_NAME_LEN];
+};
+
+/**
+ * struct v3_relocate - the argument of V3_VM_RELOCATE.
+ * @gpa: First guest-physical address; a multiple of 4096.
+ * @len: Bytes; a multiple of 4096, not zero.
+ */
+struct v3_relocate {
+	__u64 gpa;
+	__u64 len;
+};
+
+/*
+ * Calls of /dev/v3vee. They are enumerators, not macros, so that bindgen sees
+ * their values.
+ */
+__extension__ enum v3_control_ioctl {
+	/* What is this module, and what can it do? No further errors. */
+	V3_VERSION = _IOR(V3_IOCTL_TYPE, 0x00, struct v3_version),
+
+	/*
+	 * Makes a VM from a guest.img; it is then V3_STATE_CREATED, with all of
+	 * its RAM accounted to the caller.
+	 *   EINVAL      the name is malformed
+	 *   EEXIST      a VM of that name exists
+	 *   ENOEXEC     the image is damaged, truncated, of a newer version, or
+	 *               holds no kernel that can be started
+	 *   EOPNOTSUPP  the image is sound but asks for more than this module or
+	 *               this processor offers
+	 *   E2BIG       the image is longer than the module accepts
+	 *   ENOSPC      max_vms VMs exist
+	 */
+	V3_CREATE = _IOWR(V3_IOCTL_TYPE, 0x01, struct v3_create),
+
+	/* Lists the VMs. */
+	V3_LIST = _IOWR(V3_IOCTL_TYPE, 0x02, struct v3_list),
+
+	/*
+	 * Ends a VM that is created or stopped, and gives back all it held.
+	 * Descriptors of it may be open: from then on they answer ENODEV.
+	 *   ENOENT  there is no such VM
+	 *   EBUSY   it is running or paused: stop it first
+	 */
+	V3_FREE = _IOW(V3_IOCTL_TYPE, 0x03, struct v3_free),
+};
+
+/* Calls of /dev/v3-vmN. */
+__extension__ enum v3_vm_ioctl {
+	/*
+	 * created -> running.
+	 *   EBADFD  it was launched before
+	 */
+	V3_VM_LAUNCH = _IO(V3_IOCTL_TYPE, 0x20),
+
+	/*
+	 * Any state -> stopped; returns when no virtual CPU runs any more. A VM
+	 * that has stopped already keeps its reason. No further errors.
+	 */
+	V3_VM_STOP = _IO(V3_IOCTL_TYPE, 0x21),
+
+	/*
+	 * running -> paused; returns when every virtual CPU stands still. A
+	 * paused VM stays so.
+	 *   EBADFD  it is not running
+	 */
+	V3_VM_PAUSE = _IO(V3_IOCTL_TYPE, 0x22),
+
+	/*
+	 * paused -> running. A running VM stays so.
+	 *   EBADFD  it is not paused
+	 */
+	V3_VM_CONTINUE = _IO(V3_IOCTL_TYPE, 0x23),
+
+	/*
+	 * Waits until the VM is stopped.
+	 *   ETIMEDOUT  it is not stopped yet
+	 */
+	V3_VM_WAIT = _IOWR(V3_IOCTL_TYPE, 0x24, struct v3_wait),
+
+	/* Describes the VM. No further errors. */
+	V3_VM_INFO = _IOR(V3_IOCTL_TYPE, 0x25, struct v3_info),
+
+	/* Reads all counters of the VM; it need not be paused for that. */
+	V3_VM_STATS = _IOWR(V3_IOCTL_TYPE, 0x26, struct v3_stats),
+
+	/*
+	 * Turns this open descriptor into a byte stream of the guest: read() gives
+	 * what the guest sends, write() is what it receives, poll() tells when
+	 * either can go on, O_NONBLOCK is honoured (EAGAIN). The descriptor takes
+	 * no more ioctls (ENOTTY). Closing it detaches.
+	 *
+	 * The module keeps what the guest sent last, whether anyone is attached
+	 * or not; when its buffer is full the oldest bytes go and a counter says
+	 * how many. When the VM is stopped and all was read, read() returns 0,
+	 * poll() says POLLHUP and write() fails with EPIPE.
+	 *   ENOENT  the VM has no stream of that name
+	 *   EBUSY   another descriptor is attached to it
+	 */
+	V3_VM_STREAM = _IOW(V3_IOCTL_TYPE, 0x27, struct v3_stream),
+
+	/*
+	 * Takes the host memory behind these guest pages away and gives other
+	 * pages with the same contents. The guest, running or not, sees nothing
+	 * of it. Pages that the guest never touched are skipped.
+	 *   EINVAL      not aligned, or empty
+	 *   ERANGE      not all of it is RAM of the guest
+	 *   EOPNOTSUPP  V3_FEATURE_RELOCATE is not offered
+	 *   EBADFD      the VM is stopped
+	 */
+	V3_VM_RELOCATE = _IOW(V3_IOCTL_TYPE, 0x28, struct v3_relocate),
+};
+
+#endif /* _UAPI_V3VEE_H */
