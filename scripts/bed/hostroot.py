@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""The host root: a folder with a stock Debian kernel that has Rust, its compilers, its build tree, and QEMU.
+
+Also what is made from it or beside it: the debug kernel, and the stock kernels that serve as guests.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from . import steps
+from .archive import Archive, sources
+from .cache import RECIPES, Failure, cache_dir, lock, made_whole, newest, recipe_hash
+
+SUITE = "trixie"
+BACKPORTS = "trixie-backports"
+
+# Guest kernels: series → the suite that carries it. "7" is the newest of backports.
+GUESTS = {"6.1": "bookworm", "6.12": "trixie", "7": BACKPORTS}
+
+# Nobody reads these inside the root, and they are most of its files.
+LEAN = [
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/src/rustc-*/*",
+    "path-include=/usr/src/rustc-*/library/*",
+]
+# Parts of the kernel source that no x86 build reads.
+UNUSED_SOURCE = ["drivers/gpu/drm/amd/include/asic_reg", "arch/*/boot/dts", "Documentation/devicetree", "tools/testing"]
+
+
+def root_hash() -> str:
+    return recipe_hash("root.packages", "root.preferences", "kernel-tree.sh", extra=repr((LEAN, UNUSED_SOURCE)))
+
+
+def debug_hash() -> str:
+    return recipe_hash("debug-kernel.sh", "debug-kernel.config")
+
+
+def guests_hash() -> str:
+    return recipe_hash(extra=repr(GUESTS))
+
+
+def find_root() -> Path | None:
+    return newest(f"root-*-{root_hash()}")
+
+
+def find_debug(root: Path) -> Path | None:
+    return newest(f"debug-{release_of(root)}-{debug_hash()}")
+
+
+def find_guests() -> Path | None:
+    return newest(f"guests-*-{guests_hash()}")
+
+
+def release_of(root: Path) -> str:
+    """The kernel's release string, `uname -r` of the emulated host."""
+    return (root / "v3vee.release").read_text().strip()
+
+
+def privileged() -> list[str]:
+    """What to put before a command that needs root."""
+    if os.geteuid() == 0:
+        return []
+    if not shutil.which("sudo"):
+        raise Failure("making the host root needs root: run `scripts/bootstrap` once as root, or install sudo")
+    return ["sudo"]
+
+
+def packages(release: str, version: str) -> list[str]:
+    series = ".".join(release.split(".")[:2])
+    chosen = [f"linux-{part}-{release}={version}" for part in ("binary", "modules", "headers")]
+    chosen.append(f"linux-source-{series}={version}")
+    lines = (RECIPES / "root.packages").read_text().splitlines()
+    return chosen + [line for line in lines if line and not line.startswith("#")]
+
+
+def make_root(archive: Archive) -> Path:
+    """Makes the root for the newest kernel of the archive, unless it stands already."""
+    release, version = archive.host_kernel()
+    target = cache_dir() / f"root-{release}-{root_hash()}"
+    if target.exists():
+        os.utime(target)
+        return target
+    steps.say(f"making the host root: {SUITE} with kernel {release} ({version}); about 3 minutes, 4 GB")
+    with made_whole_as_root(target) as root:
+        install_packages(root, release, version)
+        (root / "v3vee.release").write_text(release + "\n")
+        unpack_source(root, release)
+        script = root / "build" / "kernel-tree.sh"
+        shutil.copy(RECIPES / "kernel-tree.sh", script)
+        steps.run("making the kernel's build tree with Rust metadata",
+                  in_root(root, "/build/kernel-tree.sh", release, "/build/source", "/build/obj"),
+                  cache_dir() / "logs/kernel-tree.log", "This is a fault of the recipe: scripts/recipes/kernel-tree.sh.", env=root_env(root))
+    return target
+
+
+def made_whole_as_root(target: Path):
+    """As `made_whole`; what a failed run of another user left behind goes too."""
+    leftover = target.with_name(f".{target.name}.making")
+    if leftover.exists():
+        subprocess.run([*privileged(), "rm", "-rf", "--one-file-system", str(leftover)], check=True)
+    return made_whole(target)
+
+
+def install_packages(root: Path, release: str, version: str) -> None:
+    # Made beside the folder: mmdebstrap wants an empty one that is root's.
+    command = [*privileged(), "mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"]
+    command += ['--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Retries "3"', "--dpkgopt=force-unsafe-io"]
+    command += [f"--dpkgopt={option}" for option in LEAN]
+    command += [f'--setup-hook=mkdir -p "$1/etc/apt/preferences.d" && cp {RECIPES}/root.preferences "$1/etc/apt/preferences.d/v3vee"']
+    command += ["--include=" + ",".join(packages(release, version)), SUITE, str(root), "-"]
+    with tempfile.TemporaryFile("w+") as lines:
+        lines.write(sources(SUITE, BACKPORTS))
+        lines.seek(0)
+        steps.run("installing packages into the root", command, cache_dir() / "logs/mmdebstrap.log",
+                  "If a package was not found, the archive changed meanwhile: run it again.", stdin=lines)
+    if os.geteuid() != 0:
+        owner = f"{os.geteuid()}:{os.getegid()}"
+        subprocess.run([*privileged(), "chown", "-R", "--no-dereference", owner, str(root)], check=True)
+
+
+def unpack_source(root: Path, release: str) -> None:
+    series = ".".join(release.split(".")[:2])
+    (root / "build" / "source").mkdir(parents=True)
+    tarball = root / f"usr/src/linux-source-{series}.tar.xz"
+    command = ["tar", "-C", root / "build/source", "--strip-components=1", "-xf", tarball]
+    command += [f"--exclude=*/{part}" for part in UNUSED_SOURCE]
+    steps.run("unpacking the kernel's source", command, cache_dir() / "logs/source.log", "Is the disk full?")
+    tarball.unlink()
+
+
+def in_root(root: Path, *command: str, binds: tuple[str, ...] = ()) -> list[str]:
+    """The command line that runs `command` inside `root`."""
+    line = [str(RECIPES.parent / "in-root")]
+    for bind in binds:
+        line += ["--bind", bind]
+    return line + list(command)
+
+
+def root_env(root: Path) -> dict[str, str]:
+    return {**os.environ, "V3VEE_ROOT": str(root)}
+
+
+def make_debug(root: Path) -> Path:
+    """Builds the debug kernel, unless it stands already."""
+    target = cache_dir() / f"debug-{release_of(root)}-{debug_hash()}"
+    if target.exists():
+        return target
+    steps.say("building the debug kernel (lock proving, leak detector, …); about 6 minutes on 2 cores")
+    with made_whole(target) as tree:
+        for name in ("debug-kernel.sh", "debug-kernel.config"):
+            shutil.copy(RECIPES / name, tree)
+        steps.run("building the debug kernel",
+                  in_root(root, "/build/debug/debug-kernel.sh", "/build/source", "/build/debug", binds=(f"{tree}:/build/debug",)),
+                  cache_dir() / "logs/debug-kernel.log", "This is a fault of the recipe: scripts/recipes/debug-kernel.sh.", env=root_env(root))
+    return target
+
+
+def make_guests(archive: Archive) -> Path:
+    """Unpacks the stock kernels that serve as guests: SERIES/vmlinuz, and SERIES/release beside it."""
+    chosen = {series: archive.guest_kernel(series, suite) for series, suite in GUESTS.items()}
+    names = "+".join(sorted(version.replace("~", "-") for _, version in chosen.values()))
+    target = cache_dir() / f"guests-{names}-{guests_hash()}"
+    if target.exists():
+        os.utime(target)
+        return target
+    with made_whole(target) as folder, tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+        for series, (package, version) in chosen.items():
+            unpacked = Path(scratch) / series
+            deb = archive.download(package, version, Path(scratch))
+            subprocess.run(["dpkg-deb", "-x", str(deb), str(unpacked)], check=True)
+            image = next(path for path in unpacked.rglob("vmlinuz*") if path.is_file())
+            (folder / series).mkdir()
+            shutil.copy(image, folder / series / "vmlinuz")
+            (folder / series / "release").write_text(package.removeprefix("linux-image-").removeprefix("linux-binary-") + "\n")
+    return target
+
+
+def ensure(what: str, update: bool = False) -> Path:
+    """The root, the debug kernel or the guest kernels: found in the cache, or made."""
+    with lock("host root"):
+        root = None if update else find_root()
+        if root is None or (what == "guests" and (update or find_guests() is None)):
+            archive = Archive()
+            root = root or make_root(archive)
+            if what == "guests":
+                return make_guests(archive)
+    if what == "root":
+        return root
+    if what == "guests":
+        return find_guests()
+    with lock("debug kernel"):
+        return make_debug(root)
