@@ -10,6 +10,7 @@ pub mod bus;
 pub mod debug;
 pub mod pit;
 pub mod reset;
+pub mod rtc;
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
 pub mod ticks;
