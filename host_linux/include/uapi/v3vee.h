@@ -215,7 +215,8 @@ struct v3_stats {
 
 /**
  * struct v3_stream - the argument of V3_VM_STREAM.
- * @name: Name of the stream: "com1" for the first serial port, and so on.
+ * @name: Name of the stream, as the image gives it ("com1"); empty for the one
+ *	that the image makes the console.
  */
 struct v3_stream {
 	char name[V3_STREAM_NAME_LEN];
@@ -314,7 +315,7 @@ __extension__ enum v3_vm_ioctl {
 	 * or not; when its buffer is full the oldest bytes go and a counter says
 	 * how many. When the VM is stopped and all was read, read() returns 0,
 	 * poll() says POLLHUP and write() fails with EPIPE.
-	 *   ENOENT  the VM has no stream of that name
+	 *   ENOENT  the VM has no stream of that name, or no console
 	 *   EBUSY   another descriptor is attached to it
 	 */
 	V3_VM_STREAM = _IOW(V3_IOCTL_TYPE, 0x27, struct v3_stream),
