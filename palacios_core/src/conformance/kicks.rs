@@ -7,7 +7,7 @@ use crate::host::{CpuId, Host, Thread};
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 
-const ROUNDS: u32 = 300;
+const ROUNDS: u32 = 100;
 
 /// Kicks end guest mode, and none is lost on the way there.
 ///

@@ -130,29 +130,34 @@ pub fn ping_pong<H: Host>(host: &H) -> Outcome {
     ensure(team.finished(), "no wake-up between two threads is lost")
 }
 
-/// Three threads wake a fourth as fast as they can; each adds to its work before.
+/// Bursts of wake-ups from three threads at a time to a fourth. Only the last of a burst shows a loss, so there are many.
 pub fn storm<H: Host>(host: &H) -> Outcome {
     #[derive(Default)]
     struct Work {
         posted: AtomicU32,
         taken: AtomicU32,
     }
+    const BURSTS: u32 = 60;
+    const POSTS: u32 = 5;
     let team = Team::<H, _>::start(host, &[None; 4], Work::default(), |crew, me| {
         let work = &crew.state;
-        crew.meet();
-        if me > 0 {
-            for round in 0..ROUNDS {
+        for burst in 1..=BURSTS {
+            let end = 3 * POSTS * burst;
+            let taken = || work.taken.load(SeqCst);
+            if me == 0 {
+                while taken() < end && !crew.stopped() {
+                    crew.park_until(me, || work.posted.load(SeqCst) != taken());
+                    work.taken.store(work.posted.load(SeqCst), SeqCst);
+                }
+                continue;
+            }
+            for _ in 0..POSTS {
                 work.posted.fetch_add(1, SeqCst);
                 crew.unpark(0);
-                if round % 32 == 0 {
-                    crew.host.yield_now();
-                }
             }
-            return;
-        }
-        while work.taken.load(SeqCst) < 3 * ROUNDS && !crew.stopped() {
-            crew.park_until(me, || work.posted.load(SeqCst) != work.taken.load(SeqCst));
-            work.taken.store(work.posted.load(SeqCst), SeqCst);
+            while taken() < end && !crew.stopped() {
+                crew.host.yield_now();
+            }
         }
     })?;
     ensure(team.finished(), "no wake-up of a storm is lost")

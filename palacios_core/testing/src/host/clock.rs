@@ -80,7 +80,7 @@ impl Armed {
         match host.config.broken {
             Some(Broken::TimerEarly) => push(at_ns - wait_ns / 4),
             Some(Broken::TimersOutOfOrder) => {
-                push(at_ns.saturating_add(20_000_000u64.saturating_sub(wait_ns)))
+                push(now_ns + 80_000_000u64.saturating_sub(4 * wait_ns).max(wait_ns))
             }
             Some(Broken::TimerTwice) => {
                 push(at_ns);

@@ -23,8 +23,11 @@ pub enum LargePages {
 
 const POLICIES: [LargePages; 3] = [LargePages::Always, LargePages::Never, LargePages::Sometimes];
 
-/// A provider of guest RAM.
-pub struct TestRam {
+/// A handle to a provider of guest RAM.
+#[derive(Clone)]
+pub struct TestRam(Arc<Provider>);
+
+struct Provider {
     host: Arc<Inner>,
     large: AtomicU8,
     state: Mutex<State>,
@@ -54,30 +57,33 @@ fn request(size: PageSize) -> PageRequest {
 impl TestRam {
     pub(super) fn new(host: Arc<Inner>, large: LargePages) -> Self {
         host.objects.rams.fetch_add(1, SeqCst);
-        Self {
+        Self(Arc::new(Provider {
             host,
             large: AtomicU8::new(large as u8),
             state: Mutex::default(),
-        }
+        }))
     }
     /// When it gives large pages from now on.
     pub fn set_large_pages(&self, large: LargePages) {
-        self.large.store(large as u8, SeqCst);
+        self.0.large.store(large as u8, SeqCst);
     }
-    /// How many frames are in the guest.
-    pub fn given(&self) -> usize {
-        self.state().given.len()
+    /// How many frames are in the guest, large and small.
+    pub fn given(&self) -> (u64, u64) {
+        let state = self.state();
+        let large = state.given.values().filter(|f| f.1 == PageSize::Large);
+        let large = large.count();
+        (large as u64, (state.given.len() - large) as u64)
     }
     /// How many small pages' contents are kept for the guest.
     pub fn kept(&self) -> usize {
         self.state().kept.len()
     }
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
     fn gives_large(&self, state: &mut State) -> bool {
         state.asked_large += 1;
-        match POLICIES[usize::from(self.large.load(SeqCst))] {
+        match POLICIES[usize::from(self.0.large.load(SeqCst))] {
             LargePages::Always => true,
             LargePages::Never => false,
             LargePages::Sometimes => state.asked_large % 2 == 0,
@@ -92,7 +98,7 @@ impl TestRam {
     ) -> impl Iterator<Item = (u64, *mut u8)> + '_ {
         (0..pages(size)).map(move |i| {
             let at = Hpa(frame.0 + i * PAGE_SIZE);
-            (gfn + i, self.host.arena.address(at).as_ptr())
+            (gfn + i, self.0.host.arena.address(at).as_ptr())
         })
     }
 }
@@ -117,12 +123,12 @@ impl GuestRam for TestRam {
         }
         heap::exempt(|| {
             let mut state = self.state();
-            let frame = self.host.arena.alloc(request(size)).ok_or(match size {
+            let frame = self.0.host.arena.alloc(request(size)).ok_or(match size {
                 PageSize::Large => RamError::TooLarge,
                 PageSize::Small => RamError::NoMemory,
             })?;
             for (gfn, to) in self.pieces(gfn, frame, size) {
-                if self.host.breaks(Broken::RamNotZeroed) {
+                if self.0.host.breaks(Broken::RamNotZeroed) {
                     // SAFETY: as below.
                     unsafe { to.add(100).write(1) };
                 }
@@ -146,8 +152,8 @@ impl GuestRam for TestRam {
                 "release of {frame}, {size:?}, for page {gfn:#x}: {given:?}"
             );
             let keeps = match why {
-                Release::Revoked => !self.host.breaks(Broken::RamForgets),
-                Release::Ended => self.host.breaks(Broken::RamRemembers),
+                Release::Revoked => !self.0.host.breaks(Broken::RamForgets),
+                Release::Ended => self.0.host.breaks(Broken::RamRemembers),
             };
             if keeps {
                 for (gfn, from) in self.pieces(gfn, frame, size) {
@@ -157,15 +163,16 @@ impl GuestRam for TestRam {
                     state.kept.insert(gfn, contents);
                 }
             }
-            self.host.arena.free(frame, pages(size) as u32);
+            self.0.host.arena.free(frame, pages(size) as u32);
         });
     }
 }
 
-impl Drop for TestRam {
+impl Drop for Provider {
     fn drop(&mut self) {
         self.host.objects.rams.fetch_sub(1, SeqCst);
-        let given = self.given();
+        let state = self.state.get_mut();
+        let given = state.unwrap_or_else(PoisonError::into_inner).given.len();
         if !std::thread::panicking() {
             assert!(given == 0, "{given} frames of guest RAM were not released");
         }

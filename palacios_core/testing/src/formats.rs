@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Formats of nested tables: the two vendors', and one in which every field is somewhere else.
+
+use palacios_core::memory::table::Format;
+
+/// Bits 12–51.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// AMD's: the long-mode format, for the user (APM 2: 15.25.5).
+pub const fn npt(levels: u8) -> Format {
+    Format {
+        levels,
+        table: 0b111,
+        leaf: 0b111,
+        large: 1 << 7,
+        present: 1,
+        address: ADDRESS,
+    }
+}
+
+/// Intel's, write-back (SDM 3C: 29.3.2).
+pub const fn ept(levels: u8) -> Format {
+    Format {
+        levels,
+        table: 0b111,
+        leaf: 0b111 | 6 << 3,
+        large: 1 << 7,
+        present: 0b111,
+        address: ADDRESS,
+    }
+}
+
+/// Nobody's.
+pub const ODD: Format = Format {
+    levels: 4,
+    table: 1 << 63 | 1 << 2,
+    leaf: 1 << 2 | 1 << 58,
+    large: 1 << 1,
+    present: 1 << 2,
+    address: ADDRESS,
+};
+
+/// All of them.
+pub const ALL: [Format; 5] = [npt(4), npt(5), ept(4), ept(5), ODD];
