@@ -25,6 +25,13 @@ pub struct Format {
     pub address: u64,
 }
 
+impl Format {
+    /// Where the guest-physical addresses end that tables of this format can map.
+    pub const fn end(self) -> Gpa {
+        Gpa(span(self.levels) * ENTRIES)
+    }
+}
+
 const ENTRIES: u64 = 512;
 /// What mapping one page can need: a table for each level below the root, of at most five.
 const SPARE_PAGES: usize = 4;
@@ -105,6 +112,9 @@ impl<H: Host> Tables<H> {
 
     /// The leaf that maps `gpa`, if there is one.
     pub fn lookup(&self, gpa: Gpa) -> Option<Leaf> {
+        if gpa >= self.format.end() {
+            return None;
+        }
         let (mut table, mut level) = (self.root, self.format.levels);
         loop {
             let entry = self.entry(table, index(gpa, level)).load(Ordering::Acquire);
@@ -130,6 +140,9 @@ impl<H: Host> Tables<H> {
 
     /// Whether a large page may be mapped at `gpa`: no table of small pages hangs there.
     pub fn large_fits(&self, gpa: Gpa) -> bool {
+        if gpa >= self.format.end() {
+            return false;
+        }
         let (mut table, mut level) = (self.root, self.format.levels);
         while level > 2 {
             let entry = self.entry(table, index(gpa, level)).load(Ordering::Acquire);
@@ -141,9 +154,12 @@ impl<H: Host> Tables<H> {
         self.entry(table, index(gpa, 2)).load(Ordering::Acquire) & self.format.present == 0
     }
 
-    /// Maps a page; tables it needs come out of `spare`. Something is mapped there already: nothing happens, and the
-    /// answer is `false`.
+    /// Maps a page; tables it needs come out of `spare`. Something is mapped there already, or the address is out of
+    /// reach: nothing happens, and the answer is `false`.
     pub fn map(&mut self, leaf: Leaf, spare: &mut SparePages<H>) -> Result<bool, NoMemory> {
+        if leaf.gpa >= self.format.end() {
+            return Ok(false);
+        }
         let last = if leaf.size == PageSize::Small { 1 } else { 2 };
         let (mut table, mut level) = (self.root, self.format.levels);
         while level > last {
@@ -182,32 +198,32 @@ impl<H: Host> Tables<H> {
         Some(leaf)
     }
 
-    /// The first leaf at or after `from` and before `end`.
+    /// The first leaf that covers anything from `from` on and before `end`.
     pub fn next_leaf(&self, from: Gpa, end: Gpa) -> Option<Leaf> {
-        let mut at = from;
-        while at < end {
-            match self.probe(at) {
-                Ok(leaf) => return Some(leaf),
-                Err(hole_bytes) => at = Gpa(at.0 & !(hole_bytes - 1)).checked_add(hole_bytes)?,
-            }
-        }
-        None
+        let end = end.min(self.format.end());
+        self.first_leaf(self.root, self.format.levels, from, end)
     }
 
-    /// The leaf at `gpa`, or the size of the (aligned) hole around it.
-    fn probe(&self, gpa: Gpa) -> Result<Leaf, u64> {
-        let (mut table, mut level) = (self.root, self.format.levels);
-        while level > 1 {
-            let entry = self.entry(table, index(gpa, level)).load(Ordering::Acquire);
-            if entry & self.format.present == 0 {
-                return Err(span(level));
+    /// The same in `table`, in whose reach `from` lies.
+    fn first_leaf(&self, table: Hpa, level: u8, from: Gpa, end: Gpa) -> Option<Leaf> {
+        let mut at = from;
+        for i in index(from, level)..ENTRIES {
+            if at >= end {
+                return None;
             }
-            if entry & self.format.large != 0 {
-                break;
+            let entry = self.entry(table, i).load(Ordering::Acquire);
+            if entry & self.format.present != 0 {
+                let found = match level == 1 || entry & self.format.large != 0 {
+                    true => self.lookup(at),
+                    false => self.first_leaf(Hpa(entry & self.format.address), level - 1, at, end),
+                };
+                if found.is_some() {
+                    return found;
+                }
             }
-            (table, level) = (Hpa(entry & self.format.address), level - 1);
+            at = Gpa(at.0 | (span(level) - 1)).wrapping_add(1);
         }
-        self.lookup(gpa).ok_or(PAGE_SIZE)
+        None
     }
 
     fn entry(&self, table: Hpa, index: u64) -> &AtomicU64 {

@@ -33,6 +33,8 @@ struct Region {
     base: Hpa,
     memory: NonNull<u8>,
     layout: Layout,
+    /// Where in `memory` the first page begins.
+    skip: usize,
     /// The state of each page; changed with `runs` locked, read by anybody.
     pages: Vec<AtomicU8>,
     runs: Mutex<Runs>,
@@ -87,22 +89,26 @@ impl Arena {
 
 impl Region {
     fn new(base: Hpa, pages: usize) -> Self {
-        // A page more than is used: so that large pages are aligned in physical memory only.
-        let layout = Layout::from_size_align((pages + 1) * PAGE, LARGE_PAGE_SIZE as usize);
+        // Room to align it. (With a larger alignment in the layout, the allocator would touch all of it.)
+        let layout = Layout::from_size_align((pages + 2) * PAGE, 16);
         let layout = layout.expect("the size of physical memory");
         // SAFETY: the layout has a size.
         let memory = NonNull::new(unsafe { alloc_zeroed(layout) }).expect("physical memory");
+        // Large pages are aligned in physical memory only.
+        let large = memory.addr().get() % LARGE_PAGE_SIZE as usize == 0;
+        let skip = memory.align_offset(PAGE) + if large { PAGE } else { 0 };
         Self {
             base,
             memory,
             layout,
+            skip,
             pages: (0..pages).map(|_| AtomicU8::new(FRESH)).collect(),
             runs: Mutex::default(),
         }
     }
     fn address(&self, offset: usize) -> NonNull<u8> {
-        // SAFETY: callers pass offsets in the region, which is a page shorter than its memory.
-        unsafe { self.memory.add(PAGE + offset) }
+        // SAFETY: callers pass offsets in the region; its memory is longer by what is skipped.
+        unsafe { self.memory.add(self.skip + offset) }
     }
     fn runs(&self) -> MutexGuard<'_, Runs> {
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)

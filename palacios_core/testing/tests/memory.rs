@@ -1,0 +1,373 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Guest memory: what is RAM, which frames it has, what the VMM reads and writes, and what revocation leaves alone.
+
+use palacios_core::addr::{Gpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
+use palacios_core::devices::GuestMemory;
+use palacios_core::host::{CpuId, Host, NoMemory, Thread};
+use palacios_core::memory::{FillError, Memory, HIGH_RAM, LOW_RAM_END};
+use palacios_testing::host::{LargePages, TestRam};
+use palacios_testing::{formats, heap, Config, TestHost};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+type Ram = Memory<TestHost>;
+
+const LARGE: u64 = LARGE_PAGE_SIZE;
+
+fn memory(host: &TestHost, ram: &TestRam, bytes: u64) -> Result<Ram, NoMemory> {
+    Memory::new(host, ram.clone(), bytes, formats::npt(4))
+}
+
+fn with_memory<R>(large: LargePages, bytes: u64, test: impl FnOnce(&Ram, &TestRam) -> R) -> R {
+    TestHost::run(Config::default(), |host| {
+        let ram = host.ram(large);
+        test(&memory(host, &ram, bytes).unwrap(), &ram)
+    })
+}
+
+fn word(memory: &Ram, at: Gpa) -> u64 {
+    let mut bytes = [0; 8];
+    memory.read(at, &mut bytes).unwrap();
+    u64::from_le_bytes(bytes)
+}
+
+#[test]
+fn ram_ends_where_it_ends_and_leaves_out_the_hole() {
+    let bytes = LOW_RAM_END + 3 * PAGE_SIZE;
+    with_memory(LargePages::Always, bytes, |memory, _| {
+        let high_end = HIGH_RAM + 3 * PAGE_SIZE;
+        for (gpa, is_ram) in [
+            (0, true),
+            (LOW_RAM_END - 1, true),
+            (LOW_RAM_END, false),
+            (HIGH_RAM - 1, false),
+            (HIGH_RAM, true),
+            (high_end - 1, true),
+            (high_end, false),
+            (u64::MAX, false),
+        ] {
+            let gpa = Gpa(gpa);
+            assert_eq!(memory.is_ram(gpa), is_ram, "{gpa}");
+            let filled = if is_ram {
+                Ok(())
+            } else {
+                Err(FillError::NotRam)
+            };
+            assert_eq!(memory.fill(gpa), filled, "{gpa}");
+            assert_eq!(memory.read(gpa, &mut [0]).is_ok(), is_ram, "{gpa}");
+            assert_eq!(memory.write(gpa, &[1]).is_ok(), is_ram, "{gpa}");
+        }
+        // The last large page above the hole is not whole, so it was not given.
+        assert_eq!(memory.frames(), (2, 2));
+        assert_eq!(memory.resident_bytes(), 2 * LARGE + 2 * PAGE_SIZE);
+    });
+}
+
+#[test]
+fn accesses_end_with_the_ram() {
+    with_memory(LargePages::Never, 2 * PAGE_SIZE, |memory, _| {
+        let last = Gpa(2 * PAGE_SIZE - 4);
+        assert_eq!(memory.read(last, &mut [0; 4]), Ok(()));
+        assert_eq!(
+            memory.read(last, &mut [0; 5]),
+            Err(NotRam(Gpa(2 * PAGE_SIZE)))
+        );
+        assert_eq!(memory.write(last, &[7; 9]), Err(NotRam(Gpa(2 * PAGE_SIZE))));
+        for at in [Gpa(u64::MAX), Gpa(u64::MAX - 3), Gpa(1 << 48)] {
+            assert!(memory.read(at, &mut [0; 8]).is_err());
+            assert!(memory.write(at, &[0; 8]).is_err());
+            assert!(memory.compare_exchange(at, 1, 0, 1).is_err());
+        }
+        assert_eq!(memory.read(Gpa(u64::MAX), &mut []), Ok(()));
+    });
+}
+
+#[test]
+fn compare_exchange_is_of_aligned_words() {
+    with_memory(LargePages::Always, LARGE, |memory, _| {
+        memory.write(Gpa(0), &[0xff; 16]).unwrap();
+        for size in [1u8, 2, 4, 8] {
+            let ones = u64::MAX >> (64 - 8 * u32::from(size));
+            let at = Gpa(8);
+            assert_eq!(memory.compare_exchange(at, size, 0, 1), Ok(false));
+            assert_eq!(memory.compare_exchange(at, size, ones, 0), Ok(true));
+            assert_eq!(word(memory, at), u64::MAX & !ones);
+            assert_eq!(word(memory, Gpa(0)), u64::MAX);
+            assert_eq!(memory.compare_exchange(at, size, 0, ones), Ok(true));
+        }
+        for (at, size) in [(1, 2), (2, 4), (4, 8), (0, 3), (0, 16), (0, 0)] {
+            let answer = memory.compare_exchange(Gpa(at), size, u64::MAX, 0);
+            assert_eq!(answer, Err(NotRam(Gpa(at))));
+        }
+        assert_eq!(word(memory, Gpa(0)), u64::MAX);
+    });
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(u64, Vec<u8>),
+    Read(u64, usize),
+    Exchange(u64, u64),
+    Revoke(u64, u64),
+    Fill(u64),
+    LargePages(LargePages),
+}
+
+/// Guest-physical addresses around those that matter, in RAM of 3 GiB and 5 MiB: few, so that they meet.
+fn at() -> impl Strategy<Value = u64> {
+    const NEAR: [u64; 8] = [
+        0,
+        LARGE,
+        3 * LARGE,
+        LOW_RAM_END - LARGE,
+        LOW_RAM_END,
+        HIGH_RAM,
+        HIGH_RAM + 2 * LARGE,
+        HIGH_RAM + 5 * LARGE / 2,
+    ];
+    (prop::sample::select(&NEAR[..]), 0..3 * PAGE_SIZE)
+        .prop_map(|(near, offset)| near.saturating_add(offset).saturating_sub(PAGE_SIZE))
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let bytes = prop_oneof![0..64usize, 4000..9000usize];
+    let large = prop::sample::select(vec![LargePages::Always, LargePages::Never]);
+    prop_oneof![
+        4 => (at(), prop::collection::vec(any::<u8>(), 1..40)).prop_map(|(at, b)| Op::Write(at, b)),
+        1 => (at(), any::<u8>(), 4000..9000usize).prop_map(|(at, b, n)| Op::Write(at, vec![b; n])),
+        4 => (at(), bytes).prop_map(|(at, n)| Op::Read(at, n)),
+        2 => (at(), any::<u64>()).prop_map(|(at, new)| Op::Exchange(at & !7, new)),
+        3 => (at(), prop_oneof![0..3 * LARGE, Just(u64::MAX)]).prop_map(|(at, n)| Op::Revoke(at, n)),
+        1 => at().prop_map(Op::Fill),
+        1 => large.prop_map(Op::LargePages),
+    ]
+}
+
+/// Bytes that are not zero.
+#[derive(Default)]
+struct Model(BTreeMap<u64, u8>);
+
+impl Model {
+    fn byte(&self, at: u64) -> u8 {
+        self.0.get(&at).copied().unwrap_or(0)
+    }
+    fn word(&self, at: u64) -> u64 {
+        u64::from_le_bytes(std::array::from_fn(|i| self.byte(at + i as u64)))
+    }
+    /// Writes what is RAM, up to the first byte that is not.
+    fn write(&mut self, memory: &Ram, at: u64, bytes: &[u8]) {
+        for (at, byte) in (at..)
+            .zip(bytes)
+            .take_while(|(at, _)| memory.is_ram(Gpa(*at)))
+        {
+            self.0.insert(at, *byte);
+        }
+    }
+}
+
+fn apply(memory: &Ram, ram: &TestRam, model: &mut Model, op: &Op) {
+    let all_ram = |at: u64, n: usize| (at..at + n as u64).all(|at| memory.is_ram(Gpa(at)));
+    match op {
+        Op::Write(at, bytes) => {
+            let written = memory.write(Gpa(*at), bytes);
+            assert_eq!(written.is_ok(), all_ram(*at, bytes.len()));
+            model.write(memory, *at, bytes);
+        }
+        Op::Read(at, n) => {
+            let mut bytes = vec![0xee; *n];
+            let read = memory.read(Gpa(*at), &mut bytes);
+            assert_eq!(read.is_ok(), all_ram(*at, *n));
+            if read.is_ok() {
+                let expected = (*at..).take(*n).map(|at| model.byte(at));
+                assert!(bytes.into_iter().eq(expected));
+            }
+        }
+        Op::Exchange(at, new) => {
+            let old = model.word(*at);
+            let answer = memory.compare_exchange(Gpa(*at), 8, old, *new);
+            assert_eq!(answer.is_ok(), all_ram(*at, 8));
+            if answer == Ok(true) {
+                model.write(memory, *at, &new.to_le_bytes());
+            }
+            assert_ne!(answer, Ok(false));
+        }
+        Op::Revoke(from, bytes) => {
+            let (before, generation) = (memory.frames(), memory.generation());
+            let taken = memory.revoke(Gpa(*from), *bytes, || {
+                // Out of the guest's reach already, and not yet back with the host.
+                let (now, given) = (memory.frames(), ram.given());
+                assert!(now.0 + now.1 < given.0 + given.1);
+                assert_ne!(memory.generation(), generation);
+            });
+            let after = memory.frames();
+            assert_eq!(before.0 + before.1 - taken, after.0 + after.1);
+            assert_eq!(generation == memory.generation(), taken == 0);
+        }
+        Op::Fill(at) => assert_eq!(memory.fill(Gpa(*at)).is_ok(), memory.is_ram(Gpa(*at))),
+        Op::LargePages(large) => ram.set_large_pages(*large),
+    }
+    assert_eq!(memory.frames(), ram.given());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+    #[test]
+    fn contents_outlive_revocation(ops in prop::collection::vec(op(), 1..60)) {
+        let bytes = LOW_RAM_END + 2 * LARGE + LARGE / 2;
+        with_memory(LargePages::Sometimes, bytes, |memory, ram| {
+            let mut model = Model::default();
+            for op in &ops {
+                apply(memory, ram, &mut model, op);
+            }
+            memory.revoke(Gpa(0), u64::MAX, || ());
+            assert_eq!(memory.resident_bytes(), 0);
+            for (at, byte) in model.0 {
+                let mut read = [0];
+                memory.read(Gpa(at), &mut read).unwrap();
+                assert_eq!(read, [byte]);
+            }
+        });
+    }
+}
+
+/// Whichever allocation fails: an error, nothing lost, and the same again works when there is memory.
+#[test]
+fn memory_may_run_out_anywhere() {
+    for large in [LargePages::Always, LargePages::Never] {
+        TestHost::run(Config::default(), |host| {
+            let ram = heap::exempt(|| host.ram(large));
+            let allocations = heap::fail_each(|_| {
+                let Ok(memory) = memory(host, &ram, 64 << 20) else {
+                    return assert_eq!(host.pages_in_use(), 0);
+                };
+                for at in [0, LARGE - 8, 40 << 20] {
+                    let at = Gpa(at);
+                    if let Err(error) = memory.fill(at) {
+                        assert_eq!(error, FillError::NoMemory);
+                        assert_eq!(memory.frames(), ram.given());
+                        assert_eq!(memory.fill(at), Ok(()));
+                    }
+                    assert_eq!(memory.write(at, &at.0.to_le_bytes()), Ok(()));
+                    assert_eq!(word(&memory, at), at.0);
+                }
+                assert_eq!(memory.frames(), ram.given());
+                drop(memory);
+                assert_eq!(host.pages_in_use(), 0);
+            });
+            assert!(allocations >= 8, "{allocations}");
+        });
+    }
+}
+
+/// Physical memory is smaller than the guest's: at some page there is none left; what was there stays usable.
+#[test]
+fn a_full_host_is_an_error() {
+    let config = Config {
+        low_pages: 8,
+        high_pages: 64,
+        ..Config::default()
+    };
+    TestHost::run(config, |host| {
+        let ram = host.ram(LargePages::Sometimes);
+        let memory = memory(host, &ram, 1 << 30).unwrap();
+        let mut at = Gpa(0);
+        while memory.fill(at).is_ok() {
+            memory.write(at, &at.0.to_le_bytes()).unwrap();
+            at = at.wrapping_add(PAGE_SIZE);
+        }
+        assert!(at.0 >= 40 * PAGE_SIZE, "{at}");
+        assert_eq!(memory.read(at, &mut [0]), Err(NotRam(at)));
+        assert!((0..at.0)
+            .step_by(4096)
+            .all(|at| word(&memory, Gpa(at)) == at));
+        // The host takes half of it back, and has room for the guest again.
+        assert_eq!(memory.revoke(Gpa(0), at.0 / 2, || ()), at.0 / 2 / PAGE_SIZE);
+        assert_eq!(memory.fill(at), Ok(()));
+    });
+}
+
+#[test]
+fn resident_memory_is_read_and_written_without_allocation() {
+    with_memory(LargePages::Sometimes, 8 * LARGE, |memory, _| {
+        let mut buffer = [1; 8192];
+        memory.write(Gpa(LARGE - 4096), &buffer).unwrap();
+        let before = heap::allocations();
+        for _ in 0..100 {
+            memory.write(Gpa(LARGE - 4096), &buffer).unwrap();
+            memory.read(Gpa(LARGE - 4096), &mut buffer).unwrap();
+            memory.compare_exchange(Gpa(LARGE), 8, 0, 0).unwrap();
+            memory.fill(Gpa(LARGE)).unwrap();
+        }
+        assert_eq!(heap::allocations(), before);
+    });
+}
+
+const COUNTERS: u64 = 24;
+
+/// Threads add to counters that lie in large and small pages while others take the pages away: no addition is lost, and
+/// no copy is torn.
+#[test]
+fn revocation_under_readers_and_writers() {
+    struct Shared {
+        memory: Ram,
+        added: AtomicU64,
+        stop: AtomicBool,
+    }
+    /// Counters and copied words, all in pages of their own.
+    fn counter(i: u64) -> Gpa {
+        Gpa(i * (LARGE / 4 + PAGE_SIZE))
+    }
+    fn add(shared: &Shared, rounds: u64) {
+        for n in 0..rounds {
+            let at = counter(n % COUNTERS);
+            let old = word(&shared.memory, at);
+            if shared.memory.compare_exchange(at, 8, old, old + 1) == Ok(true) {
+                shared.added.fetch_add(1, SeqCst);
+            }
+            // A copy over a page's end; each half is one aligned word.
+            let edge = Gpa(counter(n % COUNTERS).0 + PAGE_SIZE - 8);
+            let mut pair = [0; 16];
+            shared.memory.write(edge, &[n as u8; 16]).unwrap();
+            shared.memory.read(edge, &mut pair).unwrap();
+            let (a, b) = pair.split_at(8);
+            assert!(a.iter().all(|x| *x == a[0]) && b.iter().all(|x| *x == b[0]));
+        }
+    }
+    TestHost::run(Config::default(), |host| {
+        let ram = host.ram(LargePages::Sometimes);
+        let shared = host.share(Shared {
+            memory: memory(host, &ram, 32 * LARGE).unwrap(),
+            added: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let shared = shared.unwrap();
+        let start = |body: fn(&Shared)| {
+            let thread = host.thread(format_args!("t"), Some(CpuId(0))).unwrap();
+            let shared = shared.clone();
+            thread.start(move || body(&shared)).unwrap();
+            thread
+        };
+        let adders = [0; 3].map(|_| start(|shared| add(shared, 2000)));
+        let revokers = [0; 2].map(|_| {
+            start(|shared| {
+                for i in (0..COUNTERS)
+                    .cycle()
+                    .take_while(|_| !shared.stop.load(SeqCst))
+                {
+                    let Gpa(from) = counter(i);
+                    shared.memory.revoke(Gpa(from), i * PAGE_SIZE, || ());
+                    std::thread::yield_now();
+                }
+            })
+        });
+        adders.iter().for_each(Thread::join);
+        shared.stop.store(true, SeqCst);
+        revokers.iter().for_each(Thread::join);
+        let counted: u64 = (0..COUNTERS)
+            .map(|i| word(&shared.memory, counter(i)))
+            .sum();
+        assert!(shared.memory.generation() > 0);
+        assert_eq!(counted, shared.added.load(SeqCst));
+    });
+}
