@@ -133,10 +133,14 @@ pub trait Lock<T>: Send + Sync {
 /// one takes only later ones, and holds none across a guest entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LockClass {
-    /// A VM's life: state, threads.
-    VmState,
+    /// A VM's launch and the like, one at a time (mutex).
+    VmControl,
     /// A device's bus slot (mutex).
     BusSlot,
+    /// A vCPU that is not with its thread (mutex).
+    VcpuSlot,
+    /// A VM's state (mutex).
+    VmState,
     /// A VM's spare pages, held over fills and revocations (mutex).
     GuestRam,
     /// The VM's interrupt controllers (spin lock).
@@ -147,7 +151,7 @@ pub enum LockClass {
 
 impl LockClass {
     /// How many there are.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 7;
 }
 
 /// A vCPU's thread. It exists before it runs and after it ended, and others may call it throughout.

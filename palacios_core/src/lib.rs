@@ -13,6 +13,7 @@ pub mod alloc_ext;
 pub mod backend;
 pub mod boot;
 pub mod conformance;
+pub mod clock;
 pub mod devices;
 pub mod emulator;
 pub mod host;
@@ -26,3 +27,5 @@ pub mod stats;
 #[cfg(test)]
 #[path = "boot/multiboot/oracle.rs"]
 mod multiboot_oracle;
+pub mod vcpu;
+pub mod vm;

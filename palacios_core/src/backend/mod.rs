@@ -127,6 +127,8 @@ pub struct Features {
     pub next_rip: bool,
     /// The hardware gives the bytes of a faulting instruction.
     pub decode_assists: bool,
+    /// The width of a physical address in bits.
+    pub physical_bits: u8,
     /// The state components a guest may enable in XCR0; 0 without XSAVE.
     pub xcr0: u64,
 }

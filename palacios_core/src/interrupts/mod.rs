@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apic_timer;
+pub mod chipset;
 pub mod destination;
 pub mod ioapic;
 pub mod lapic;

@@ -102,6 +102,17 @@ impl Pending {
         Events::from_bits_retain(self.events.swap(0, Ordering::SeqCst))
     }
 
+    /// Takes only these events, and leaves the others.
+    pub fn take(&self, which: Events) {
+        self.events.fetch_and(!which.bits(), Ordering::SeqCst);
+    }
+
+    /// Forgets everything, before its vCPU runs.
+    pub fn clear(&self) {
+        self.take_events();
+        self.drain(|_, _| {});
+    }
+
     /// Takes the interrupts, each with whether it is level-triggered. Only the vCPU's own thread drains.
     pub fn drain(&self, mut accept: impl FnMut(u8, bool)) {
         if !self.has_vectors() {

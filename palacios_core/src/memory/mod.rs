@@ -195,15 +195,33 @@ impl<H: Host> Memory<H> {
         Some(leaf)
     }
 
+    /// Copies out of guest RAM what already has frames. Never sleeps.
+    pub fn read_resident(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
+        let (mut gpa, mut rest) = (at, buf);
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at_mut(Self::piece(gpa, rest.len()));
+            // SAFETY: the piece ends in the page that the closure is given.
+            self.if_resident(gpa, |from| unsafe { copy_from_guest(piece, from) })
+                .ok_or(NotRam(gpa))?;
+            gpa = gpa.checked_add(piece.len() as u64).ok_or(NotRam(gpa))?;
+            rest = more;
+        }
+        Ok(())
+    }
+
+    /// Runs `f` on the host address of `gpa`, whose page cannot be revoked meanwhile; `None` if it has no frame.
+    fn if_resident<R>(&self, gpa: Gpa, f: impl FnOnce(*mut u8) -> R) -> Option<R> {
+        let tables = self.tables.lock();
+        let leaf = tables.lookup(gpa)?;
+        let base = self.host.phys_to_virt(leaf.frame).as_ptr();
+        Some(f(base.wrapping_add((gpa.0 - leaf.gpa.0) as usize)))
+    }
+
     /// Runs `f` on the host address of `gpa`'s page while it cannot be revoked. Sleeps if the page has no frame yet.
-    fn with_page<R>(&self, gpa: Gpa, f: impl FnOnce(*mut u8) -> R) -> Result<R, NotRam> {
+    fn with_page<R>(&self, gpa: Gpa, mut f: impl FnMut(*mut u8) -> R) -> Result<R, NotRam> {
         loop {
-            {
-                let tables = self.tables.lock();
-                if let Some(leaf) = tables.lookup(gpa) {
-                    let base = self.host.phys_to_virt(leaf.frame).as_ptr();
-                    return Ok(f(base.wrapping_add((gpa.0 - leaf.gpa.0) as usize)));
-                }
+            if let Some(answer) = self.if_resident(gpa, &mut f) {
+                return Ok(answer);
             }
             self.fill(gpa).map_err(|_| NotRam(gpa))?;
         }

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Delivery: what waits for a vCPU, and what of it the next entry brings.
+#![forbid(unsafe_code)]
+
+use super::{Activity, Here, Vcpu, RESET};
+use crate::backend::{Backend, BackendVcpu, Event};
+use crate::host::Host;
+use crate::interrupts::pending::Events;
+use crate::state::{rflags, CpuState, Seg};
+use crate::stats::Counter;
+use crate::vm::life::RunState;
+
+impl<H: Host, B: Backend<H>> Vcpu<H, B> {
+    /// Notes what others posted besides vectors.
+    pub(super) fn take_events(&mut self, here: &Here<'_, H, B>) {
+        let events = here.shared.pending.take_events();
+        if events.contains(Events::INIT) {
+            self.take_init(here);
+        }
+        if events.contains(Events::STARTUP) && self.activity == Activity::WaitForStartup {
+            self.start_at((events & Events::STARTUP_PAGE).bits() >> 8);
+        }
+        self.nmi_pending |= events.contains(Events::NMI);
+        self.ext_int |= events.contains(Events::EXT_INT);
+    }
+
+    /// INIT: all registers but a few as after power-on, then wait for a start-up message (SDM 3A: 9.1). The first vCPU
+    /// would go to its firmware, which starts the machine anew.
+    fn take_init(&mut self, here: &Here<'_, H, B>) {
+        if self.index == 0 {
+            return here.vm.request_reset();
+        }
+        self.init(&RESET);
+        self.apic.init();
+        here.shared.set_filter(self.apic.filter());
+        self.activity = Activity::WaitForStartup;
+    }
+
+    /// A start-up message: real mode at the beginning of a page below 1 MiB (SDM 3A: 8.4.3).
+    fn start_at(&mut self, page: u32) {
+        let mut state = CpuState { rip: 0, ..RESET };
+        if let Some(cs) = state.segments.get_mut(Seg::Cs as usize) {
+            cs.selector = (page << 8) as u16;
+            cs.base = u64::from(page) << 12;
+        }
+        self.init(&state);
+        self.activity = Activity::Active;
+    }
+
+    /// Whether there are instructions to execute, now that vectors and events were noted.
+    pub(super) fn runnable(&mut self, here: &Here<'_, H, B>) -> bool {
+        self.accept_vectors(here);
+        if self.activity == Activity::Halted && self.wakes() {
+            self.activity = Activity::Active;
+        }
+        self.activity == Activity::Active
+    }
+
+    fn wakes(&self) -> bool {
+        let interrupts = self.arch.rflags() & rflags::IF != 0;
+        let vector = self.apic.next_interrupt().is_some() || self.takes_ext_int();
+        let cut_short = self.fault.is_some() || self.interrupted.is_some() || self.held.is_some();
+        self.nmi_pending || cut_short || (interrupts && vector)
+    }
+
+    fn takes_ext_int(&self) -> bool {
+        self.ext_int && self.apic.takes_extint()
+    }
+
+    fn accept_vectors(&mut self, here: &Here<'_, H, B>) {
+        let apic = &mut self.apic;
+        here.shared.pending.drain(|vector, level| {
+            apic.accept(vector, level);
+        });
+    }
+
+    /// The last steps before an entry, with interrupts off. `false`: something has come up, do not enter.
+    pub(super) fn before_entry(&mut self, here: &Here<'_, H, B>) -> bool {
+        let generation = here.shared.entering_guest(|| here.vm.memory().generation());
+        if here.shared.pending.has_events() || here.vm.run_state() != RunState::Running {
+            here.shared.left_guest();
+            return false;
+        }
+        if generation != self.generation {
+            self.generation = generation;
+            self.arch.flush_tlb();
+            here.shared.stats.add(Counter::TlbFlushes, 1);
+        }
+        let tsc_offset = here.vm.clock().tsc_offset();
+        if tsc_offset != self.tsc_offset {
+            self.tsc_offset = tsc_offset;
+            self.arch.set_tsc_offset(tsc_offset);
+        }
+        self.accept_vectors(here);
+        self.deliver(here);
+        true
+    }
+
+    /// Chooses what this entry delivers; what must wait gets a window.
+    fn deliver(&mut self, here: &Here<'_, H, B>) {
+        let stats = &here.shared.stats;
+        if self.arch.cr8() != self.apic.cr8() {
+            self.arch.set_cr8(self.apic.cr8());
+        }
+        let mut busy = true;
+        if let Some(exception) = self.fault.take() {
+            stats.add(Counter::InjectedException, 1);
+            self.arch.inject(Event::Exception(exception));
+            self.held = self.interrupted.take().or(self.held);
+        } else if let Some(event) = self.interrupted.take() {
+            self.arch.inject(event);
+        } else if let Some(event) = self.held.filter(|event| self.takes(*event)) {
+            self.held = None;
+            self.arch.inject(event);
+        } else if self.nmi_pending && self.arch.nmi_allowed() {
+            self.nmi_pending = false;
+            stats.add(Counter::InjectedNmi, 1);
+            self.arch.inject(Event::Nmi);
+        } else {
+            busy = self.held.is_some();
+        }
+        self.arch
+            .request_nmi_window(self.nmi_pending || self.held == Some(Event::Nmi));
+        if !busy && self.arch.interruptible() {
+            if let Some(vector) = self.next_vector(here) {
+                stats.add(Counter::InjectedInterrupt, 1);
+                self.arch.inject(Event::Interrupt(vector));
+            }
+        }
+        self.arch.request_interrupt_window(self.waiting_priority());
+    }
+
+    fn takes(&self, event: Event) -> bool {
+        match event {
+            Event::Nmi => self.arch.nmi_allowed(),
+            _ => self.arch.interruptible(),
+        }
+    }
+
+    /// Takes the interrupt that is served next out of its controller.
+    fn next_vector(&mut self, here: &Here<'_, H, B>) -> Option<u8> {
+        if self.takes_ext_int() {
+            let vector = here.vm.with_chipset(|chipset, _| chipset.acknowledge());
+            self.ext_int = here.vm.with_chipset(|chipset, _| chipset.output());
+            if vector.is_some() {
+                return vector;
+            }
+        }
+        let vector = self.apic.next_interrupt()?;
+        self.apic.start_service(vector);
+        Some(vector)
+    }
+
+    /// The priority of the interrupt that still waits.
+    fn waiting_priority(&self) -> Option<u8> {
+        if self.takes_ext_int() || matches!(self.held, Some(Event::Interrupt(_))) {
+            return Some(15);
+        }
+        self.apic.next_interrupt().map(|vector| vector >> 4)
+    }
+}

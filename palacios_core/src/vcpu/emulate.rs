@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU as the emulator sees it.
+#![forbid(unsafe_code)]
+
+use super::{Here, Vcpu};
+use crate::addr::{Gpa, Gva};
+use crate::backend::{Backend, BackendVcpu};
+use crate::devices::GuestMemory;
+use crate::emulator::{self, Cpu, Fault};
+use crate::host::Host;
+use crate::interrupts::apic_timer::Now;
+use crate::interrupts::lapic::Effect;
+use crate::interrupts::MessageSink;
+use crate::memory::walk::{self, Access, GuestTables, Paging, WalkError};
+use crate::state::{cr0, cr4, efer, Exception, Gprs, Seg, Segment, SegmentAttributes};
+use crate::stats::Counter;
+
+/// A vCPU in its place, for the length of one instruction.
+struct Emulated<'a, 'b, H: Host, B: Backend<H>> {
+    vcpu: &'a mut Vcpu<H, B>,
+    here: &'a Here<'b, H, B>,
+}
+
+impl<H: Host, B: Backend<H>> Vcpu<H, B> {
+    /// Executes the instruction at RIP.
+    pub(super) fn emulate(&mut self, here: &Here<'_, H, B>) {
+        here.shared.stats.add(Counter::Emulated, 1);
+        match emulator::step(&mut Emulated { vcpu: self, here }) {
+            Ok(step) if step.single_step => self.single_step(),
+            Ok(_) => {}
+            Err(fault) => self.emulator_fault(here, fault),
+        }
+    }
+
+    /// Finds how long the instruction at RIP is, where the hardware does not say. `false`: not to be had just now.
+    pub(super) fn find_length(&mut self, here: &Here<'_, H, B>) -> bool {
+        if self.length.is_none() {
+            self.length = emulator::length_at(&mut Emulated { vcpu: self, here }).ok();
+        }
+        self.length.is_some()
+    }
+
+    pub(super) fn in_64_bit_mode(&self) -> bool {
+        let code = self.arch.segment(Seg::Cs).attributes;
+        self.arch.control().efer & efer::LMA != 0 && code.has(SegmentAttributes::L)
+    }
+
+    /// The instant, on the clocks that the local APIC counts.
+    pub(super) fn now(&self, here: &Here<'_, H, B>) -> Now {
+        here.vm.now()
+    }
+
+    /// Passes on what an access to the local APIC asks for.
+    pub(super) fn apic_effect(&mut self, here: &Here<'_, H, B>, effect: Effect) {
+        match effect {
+            Effect::None => {}
+            Effect::Send(message) => here.vm.send(Some(self.index), message),
+            Effect::Eoi(vector) => here.vm.with_chipset(|chipset, vm| chipset.eoi(vector, vm)),
+            Effect::Timer => self.rearm = true,
+            Effect::Routing => here.shared.set_filter(self.apic.filter()),
+        }
+    }
+
+    fn paging(&self) -> Paging {
+        let control = self.arch.control();
+        Paging {
+            cr0: control.cr0,
+            cr3: control.cr3,
+            cr4: control.cr4,
+            efer: control.efer,
+            rflags: self.arch.rflags(),
+            pkru: 0,
+            physical_bits: self.msrs.features().physical_bits,
+            gigabyte_pages: true,
+        }
+    }
+}
+
+impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
+    /// CR0 (APM 2: 3.1.1).
+    fn set_cr0(&mut self, value: u64) -> Result<(), Fault> {
+        let arch = &mut self.vcpu.arch;
+        let mut control = arch.control();
+        let paging = value & cr0::PG != 0;
+        let bad = value >> 32 != 0
+            || (paging && value & cr0::PE == 0)
+            || (value & cr0::NW != 0 && value & cr0::CD == 0);
+        let was_paging = control.cr0 & cr0::PG != 0;
+        let long = control.efer & efer::LME != 0;
+        let code_64 = arch.segment(Seg::Cs).attributes.has(SegmentAttributes::L);
+        let enters_long = paging && !was_paging && long;
+        if bad || (enters_long && (control.cr4 & cr4::PAE == 0 || code_64)) {
+            return Err(Exception::general_protection(0).into());
+        }
+        if !paging && was_paging && control.efer & efer::LMA != 0 && code_64 {
+            return Err(Exception::general_protection(0).into());
+        }
+        if paging && long {
+            control.efer |= efer::LMA;
+        } else {
+            control.efer &= !efer::LMA;
+        }
+        control.cr0 = value | cr0::ET;
+        arch.set_control(control);
+        Ok(())
+    }
+}
+
+impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
+    fn gprs(&self) -> &Gprs {
+        self.vcpu.arch.gprs()
+    }
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        self.vcpu.arch.gprs_mut()
+    }
+    fn rip(&self) -> u64 {
+        self.vcpu.arch.rip()
+    }
+    fn set_rip(&mut self, rip: u64) {
+        self.vcpu.arch.set_rip(rip);
+    }
+    fn rflags(&self) -> u64 {
+        self.vcpu.arch.rflags()
+    }
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vcpu.arch.set_rflags(rflags);
+    }
+    fn segment(&self, seg: Seg) -> Segment {
+        self.vcpu.arch.segment(seg)
+    }
+    fn cpl(&self) -> u8 {
+        self.vcpu.arch.cpl()
+    }
+    fn efer(&self) -> u64 {
+        self.vcpu.arch.control().efer
+    }
+
+    fn cr(&self, number: u8) -> u64 {
+        let control = self.vcpu.arch.control();
+        match number {
+            0 => control.cr0,
+            2 => control.cr2,
+            3 => control.cr3,
+            4 => control.cr4,
+            _ => u64::from(self.vcpu.apic.cr8()),
+        }
+    }
+
+    fn set_cr(&mut self, number: u8, value: u64) -> Result<(), Fault> {
+        let arch = &mut self.vcpu.arch;
+        let mut control = arch.control();
+        match number {
+            0 => return self.set_cr0(value),
+            2 => control.cr2 = value,
+            3 => control.cr3 = value,
+            4 => control.cr4 = value,
+            _ => {
+                self.vcpu.apic.set_cr8(value as u8);
+                arch.set_cr8(value as u8 & 15);
+                return Ok(());
+            }
+        }
+        arch.set_control(control);
+        Ok(())
+    }
+
+    fn dr(&self, number: u8) -> u64 {
+        self.vcpu.arch.debug_register(number)
+    }
+    fn set_dr(&mut self, number: u8, value: u64) -> Result<(), Fault> {
+        if number >= 6 && value >> 32 != 0 {
+            return Err(Exception::general_protection(0).into());
+        }
+        self.vcpu.arch.set_debug_register(number, value);
+        Ok(())
+    }
+    fn invalidate_page(&mut self, _at: Gva) {
+        self.vcpu.arch.flush_tlb();
+    }
+
+    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
+        let paging = self.vcpu.paging();
+        match walk::translate(&paging, access, at, self) {
+            Ok(translation) => Ok(translation.gpa),
+            Err(WalkError::PageFault { error_code }) => {
+                Err(Exception::page_fault(error_code, at.0).into())
+            }
+            Err(WalkError::NonCanonical) => Err(Exception::general_protection(0).into()),
+            Err(WalkError::Raced) => Err(Fault::Retry),
+            Err(WalkError::Tables(fault)) => Err(fault),
+        }
+    }
+
+    fn fetched(&self) -> &[u8] {
+        self.vcpu.arch.fetched()
+    }
+    fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
+        self.here
+            .vm
+            .memory()
+            .read(at, buf)
+            .map_err(|_| Fault::Memory(at))
+    }
+
+    fn read(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
+        if self.here.vm.memory().is_ram(at) {
+            return self.fetch(at, buf);
+        }
+        for_pieces(at, buf.len(), |at, from, size| {
+            let value = self.mmio_read(at, size);
+            let piece = buf.get_mut(from..).unwrap_or_default();
+            for (to, byte) in piece
+                .iter_mut()
+                .zip(value.to_le_bytes())
+                .take(usize::from(size))
+            {
+                *to = byte;
+            }
+        });
+        Ok(())
+    }
+
+    fn write(&mut self, at: Gpa, data: &[u8]) -> Result<(), Fault> {
+        let memory = self.here.vm.memory();
+        if memory.is_ram(at) {
+            return memory.write(at, data).map_err(|_| Fault::Memory(at));
+        }
+        for_pieces(at, data.len(), |at, from, size| {
+            let mut value = [0; 8];
+            let piece = data.get(from..).unwrap_or_default();
+            for (to, byte) in value.iter_mut().zip(piece).take(usize::from(size)) {
+                *to = *byte;
+            }
+            self.mmio_write(at, size, u64::from_le_bytes(value));
+        });
+        Ok(())
+    }
+
+    fn compare_exchange(&mut self, at: Gpa, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
+        let memory = self.here.vm.memory();
+        if !memory.is_ram(at) {
+            return self.write(at, new).map(|()| true);
+        }
+        let word = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |word, byte| word << 8 | u64::from(*byte))
+        };
+        match memory.compare_exchange(at, old.len() as u8, word(old), word(new)) {
+            Ok(done) => Ok(done),
+            // A lock across words, or of 16 bytes: the bus would be locked, and no two of these are done at once.
+            Err(_) => memory
+                .write(at, new)
+                .map(|()| true)
+                .map_err(|_| Fault::Memory(at)),
+        }
+    }
+
+    fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Fault> {
+        Ok(self.here.vm.port_read(port, size))
+    }
+    fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Fault> {
+        self.here.vm.port_write(self.vcpu.index, port, size, value);
+        Ok(())
+    }
+}
+
+impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
+    fn mmio_read(&mut self, at: Gpa, size: u8) -> u64 {
+        if self.vcpu.apic.mmio_page() != Some(at.page()) {
+            return self.here.vm.mmio_read(at, size);
+        }
+        let now = self.vcpu.now(self.here);
+        self.vcpu.apic.mmio_read(at.page_offset(), size, now)
+    }
+
+    fn mmio_write(&mut self, at: Gpa, size: u8, value: u64) {
+        if self.vcpu.apic.mmio_page() != Some(at.page()) {
+            return self.here.vm.mmio_write(self.vcpu.index, at, size, value);
+        }
+        let now = self.vcpu.now(self.here);
+        let effect = self
+            .vcpu
+            .apic
+            .mmio_write(at.page_offset(), size, value, now);
+        self.vcpu.apic_effect(self.here, effect);
+    }
+}
+
+/// The largest aligned accesses of 1, 2, 4 or 8 bytes that make up `len` bytes at `at`: address, offset in the buffer, size.
+fn for_pieces(at: Gpa, len: usize, mut f: impl FnMut(Gpa, usize, u8)) {
+    let mut done = 0;
+    while done < len {
+        let at = at.wrapping_add(done as u64);
+        let fits = |size: &u8| at.0 % u64::from(*size) == 0 && len - done >= usize::from(*size);
+        // A single access keeps its size even where it is not aligned: devices see what the guest did.
+        let size = match (done, len) {
+            (0, 1 | 2 | 4 | 8) => len as u8,
+            _ => [8, 4, 2].into_iter().find(fits).unwrap_or(1),
+        };
+        f(at, done, size);
+        done += usize::from(size);
+    }
+}
+
+impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
+    type Error = Fault;
+
+    fn read_entry(&mut self, at: Gpa, size: u8) -> Result<u64, Fault> {
+        let memory = self.here.vm.memory();
+        if !memory.is_ram(at) {
+            return Ok(u64::MAX);
+        }
+        let mut entry = [0; 8];
+        let bytes = entry.get_mut(..usize::from(size)).unwrap_or_default();
+        self.fetch(at, bytes)?;
+        Ok(u64::from_le_bytes(entry))
+    }
+
+    fn compare_exchange_entry(
+        &mut self,
+        at: Gpa,
+        size: u8,
+        old: u64,
+        new: u64,
+    ) -> Result<bool, Fault> {
+        if self.vcpu.in_window {
+            // A bit would be set: that waits until the walk may sleep.
+            return Err(Fault::Retry);
+        }
+        let memory = self.here.vm.memory();
+        memory
+            .compare_exchange(at, size, old, new)
+            .map_err(|_| Fault::Memory(at))
+    }
+}

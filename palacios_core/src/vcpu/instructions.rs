@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The instructions that always exit, but for memory and ports.
+#![forbid(unsafe_code)]
+
+use super::{cpuid, Activity, Here, Vcpu};
+use crate::backend::{Backend, BackendVcpu};
+use crate::host::Host;
+use crate::interrupts::destination::ApicMode;
+use crate::state::{Exception, Reg};
+
+impl<H: Host, B: Backend<H>> Vcpu<H, B> {
+    pub(super) fn cpuid(&mut self, here: &Here<'_, H, B>) {
+        let gprs = self.arch.gprs();
+        let (leaf, subleaf) = (gprs[Reg::Rax] as u32, gprs[Reg::Rcx] as u32);
+        let backend = here.vm.backend();
+        let control = self.arch.control();
+        let cpu = cpuid::Cpu {
+            index: self.index,
+            count: self.count,
+            cr4: control.cr4,
+            xcr0: self.arch.xcr0(),
+            xcr0_allowed: self.msrs.features().xcr0,
+            apic_enabled: self.apic.mode() != ApicMode::Disabled,
+        };
+        let answer = cpuid::answer(&cpu, leaf, subleaf, |leaf, subleaf| {
+            backend.cpuid(leaf, subleaf)
+        });
+        let gprs = self.arch.gprs_mut();
+        for (reg, value) in [Reg::Rax, Reg::Rbx, Reg::Rcx, Reg::Rdx]
+            .into_iter()
+            .zip(answer)
+        {
+            gprs[reg] = u64::from(value);
+        }
+        self.advance(here);
+    }
+
+    pub(super) fn read_msr(&mut self, here: &Here<'_, H, B>) {
+        let index = self.arch.gprs()[Reg::Rcx] as u32;
+        match self.msr(here, index) {
+            Ok(value) => {
+                let gprs = self.arch.gprs_mut();
+                gprs[Reg::Rax] = value & 0xffff_ffff;
+                gprs[Reg::Rdx] = value >> 32;
+                self.advance(here);
+            }
+            Err(exception) => self.fault(exception),
+        }
+    }
+
+    pub(super) fn write_msr(&mut self, here: &Here<'_, H, B>) {
+        let (index, value) = (self.arch.gprs()[Reg::Rcx] as u32, self.edx_eax());
+        match self.set_msr(here, index, value) {
+            Ok(()) => self.advance(here),
+            Err(exception) => self.fault(exception),
+        }
+    }
+
+    pub(super) fn halt(&mut self, here: &Here<'_, H, B>) {
+        self.advance(here);
+        self.activity = Activity::Halted;
+    }
+
+    pub(super) fn pause(&mut self, here: &Here<'_, H, B>) {
+        here.vm.host().yield_now();
+        self.advance(here);
+    }
+
+    /// No hypercall is offered: all answer "unknown", as Palacios' do.
+    pub(super) fn hypercall(&mut self, here: &Here<'_, H, B>) {
+        if self.arch.cpl() != 0 {
+            return self.fault(Exception::INVALID_OPCODE);
+        }
+        self.arch.gprs_mut()[Reg::Rax] = u64::MAX;
+        self.advance(here);
+    }
+
+    /// `XSETBV` (SDM 2D; APM 2: 11.5.2).
+    pub(super) fn set_xcr(&mut self, here: &Here<'_, H, B>) {
+        let (index, value) = (self.arch.gprs()[Reg::Rcx] as u32, self.edx_eax());
+        let allowed = self.msrs.features().xcr0;
+        if self.arch.cpl() != 0 || index != 0 || !cpuid::valid_xcr0(value, allowed) {
+            return self.fault(Exception::general_protection(0));
+        }
+        self.arch.set_xcr0(value);
+        self.advance(here);
+    }
+
+    fn edx_eax(&self) -> u64 {
+        let gprs = self.arch.gprs();
+        gprs[Reg::Rdx] << 32 | gprs[Reg::Rax] & 0xffff_ffff
+    }
+}

@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A virtual CPU: its loop, and the one dispatch of exits.
+//!
+//! A [`Vcpu`] belongs to its thread alone. What others see of it, and leave for it, is its [`VcpuShared`].
+
+mod cpuid;
+mod deliver;
+mod emulate;
+mod instructions;
+mod msr;
+mod shared;
+
+use crate::backend::{Backend, BackendVcpu, Event, Exit, NestedFault, PortAccess};
+use crate::emulator::Fault;
+use crate::host::{CpuId, Host, Thread};
+use crate::interrupts::lapic::LocalApic;
+use crate::memory::FillError;
+use crate::state::{rflags, CpuState, Exception, Reg};
+use crate::stats::Counter;
+use crate::vm::life::{Go, StopReason};
+use crate::vm::Vm;
+pub use shared::VcpuShared;
+
+/// What a vCPU does when nobody stops it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activity {
+    /// Executes instructions.
+    Active,
+    /// Waits in `HLT` for an interrupt.
+    Halted,
+    /// Waits to be started by another vCPU.
+    WaitForStartup,
+}
+
+/// A virtual CPU, as its thread owns it.
+pub struct Vcpu<H: Host, B: Backend<H>> {
+    arch: B::Vcpu,
+    index: u32,
+    count: u32,
+    apic: LocalApic,
+    msrs: msr::Msrs,
+    activity: Activity,
+    /// An exception to deliver at the next entry.
+    fault: Option<Exception>,
+    /// An event whose delivery an exit cut short, to deliver again at the next entry.
+    interrupted: Option<Event>,
+    /// An interrupt or NMI that was cut short by an exception: to deliver again once the guest takes it.
+    held: Option<Event>,
+    nmi_pending: bool,
+    /// The PIC pair may have an interrupt for this vCPU.
+    ext_int: bool,
+    /// The memory generation that the last flush covers.
+    generation: u64,
+    tsc_offset: u64,
+    armed_ns: Option<u64>,
+    /// The length of the instruction that exited, where the hardware gives none.
+    length: Option<u8>,
+    /// Timers changed: leave the window and arm them.
+    rearm: bool,
+    /// Why the VM must stop; told once out of the window.
+    stopping: Option<StopReason>,
+    /// In a window, where nothing may sleep.
+    in_window: bool,
+}
+
+/// Where a vCPU runs: what its methods need besides itself.
+pub(crate) struct Here<'a, H: Host, B: Backend<H>> {
+    vm: &'a Vm<H, B>,
+    shared: &'a VcpuShared<H>,
+}
+
+impl<H: Host, B: Backend<H>> Vcpu<H, B> {
+    /// vCPU `index` of `count`.
+    pub(crate) fn new(arch: B::Vcpu, backend: &B, index: u32, count: u32) -> Self {
+        Self {
+            arch,
+            index,
+            count,
+            apic: new_apic(index, backend),
+            msrs: msr::Msrs::new(backend),
+            activity: Activity::WaitForStartup,
+            fault: None,
+            interrupted: None,
+            held: None,
+            nmi_pending: false,
+            ext_int: false,
+            generation: 0,
+            tsc_offset: 0,
+            armed_ns: None,
+            length: None,
+            rearm: false,
+            stopping: None,
+            in_window: false,
+        }
+    }
+
+    /// The state after power-on: the first vCPU at the kernel's entry, the others waiting to be started.
+    pub(crate) fn reset(&mut self, vm: &Vm<H, B>) {
+        self.msrs = msr::Msrs::new(vm.backend());
+        self.apic = new_apic(self.index, vm.backend());
+        if let Some(shared) = vm.shared(self.index) {
+            shared.set_filter(self.apic.filter());
+            shared.pending.clear();
+        }
+        let first = self.index == 0;
+        let state = if first { vm.boot_state() } else { RESET };
+        self.init(&state);
+        self.activity = if first {
+            Activity::Active
+        } else {
+            Activity::WaitForStartup
+        };
+        self.ext_int = false;
+        self.armed_ns = None;
+        self.arch.flush_tlb();
+    }
+
+    /// Takes `state`, with nothing left of what was under way.
+    fn init(&mut self, state: &CpuState) {
+        self.arch.set_state(state);
+        self.arch.set_interrupt_shadow(false);
+        self.arch.request_interrupt_window(None);
+        self.arch.request_nmi_window(false);
+        (self.fault, self.interrupted, self.nmi_pending, self.length) = (None, None, false, None);
+    }
+
+    /// Runs until the VM stops.
+    pub(crate) fn run(&mut self, vm: &Vm<H, B>, shared: &VcpuShared<H>) {
+        let here = Here { vm, shared };
+        loop {
+            self.take_events(&here);
+            if let Some(reason) = self.stopping.take() {
+                vm.request_stop(reason);
+            }
+            if vm.power_request().is_some() {
+                vm.take_power_request();
+            }
+            match vm.wait_to_run(self.index) {
+                Go::On => {}
+                Go::Again => {
+                    // The clock has moved against the host's: what was armed is no longer right.
+                    self.armed_ns = None;
+                    continue;
+                }
+                Go::Reset => {
+                    self.reset(vm);
+                    continue;
+                }
+                Go::End => break,
+            }
+            self.tick(&here);
+            if !self.runnable(&here) {
+                self.idle(&here);
+                continue;
+            }
+            if let Some(exit) = self.enter(&here) {
+                self.dispatch(&here, exit);
+            }
+        }
+        shared.thread().arm(None);
+    }
+
+    /// One window: enters the guest, again and again as long as its exits are settled quickly. `None`: nothing is left to
+    /// do outside.
+    fn enter(&mut self, here: &Here<'_, H, B>) -> Option<Exit> {
+        let host = here.vm.host();
+        let begin_ns = host.now_ns();
+        let exit = host.window(|cpu| self.in_window(here, cpu));
+        here.shared
+            .stats
+            .add(Counter::GuestNs, host.now_ns().saturating_sub(begin_ns));
+        exit
+    }
+
+    fn in_window(&mut self, here: &Here<'_, H, B>, cpu: CpuId) -> Option<Exit> {
+        let (host, backend) = (here.vm.host(), here.vm.backend());
+        self.arch.load(host, backend, cpu);
+        self.in_window = true;
+        let exit = loop {
+            if !self.before_entry(here) {
+                here.shared.stats.count_exit(&Exit::Pending);
+                break None;
+            }
+            host.guest_enter();
+            let exit = self.arch.enter(host);
+            host.guest_exit();
+            self.after_exit(here, &exit);
+            if !self.settle(here, exit) {
+                break Some(exit);
+            }
+            here.shared.stats.add(Counter::Settled, 1);
+            if self.rearm || self.stopping.is_some() || host.window_must_end() {
+                break None;
+            }
+        };
+        self.in_window = false;
+        self.arch.unload(host, backend);
+        exit
+    }
+
+    fn after_exit(&mut self, here: &Here<'_, H, B>, exit: &Exit) {
+        here.shared.left_guest();
+        here.shared.stats.count_exit(exit);
+        if let Some(event) = self.arch.take_interrupted() {
+            self.interrupted = Some(event);
+        }
+        if self.apic.cr8() != self.arch.cr8() {
+            self.apic.set_cr8(self.arch.cr8());
+        }
+        self.length = None;
+    }
+
+    /// Handles an exit that needs no lock that sleeps, inside the window. `false`: it is left to [`Vcpu::dispatch`].
+    fn settle(&mut self, here: &Here<'_, H, B>, exit: Exit) -> bool {
+        match exit {
+            Exit::InterruptWindow | Exit::NmiWindow => true,
+            Exit::Cpuid | Exit::ReadMsr | Exit::WriteMsr | Exit::Hypercall => {
+                let known = self.arch.next_rip().is_some() || self.find_length(here);
+                if known {
+                    self.dispatch(here, exit);
+                }
+                known
+            }
+            _ => false,
+        }
+    }
+
+    /// What the guest did, and what follows from it.
+    fn dispatch(&mut self, here: &Here<'_, H, B>, exit: Exit) {
+        match exit {
+            Exit::Pending | Exit::HostInterrupt | Exit::HostInit => {}
+            Exit::InterruptWindow | Exit::NmiWindow => {}
+            Exit::Cpuid => self.cpuid(here),
+            Exit::ReadMsr => self.read_msr(here),
+            Exit::WriteMsr => self.write_msr(here),
+            Exit::Halt => self.halt(here),
+            Exit::Pause => self.pause(here),
+            Exit::Hypercall => self.hypercall(here),
+            Exit::Port(access) if access.string => self.emulate(here),
+            Exit::Port(access) => self.port(here, access),
+            Exit::NestedFault(fault) => self.nested_fault(here, fault),
+            Exit::Emulate => self.emulate(here),
+            Exit::CacheControl => self.advance(here),
+            Exit::SetXcr => self.set_xcr(here),
+            Exit::Monitor | Exit::Undefined => self.fault(Exception::INVALID_OPCODE),
+            Exit::ReadPmc => self.fault(Exception::general_protection(0)),
+            Exit::Exception(exception) => self.fault(exception),
+            Exit::TaskSwitch => self.emulate(here),
+            Exit::TripleFault => self.triple_fault(),
+            Exit::BadState(what) => self.stop(StopReason::BadState(what)),
+            Exit::Gone => self.stop(StopReason::HostGone),
+            Exit::Unknown { code, info } => {
+                let rip = self.arch.rip();
+                self.stop(StopReason::UnknownExit { rip, code, info });
+            }
+        }
+    }
+
+    fn stop(&mut self, reason: StopReason) {
+        self.stopping.get_or_insert(reason);
+    }
+
+    fn triple_fault(&mut self) {
+        let rip = self.arch.rip();
+        self.stop(StopReason::TripleFault { rip });
+    }
+
+    /// RAM without a frame gets one; all else is a device's, or nobody's.
+    fn nested_fault(&mut self, here: &Here<'_, H, B>, fault: NestedFault) {
+        let stats = &here.shared.stats;
+        match here.vm.memory().fill(fault.gpa) {
+            Ok(()) => stats.add(Counter::RamFault, 1),
+            Err(FillError::NoMemory) => self.stop(StopReason::OutOfMemory),
+            Err(FillError::NotRam) if fault.fetch => {
+                let (rip, gpa) = (self.arch.rip(), fault.gpa.0);
+                self.stop(StopReason::NoMemoryAt { rip, gpa });
+            }
+            Err(FillError::NotRam) => {
+                stats.add(Counter::Mmio, 1);
+                self.emulate(here);
+            }
+        }
+    }
+
+    fn port(&mut self, here: &Here<'_, H, B>, access: PortAccess) {
+        let mask = u64::MAX >> (64 - 8 * u32::from(access.size.clamp(1, 4)));
+        let rax = self.arch.gprs()[Reg::Rax];
+        if access.write {
+            here.vm
+                .port_write(self.index, access.port, access.size, (rax & mask) as u32);
+        } else {
+            let value = u64::from(here.vm.port_read(access.port, access.size)) & mask;
+            // A 32-bit result clears the upper half; smaller ones leave the rest.
+            let kept = if access.size == 4 { 0 } else { rax & !mask };
+            self.arch.gprs_mut()[Reg::Rax] = kept | value;
+        }
+        self.advance(here);
+    }
+
+    /// Moves RIP past the instruction that exited; the only place that does, but for the emulator's own.
+    fn advance(&mut self, here: &Here<'_, H, B>) {
+        let next = match self.arch.next_rip() {
+            Some(next) => next,
+            None if self.find_length(here) => {
+                let length = u64::from(self.length.unwrap_or(0));
+                self.wrap_rip(self.arch.rip().wrapping_add(length))
+            }
+            // The instruction's bytes changed or went: the guest runs it again.
+            None => return,
+        };
+        self.arch.set_rip(next);
+        if self.arch.rflags() & rflags::TF != 0 {
+            self.single_step();
+        }
+    }
+
+    /// The guest traces instructions, and this one was done here (APM 2: 13.1.1.3).
+    fn single_step(&mut self) {
+        const BS: u64 = 1 << 14;
+        let dr6 = self.arch.debug_register(6);
+        self.arch.set_debug_register(6, dr6 | BS);
+        self.fault(Exception::DEBUG);
+    }
+
+    fn wrap_rip(&self, rip: u64) -> u64 {
+        if self.in_64_bit_mode() {
+            rip
+        } else {
+            rip & 0xffff_ffff
+        }
+    }
+
+    /// Does what is due, and has the host call when the next is.
+    fn tick(&mut self, here: &Here<'_, H, B>) {
+        let vm = here.vm;
+        let now = vm.now();
+        let now_ns = now.ns;
+        if self.apic.deadline_ns(now).is_some_and(|at| at <= now_ns) {
+            self.apic.tick(now);
+        }
+        let mut next_ns = self.apic.deadline_ns(now);
+        if self.index == 0 {
+            if vm.bus().deadline_ns().is_some_and(|at| at <= now_ns) {
+                vm.bus().tick(&vm.cx());
+            }
+            next_ns = [next_ns, vm.bus().deadline_ns()]
+                .into_iter()
+                .flatten()
+                .min();
+        }
+        let fired = self.armed_ns.is_some_and(|at| at <= now_ns);
+        if self.armed_ns != next_ns || fired {
+            here.shared
+                .thread()
+                .arm(next_ns.map(|at| vm.clock().host_ns(at)));
+            self.armed_ns = next_ns;
+        }
+        self.rearm = false;
+    }
+
+    /// Sleeps until something is pending.
+    fn idle(&mut self, here: &Here<'_, H, B>) {
+        let host = here.vm.host();
+        let begin_ns = host.now_ns();
+        let pending = &here.shared.pending;
+        here.shared
+            .park_unless(|| pending.has_events() || pending.has_vectors());
+        here.shared
+            .stats
+            .add(Counter::IdleNs, host.now_ns().saturating_sub(begin_ns));
+    }
+
+    /// Delivers an exception at the next entry, together with what was under way (SDM 3A: 6.15, table 6-5).
+    fn fault(&mut self, exception: Exception) {
+        let first = match self.interrupted {
+            Some(Event::Exception(first)) => Some(first),
+            _ => self.fault,
+        };
+        if matches!(
+            self.interrupted,
+            Some(Event::Exception(_) | Event::Software { .. })
+        ) {
+            self.interrupted = None;
+        }
+        match first.map_or(Some(exception), |first| combine(first, exception)) {
+            Some(exception) => self.fault = Some(exception),
+            None => self.triple_fault(),
+        }
+    }
+
+    /// What the emulator could not do by itself.
+    fn emulator_fault(&mut self, here: &Here<'_, H, B>, fault: Fault) {
+        let rip = self.arch.rip();
+        match fault {
+            Fault::Exception(exception) => self.fault(exception),
+            Fault::Retry => {}
+            Fault::Unsupported(bytes) => self.stop(StopReason::Unemulated { rip, bytes }),
+            Fault::Memory(gpa) => {
+                let reason = if here.vm.memory().is_ram(gpa) {
+                    StopReason::OutOfMemory
+                } else {
+                    StopReason::NoMemoryAt { rip, gpa: gpa.0 }
+                };
+                self.stop(reason);
+            }
+        }
+    }
+}
+
+/// A local APIC as firmware leaves it.
+fn new_apic<H: Host, B: Backend<H>>(index: u32, backend: &B) -> LocalApic {
+    let mut apic = LocalApic::new(index, index == 0, backend.features().physical_bits);
+    if index == 0 {
+        apic.enter_virtual_wire_mode();
+    }
+    apic
+}
+
+const RESET: CpuState = CpuState::reset();
+
+const DOUBLE_FAULT: u8 = 8;
+const PAGE_FAULT: u8 = 14;
+
+/// The exception that follows when `second` arises while `first` is delivered; `None` is shutdown.
+fn combine(first: Exception, second: Exception) -> Option<Exception> {
+    let contributory = |vector: u8| matches!(vector, 0 | 10..=13);
+    let worse = match first.vector {
+        DOUBLE_FAULT if contributory(second.vector) || second.vector == PAGE_FAULT => return None,
+        PAGE_FAULT => contributory(second.vector) || second.vector == PAGE_FAULT,
+        vector => contributory(vector) && contributory(second.vector),
+    };
+    if worse {
+        Some(Exception {
+            vector: DOUBLE_FAULT,
+            error_code: Some(0),
+            cr2: None,
+        })
+    } else {
+        Some(second)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exceptions_combine_as_the_manual_says() {
+        let (gp, pf, ud) = (
+            Exception::general_protection(0),
+            Exception::page_fault(2, 0x1000),
+            Exception::INVALID_OPCODE,
+        );
+        let df = Exception {
+            vector: 8,
+            error_code: Some(0),
+            cr2: None,
+        };
+        assert_eq!(combine(gp, gp), Some(df));
+        assert_eq!(combine(gp, pf), Some(pf));
+        assert_eq!(combine(pf, gp), Some(df));
+        assert_eq!(combine(pf, pf), Some(df));
+        assert_eq!(combine(ud, gp), Some(gp));
+        assert_eq!(combine(df, pf), None);
+        assert_eq!(combine(df, ud), Some(ud));
+    }
+}

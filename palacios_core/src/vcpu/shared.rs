@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What others see of a vCPU: its pending word, its thread, its counters, and whether it is in the guest.
+#![forbid(unsafe_code)]
+
+use crate::host::{Host, Thread};
+use crate::interrupts::destination::DestinationFilter;
+use crate::interrupts::pending::Pending;
+use crate::stats::{Counter, Stats};
+use core::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+
+/// Looks at its pending word before it enters or parks.
+const OUTSIDE: u8 = 0;
+/// In the guest, or past its last look at the pending word.
+const IN_GUEST: u8 = 1;
+/// Parked, or past its last look at the pending word.
+const PARKED: u8 = 2;
+
+/// The part of a vCPU that everybody may touch.
+pub struct VcpuShared<H: Host> {
+    index: u32,
+    thread: H::Thread,
+    mode: AtomicU8,
+    filter: AtomicU64,
+    /// The memory generation of its last entry.
+    generation: AtomicU64,
+    pub(crate) pending: Pending,
+    pub(crate) stats: Stats,
+}
+
+impl<H: Host> VcpuShared<H> {
+    pub(crate) fn new(index: u32, thread: H::Thread) -> Self {
+        Self {
+            index,
+            thread,
+            mode: AtomicU8::new(OUTSIDE),
+            filter: AtomicU64::new(DestinationFilter::default().to_bits()),
+            generation: AtomicU64::new(0),
+            pending: Pending::new(),
+            stats: Stats::new(),
+        }
+    }
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+    pub(crate) fn thread(&self) -> &H::Thread {
+        &self.thread
+    }
+    /// Which destinations its local APIC answers to.
+    pub(crate) fn filter(&self) -> DestinationFilter {
+        DestinationFilter::from_bits(self.filter.load(Ordering::Acquire))
+    }
+    pub(crate) fn set_filter(&self, filter: DestinationFilter) {
+        self.filter.store(filter.to_bits(), Ordering::Release);
+    }
+
+    /// Has the vCPU look at its pending word, which the caller has just written. Any context.
+    ///
+    /// It needs no call when it has not yet made its last look: both sides write first and then read, sequentially
+    /// consistent, so at least one of them sees the other.
+    pub(crate) fn kick(&self) {
+        match self.mode.load(Ordering::SeqCst) {
+            IN_GUEST => {
+                self.stats.add_shared(Counter::Kicks);
+                self.thread.kick();
+            }
+            PARKED => self.thread.unpark(),
+            _ => {}
+        }
+    }
+
+    /// The vCPU is about to enter; what is posted from now on comes with a kick.
+    pub(crate) fn entering_guest(&self, generation: impl FnOnce() -> u64) -> u64 {
+        self.mode.store(IN_GUEST, Ordering::SeqCst);
+        let generation = generation();
+        self.generation.store(generation, Ordering::SeqCst);
+        generation
+    }
+    /// The vCPU is out again.
+    pub(crate) fn left_guest(&self) {
+        self.mode.store(OUTSIDE, Ordering::SeqCst);
+    }
+
+    /// Parks the vCPU's own thread, unless `awake` holds. May return early.
+    pub(crate) fn park_unless(&self, awake: impl FnOnce() -> bool) {
+        self.mode.store(PARKED, Ordering::SeqCst);
+        if !awake() {
+            self.thread.park();
+        }
+        self.mode.store(OUTSIDE, Ordering::SeqCst);
+    }
+
+    /// Returns once the vCPU is out of the guest, or in it since it saw `generation`.
+    pub(crate) fn leave_guest(&self, host: &H, generation: u64) {
+        let stale = || {
+            self.mode.load(Ordering::SeqCst) == IN_GUEST
+                && self.generation.load(Ordering::SeqCst) < generation
+        };
+        if stale() {
+            self.thread.kick();
+        }
+        while stale() {
+            host.yield_now();
+        }
+    }
+}

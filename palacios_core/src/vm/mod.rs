@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A virtual machine: memory, devices and vCPUs around one image, and what its owner can ask of it.
+//!
+//! Lock order is that of [`LockClass`]. A VM is made whole or not at all, and gives everything back when it is dropped.
+
+pub(crate) mod life;
+mod pc;
+mod route;
+
+use crate::addr::Gpa;
+use crate::alloc_ext::TryPush;
+use crate::backend::{Backend, BackendVcpu};
+use crate::boot::{self, BootError};
+use crate::clock::VmClock;
+use crate::devices::bus::Bus;
+use crate::devices::{ByteStream, Cx, PowerRequest};
+use crate::host::{CpuId, Host, Level, Lock, LockClass, NoMemory, Scope};
+use crate::image::{Image, ImageError};
+use crate::interrupts::chipset::Chipset;
+use crate::memory::Memory;
+use crate::state::CpuState;
+use crate::stats::Counter;
+use crate::vcpu::{Vcpu, VcpuShared};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU8};
+pub use life::{LifeError, State, StopReason};
+
+/// The bytes of an image, which the VM keeps: a reset starts it from them again.
+pub type ImageBytes = Box<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A VM's name: 1 to 63 letters, digits, `-`, `_` or `.`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct VmName {
+    bytes: [u8; 63],
+    len: u8,
+}
+
+impl VmName {
+    /// Checks a name.
+    pub fn new(name: &str) -> Option<Self> {
+        let good = |c: u8| c.is_ascii_alphanumeric() || b"-_.".contains(&c);
+        let mut bytes = [0; 63];
+        bytes
+            .get_mut(..name.len())?
+            .copy_from_slice(name.as_bytes());
+        (!name.is_empty() && name.bytes().all(good)).then_some(Self {
+            bytes,
+            len: name.len() as u8,
+        })
+    }
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
+        core::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for VmName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What the host adds to an image to make a VM.
+pub struct Parts<H: Host> {
+    /// Its name.
+    pub name: VmName,
+    /// guest.img.
+    pub image: ImageBytes,
+    /// Gives the frames behind its RAM.
+    pub ram: H::Ram,
+    /// Told when the VM's state has changed. Called on a vCPU's thread or the caller's own; must not call back.
+    pub observer: Box<dyn Observer>,
+}
+
+/// Whoever waits for a VM.
+pub trait Observer: Send + Sync {
+    /// [`Vm::state`] answers something new. *Thread.*
+    fn state_changed(&self);
+}
+
+/// Why a VM could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreateError {
+    /// The host has no memory for it.
+    NoMemory,
+    /// The image is bad.
+    Image(ImageError),
+    /// The image is good, but its kernel cannot be started.
+    Boot(BootError),
+    /// A vCPU is pinned to a CPU that the host does not have.
+    NoSuchCpu(CpuId),
+}
+
+impl From<NoMemory> for CreateError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+impl fmt::Display for CreateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory => {
+                f.write_str("the host has no memory for this VM: free some, or give the guest less")
+            }
+            Self::Image(error) => error.fmt(f),
+            Self::Boot(error) => error.fmt(f),
+            Self::NoSuchCpu(cpu) => write!(
+                f,
+                "a vCPU is pinned to CPU {}, which this host does not have",
+                cpu.0
+            ),
+        }
+    }
+}
+
+/// A virtual machine on host `H`, run by backend `B`.
+pub struct Vm<H: Host, B: Backend<H>> {
+    name: VmName,
+    host: H,
+    backend: H::Shared<B>,
+    image: ImageBytes,
+    observer: Box<dyn Observer>,
+    memory: Memory<H>,
+    clock: VmClock<H>,
+    chipset: H::SpinLock<Chipset>,
+    bus: Bus<H>,
+    vcpus: Vec<VcpuSlot<H, B>>,
+    /// [`life::RunState`], which vCPUs look at before each entry.
+    run_state: AtomicU8,
+    /// vCPU threads that have not ended.
+    alive: AtomicU32,
+    /// vCPU threads that wait for a reset or the end of a pause.
+    waiting: AtomicU32,
+    life: H::Mutex<life::Life>,
+    /// Held over launch, stop and the like, one at a time.
+    control: H::Mutex<()>,
+    power: route::PowerSwitch,
+}
+
+struct VcpuSlot<H: Host, B: Backend<H>> {
+    shared: VcpuShared<H>,
+    /// Out of its slot while its thread runs it.
+    vcpu: H::Mutex<Option<Box<Vcpu<H, B>>>>,
+}
+
+impl<H: Host, B: Backend<H>> Vm<H, B> {
+    /// Makes a VM and loads its kernel; launches nothing. `stream` opens the byte stream of a name.
+    pub fn new(
+        host: &H,
+        backend: H::Shared<B>,
+        parts: Parts<H>,
+        stream: &mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>,
+    ) -> Result<Self, CreateError> {
+        let Parts {
+            name,
+            image,
+            ram,
+            observer,
+        } = parts;
+        let parsed = Image::parse((*image).as_ref()).map_err(CreateError::Image)?;
+        let machine = parsed.machine().map_err(CreateError::Image)?;
+        let memory = Memory::new(host, ram, machine.memory_bytes, backend.table_format())?;
+        let clock = VmClock::new(host, backend.tsc());
+        let mut vcpus = Vec::new();
+        for index in 0..machine.vcpus {
+            let pin = machine.pin(index).map(CpuId);
+            if let Some(cpu) = pin.filter(|cpu| cpu.0 >= host.cpu_limit()) {
+                return Err(CreateError::NoSuchCpu(cpu));
+            }
+            vcpus.try_push(VcpuSlot::new(
+                host,
+                &*backend,
+                &memory,
+                (&name, index, machine.vcpus),
+                pin,
+            )?)?;
+        }
+        let vm = Self {
+            chipset: host.spin_lock(LockClass::Chipset, Chipset::new())?,
+            bus: pc::build(host, &machine, stream)?,
+            life: host.mutex(LockClass::VmState, life::Life::new())?,
+            control: host.mutex(LockClass::VmControl, ())?,
+            run_state: AtomicU8::new(life::RunState::Stopped as u8),
+            alive: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            power: route::PowerSwitch::new(),
+            name,
+            host: host.clone(),
+            backend,
+            observer,
+            memory,
+            clock,
+            vcpus,
+            image,
+        };
+        vm.load_image()?;
+        Ok(vm)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.name.as_str()
+    }
+    /// Its RAM.
+    pub fn memory(&self) -> &Memory<H> {
+        &self.memory
+    }
+    /// How many vCPUs it has.
+    pub fn vcpus(&self) -> u32 {
+        self.vcpus.len() as u32
+    }
+    /// The thread of a vCPU.
+    pub fn thread(&self, vcpu: u32) -> Option<&H::Thread> {
+        self.vcpus
+            .get(vcpu as usize)
+            .map(|slot| slot.shared.thread())
+    }
+    /// A vCPU's counter.
+    pub fn counter(&self, vcpu: u32, which: Counter) -> u64 {
+        self.vcpus
+            .get(vcpu as usize)
+            .map_or(0, |slot| slot.shared.stats.get(which))
+    }
+    /// The devices' saved state, with the interrupt controllers' first.
+    pub fn bus(&self) -> &Bus<H> {
+        &self.bus
+    }
+
+    /// New input waits in a stream. *Thread.*
+    pub fn input_ready(&self) {
+        self.bus.input_ready(&self.cx());
+    }
+
+    /// Takes the frames behind a range away from the guest and gives them to their provider; each comes back when it is
+    /// next touched. Returns how many went. *Thread.*
+    pub fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
+        self.memory.revoke(from, bytes, || self.wait_for_flush())
+    }
+
+    /// Returns when no vCPU is in the guest with translations older than the memory's generation.
+    fn wait_for_flush(&self) {
+        let generation = self.memory.generation();
+        for slot in &self.vcpus {
+            slot.shared.leave_guest(&self.host, generation);
+        }
+    }
+
+    pub(crate) fn host(&self) -> &H {
+        &self.host
+    }
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
+    }
+    pub(crate) fn clock(&self) -> &VmClock<H> {
+        &self.clock
+    }
+    pub(crate) fn shared(&self, vcpu: u32) -> Option<&VcpuShared<H>> {
+        self.vcpus.get(vcpu as usize).map(|slot| &slot.shared)
+    }
+    pub(crate) fn log(&self, level: Level, line: fmt::Arguments<'_>) {
+        self.host.log(level, Scope::Vm(self.name()), line);
+    }
+
+    /// The machine as devices see it.
+    pub(crate) fn cx(&self) -> Cx<'_> {
+        Cx {
+            clock: &self.clock,
+            irqs: self,
+            memory: &self.memory,
+            power: &self.power,
+        }
+    }
+
+    /// Loads the kernel, and notes the first vCPU's state at its entry.
+    fn load_image(&self) -> Result<(), CreateError> {
+        let image = Image::parse_again((*self.image).as_ref()).map_err(CreateError::Image)?;
+        let machine = image.machine().map_err(CreateError::Image)?;
+        let boot_state = boot::load(&machine, &self.memory).map_err(CreateError::Boot)?;
+        self.life.lock().boot_state = boot_state;
+        Ok(())
+    }
+
+    /// What the first vCPU starts with.
+    pub(crate) fn boot_state(&self) -> CpuState {
+        self.life.lock().boot_state
+    }
+
+    /// The power request that waits, if any.
+    pub(crate) fn power_request(&self) -> Option<PowerRequest> {
+        self.power.waiting()
+    }
+}
+
+impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
+    fn new(
+        host: &H,
+        backend: &B,
+        memory: &Memory<H>,
+        (name, index, count): (&VmName, u32, u32),
+        pin: Option<CpuId>,
+    ) -> Result<Self, NoMemory> {
+        let thread = host.thread(format_args!("v3-{}/{index}", name.as_str()), pin)?;
+        let mut arch = backend.vcpu(host)?;
+        arch.set_table_root(memory.root());
+        let vcpu = crate::alloc_ext::try_box(Vcpu::new(arch, backend, index, count))?;
+        Ok(Self {
+            shared: VcpuShared::new(index, thread),
+            vcpu: host.mutex(LockClass::VcpuSlot, Some(vcpu))?,
+        })
+    }
+}

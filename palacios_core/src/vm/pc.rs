@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine that an image describes: a PC's devices at a PC's addresses.
+#![forbid(unsafe_code)]
+
+use crate::alloc_ext::try_box;
+use crate::devices::bus::Bus;
+use crate::devices::{acpi, debug, pit, rtc, uart, ByteStream, IrqLine};
+use crate::host::{Host, NoMemory};
+use crate::image::Machine;
+use alloc::boxed::Box;
+
+/// The stream that the debug ports 0x402 and 0xe9 write to.
+pub const DEBUG_STREAM: &str = "debug";
+
+/// Builds the buses. `stream` opens the byte stream of a name.
+pub(super) fn build<H: Host>(
+    host: &H,
+    machine: &Machine<'_>,
+    stream: &mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>,
+) -> Result<Bus<H>, NoMemory> {
+    let mut bus = Bus::new();
+    for serial in machine.serials() {
+        let far_end = stream(serial.stream)?;
+        bus.attach(
+            host,
+            try_box(uart::Uart::new(serial.port, IrqLine(serial.irq), far_end))?,
+        )?;
+    }
+    bus.attach(host, try_box(pit::Pit::new(IrqLine(0)))?)?;
+    bus.attach(
+        host,
+        try_box(rtc::Rtc::new(IrqLine(8), machine.memory_bytes))?,
+    )?;
+    bus.attach(host, try_box(acpi::AcpiPm::new(IrqLine(9)))?)?;
+    bus.attach(
+        host,
+        try_box(debug::DebugPorts::new(stream(DEBUG_STREAM)?))?,
+    )?;
+    Ok(bus)
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What runs between the parts of a machine: interrupt lines, interrupt messages, power requests.
+
+use super::{VcpuSlot, Vm};
+use crate::addr::Gpa;
+use crate::backend::Backend;
+use crate::devices::{Clock, IrqSink, PowerRequest, PowerSink};
+use crate::host::{Host, Lock};
+use crate::interrupts::apic_timer::Now;
+use crate::interrupts::chipset::Chipset;
+use crate::interrupts::pending::Events;
+use crate::interrupts::{Delivery, Destination, Message, MessageSink};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+impl<H: Host, B: Backend<H>> IrqSink for Vm<H, B> {
+    fn set_irq(&self, irq: u32, level: bool) {
+        let mut chipset = self.chipset.lock();
+        chipset.set_line(irq, level, self);
+    }
+}
+
+impl<H: Host, B: Backend<H>> Vm<H, B> {
+    /// Runs `f` on the interrupt controllers, and passes on what the PIC pair makes of it.
+    pub(crate) fn with_chipset<R>(&self, f: impl FnOnce(&mut Chipset, &Self) -> R) -> R {
+        let mut chipset = self.chipset.lock();
+        let answer = f(&mut chipset, self);
+        chipset.tell_output(self);
+        answer
+    }
+
+    /// The instant, on the clocks that local APICs count.
+    pub(crate) fn now(&self) -> Now {
+        let (ns, tsc) = (
+            self.clock.now_ns(),
+            self.backend.tsc().wrapping_add(self.clock.tsc_offset()),
+        );
+        Now {
+            ns,
+            tsc,
+            tsc_khz: self.clock.tsc_khz(),
+        }
+    }
+
+    /// A guest's read of `size` (1, 2 or 4) bytes at a port.
+    pub(crate) fn port_read(&self, port: u16, size: u8) -> u32 {
+        if Chipset::has_port(port) {
+            self.with_chipset(|chipset, _| chipset.port_read(port, size))
+        } else {
+            self.bus.port_read(&self.cx(), port, size)
+        }
+    }
+
+    /// A write by vCPU `from` of `size` (1, 2 or 4) bytes at a port.
+    pub(crate) fn port_write(&self, from: u32, port: u16, size: u8, value: u32) {
+        if Chipset::has_port(port) {
+            self.with_chipset(|chipset, _| chipset.port_write(port, size, value));
+        } else {
+            self.bus.port_write(&self.cx(), port, size, value);
+            self.deadline_may_be_nearer(from);
+        }
+    }
+
+    /// A guest's read of `size` (1, 2, 4 or 8) bytes of device memory.
+    pub(crate) fn mmio_read(&self, at: Gpa, size: u8) -> u64 {
+        if Chipset::has_address(at) {
+            self.with_chipset(|chipset, _| chipset.mmio_read(at, size))
+        } else {
+            self.bus.mmio_read(&self.cx(), at, size)
+        }
+    }
+
+    /// A write by vCPU `from` of `size` (1, 2, 4 or 8) bytes of device memory.
+    pub(crate) fn mmio_write(&self, from: u32, at: Gpa, size: u8, value: u64) {
+        if Chipset::has_address(at) {
+            self.with_chipset(|chipset, vm| chipset.mmio_write(at, size, value, vm));
+        } else {
+            self.bus.mmio_write(&self.cx(), at, size, value);
+            self.deadline_may_be_nearer(from);
+        }
+    }
+
+    /// The first vCPU keeps the devices' time; it looks before each entry, but others must tell it.
+    fn deadline_may_be_nearer(&self, from: u32) {
+        if let (true, Some(first)) = (from != 0, self.shared(0)) {
+            if first.pending.post(Events::DEADLINE) {
+                first.kick();
+            }
+        }
+    }
+
+    fn matching(
+        &self,
+        from: Option<u32>,
+        to: Destination,
+    ) -> impl Iterator<Item = &VcpuSlot<H, B>> {
+        self.vcpus.iter().filter(move |slot| {
+            let is_sender = from == Some(slot.shared.index());
+            slot.shared.filter().matches(to, is_sender)
+        })
+    }
+
+    fn post(slot: &VcpuSlot<H, B>, message: Message) {
+        let pending = &slot.shared.pending;
+        let news = match message.delivery {
+            Delivery::Fixed | Delivery::LowestPriority => {
+                pending.post_vector(message.vector, message.level)
+            }
+            Delivery::Nmi => pending.post(Events::NMI),
+            Delivery::Init(true) => pending.post(Events::INIT),
+            Delivery::Startup => pending.post_startup(message.vector),
+            Delivery::ExtInt => pending.post(Events::EXT_INT),
+            Delivery::Smi | Delivery::Init(false) => false,
+        };
+        if news {
+            slot.shared.kick();
+        }
+    }
+}
+
+impl<H: Host, B: Backend<H>> MessageSink for Vm<H, B> {
+    fn send(&self, from: Option<u32>, message: Message) {
+        if message.delivery == Delivery::LowestPriority {
+            // All have the same priority as far as others can see: take them in turn, by vector.
+            let targets = self.matching(from, message.destination).count();
+            let turn = usize::from(message.vector)
+                .checked_rem(targets)
+                .unwrap_or(0);
+            if let Some(slot) = self.matching(from, message.destination).nth(turn) {
+                Self::post(slot, message);
+            }
+            return;
+        }
+        for slot in self.matching(from, message.destination) {
+            Self::post(slot, message);
+        }
+    }
+}
+
+/// Holds the guest's power request until a vCPU honours it.
+pub(super) struct PowerSwitch(AtomicU64);
+
+const NONE: u64 = 0;
+const OFF: u64 = 1;
+const RESET: u64 = 2;
+const EXIT: u64 = 3;
+
+impl PowerSwitch {
+    pub(super) const fn new() -> Self {
+        Self(AtomicU64::new(NONE))
+    }
+    pub(super) fn waiting(&self) -> Option<PowerRequest> {
+        decode(self.0.load(Ordering::SeqCst))
+    }
+    pub(super) fn take(&self) -> Option<PowerRequest> {
+        decode(self.0.swap(NONE, Ordering::SeqCst))
+    }
+}
+
+impl PowerSink for PowerSwitch {
+    fn request(&self, what: PowerRequest) {
+        let word = match what {
+            PowerRequest::Off => OFF,
+            PowerRequest::Reset => RESET,
+            PowerRequest::Exit(status) => EXIT | u64::from(status) << 32,
+        };
+        let _ = self
+            .0
+            .compare_exchange(NONE, word, Ordering::SeqCst, Ordering::SeqCst);
+    }
+}
+
+fn decode(word: u64) -> Option<PowerRequest> {
+    match word & 3 {
+        OFF => Some(PowerRequest::Off),
+        RESET => Some(PowerRequest::Reset),
+        EXIT => Some(PowerRequest::Exit((word >> 32) as u32)),
+        _ => None,
+    }
+}
