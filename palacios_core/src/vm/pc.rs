@@ -4,13 +4,16 @@
 
 use crate::alloc_ext::try_box;
 use crate::devices::bus::Bus;
-use crate::devices::{acpi, debug, pit, rtc, uart, ByteStream, IrqLine};
+use crate::boot::acpi::SCI_IRQ;
+use crate::devices::{acpi, debug, pit, reset, rtc, uart, ByteStream, IrqLine};
 use crate::host::{Host, NoMemory};
 use crate::image::Machine;
 use alloc::boxed::Box;
 
 /// The stream that the debug ports 0x402 and 0xe9 write to.
 pub const DEBUG_STREAM: &str = "debug";
+const TIMER_IRQ: IrqLine = IrqLine(0);
+const RTC_IRQ: IrqLine = IrqLine(8);
 
 /// Builds the buses. `stream` opens the byte stream of a name.
 pub(super) fn build<H: Host>(
@@ -20,21 +23,16 @@ pub(super) fn build<H: Host>(
 ) -> Result<Bus<H>, NoMemory> {
     let mut bus = Bus::new();
     for serial in machine.serials() {
-        let far_end = stream(serial.stream)?;
-        bus.attach(
-            host,
-            try_box(uart::Uart::new(serial.port, IrqLine(serial.irq), far_end))?,
-        )?;
+        if let Some(port) = uart::ComPort::at(serial.port) {
+            let far_end = stream(serial.stream)?;
+            bus.attach(host, try_box(uart::Uart::new(port, far_end))?)?;
+        }
     }
-    bus.attach(host, try_box(pit::Pit::new(IrqLine(0)))?)?;
-    bus.attach(
-        host,
-        try_box(rtc::Rtc::new(IrqLine(8), machine.memory_bytes))?,
-    )?;
-    bus.attach(host, try_box(acpi::AcpiPm::new(IrqLine(9)))?)?;
-    bus.attach(
-        host,
-        try_box(debug::DebugPorts::new(stream(DEBUG_STREAM)?))?,
-    )?;
+    bus.attach(host, try_box(pit::Pit::new(TIMER_IRQ))?)?;
+    bus.attach(host, try_box(rtc::Rtc::new(RTC_IRQ, machine.memory_bytes))?)?;
+    let power = acpi::AcpiPm::new(IrqLine(SCI_IRQ), acpi::TimerWidth::Bits24);
+    bus.attach(host, try_box(power)?)?;
+    bus.attach(host, try_box(reset::ResetPorts::new())?)?;
+    bus.attach(host, try_box(debug::DebugPorts::new(stream(DEBUG_STREAM)?))?)?;
     Ok(bus)
 }
