@@ -181,9 +181,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 here.shared.stats.count_exit(&Exit::Pending);
                 break None;
             }
-            host.guest_enter();
             let exit = self.arch.enter(host);
-            host.guest_exit();
             self.after_exit(here, &exit);
             if !self.settle(here, exit) {
                 break Some(exit);

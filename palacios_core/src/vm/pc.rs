@@ -4,7 +4,7 @@
 
 use crate::alloc_ext::try_box;
 use crate::devices::bus::Bus;
-use crate::boot::acpi::SCI_IRQ;
+use crate::devices::acpi::SCI_IRQ;
 use crate::devices::{acpi, debug, pit, reset, rtc, uart, ByteStream, IrqLine};
 use crate::host::{Host, NoMemory};
 use crate::image::Machine;
