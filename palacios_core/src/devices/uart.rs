@@ -110,7 +110,9 @@ pub enum ComPort {
 impl ComPort {
     /// The port whose first I/O port is `base`.
     pub fn at(base: u16) -> Option<Self> {
-        [Self::Com1, Self::Com2, Self::Com3, Self::Com4].into_iter().find(|port| port.base() == base)
+        [Self::Com1, Self::Com2, Self::Com3, Self::Com4]
+            .into_iter()
+            .find(|port| port.base() == base)
     }
     /// The first of its eight ports.
     pub const fn base(self) -> u16 {

@@ -8,9 +8,22 @@
 //! Manuals: Intel SDM (September 2023), AMD APM (revision 3.41).
 #![forbid(unsafe_code)]
 
+mod access;
+mod alu;
+mod decode;
+mod execute;
+mod instruction;
+mod machine;
+mod operand;
+mod string;
+mod system;
+
+use instruction::{Instruction, Op};
+use machine::Machine;
+
 use crate::addr::{Gpa, Gva};
 use crate::memory::walk::Access;
-use crate::state::{Exception, Gprs, Seg, Segment};
+use crate::state::{rflags, Exception, Gprs, Seg, Segment};
 
 /// Length of the longest instruction, in bytes.
 pub const MAX_INSTRUCTION_BYTES: usize = 15;
@@ -109,4 +122,41 @@ pub trait Cpu {
     fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Fault>;
     /// Writes the low `size` (1, 2 or 4) bytes of `value` to a port.
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Fault>;
+}
+
+/// Executes the instruction at CS:RIP, or a bounded part of a repeated string instruction.
+pub fn step(cpu: &mut impl Cpu) -> Result<Step, Fault> {
+    let single_step = cpu.rflags() & rflags::TF != 0;
+    let mut machine = Machine::new(cpu);
+    let instruction = machine.fetch(Instruction::decode, |instruction| instruction.length)?;
+    let mut execution = Execution {
+        next_rip: machine.rip_after(instruction.length),
+        machine,
+        instruction,
+    };
+    let complete = match instruction.op {
+        Op::String(op) => execution.string(op, single_step)?,
+        _ => execution.execute().map(|()| true)?,
+    };
+    if complete {
+        let next_rip = execution.next_rip;
+        cpu.set_rip(next_rip);
+        cpu.set_rflags(cpu.rflags() & !rflags::RF);
+    }
+    Ok(Step {
+        complete,
+        single_step,
+    })
+}
+
+/// The length in bytes of the instruction at CS:RIP, for processors that do not tell (APM 2: 15.7.1).
+pub fn length_at(cpu: &mut impl Cpu) -> Result<u8, Fault> {
+    Machine::new(cpu).fetch(decode::length, |&length| length)
+}
+
+/// The execution of one instruction.
+struct Execution<'a, C> {
+    machine: Machine<'a, C>,
+    instruction: Instruction,
+    next_rip: u64,
 }

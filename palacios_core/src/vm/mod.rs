@@ -30,6 +30,9 @@ pub use life::{LifeError, State, StopReason};
 /// The bytes of an image, which the VM keeps: a reset starts it from them again.
 pub type ImageBytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
+/// Opens the byte stream of a name.
+pub type OpenStream<'a> = dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory> + 'a;
+
 /// A VM's name: 1 to 63 letters, digits, `-`, `_` or `.`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct VmName {
@@ -153,7 +156,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         host: &H,
         backend: H::Shared<B>,
         parts: Parts<H>,
-        stream: &mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>,
+        stream: &mut OpenStream<'_>,
     ) -> Result<Self, CreateError> {
         let Parts {
             name,

@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 use crate::alloc_ext::try_box;
-use crate::devices::bus::Bus;
 use crate::devices::acpi::SCI_IRQ;
-use crate::devices::{acpi, debug, pit, reset, rtc, uart, ByteStream, IrqLine};
+use crate::devices::bus::Bus;
+use crate::devices::{acpi, debug, pit, reset, rtc, uart, IrqLine};
 use crate::host::{Host, NoMemory};
 use crate::image::Machine;
-use alloc::boxed::Box;
+use crate::memory::LOW_RAM_END;
+use crate::vm::OpenStream;
 
 /// The stream that the debug ports 0x402 and 0xe9 write to.
 pub const DEBUG_STREAM: &str = "debug";
@@ -19,7 +20,7 @@ const RTC_IRQ: IrqLine = IrqLine(8);
 pub(super) fn build<H: Host>(
     host: &H,
     machine: &Machine<'_>,
-    stream: &mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>,
+    stream: &mut OpenStream<'_>,
 ) -> Result<Bus<H>, NoMemory> {
     let mut bus = Bus::new();
     for serial in machine.serials() {
@@ -29,10 +30,18 @@ pub(super) fn build<H: Host>(
         }
     }
     bus.attach(host, try_box(pit::Pit::new(TIMER_IRQ))?)?;
-    bus.attach(host, try_box(rtc::Rtc::new(RTC_IRQ, machine.memory_bytes))?)?;
-    let power = acpi::AcpiPm::new(IrqLine(SCI_IRQ), acpi::TimerWidth::Bits24);
+    let low_bytes = machine.memory_bytes.min(LOW_RAM_END);
+    let high_bytes = machine.memory_bytes.saturating_sub(low_bytes);
+    bus.attach(
+        host,
+        try_box(rtc::Rtc::new(RTC_IRQ, low_bytes, high_bytes))?,
+    )?;
+    let power = acpi::AcpiPm::new(IrqLine(SCI_IRQ.into()), acpi::TimerWidth::Bits24);
     bus.attach(host, try_box(power)?)?;
     bus.attach(host, try_box(reset::ResetPorts::new())?)?;
-    bus.attach(host, try_box(debug::DebugPorts::new(stream(DEBUG_STREAM)?))?)?;
+    bus.attach(
+        host,
+        try_box(debug::DebugPorts::new(stream(DEBUG_STREAM)?))?,
+    )?;
     Ok(bus)
 }

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Memory as instructions see it: segments, page boundaries, and the checks before an access (SDM 3A: 5.3; APM 2: 4.12).
+
+use super::machine::Machine;
+use super::{Cpu, Fault};
+use crate::addr::{Gpa, Gva, PAGE_SIZE};
+use crate::memory::walk::{Access, AccessKind, Privilege};
+use crate::state::{cr0, cr4, rflags, Exception, Seg, SegmentAttributes};
+
+/// Bytes of the widest operand.
+const MAX_OPERAND_BYTES: usize = 16;
+
+/// A memory operand that has been checked and translated: one run of bytes, or two where it crosses into another page.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    at: Gpa,
+    /// Where the bytes from `split` on lie.
+    rest: Gpa,
+    split: u8,
+    pub width: u8,
+}
+
+/// The bytes of an operand, of which `width` count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Bytes {
+    bytes: [u8; MAX_OPERAND_BYTES],
+    width: u8,
+}
+
+impl Bytes {
+    /// The low `width` bytes of `value`.
+    pub fn new(value: u128, width: u8) -> Bytes {
+        Bytes {
+            bytes: value.to_le_bytes(),
+            width,
+        }
+    }
+    /// The bytes as a number.
+    pub fn value(&self) -> u128 {
+        let unused = 128u32.saturating_sub(8 * u32::from(self.width));
+        u128::from_le_bytes(self.bytes)
+            .wrapping_shl(unused)
+            .wrapping_shr(unused)
+    }
+    fn split(&self, at: u8) -> (&[u8], &[u8]) {
+        let width = usize::from(self.width).min(MAX_OPERAND_BYTES);
+        self.bytes
+            .split_at(width)
+            .0
+            .split_at(usize::from(at).min(width))
+    }
+    fn split_mut(&mut self, at: u8) -> (&mut [u8], &mut [u8]) {
+        let width = usize::from(self.width).min(MAX_OPERAND_BYTES);
+        self.bytes
+            .split_at_mut(width)
+            .0
+            .split_at_mut(usize::from(at).min(width))
+    }
+}
+
+impl<C: Cpu> Machine<'_, C> {
+    /// The exception of a bad access through `seg`: #SS for the stack segment, #GP for others.
+    fn segment_fault(&self, seg: Seg) -> Fault {
+        self.fault(match seg {
+            Seg::Ss => Exception::stack(0),
+            _ => Exception::general_protection(0),
+        })
+    }
+
+    /// An exception as it is in this mode: in real mode none has an error code.
+    pub fn fault(&self, exception: Exception) -> Fault {
+        let error_code = exception.error_code.filter(|_| self.mode.protected);
+        Fault::Exception(Exception {
+            error_code,
+            ..exception
+        })
+    }
+
+    /// What is added to an offset in a segment. In 64-bit mode only FS and GS have a base.
+    pub fn base(&self, seg: Seg) -> u64 {
+        if self.mode.long && !matches!(seg, Seg::Fs | Seg::Gs) {
+            return 0;
+        }
+        self.cpu.segment(seg).base
+    }
+
+    /// The linear address of `width` bytes at `offset` in a segment, after the checks that segmentation makes.
+    pub fn linear(&self, seg: Seg, offset: u64, width: u8, kind: AccessKind) -> Result<Gva, Fault> {
+        let last = offset.wrapping_add(u64::from(width.saturating_sub(1)));
+        if self.mode.long {
+            let base = self.base(seg);
+            let (first, last) = (base.wrapping_add(offset), base.wrapping_add(last));
+            if !self.is_canonical(first) || !self.is_canonical(last) {
+                return Err(self.segment_fault(seg));
+            }
+            return Ok(Gva(first));
+        }
+        let segment = self.cpu.segment(seg);
+        let attributes = segment.attributes;
+        if self.mode.protected && !self.mode.virtual_8086 {
+            let allowed = match kind {
+                AccessKind::Write => attributes.writable(),
+                AccessKind::Read => attributes.readable(),
+                AccessKind::Execute => true,
+            };
+            if !attributes.has(SegmentAttributes::P) || !allowed {
+                return Err(self.segment_fault(seg));
+            }
+        }
+        let limit = u64::from(segment.limit);
+        let inside = if attributes.expands_down() {
+            let top = if attributes.has(SegmentAttributes::DB) {
+                0xffff_ffff
+            } else {
+                0xffff
+            };
+            offset > limit && last <= top
+        } else {
+            last <= limit
+        };
+        if !inside {
+            return Err(self.segment_fault(seg));
+        }
+        Ok(Gva(segment.base.wrapping_add(offset) & 0xffff_ffff))
+    }
+
+    fn is_canonical(&self, at: u64) -> bool {
+        let unused = if self.cpu.cr(4) & cr4::LA57 != 0 {
+            7
+        } else {
+            16
+        };
+        ((at << unused) as i64 >> unused) as u64 == at
+    }
+
+    /// Checks and translates an operand of `width` bytes at `offset` in a segment.
+    pub fn place(
+        &mut self,
+        seg: Seg,
+        offset: u64,
+        width: u8,
+        kind: AccessKind,
+    ) -> Result<Place, Fault> {
+        let at = self.linear(seg, offset, width, kind)?;
+        self.check_alignment(at, width)?;
+        let access = self.access(kind);
+        self.place_linear(at, width, access)
+    }
+
+    /// An access of the instruction at its own privilege level.
+    pub fn access(&self, kind: AccessKind) -> Access {
+        let privilege = if self.cpu.cpl() == 3 {
+            Privilege::User
+        } else {
+            Privilege::Supervisor
+        };
+        Access { kind, privilege }
+    }
+
+    /// Translates `width` bytes at a linear address. A page beyond the first is checked like the first.
+    pub fn place_linear(&mut self, at: Gva, width: u8, access: Access) -> Result<Place, Fault> {
+        let first = self.translate(at, access)?;
+        let room = PAGE_SIZE - at.page_offset();
+        let mut place = Place {
+            at: first,
+            rest: Gpa(0),
+            split: width,
+            width,
+        };
+        if room < u64::from(width) {
+            let next = at.wrapping_add(room);
+            let next = if self.mode.long {
+                next
+            } else {
+                Gva(next.0 & 0xffff_ffff)
+            };
+            place.rest = self.translate(next, access)?;
+            place.split = room as u8;
+        }
+        Ok(place)
+    }
+
+    /// #AC where the guest asked for it (SDM 3A: 6.15, interrupt 17).
+    fn check_alignment(&self, at: Gva, width: u8) -> Result<(), Fault> {
+        let wanted = self.cpu.cpl() == 3
+            && self.cpu.cr(0) & cr0::AM != 0
+            && self.cpu.rflags() & rflags::AC != 0;
+        let aligned = at.0 & u64::from(width.saturating_sub(1)) == 0;
+        if wanted && !aligned {
+            return Err(self.fault(Exception::alignment()));
+        }
+        Ok(())
+    }
+
+    /// Translates, remembering the last page read and the last one written: a string instruction stays in its pages.
+    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
+        let memory = match access.kind {
+            AccessKind::Write => &mut self.last_written,
+            _ => &mut self.last_read,
+        };
+        if let Some((page, frame, privilege)) = *memory {
+            if page == at.page() && privilege == access.privilege {
+                return Ok(Gpa(frame.0 | at.page_offset()));
+            }
+        }
+        let found = self.cpu.translate(at, access)?;
+        *memory = Some((at.page(), found.page(), access.privilege));
+        Ok(found)
+    }
+
+    /// Reads an operand.
+    pub fn load(&mut self, place: &Place) -> Result<Bytes, Fault> {
+        let mut bytes = Bytes::new(0, place.width);
+        let (first, rest) = bytes.split_mut(place.split);
+        self.cpu.read(place.at, first)?;
+        if !rest.is_empty() {
+            self.cpu.read(place.rest, rest)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Writes an operand.
+    pub fn store(&mut self, place: &Place, bytes: &Bytes) -> Result<(), Fault> {
+        let (first, rest) = bytes.split(place.split);
+        self.cpu.write(place.at, first)?;
+        if !rest.is_empty() {
+            self.cpu.write(place.rest, rest)?;
+        }
+        Ok(())
+    }
+
+    /// Writes an operand that was read as `old`, in one atomic step. Across two pages, where even a processor needs a bus
+    /// lock, other CPUs may see half of it.
+    pub fn exchange(&mut self, place: &Place, old: &Bytes, new: &Bytes) -> Result<(), Fault> {
+        let (first, rest) = new.split(place.split);
+        if !rest.is_empty() {
+            return self.store(place, new);
+        }
+        let (old, _) = old.split(place.split);
+        match self.cpu.compare_exchange(place.at, old, first)? {
+            true => Ok(()),
+            false => Err(Fault::Retry),
+        }
+    }
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! An instruction in the form that the emulator executes, the same for all code sizes.
+
+use super::{InstructionBytes, MAX_INSTRUCTION_BYTES};
+use crate::state::{Reg, Seg};
+
+/// The size of code and addresses that a code segment sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeSize {
+    /// 16-bit code.
+    Bits16,
+    /// 32-bit code.
+    Bits32,
+    /// 64-bit code.
+    Bits64,
+}
+
+/// A two-operand calculation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Binary {
+    Add,
+    Or,
+    Adc,
+    Sbb,
+    And,
+    Sub,
+    Xor,
+}
+
+/// A shift or rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shift {
+    Rol,
+    Ror,
+    Rcl,
+    Rcr,
+    Shl,
+    Shr,
+    Sar,
+}
+
+/// What is done to a bit after it was copied to CF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bit {
+    Test,
+    Set,
+    Reset,
+    Complement,
+}
+
+/// A string instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StringOp {
+    Movs,
+    Stos,
+    Lods,
+    Cmps,
+    Scas,
+    Ins,
+    Outs,
+}
+
+/// What an instruction does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    Mov,
+    MovZeroExtend,
+    MovSignExtend,
+    MovBigEndian,
+    Binary(Binary),
+    Cmp,
+    Test,
+    Inc,
+    Dec,
+    Neg,
+    Not,
+    Shift(Shift),
+    ShiftLeftDouble,
+    ShiftRightDouble,
+    Bit(Bit),
+    Xchg,
+    Xadd,
+    Cmpxchg,
+    CmpxchgPair,
+    Mul,
+    Imul,
+    Div,
+    Idiv,
+    /// SETcc, with the condition's number.
+    Set(u8),
+    /// CMOVcc, with the condition's number.
+    MovIf(u8),
+    Push,
+    Pop,
+    Xlat,
+    String(StringOp),
+    Clts,
+    Lmsw,
+    Smsw,
+    Invlpg,
+    /// A hint that has a memory operand and does not access it.
+    Hint,
+}
+
+/// A general register, or a part of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Register {
+    pub reg: Reg,
+    /// Bytes: 1, 2, 4 or 8.
+    pub width: u8,
+    /// Bits 8–15: AH, CH, DH, BH.
+    pub high: bool,
+}
+
+/// What a memory operand's address is relative to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Base {
+    None,
+    Register(Reg),
+    /// The address of the next instruction.
+    NextInstruction,
+}
+
+/// A memory operand's address: base + index × scale + displacement in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Address {
+    pub seg: Seg,
+    pub base: Base,
+    pub index: Option<(Reg, u8)>,
+    pub displacement: u64,
+}
+
+/// An operand as encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operand {
+    None,
+    Register(Register),
+    Memory(Address),
+    /// Sign-extended where the instruction extends it.
+    Immediate(u64),
+    Segment(Seg),
+    Control(u8),
+    Debug(u8),
+}
+
+/// The last of the repeat prefixes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeat {
+    No,
+    /// REP, or REPE where the instruction compares.
+    WhileEqual,
+    /// REPNE; like REP where the instruction does not compare.
+    WhileNotEqual,
+}
+
+/// A decoded instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Instruction {
+    pub op: Op,
+    pub operands: [Operand; 3],
+    /// Bytes of the memory operand, 0 if there is none.
+    pub memory_width: u8,
+    /// Bytes of an address: 2, 4 or 8.
+    pub address_width: u8,
+    /// The segment that an override names.
+    pub segment: Option<Seg>,
+    pub lock: bool,
+    pub repeat: Repeat,
+    pub length: u8,
+}
+
+impl Instruction {
+    /// Whether LOCK is allowed (SDM 2A: LOCK).
+    pub(super) fn may_lock(&self) -> bool {
+        let lockable = match self.op {
+            Op::Binary(_) | Op::Inc | Op::Dec | Op::Neg | Op::Not => true,
+            Op::Xchg | Op::Xadd | Op::Cmpxchg | Op::CmpxchgPair => true,
+            Op::Bit(bit) => bit != Bit::Test,
+            _ => false,
+        };
+        lockable && matches!(self.operands, [Operand::Memory(_), ..])
+    }
+}
+
+impl InstructionBytes {
+    /// At most 15 bytes.
+    pub fn new(from: &[u8]) -> InstructionBytes {
+        let mut report = InstructionBytes {
+            bytes: [0; MAX_INSTRUCTION_BYTES],
+            len: 0,
+        };
+        for (to, &byte) in report.bytes.iter_mut().zip(from) {
+            *to = byte;
+            report.len = report.len.saturating_add(1);
+        }
+        report
+    }
+}

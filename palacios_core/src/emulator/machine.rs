@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The CPU in its mode, and the fetch of instructions.
+
+use super::decode::DecodeError;
+use super::instruction::CodeSize;
+use super::{Cpu, Fault, InstructionBytes, MAX_INSTRUCTION_BYTES};
+use crate::addr::{Gpa, Gva, PAGE_SIZE};
+use crate::memory::walk::{AccessKind, Privilege};
+use crate::state::{cr0, efer, rflags, Exception, Seg, SegmentAttributes};
+
+/// The operating mode (APM 2: 1.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mode {
+    /// Not real mode.
+    pub protected: bool,
+    /// Virtual-8086 mode, where segments are as in real mode.
+    pub virtual_8086: bool,
+    /// 64-bit mode.
+    pub long: bool,
+    pub code: CodeSize,
+}
+
+impl Mode {
+    fn of(cpu: &impl Cpu) -> Mode {
+        let protected = cpu.cr(0) & cr0::PE != 0;
+        let virtual_8086 = protected && cpu.rflags() & rflags::VM != 0;
+        let code = cpu.segment(Seg::Cs).attributes;
+        let long = cpu.efer() & efer::LMA != 0 && code.has(SegmentAttributes::L);
+        let code = match (long, code.has(SegmentAttributes::DB)) {
+            (true, _) => CodeSize::Bits64,
+            (false, true) => CodeSize::Bits32,
+            (false, false) => CodeSize::Bits16,
+        };
+        Mode {
+            protected,
+            virtual_8086,
+            long,
+            code,
+        }
+    }
+}
+
+/// A page that was translated: its linear address, its frame, for whom.
+pub(super) type Translated = Option<(Gva, Gpa, Privilege)>;
+
+/// A CPU, its mode, and the pages that its instruction used so far.
+pub(super) struct Machine<'a, C> {
+    pub cpu: &'a mut C,
+    pub mode: Mode,
+    pub last_read: Translated,
+    pub last_written: Translated,
+    /// The bytes of the instruction, for a report.
+    pub bytes: InstructionBytes,
+}
+
+impl<'a, C: Cpu> Machine<'a, C> {
+    pub fn new(cpu: &'a mut C) -> Self {
+        let mode = Mode::of(cpu);
+        Machine {
+            cpu,
+            mode,
+            last_read: None,
+            last_written: None,
+            bytes: InstructionBytes::new(&[]),
+        }
+    }
+
+    /// RIP after an instruction of `length` bytes.
+    pub fn rip_after(&self, length: u8) -> u64 {
+        let next = self.cpu.rip().wrapping_add(length.into());
+        if self.mode.long {
+            next
+        } else {
+            next & 0xffff_ffff
+        }
+    }
+
+    /// Decodes the instruction at CS:RIP. A second page is touched only if the instruction reaches into it.
+    pub fn fetch<T>(
+        &mut self,
+        decode: fn(&[u8], CodeSize) -> Result<T, DecodeError>,
+        length: fn(&T) -> u8,
+    ) -> Result<T, Fault> {
+        let mut buf = [0; MAX_INSTRUCTION_BYTES];
+        let given = self.cpu.fetched();
+        let mut len = given.len().min(MAX_INSTRUCTION_BYTES);
+        for (to, from) in buf.iter_mut().zip(given) {
+            *to = *from;
+        }
+        let rip = self.rip_after(0);
+        loop {
+            let bytes = buf.get(..len).unwrap_or(&buf);
+            self.bytes = InstructionBytes::new(bytes);
+            let error = match decode(bytes, self.mode.code) {
+                Ok(decoded) => {
+                    self.linear(Seg::Cs, rip, length(&decoded), AccessKind::Execute)?;
+                    return Ok(decoded);
+                }
+                Err(error) => error,
+            };
+            match error {
+                DecodeError::Incomplete if len < MAX_INSTRUCTION_BYTES => {}
+                DecodeError::Incomplete | DecodeError::TooLong => {
+                    return Err(self.fault(Exception::general_protection(0)));
+                }
+                DecodeError::BadLock => return Err(self.fault(Exception::INVALID_OPCODE)),
+                DecodeError::Unknown => return Err(Fault::Unsupported(self.bytes)),
+            }
+            len = self.fetch_more(rip, &mut buf, len)?;
+        }
+    }
+
+    /// Reads what the next page, or the rest of this one, has of the instruction; returns how many bytes there are now.
+    fn fetch_more(&mut self, rip: u64, buf: &mut [u8], len: usize) -> Result<usize, Fault> {
+        let at = self.linear(
+            Seg::Cs,
+            rip.wrapping_add(len as u64),
+            1,
+            AccessKind::Execute,
+        )?;
+        let access = self.access(AccessKind::Execute);
+        let gpa = self.cpu.translate(at, access)?;
+        let room = (PAGE_SIZE - at.page_offset()) as usize;
+        let rest = buf.get_mut(len..).unwrap_or(&mut []);
+        let count = rest.len().min(room);
+        self.cpu
+            .fetch(gpa, rest.get_mut(..count).unwrap_or(&mut []))?;
+        Ok(len.saturating_add(count))
+    }
+}
