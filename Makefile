@@ -12,3 +12,7 @@ bootstrap: ## get this machine ready: packages, host root, guest kernels (once)
 
 modules: ## v3vee.ko for the test bed; KERNEL=debug, or KDIR=/lib/modules/RELEASE/build for this machine
 	@scripts/build-module $(if $(KDIR),--kdir $(KDIR),--kernel $(KERNEL))
+
+.PHONY: bed
+bed: ## an emulated host with v3vee.ko: a shell, or CMD="…"; KERNEL=debug
+	@scripts/testbed run --kernel $(KERNEL) -- $(if $(CMD),'$(subst ','\'',$(CMD))',sh)

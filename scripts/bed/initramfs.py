@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What the emulated host starts from: BusyBox, the module, the tools, the command to run."""
+
+import lzma
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .cache import TOP, Failure
+from .cpio import Cpio
+
+# Modules of the host kernel that tests load by `modprobe`, with all they depend on.
+WANTED = ("kvm-amd", "kvm-intel")
+TOOLS = TOP / "build" / "tools"
+ALIASES = ("v3_create", "v3_launch", "v3_stop", "v3_free", "v3_cons", "v3_stream", "v3_stats")
+
+
+@dataclass
+class Kernel:
+    """A kernel to boot: its image and the folder lib/modules/RELEASE that belongs to it."""
+
+    image: Path
+    modules: Path
+    module: Path  # our own v3vee.ko, built for it
+
+
+@dataclass
+class Job:
+    """What to run, and what to run it with."""
+
+    command: list[str]
+    token: str
+    insert: bool = True
+    terminal: tuple[int, int] | None = None  # rows, columns; None without a terminal
+    debugger: bool = False
+    add: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def build(root: Path, kernel: Kernel, job: Job) -> bytes:
+    archive = Cpio()
+    # The kernel gives the first process this console before /dev is mounted.
+    archive.node("dev/console", 5, 1)
+    add_busybox(archive, root)
+    add_modules(archive, kernel.modules)
+    if job.insert:
+        archive.file("root/v3vee.ko", stripped(kernel.module))
+    add_tools(archive)
+    archive.file("init", (Path(__file__).parent / "init.sh").read_bytes(), 0o755)
+    archive.file("bed/settings", settings(job).encode())
+    archive.file("bed/command", command(job.command).encode(), 0o755)
+    for source, name in job.add:
+        archive.copy(name.lstrip("/") if name.startswith("/") else f"root/{name}", source)
+    for name in ("proc", "sys", "tmp", "root", "etc"):
+        archive.folder(name)
+    archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n")
+    archive.file("etc/group", b"root:x:0:\nuser:x:1000:\n")
+    return archive.bytes()
+
+
+def add_busybox(archive: Cpio, root: Path) -> None:
+    busybox = root / "usr/bin/busybox"
+    archive.copy("bin/busybox", busybox)
+    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    for applet in applets:
+        if applet != "busybox":
+            archive.link(f"bin/{applet}", "busybox")
+    # The kernel calls it by this path.
+    archive.link("sbin/modprobe", "../bin/busybox")
+
+
+def add_modules(archive: Cpio, modules: Path) -> None:
+    """Uncompressed copies, and a modules.dep that names them."""
+    depends: dict[str, list[str]] = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        path, _, needs = line.partition(":")
+        depends[path] = needs.split()
+    wanted = [path for path in depends if Path(path).name.split(".")[0] in WANTED]
+    chosen = sorted({path for top in wanted for path in (top, *depends[top])})
+    release = modules.name
+    table = ""
+    for path in chosen:
+        data = (modules / path).read_bytes()
+        archive.file(f"lib/modules/{release}/{path.removesuffix('.xz')}", lzma.decompress(data) if path.endswith(".xz") else data)
+        table += " ".join(name.removesuffix(".xz") for name in (path + ":", *depends[path])).replace(".xz:", ":") + "\n"
+    archive.file(f"lib/modules/{release}/modules.dep", table.encode())
+
+
+def stripped(module: Path) -> bytes:
+    """The module without its debug sections, which the kernel would only copy about."""
+    if not module.exists():
+        raise Failure(f"{module} does not exist: run `make modules` (with KERNEL=debug for the debug kernel), or say --no-module")
+    slim = module.with_suffix(".slim")
+    if not slim.exists() or slim.stat().st_mtime <= module.stat().st_mtime:
+        temporary = slim.with_name(f"{slim.name}.{os.getpid()}")
+        subprocess.run(["strip", "--strip-debug", "-o", temporary, module], check=True)
+        temporary.rename(slim)
+    return slim.read_bytes()
+
+
+def add_tools(archive: Cpio) -> None:
+    if (TOOLS / "v3").exists():
+        archive.copy("bin/v3", TOOLS / "v3")
+        for alias in ALIASES:
+            archive.link(f"bin/{alias}", "v3")
+
+
+def settings(job: Job) -> str:
+    rows, columns = job.terminal or (0, 0)
+    values = {"TOKEN": job.token, "MODULE": int(job.insert), "TERMINAL": int(job.terminal is not None), "ROWS": rows,
+              "COLUMNS": columns, "DEBUGGER": int(job.debugger)}
+    return "".join(f"{name}={value}\n" for name, value in values.items())
+
+
+def command(words: list[str]) -> str:
+    """One word is a line of shell; several are a program and its arguments, taken as they are."""
+    return "#!/bin/sh\n" + (words[0] if len(words) == 1 else "exec " + shlex.join(words)) + "\n"

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""One run: follows the emulated host from its start to the command's exit status, and judges what the kernel said."""
+
+import fcntl
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from . import splats
+from .initramfs import Job
+from .machine import Machine
+
+# Statuses of failures that are not the command's; no program ends with these by itself.
+SPLAT, TIMEOUT, BROKEN = 200, 201, 202
+ESCAPE = b"\x01"  # Ctrl-A, then x
+LAST_WORDS_S = 5.0
+
+
+@dataclass
+class KernelLog:
+    """The kernel's lines; those between the marks `begin` and `end` count."""
+
+    token: str
+    copy: BinaryIO | None = None
+    lines: list[str] = field(default_factory=list)
+    first_splat: int | None = None
+    begun: bool = False
+    ended: bool = False
+    _rest: bytes = b""
+
+    def feed(self, data: bytes) -> None:
+        if self.copy:
+            self.copy.write(data)
+            self.copy.flush()
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        for raw in whole:
+            self._line(raw.decode(errors="replace").rstrip("\r"))
+
+    def _line(self, line: str) -> None:
+        self.lines.append(line)
+        self.begun |= f"{self.token} begin" in line
+        self.ended |= f"{self.token} end" in line
+        if self.begun and self.first_splat is None and splats.is_splat(line):
+            self.first_splat = len(self.lines) - 1
+
+    def report(self) -> list[str]:
+        return self.lines[self.first_splat:][: splats.SHOWN_LINES]
+
+
+class Session:
+    def __init__(self, machine: Machine, job: Job, log: KernelLog, on_sections) -> None:
+        self.machine, self.job, self.log, self.on_sections = machine, job, log, on_sections
+        self.status: int | None = None
+        self.failure = ""
+        self._control = b""
+        self._escape = False
+
+    def follow(self, timeout_s: float | None) -> int:
+        """Runs to the end; returns the status for the caller's shell. Reasons go to standard error."""
+        deadline = time.monotonic() + timeout_s if timeout_s else None
+        with raw_terminal(self.job.terminal is not None):
+            alive = True
+            while alive and not self._over() and not self.failure:
+                wait = None if deadline is None else deadline - time.monotonic()
+                if wait is not None and wait <= 0:
+                    return self._verdict(f"no end within {timeout_s:.0f} s", TIMEOUT)
+                alive = self._step(wait)
+            if self.failure:
+                return self._verdict(self.failure, BROKEN)
+            # The log and the control port are two wires: let the log arrive too.
+            last = time.monotonic() + LAST_WORDS_S
+            while alive and not self.log.ended and time.monotonic() < last:
+                alive = self._step(last - time.monotonic())
+        if self.status is None:
+            return self._verdict("the emulated host went down before the command ended", BROKEN)
+        return self._verdict("", self.status)
+
+    def _over(self) -> bool:
+        return self.status is not None
+
+    def _step(self, wait: float | None) -> bool:
+        """Waits for something to happen and handles it; false when the host has gone."""
+        ports = self.machine.ports
+        wires = {ports[name]: name for name in Machine.PORTS}
+        sources: list = list(wires)
+        if self.job.terminal is not None:
+            sources.append(sys.stdin.buffer.raw)
+        ready, _, _ = select.select(sources, [], [], wait)
+        alive = True
+        for source in ready:
+            if source in wires:
+                data = source.recv(65536)
+                alive &= bool(data)
+                self._heard(wires[source], data)
+            else:
+                self._typed(os.read(source.fileno(), 4096))
+        return alive
+
+    def _heard(self, name: str, data: bytes) -> None:
+        if name == "kernel":
+            self.log.feed(data)
+        elif name == "command":
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        elif name == "control":
+            *lines, self._control = (self._control + data).split(b"\n")
+            for line in lines:
+                self._told(line.decode(errors="replace").strip())
+
+    def _told(self, line: str) -> None:
+        token, _, message = line.partition(" ")
+        word, _, rest = message.partition(" ")
+        if token != self.job.token:
+            return
+        if word == "exit":
+            self.status = int(rest)
+        elif word == "insmod":
+            self.failure = "insmod v3vee.ko failed; the kernel's last words:\n" + "\n".join(self.log.lines[-12:])
+        elif word == "sections":
+            self.on_sections(self.machine, dict(pair.split("=") for pair in rest.split()))
+
+    def _typed(self, data: bytes) -> None:
+        if not data or (self._escape and data[:1] == b"x") or ESCAPE + b"x" in data:
+            self.failure = "ended from the keyboard"
+            return
+        if self._escape or data != ESCAPE:
+            self.machine.ports["command"].sendall(data)
+        self._escape = data == ESCAPE and not self._escape
+
+    def _verdict(self, reason: str, status: int) -> int:
+        if self.log.first_splat is not None:
+            complain("the kernel reported a fault:")
+            print("\n".join("  " + line for line in self.log.report()), file=sys.stderr)
+            return SPLAT
+        if reason:
+            complain(reason)
+            if not self.log.begun or status == TIMEOUT:
+                print("\n".join("  " + line for line in self.log.lines[-25:]), file=sys.stderr)
+        return status
+
+
+def complain(text: str) -> None:
+    print(f"testbed: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def raw_terminal(wanted: bool):
+    """Every key goes to the emulated host as it is typed."""
+    if not wanted:
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    flags = fcntl.fcntl(sys.stdin, fcntl.F_GETFL)
+    tty.setraw(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        fcntl.fcntl(sys.stdin, fcntl.F_SETFL, flags)
