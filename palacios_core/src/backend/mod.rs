@@ -5,6 +5,17 @@
 //! [`BackendVcpu`] for one virtual CPU, and [`Exit`] says why a guest stopped. Between `load` and `unload` a vCPU is on one
 //! CPU, inside a [`Host::window`]; what happens there is the fast path.
 
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod cpu;
+#[cfg(all(test, feature = "hardware", target_arch = "x86_64"))]
+mod fake_host;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod fpu;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod pages;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+pub mod svm;
+
 use crate::addr::{Gpa, Hpa};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::table::Format;
@@ -99,9 +110,10 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn nmi_allowed(&self) -> bool;
     /// Sets the shadow that `STI` or `MOV SS` leave for one instruction.
     fn set_interrupt_shadow(&mut self, on: bool);
-    /// Asks for [`Exit::InterruptWindow`] as soon as the guest would take an interrupt of `priority` (vector >> 4).
+    /// Asks for [`Exit::InterruptWindow`], once, as soon as the guest would take an interrupt of `priority` (vector >> 4;
+    /// above 15 it ignores the task priority, like those of the PIC). Until then a write of CR8 exits too. `None` withdraws.
     fn request_interrupt_window(&mut self, priority: Option<u8>);
-    /// Asks for [`Exit::NmiWindow`] as soon as the guest would take an NMI.
+    /// Asks for [`Exit::NmiWindow`], once, as soon as the guest would take an NMI; it may take one earlier, after any exit.
     fn request_nmi_window(&mut self, on: bool);
     /// The task priority, CR8, as the guest last left it (0–15).
     fn cr8(&self) -> u8;
@@ -188,7 +200,7 @@ pub enum Exit {
     Monitor,
     /// `RDPMC`; no guest is offered it.
     ReadPmc,
-    /// An exception that the core asked to see.
+    /// An exception that is always intercepted, #DB or #AC, not delivered yet: the core injects it.
     Exception(Exception),
     /// An instruction that no guest has: it faults with #UD.
     Undefined,
@@ -229,7 +241,7 @@ pub struct PortAccess {
 pub struct NestedFault {
     /// The address.
     pub gpa: Gpa,
-    /// A write.
+    /// A write, or any step of a table walk on a processor that cannot tell.
     pub write: bool,
     /// An instruction fetch.
     pub fetch: bool,

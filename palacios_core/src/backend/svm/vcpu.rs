@@ -1,0 +1,578 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A virtual CPU under SVM.
+//!
+//! The VMCB holds its registers, but for the general ones other than RAX and RSP, DR0–DR3, and floating-point state. What
+//! the VMM changes there goes through [`VmcbPage::change`], which keeps the clean bits true.
+//!
+//! Against speculation across guests: when another vCPU ran on the CPU last, an indirect branch prediction barrier is
+//! issued where there is one, whatever mitigations the host was told to use. A guest has its own SPEC_CTRL if the processor
+//! keeps two (APM 2: 15.37.1), else none, and runs under the host's. See also [`super::enter`].
+
+use super::super::cpu::{self, MSR_PRED_CMD, MSR_TSC_AUX, PRED_CMD_IBPB};
+use super::super::fpu::Fpu;
+use super::super::{BackendVcpu, Event, Exit};
+use super::asid::{Flush, Tag};
+use super::debug::{self, Breakpoints};
+use super::events::{Events, Seen};
+use super::exit::{self, code};
+use super::permission::msr;
+use super::vmcb::{
+    tlb_control, Clean, Exceptions, Intercepts3, Intercepts4, VirtualInterrupt, Vmcb, VmcbPage,
+};
+use super::{enter, Caps, PerCpu, Svm};
+use crate::addr::Hpa;
+use crate::host::{CpuId, Host, NoMemory};
+use crate::state::{cr0, cr4, efer, rflags, Control, CpuState, Gprs, Reg, Seg, Segment};
+use core::sync::atomic::Ordering::Relaxed;
+
+/// PAT after reset (APM 2: 7.8.2).
+const INITIAL_PAT: u64 = 0x0007_0406_0007_0406;
+/// PAUSEs in a row, closer together than the threshold in cycles, before the guest is taken to be spinning.
+const PAUSE_COUNT: u16 = 3000;
+const PAUSE_THRESHOLD: u16 = 128;
+/// Changes of these by the VMM leave stale translations (APM 2: 15.16), as does any of CR3. PCIDE and the protections are
+/// there because the architecture flushes for them when a guest sets them itself.
+const PAGING_CR0: u64 = cr0::PG | cr0::WP | cr0::CD | cr0::NW;
+const PAGING_CR4: u64 =
+    cr4::PGE | cr4::PAE | cr4::PSE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::LA57 | cr4::PKE;
+const PAGING_EFER: u64 = efer::NXE | efer::LMA | efer::LME;
+
+/// Where a vCPU is, and what of it the processor may know.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// The CPU it was on last.
+    pub cpu: Option<CpuId>,
+    pub tag: Tag,
+    /// What the next entry must flush.
+    pub flush: Flush,
+    /// An entry since `load` has flushed all.
+    pub all_flushed: bool,
+    /// The address of the CPU's VMCB for the host's own state.
+    host_vmcb: u64,
+    /// The guest's floating-point state and debug registers are in.
+    loaded: bool,
+    /// SVM is off here.
+    gone: bool,
+}
+
+/// A virtual CPU.
+pub struct Vcpu<H: Host> {
+    caps: Caps,
+    /// Unlike any other's of this backend, and not 0.
+    id: u64,
+    pub(super) vmcb: VmcbPage<H>,
+    gprs: Gprs,
+    pub(super) events: Events,
+    fpu: Fpu<H>,
+    breakpoints: Breakpoints,
+    pub(super) place: Place,
+    tsc_aux: u64,
+    host_tsc_aux: u64,
+}
+
+impl<H: Host> Vcpu<H> {
+    pub(super) fn new(host: &H, svm: &Svm<H>) -> Result<Self, NoMemory> {
+        let caps = svm.caps;
+        let mut vmcb = VmcbPage::new(host)?;
+        let control = &mut vmcb.change(Clean::all()).control;
+        always_intercept(control, &caps);
+        control.iopm = caps.address(svm.io_map.at());
+        control.msrpm = caps.address(svm.msr_map.at());
+        control.nested_paging = 1;
+        control.virtual_interrupt = VirtualInterrupt::V_INTR_MASKING;
+        vmcb.change(Clean::NP).save.g_pat = INITIAL_PAT;
+        let mut vcpu = Self {
+            caps,
+            id: svm.vcpus.fetch_add(1, Relaxed).wrapping_add(1),
+            vmcb,
+            gprs: Gprs::default(),
+            events: Events::default(),
+            fpu: Fpu::new(host, svm.fpu)?,
+            breakpoints: Breakpoints::default(),
+            place: Place::default(),
+            tsc_aux: 0,
+            host_tsc_aux: 0,
+        };
+        vcpu.set_state(&CpuState::reset());
+        Ok(vcpu)
+    }
+
+    /// Takes a place on `cpu`: a tag that is good there, and nothing the processor could have kept from elsewhere
+    /// (APM 2: 15.15.2). What it kept of other vCPUs on the same CPU it tells apart by the VMCB's address.
+    pub(super) fn take_place(&mut self, cpu: CpuId, here: &PerCpu<H>) {
+        let place = &mut self.place;
+        if place.cpu != Some(cpu) || !here.tags.is_current(place.tag) {
+            place.cpu = Some(cpu);
+            place.tag = here.tags.assign(self.caps.asids);
+            // What the old tag had to have flushed, the new one has not.
+            place.flush = here.tags.owed();
+            self.vmcb.change(Clean::all()).control.asid = self.place.tag.asid;
+        }
+        self.place.host_vmcb = self.caps.address(here.host_vmcb.at());
+        self.place.all_flushed = false;
+    }
+
+    /// Leaves the place: tells it what was flushed there.
+    pub(super) fn leave_place(&self, svm: &Svm<H>) {
+        if let Some(here) = self.place.cpu.and_then(|cpu| svm.cpu(cpu)) {
+            if self.place.all_flushed {
+                here.tags.all_flushed();
+            }
+        }
+    }
+
+    /// Fills in the VMCB for the next entry.
+    pub(super) fn before_entry(&mut self) {
+        let (rax, rsp) = (self.gprs[Reg::Rax], self.gprs[Reg::Rsp]);
+        let flush = match self.place.flush {
+            Flush::Nothing => tlb_control::NOTHING,
+            Flush::Tag if self.caps.flush_by_asid => tlb_control::THIS_ASID,
+            Flush::Tag | Flush::All => tlb_control::ALL,
+        };
+        let vmcb = self.vmcb.uncached();
+        (vmcb.save.rax, vmcb.save.rsp) = (rax, rsp);
+        vmcb.control.tlb_control = flush;
+        self.events.before(&mut self.vmcb, &self.caps);
+        // DR6 and DR7 are the guest's own anyway; it is the others that it must not see before they are.
+        let intercept = if self.breakpoints.live() { 0 } else { u16::MAX };
+        if self.vmcb.get().control.dr_reads != intercept {
+            let control = &mut self.vmcb.change(Clean::I).control;
+            (control.dr_reads, control.dr_writes) = (intercept, intercept);
+        }
+    }
+
+    /// Takes in what the exit left in the VMCB.
+    pub(super) fn after_exit(&mut self) -> Seen {
+        let code = exit::exit_code(&self.vmcb.get().control);
+        let vmcb = self.vmcb.uncached();
+        (self.gprs[Reg::Rax], self.gprs[Reg::Rsp]) = (vmcb.save.rax, vmcb.save.rsp);
+        if code == code::INVALID {
+            vmcb.control.clean = Clean::empty();
+            return Seen::AsIs;
+        }
+        // After a shutdown the saved state is undefined (APM 2: 15.14.3).
+        vmcb.control.clean = if code == code::SHUTDOWN {
+            Clean::empty()
+        } else {
+            Clean::all()
+        };
+        self.place.all_flushed |= vmcb.control.tlb_control == tlb_control::ALL;
+        self.place.flush = Flush::Nothing;
+        self.events.after(&mut self.vmcb)
+    }
+
+    /// One entry and exit.
+    fn run(&mut self, host: &H) -> Result<Seen, enter::Gone> {
+        if debug::armed(self.vmcb.get().save.dr7) {
+            self.breakpoints.lend();
+        }
+        self.before_entry();
+        let guest = self.caps.address(self.vmcb.at());
+        // SAFETY: in the window of the last `load`, which put the guest's floating-point state in and saved the host's
+        // rest on this CPU. The VMCB intercepts what a guest must not have, and its nested tables reach the guest's frames
+        // only. No reference to it is alive.
+        unsafe {
+            self.fpu.enter();
+            host.guest_enter();
+            let ran = enter::run(
+                guest,
+                &mut self.gprs,
+                self.place.host_vmcb,
+                self.caps.clear_buffers,
+            );
+            host.guest_exit();
+            ran?;
+        }
+        Ok(self.after_exit())
+    }
+}
+
+/// What a guest never does alone. CR0, CR3 and, unless there is state to guard, CR4 are its own under nested paging.
+fn always_intercept(control: &mut super::vmcb::Control, caps: &Caps) {
+    control.cr_writes = u16::from(caps.guard_cr4) << 4;
+    // #DB and #AC too: their delivery can raise them again without end.
+    control.exceptions = Exceptions::DB | Exceptions::AC | Exceptions::MC;
+    control.intercepts3 = Intercepts3::INTR
+        | Intercepts3::NMI
+        | Intercepts3::SMI
+        | Intercepts3::INIT
+        | Intercepts3::RDPMC
+        | Intercepts3::CPUID
+        | Intercepts3::RSM
+        | Intercepts3::INVD
+        | Intercepts3::HLT
+        | Intercepts3::INVLPGA
+        | Intercepts3::IOIO_PROT
+        | Intercepts3::MSR_PROT
+        | Intercepts3::TASK_SWITCH
+        | Intercepts3::FERR_FREEZE
+        | Intercepts3::SHUTDOWN;
+    control.intercepts4 = Intercepts4::VMRUN
+        | Intercepts4::VMMCALL
+        | Intercepts4::VMLOAD
+        | Intercepts4::VMSAVE
+        | Intercepts4::STGI
+        | Intercepts4::CLGI
+        | Intercepts4::SKINIT
+        | Intercepts4::WBINVD
+        | Intercepts4::MONITOR
+        | Intercepts4::MWAIT
+        | Intercepts4::XSETBV
+        | Intercepts4::RDPRU;
+    // Without the filter each single PAUSE would exit (APM 2: 15.14.4).
+    control
+        .intercepts3
+        .set(Intercepts3::PAUSE, caps.pause_filter);
+    control.pause_count = PAUSE_COUNT;
+    control.pause_threshold = if caps.pause_threshold {
+        PAUSE_THRESHOLD
+    } else {
+        0
+    };
+}
+
+impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
+    fn load(&mut self, _: &H, svm: &Svm<H>, cpu: CpuId) {
+        self.place.gone = true;
+        let Some(here) = svm.cpu(cpu).filter(|here| here.enabled.load(Relaxed)) else {
+            return;
+        };
+        self.take_place(cpu, here);
+        // SAFETY: in a window, on `cpu`; the page is that CPU's. The barrier takes nothing from the host but time, TSC_AUX
+        // gets its value back in `unload`, and floating-point state was put away by the host.
+        unsafe {
+            if enter::save_host(self.place.host_vmcb).is_err() {
+                return;
+            }
+            if here.last_vcpu.swap(self.id, Relaxed) != self.id && self.caps.ibpb {
+                let _ = cpu::write_msr(MSR_PRED_CMD, PRED_CMD_IBPB);
+            }
+            if self.caps.tsc_aux {
+                self.host_tsc_aux = cpu::read_msr(MSR_TSC_AUX).unwrap_or(self.tsc_aux);
+                if self.host_tsc_aux != self.tsc_aux {
+                    let _ = cpu::write_msr(MSR_TSC_AUX, self.tsc_aux);
+                }
+            }
+            self.breakpoints.open();
+            self.fpu.load();
+        }
+        self.place.loaded = true;
+        self.place.gone = false;
+    }
+
+    fn enter(&mut self, host: &H) -> Exit {
+        if self.place.gone {
+            return Exit::Gone;
+        }
+        if self.events.nmi_window && self.events.nmi_allowed(self.vmcb.get()) {
+            self.events.nmi_window = false;
+            return Exit::NmiWindow;
+        }
+        // Once more at most for each: IRET and debug registers exit no more until they are asked to again.
+        loop {
+            match self.run(host) {
+                Ok(Seen::AsIs) => {}
+                Ok(Seen::Again) => continue,
+                Ok(Seen::NmiWindow) => return Exit::NmiWindow,
+                Err(enter::Gone) => {
+                    self.place.gone = true;
+                    return Exit::Gone;
+                }
+            }
+            match exit::exit_code(&self.vmcb.get().control) {
+                code::DR_FIRST..=code::DR_LAST => self.breakpoints.lend(),
+                // The intercept keeps the host's handler from running, so it is run by hand (APM 2: 15.12.18).
+                code::MC if cpu::raise_machine_check() => return Exit::HostInterrupt,
+                _ => return exit::translate(self.vmcb.get(), &self.caps),
+            }
+        }
+    }
+
+    fn unload(&mut self, _: &H, svm: &Svm<H>) {
+        if !self.place.loaded {
+            return;
+        }
+        self.place.loaded = false;
+        self.leave_place(svm);
+        self.breakpoints.close(self.vmcb.get().save.dr6);
+        // SAFETY: in the window of `load`; TSC_AUX gets what it had.
+        unsafe {
+            self.fpu.unload();
+            if self.caps.tsc_aux && self.host_tsc_aux != self.tsc_aux {
+                let _ = cpu::write_msr(MSR_TSC_AUX, self.host_tsc_aux);
+            }
+        }
+    }
+
+    fn gprs(&self) -> &Gprs {
+        &self.gprs
+    }
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.gprs
+    }
+    fn rip(&self) -> u64 {
+        self.vmcb.get().save.rip
+    }
+    fn set_rip(&mut self, rip: u64) {
+        let vmcb = self.vmcb.uncached();
+        vmcb.save.rip = rip;
+        vmcb.control.interrupt_shadow = 0;
+    }
+    fn next_rip(&self) -> Option<u64> {
+        exit::next_rip(&self.vmcb.get().control, &self.caps)
+    }
+    fn fetched(&self) -> &[u8] {
+        exit::fetched(&self.vmcb.get().control, &self.caps)
+    }
+    fn rflags(&self) -> u64 {
+        self.vmcb.get().save.rflags
+    }
+    fn set_rflags(&mut self, rflags: u64) {
+        self.vmcb.uncached().save.rflags = rflags;
+    }
+
+    fn control(&self) -> Control {
+        let save = &self.vmcb.get().save;
+        Control {
+            cr0: save.cr0,
+            cr2: save.cr2,
+            cr3: save.cr3,
+            cr4: save.cr4,
+            efer: save.efer & !efer::SVME,
+        }
+    }
+    fn set_control(&mut self, new: Control) {
+        let old = self.control();
+        let paging = (old.cr0 ^ new.cr0) & PAGING_CR0
+            | (old.cr3 ^ new.cr3)
+            | (old.cr4 ^ new.cr4) & PAGING_CR4
+            | (old.efer ^ new.efer) & PAGING_EFER;
+        if paging != 0 {
+            self.flush_tlb();
+        }
+        let changed = if old.cr2 != new.cr2 {
+            Clean::CR2 | Clean::CRX
+        } else {
+            Clean::CRX
+        };
+        let save = &mut self.vmcb.change(changed).save;
+        save.cr0 = new.cr0;
+        save.cr2 = new.cr2;
+        save.cr3 = new.cr3;
+        save.cr4 = new.cr4;
+        save.efer = new.efer | efer::SVME;
+    }
+
+    fn segment(&self, seg: Seg) -> Segment {
+        let save = &self.vmcb.get().save;
+        match seg {
+            Seg::Es => save.es,
+            Seg::Cs => save.cs,
+            Seg::Ss => save.ss,
+            Seg::Ds => save.ds,
+            Seg::Fs => save.fs,
+            Seg::Gs => save.gs,
+            Seg::Ldtr => save.ldtr,
+            Seg::Tr => save.tr,
+        }
+        .into()
+    }
+    fn cpl(&self) -> u8 {
+        self.vmcb.get().save.cpl & 3
+    }
+
+    fn state(&self) -> CpuState {
+        let save = &self.vmcb.get().save;
+        let segment = |seg| self.segment(seg);
+        CpuState {
+            gprs: self.gprs,
+            rip: save.rip,
+            rflags: save.rflags,
+            control: self.control(),
+            segments: [
+                segment(Seg::Es),
+                segment(Seg::Cs),
+                segment(Seg::Ss),
+                segment(Seg::Ds),
+                segment(Seg::Fs),
+                segment(Seg::Gs),
+                segment(Seg::Ldtr),
+                segment(Seg::Tr),
+            ],
+            gdtr: save.gdtr.into(),
+            idtr: save.idtr.into(),
+            dr: [0, 1, 2, 3].map(|n| self.breakpoints.get(n)),
+            dr6: save.dr6,
+            dr7: save.dr7,
+            xcr0: self.fpu.xcr0(),
+        }
+    }
+
+    fn set_state(&mut self, state: &CpuState) {
+        self.flush_tlb();
+        self.events = Events::default();
+        self.gprs = state.gprs;
+        self.fpu.set_xcr0(state.xcr0);
+        for (n, value) in (0..4).zip(state.dr) {
+            self.breakpoints.set(n, value);
+        }
+        let vmcb = self.vmcb.change(Clean::all());
+        fill(vmcb, state);
+    }
+
+    fn msr(&self, index: u32) -> Option<u64> {
+        let save = &self.vmcb.get().save;
+        Some(match index {
+            msr::STAR => save.star,
+            msr::LSTAR => save.lstar,
+            msr::CSTAR => save.cstar,
+            msr::SFMASK => save.sfmask,
+            msr::FS_BASE => save.fs.base,
+            msr::GS_BASE => save.gs.base,
+            msr::KERNEL_GS_BASE => save.kernel_gs_base,
+            msr::SYSENTER_CS => save.sysenter_cs,
+            msr::SYSENTER_ESP => save.sysenter_esp,
+            msr::SYSENTER_EIP => save.sysenter_eip,
+            msr::PAT => save.g_pat,
+            msr::SPEC_CTRL if self.caps.spec_ctrl => save.spec_ctrl,
+            MSR_TSC_AUX if self.caps.tsc_aux => self.tsc_aux,
+            _ => return None,
+        })
+    }
+    fn set_msr(&mut self, index: u32, value: u64) -> bool {
+        let group = if index == msr::PAT {
+            Clean::NP
+        } else {
+            Clean::empty()
+        };
+        let save = &mut self.vmcb.change(group).save;
+        *match index {
+            msr::STAR => &mut save.star,
+            msr::LSTAR => &mut save.lstar,
+            msr::CSTAR => &mut save.cstar,
+            msr::SFMASK => &mut save.sfmask,
+            msr::FS_BASE => &mut save.fs.base,
+            msr::GS_BASE => &mut save.gs.base,
+            msr::KERNEL_GS_BASE => &mut save.kernel_gs_base,
+            msr::SYSENTER_CS => &mut save.sysenter_cs,
+            msr::SYSENTER_ESP => &mut save.sysenter_esp,
+            msr::SYSENTER_EIP => &mut save.sysenter_eip,
+            msr::PAT => &mut save.g_pat,
+            msr::SPEC_CTRL if self.caps.spec_ctrl => &mut save.spec_ctrl,
+            MSR_TSC_AUX if self.caps.tsc_aux => return self.set_tsc_aux(value),
+            _ => return false,
+        } = value;
+        true
+    }
+
+    fn debug_register(&self, n: u8) -> u64 {
+        match n {
+            6 => self.vmcb.get().save.dr6,
+            7 => self.vmcb.get().save.dr7,
+            n => self.breakpoints.get(n),
+        }
+    }
+    fn set_debug_register(&mut self, n: u8, value: u64) {
+        match n {
+            6 => self.vmcb.change(Clean::DRX).save.dr6 = value,
+            7 => self.vmcb.change(Clean::DRX).save.dr7 = value,
+            n => self.breakpoints.set(n, value),
+        }
+    }
+    fn xcr0(&self) -> u64 {
+        self.fpu.xcr0()
+    }
+    fn set_xcr0(&mut self, value: u64) {
+        self.fpu.set_xcr0(value);
+    }
+
+    fn inject(&mut self, event: Event) {
+        self.events.pending = Some(event);
+    }
+    fn take_interrupted(&mut self) -> Option<Event> {
+        self.events.interrupted.take()
+    }
+    fn interruptible(&self) -> bool {
+        self.events.interruptible(self.vmcb.get())
+    }
+    fn nmi_allowed(&self) -> bool {
+        self.events.nmi_allowed(self.vmcb.get())
+    }
+    fn set_interrupt_shadow(&mut self, on: bool) {
+        self.vmcb.uncached().control.interrupt_shadow = on.into();
+    }
+    fn request_interrupt_window(&mut self, priority: Option<u8>) {
+        self.events.interrupt_window = priority;
+    }
+    fn request_nmi_window(&mut self, on: bool) {
+        self.events.nmi_window = on;
+    }
+    fn cr8(&self) -> u8 {
+        let interrupt = self.vmcb.get().control.virtual_interrupt;
+        (interrupt & VirtualInterrupt::V_TPR).bits() as u8
+    }
+    fn set_cr8(&mut self, cr8: u8) {
+        let control = &mut self.vmcb.change(Clean::TPR).control;
+        let tpr = VirtualInterrupt::from_bits_retain((cr8 & 15).into());
+        control.virtual_interrupt = control
+            .virtual_interrupt
+            .difference(VirtualInterrupt::V_TPR)
+            | tpr;
+    }
+
+    fn set_table_root(&mut self, root: Hpa) {
+        self.vmcb.change(Clean::NP).control.n_cr3 = self.caps.address(root);
+        self.flush_tlb();
+    }
+    fn flush_tlb(&mut self) {
+        self.place.flush = self.place.flush.max(Flush::Tag);
+    }
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.vmcb.change(Clean::I).control.tsc_offset = offset;
+    }
+}
+
+impl<H: Host> Vcpu<H> {
+    /// Sets what RDTSCP gives the guest. The register itself holds it between `load` and `unload`.
+    fn set_tsc_aux(&mut self, value: u64) -> bool {
+        let live = self.place.loaded;
+        // SAFETY: in a window; the host gets its own back in `unload`.
+        if live && unsafe { cpu::write_msr(MSR_TSC_AUX, value) }.is_err() {
+            return false;
+        }
+        self.tsc_aux = value;
+        true
+    }
+}
+
+/// Writes all of a state that the VMCB holds.
+fn fill(vmcb: &mut Vmcb, state: &CpuState) {
+    let save = &mut vmcb.save;
+    save.rip = state.rip;
+    save.rflags = state.rflags | rflags::FIXED;
+    save.cr0 = state.control.cr0;
+    save.cr2 = state.control.cr2;
+    save.cr3 = state.control.cr3;
+    save.cr4 = state.control.cr4;
+    save.efer = state.control.efer | efer::SVME;
+    let [es, cs, ss, ds, fs, gs, ldtr, tr] = state.segments;
+    save.es = es.into();
+    save.cs = cs.into();
+    save.ss = ss.into();
+    save.ds = ds.into();
+    save.fs = fs.into();
+    save.gs = gs.into();
+    save.ldtr = ldtr.into();
+    save.tr = tr.into();
+    save.gdtr = state.gdtr.into();
+    save.idtr = state.idtr.into();
+    save.dr6 = state.dr6;
+    save.dr7 = state.dr7;
+    // The processor forces 0 and 3 in real and virtual-8086 mode (APM 2: 15.5.1); what is read back should say so.
+    save.cpl = match (save.cr0 & cr0::PE, save.rflags & rflags::VM) {
+        (0, _) => 0,
+        (_, 0) => ss.attributes.dpl(),
+        _ => 3,
+    };
+    vmcb.control.interrupt_shadow = 0;
+}
