@@ -97,6 +97,11 @@ impl Caps {
         })
     }
 
+    /// The width of a guest-physical address: nested tables of four levels reach 48 bits of it.
+    pub(super) fn guest_physical_bits(&self) -> u8 {
+        self.physical_bits.min(12 + 9 * self.levels)
+    }
+
     /// The physical address `at` as the processor wants it.
     pub(super) fn address(&self, at: Hpa) -> u64 {
         at.0 | self.c_bit

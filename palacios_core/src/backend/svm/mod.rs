@@ -158,6 +158,7 @@ impl<H: Host> Backend<H> for Svm<H> {
             address_space_tags: self.caps.asids,
             next_rip: self.caps.next_rip,
             decode_assists: self.caps.decode_assists,
+            physical_bits: self.caps.guest_physical_bits(),
             xcr0: self.fpu.allowed(),
         }
     }
