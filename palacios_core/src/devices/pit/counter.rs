@@ -160,14 +160,14 @@ impl Counter {
         let modulus = if self.bcd { 10_000 } else { 0x1_0000 };
         let elapsed = self.elapsed(tick).unwrap_or(0);
         let value = match self.mode {
-            2 => count - elapsed % count,
+            2 => count.wrapping_sub(elapsed % count),
             3 => {
                 // It counts by twos, once for each half; an odd count is one too many.
                 let (at, half) = (elapsed % count, count.div_ceil(2));
-                let into = if at < half { at } else { at - half };
-                (count & !1).saturating_sub(2 * into)
+                let into = at.checked_sub(half).unwrap_or(at);
+                (count & !1).saturating_sub(into.wrapping_mul(2))
             }
-            _ => count + modulus - elapsed % modulus,
+            _ => count.wrapping_add(modulus).wrapping_sub(elapsed % modulus),
         };
         let value = (value % modulus) as u16;
         if self.bcd {
