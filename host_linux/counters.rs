@@ -14,9 +14,6 @@ impl Counter {
     pub(crate) fn sub(&self, n: u64) {
         self.0.fetch_sub(n, Ordering::Relaxed);
     }
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 /// 4 KiB pages, for guests and for the VMM.
@@ -29,6 +26,13 @@ pub(crate) static VMS: Counter = Counter(AtomicU64::new(0));
 pub(crate) static THREADS: Counter = Counter(AtomicU64::new(0));
 /// Locks and shared values that the core asked for.
 pub(crate) static OBJECTS: Counter = Counter(AtomicU64::new(0));
+
+/// Forgets what is held now.
+pub(crate) fn start_from_zero() {
+    for counter in [&PAGES, &LARGE_PAGES, &VMS, &THREADS, &OBJECTS] {
+        counter.0.store(0, Ordering::Relaxed);
+    }
+}
 
 /// The directory; removed when dropped.
 pub(crate) struct Directory(*mut bindings::dentry);
@@ -58,6 +62,10 @@ impl Directory {
             };
         }
         Self(dir)
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut bindings::dentry {
+        self.0
     }
 }
 

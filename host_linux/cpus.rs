@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Virtualization on for every CPU that is online: now, as CPUs come and go, over a suspend, until the host goes down.
 
-use crate::ffi;
 use crate::host::Linux;
 use crate::sync::Shared;
 use crate::window::current_cpu;
+use crate::{error, ffi};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::{bindings, error::to_result, prelude::*};
@@ -91,7 +91,7 @@ unsafe extern "C" fn cpu_online(cpu: u32) -> i32 {
         Ok(()) => 0,
         Err(why) => {
             pr_err!("{}\n", format_args!("cannot use CPU {cpu}: {why}"));
-            errno(why).to_errno()
+            error::of_backend(why).to_errno()
         }
     }
 }
@@ -117,15 +117,6 @@ extern "C" fn v3vee_cpu_resume() {
 #[no_mangle]
 extern "C" fn v3vee_shutdown() {
     Linux.on_each_cpu(&|_| switch_off());
-}
-
-/// What `insmod` answers.
-pub(crate) fn errno(why: Unsupported) -> Error {
-    match why {
-        Unsupported::Busy => EBUSY,
-        Unsupported::NoMemory => ENOMEM,
-        Unsupported::NoCpu | Unsupported::Firmware | Unsupported::Missing(_) => ENODEV,
-    }
 }
 
 /// Virtualization is on, until this is dropped.

@@ -38,6 +38,8 @@ extern "C" {
     pub(crate) fn v3vee_guest_enter();
     pub(crate) fn v3vee_guest_exit();
 
+    pub(crate) fn v3vee_halt();
+
     pub(crate) fn v3vee_syscore_register();
     pub(crate) fn v3vee_syscore_unregister();
 }

@@ -230,6 +230,16 @@ noinstr void v3vee_guest_exit(void)
 	instrumentation_end();
 }
 
+/* Waits for an interrupt in a window, and takes it there. For checks only. */
+void v3vee_halt(void);
+void v3vee_halt(void)
+{
+	preempt_disable();
+	safe_halt();
+	local_irq_disable();
+	preempt_enable();
+}
+
 /* Sleep, wake-up and the end of the host: see cpus.rs. */
 
 void v3vee_cpu_suspend(void);

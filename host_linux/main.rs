@@ -1,19 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 //! v3vee: runs virtual machines. The Linux half of Palacios.
 
+extern crate alloc;
+
+mod checks;
+mod control;
 mod counters;
 mod cpus;
+mod error;
 mod ffi;
 mod host;
+mod info;
+mod machine;
 mod memory;
 mod misc;
 mod queue;
 mod stream;
 mod sync;
 mod threads;
+mod user;
+mod vm_node;
 mod window;
 
-use kernel::prelude::*;
+use kernel::{prelude::*, sync::Arc};
 
 module! {
     type: V3vee,
@@ -23,14 +32,38 @@ module! {
     license: "GPL",
 }
 
+/// The module's version, as `MODULE_VERSION` has it too.
+const VERSION: &str = "0.1.0";
+
+/// What the module is, while it is loaded. No VM is left when it is dropped: each holds the module.
 struct V3vee {
+    control: Arc<control::Control>,
     _counters: counters::Directory,
 }
 
 impl kernel::Module for V3vee {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        let hardware = machine::Hardware::enable()?;
+        // What serves all VMs is not counted.
+        counters::start_from_zero();
+        let features = hardware.features();
+        let control = control::Control::new(hardware)?;
+        pr_info!(
+            "{} with {} address-space tags; /dev/v3vee is ready\n",
+            features.backend,
+            features.address_space_tags
+        );
+        let counters = counters::Directory::new();
+        checks::publish(&counters);
         Ok(Self {
-            _counters: counters::Directory::new(),
+            control,
+            _counters: counters,
         })
+    }
+}
+
+impl Drop for V3vee {
+    fn drop(&mut self) {
+        self.control.close();
     }
 }

@@ -93,10 +93,11 @@ impl Device {
         })
     }
 
-    /// Lets the node appear.
-    pub(crate) fn register(self: Pin<&Self>) -> Result {
+    /// Lets the node appear. To be called once.
+    pub(crate) fn register(&self) -> Result {
         let misc = self.misc.get();
-        // SAFETY: Pinned, so the device and its name stay until `unregister`. Not registered yet: nobody else writes.
+        // SAFETY: Made in place by `new`, so device and name stay where they are until `unregister`. Not registered yet:
+        // nobody else writes.
         to_result(unsafe {
             (*misc).name = self.name.as_char_ptr();
             bindings::misc_register(misc)

@@ -10,6 +10,7 @@ use kernel::{
     new_mutex, new_spinlock,
     prelude::*,
     static_lock_class,
+    str::CString,
     sync::{Arc, Mutex, SpinLock},
 };
 use palacios_core::devices::ByteStream;
@@ -83,7 +84,7 @@ impl Ring {
 /// One stream of one VM.
 #[pin_data]
 pub(crate) struct Stream {
-    name: [u8; Self::NAME_LEN],
+    name: CString,
     /// Output came, room for input was made, or the VM's state changed.
     #[pin]
     pub(crate) queue: Queue,
@@ -103,21 +104,14 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Of a name, with its NUL.
-    pub(crate) const NAME_LEN: usize = 32;
-
-    /// A stream; the name must fit.
+    /// A stream of a name.
     pub(crate) fn new(name: &str) -> Result<Arc<Self>> {
-        let mut padded = [0; Self::NAME_LEN];
-        let place = padded
-            .get_mut(..name.len())
-            .filter(|p| p.len() < Self::NAME_LEN);
-        place.ok_or(EINVAL)?.copy_from_slice(name.as_bytes());
+        let name = CString::try_from_fmt(fmt!("{name}"))?;
         let output = Ring::new(OUTPUT_BYTES)?;
         let input = Ring::new(INPUT_BYTES)?;
         Arc::pin_init(
             pin_init!(Self {
-                name: padded,
+                name,
                 queue <- Queue::new(c"v3vee_stream", static_lock_class!()),
                 attached: AtomicBool::new(false),
                 lost: AtomicU64::new(0),
@@ -130,9 +124,9 @@ impl Stream {
         )
     }
 
-    /// Its name, padded with NUL.
-    pub(crate) fn name(&self) -> &[u8; Self::NAME_LEN] {
-        &self.name
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        self.name.to_str().unwrap_or("?")
     }
     /// Bytes of output that nobody read in time.
     pub(crate) fn lost_bytes(&self) -> u64 {

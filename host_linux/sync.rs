@@ -17,6 +17,8 @@ use palacios_core::host::{Lock, LockClass, NoMemory};
 /// The name and the key by which lockdep knows a class.
 fn class(of: LockClass) -> (&'static CStr, Pin<&'static LockClassKey>) {
     match of {
+        LockClass::VmControl => (c"v3vee_vm_control", static_lock_class!()),
+        LockClass::VcpuSlot => (c"v3vee_vcpu_slot", static_lock_class!()),
         LockClass::VmState => (c"v3vee_vm_state", static_lock_class!()),
         LockClass::BusSlot => (c"v3vee_bus_slot", static_lock_class!()),
         LockClass::GuestRam => (c"v3vee_guest_ram", static_lock_class!()),

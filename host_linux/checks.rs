@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `/sys/kernel/debug/v3vee/conformance`: reading it holds this host against the core's contract, line by line.
+
+use crate::counters::Directory;
+use crate::host::Linux;
+use crate::memory::Ram;
+use crate::{ffi, THIS_MODULE};
+use core::ptr::null_mut;
+use kernel::{bindings, prelude::*, seq_file::SeqFile, seq_print};
+use palacios_core::conformance::{self, Outcome};
+
+/// Room for all lines at once: a second try would run all again.
+const OUTPUT_BYTES: usize = 16 << 10;
+
+struct Operations(bindings::file_operations);
+
+// SAFETY: Never written.
+unsafe impl Sync for Operations {}
+
+static OPERATIONS: Operations = Operations(bindings::file_operations {
+    owner: THIS_MODULE.as_ptr(),
+    open: Some(open),
+    read: Some(bindings::seq_read),
+    llseek: Some(bindings::seq_lseek),
+    release: Some(bindings::single_release),
+    // SAFETY: All else is optional: null.
+    ..unsafe { core::mem::zeroed() }
+});
+
+/// Adds the file.
+pub(crate) fn publish(directory: &Directory) {
+    // SAFETY: The directory is there, or is the error that debugfs takes in its place; the table is static, and names the
+    // module that holds it.
+    unsafe {
+        bindings::debugfs_create_file_full(
+            c"conformance".as_char_ptr(),
+            0o400,
+            directory.as_ptr(),
+            null_mut(),
+            core::ptr::null(),
+            &OPERATIONS.0,
+        )
+    };
+}
+
+unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::file) -> i32 {
+    // SAFETY: A file that is being opened.
+    unsafe { bindings::single_open_size(file, Some(show), null_mut(), OUTPUT_BYTES) }
+}
+
+unsafe extern "C" fn show(file: *mut bindings::seq_file, _data: *mut c_void) -> i32 {
+    // SAFETY: The file of this call.
+    let file = unsafe { SeqFile::from_raw(file) };
+    let report = |name: &str, outcome: Outcome| match outcome {
+        Ok(()) => seq_print!(file, "ok      {}\n", name),
+        Err(why) => seq_print!(file, "BROKEN  {}: {}\n", name, why.0),
+    };
+    if conformance::run(&Linux, report).is_ok() {
+        report(
+            "guest RAM",
+            conformance::guest_ram(&Linux, || Ram::new().ok()),
+        );
+        // SAFETY: In a window: interrupts are off. Halting is what comes closest to a guest that never exits.
+        let guest_mode = |_: &Linux, _| unsafe { ffi::v3vee_halt() };
+        report("kicks", conformance::kicks(&Linux, guest_mode));
+    }
+    0
+}

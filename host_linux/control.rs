@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `/dev/v3vee`: version, create, list and free.
+
+use crate::machine::Hardware;
+use crate::misc::{Device, Operations};
+use crate::user::{self, must_be_zero, Text};
+use crate::vm_node::{ImageCopy, NoVm, VmNode};
+use crate::{error, VERSION};
+use core::fmt;
+use kernel::{
+    fs::File,
+    miscdevice::{MiscDevice, MiscDeviceRegistration},
+    new_mutex,
+    prelude::*,
+    str::CString,
+    sync::{Arc, ArcBorrow, Mutex},
+    uaccess::{UserPtr, UserSlice},
+};
+use palacios_core::image::machine;
+use palacios_core::vm::VmName;
+use v3_abi as abi;
+
+/// How many VMs there can be.
+const MAX_VMS: usize = 256;
+/// The longest image. It is copied, and disks are not part of it.
+const MAX_IMAGE_BYTES: u64 = 1 << 30;
+
+/// A number of a VM.
+enum Slot {
+    Free,
+    /// Its VM is being made, or unmade.
+    Busy(VmName),
+    Used(VmName, Arc<VmNode>),
+}
+
+impl Slot {
+    fn name(&self) -> Option<&VmName> {
+        match self {
+            Self::Free => None,
+            Self::Busy(name) | Self::Used(name, _) => Some(name),
+        }
+    }
+}
+
+/// The module's control node.
+#[pin_data]
+pub(crate) struct Control {
+    /// The first to be dropped, so that nobody comes any more.
+    #[pin]
+    device: Device,
+    #[pin]
+    table: Mutex<KVec<Slot>>,
+    hardware: Hardware,
+}
+
+static OPERATIONS: Operations = Operations::new::<ControlFile>();
+
+/// A refusal, with what it says to people.
+struct Refusal {
+    error: Error,
+    message: Text<{ abi::V3_MESSAGE_LEN as usize }>,
+}
+
+impl Refusal {
+    fn new(error: Error, message: fmt::Arguments<'_>) -> Self {
+        Self {
+            error,
+            message: Text::of(message),
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        match error {
+            ENOMEM => Self::new(error, format_args!("the host has no memory for this VM")),
+            EFAULT => Self::new(
+                error,
+                format_args!("a pointer does not lead to memory of the caller"),
+            ),
+            _ => Self::new(error, format_args!("error {}", -error.to_errno())),
+        }
+    }
+}
+
+impl From<NoVm> for Refusal {
+    fn from(why: NoVm) -> Self {
+        match why {
+            NoVm::Host(error) => error.into(),
+            NoVm::Core(why) => Self::new(error::of_create(&why), format_args!("{why}")),
+        }
+    }
+}
+
+impl Control {
+    /// Makes the node appear.
+    pub(crate) fn new(hardware: Hardware) -> Result<Arc<Self>> {
+        let name = CString::try_from_fmt(fmt!("v3vee"))?;
+        let control = Arc::pin_init(
+            pin_init!(Self {
+                device <- Device::new(name, &OPERATIONS),
+                table <- new_mutex!(KVec::new(), "v3vee_table"),
+                hardware,
+            }),
+            GFP_KERNEL,
+        )?;
+        control.device.register()?;
+        Ok(control)
+    }
+
+    /// Removes the node.
+    pub(crate) fn close(&self) {
+        self.device.unregister();
+    }
+
+    fn version(&self, arg: usize) -> Result {
+        let features = self.hardware.features();
+        let xsave = if features.xcr0 != 0 {
+            abi::V3_FEATURE_XSAVE
+        } else {
+            0
+        };
+        let version = abi::v3_version {
+            abi: abi::V3_ABI,
+            vms: self.nodes()?.len() as u32,
+            max_vms: MAX_VMS as u32,
+            max_vcpus: machine::MAX_VCPUS,
+            features: u64::from(abi::V3_FEATURE_NESTED_PAGING | abi::V3_FEATURE_RELOCATE | xsave),
+            module: Text::of(format_args!("{VERSION}")).field,
+            backend: Text::of(format_args!("{}", features.backend)).field,
+        };
+        user::write(arg, &version)
+    }
+
+    fn create(&self, arg: usize) -> Result {
+        let mut create: abi::v3_create = user::read(arg)?;
+        let refusal = match self.create_vm(&create) {
+            Ok(id) => {
+                create.vm = id;
+                // A call that fails leaves nothing behind.
+                return user::write(arg, &create).inspect_err(|_| {
+                    let _ = self.free_vm(id);
+                });
+            }
+            Err(refusal) => refusal,
+        };
+        if create.message != 0 && create.message_len != 0 {
+            let room = create.message_len as usize - 1;
+            let text = refusal.message.as_bytes();
+            let text = text.get(..room).unwrap_or(text);
+            let at = user::pointer(create.message)?;
+            user::write_bytes(at, text)?;
+            user::write_bytes(at.wrapping_add(text.len()), &[0])?;
+        }
+        Err(refusal.error)
+    }
+
+    fn create_vm(&self, create: &abi::v3_create) -> Result<u32, Refusal> {
+        if create.flags != 0 || create.pad != 0 {
+            return Err(Refusal::new(
+                EINVAL,
+                format_args!("flags and padding must be zero"),
+            ));
+        }
+        let name = abi::until_nul(&create.name).filter(|name| abi::is_vm_name(name));
+        let name = name.and_then(|name| core::str::from_utf8(name).ok());
+        let name = name.and_then(VmName::new).ok_or(Refusal::new(
+            EINVAL,
+            format_args!("a name is 1 to 63 of A-Z a-z 0-9 . _ - and not digits alone"),
+        ))?;
+        let id = self.reserve(name)?;
+        match self.make(id, name, create) {
+            Ok(node) => {
+                self.set(id, Slot::Used(name, node));
+                Ok(id)
+            }
+            Err(refusal) => {
+                self.set(id, Slot::Free);
+                Err(refusal)
+            }
+        }
+    }
+
+    fn make(&self, id: u32, name: VmName, create: &abi::v3_create) -> Result<Arc<VmNode>, Refusal> {
+        if create.image_len > MAX_IMAGE_BYTES {
+            return Err(Refusal::new(
+                E2BIG,
+                format_args!("the image is longer than {} MiB", MAX_IMAGE_BYTES >> 20),
+            ));
+        }
+        let len = create.image_len as usize;
+        let mut image = VVec::new();
+        let from = UserPtr::from_addr(user::pointer(create.image)?);
+        UserSlice::new(from, len).read_all(&mut image, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+        Ok(VmNode::new(&self.hardware, id, name, ImageCopy(image))?)
+    }
+
+    /// Takes the lowest free number, and the name.
+    fn reserve(&self, name: VmName) -> Result<u32, Refusal> {
+        let mut table = self.table.lock();
+        if table.iter().any(|slot| slot.name() == Some(&name)) {
+            return Err(Refusal::new(
+                EEXIST,
+                format_args!("a VM with the name {} exists", name.as_str()),
+            ));
+        }
+        let free = table
+            .iter_mut()
+            .enumerate()
+            .find(|(_, slot)| matches!(slot, Slot::Free));
+        if let Some((id, slot)) = free {
+            *slot = Slot::Busy(name);
+            return Ok(id as u32);
+        }
+        let id = table.len();
+        if id == MAX_VMS {
+            return Err(Refusal::new(
+                ENOSPC,
+                format_args!("there are {MAX_VMS} VMs already: free one"),
+            ));
+        }
+        table
+            .push(Slot::Busy(name), GFP_KERNEL_ACCOUNT)
+            .map_err(Error::from)?;
+        Ok(id as u32)
+    }
+
+    fn set(&self, id: u32, new: Slot) {
+        let old = match self.table.lock().get_mut(id as usize) {
+            Some(slot) => core::mem::replace(slot, new),
+            None => new,
+        };
+        // Dropped without the lock: it may be a VM's last reference.
+        drop(old);
+    }
+
+    fn node(&self, id: u32) -> Result<(VmName, Arc<VmNode>)> {
+        match self.table.lock().get(id as usize) {
+            Some(Slot::Used(name, node)) => Ok((*name, node.clone())),
+            _ => Err(ENOENT),
+        }
+    }
+
+    /// All VMs, by their numbers.
+    fn nodes(&self) -> Result<KVec<Arc<VmNode>>> {
+        let mut nodes = KVec::new();
+        for slot in self.table.lock().iter() {
+            if let Slot::Used(_, node) = slot {
+                nodes.push(node.clone(), GFP_KERNEL)?;
+            }
+        }
+        Ok(nodes)
+    }
+
+    fn list(&self, arg: usize) -> Result {
+        let mut list: abi::v3_list = user::read(arg)?;
+        must_be_zero(list.pad)?;
+        let mut infos = KVVec::new();
+        for node in self.nodes()? {
+            // One that is being freed is none any more.
+            if let Ok(info) = node.info() {
+                infos.push(info, GFP_KERNEL)?;
+            }
+        }
+        let fit = infos.get(..list.count as usize).unwrap_or(&infos);
+        user::write_all(list.entries, fit)?;
+        list.count = infos.len() as u32;
+        user::write(arg, &list)
+    }
+
+    fn free(&self, arg: usize) -> Result {
+        let free: abi::v3_free = user::read(arg)?;
+        must_be_zero(free.pad)?;
+        self.free_vm(free.vm)
+    }
+
+    fn free_vm(&self, id: u32) -> Result {
+        let (name, node) = self.node(id)?;
+        let freed = node.free();
+        match freed {
+            // Another one frees it, or it runs.
+            Err(ENOENT | EBUSY) => {}
+            _ => self.set(id, Slot::Free),
+        }
+        let _ = name;
+        freed
+    }
+}
+
+/// An open file of the control node.
+pub(crate) struct ControlFile;
+
+#[vtable]
+impl MiscDevice for ControlFile {
+    type Ptr = Arc<Control>;
+
+    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<Arc<Control>> {
+        // SAFETY: Files of these operations are opened on the device of a `Control` only, which lives in an `Arc`, and
+        // the misc core keeps it registered until this returns.
+        Ok(unsafe {
+            let device = Device::of(misc.as_raw());
+            let control = device
+                .byte_sub(core::mem::offset_of!(Control, device))
+                .cast::<Control>();
+            Arc::from(ArcBorrow::from_raw(control))
+        })
+    }
+
+    fn ioctl(me: ArcBorrow<'_, Control>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        match cmd {
+            abi::V3_VERSION => me.version(arg),
+            abi::V3_CREATE => me.create(arg),
+            abi::V3_LIST => me.list(arg),
+            abi::V3_FREE => me.free(arg),
+            _ => Err(ENOTTY),
+        }?;
+        Ok(0)
+    }
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The core's errors as error numbers, as `v3vee.h` has them.
+
+use kernel::{bindings, prelude::*};
+use palacios_core::backend::Unsupported;
+use palacios_core::image::ImageError;
+use palacios_core::vm::{CreateError, LifeError};
+
+fn errno(number: u32) -> Error {
+    Error::from_errno(-(number as i32))
+}
+
+/// A call that does not fit the VM's state.
+pub(crate) fn wrong_state() -> Error {
+    errno(bindings::EBADFD)
+}
+
+/// Why a VM did not go from one state to another.
+pub(crate) fn of_life(error: LifeError) -> Error {
+    match error {
+        LifeError::WrongState(_) => wrong_state(),
+        LifeError::NoMemory => ENOMEM,
+        LifeError::NotLoadable => EIO,
+    }
+}
+
+/// Why there is no VM.
+pub(crate) fn of_create(error: &CreateError) -> Error {
+    let beyond_us = errno(bindings::EOPNOTSUPP);
+    match error {
+        CreateError::NoMemory => ENOMEM,
+        CreateError::NoSuchCpu(_) => beyond_us,
+        CreateError::Image(ImageError::TooBig { .. })
+        | CreateError::Image(ImageError::UnknownFeature(_))
+        | CreateError::Image(ImageError::UnknownDevice { .. }) => beyond_us,
+        CreateError::Image(_) | CreateError::Boot(_) => ENOEXEC,
+    }
+}
+
+/// Why this machine cannot run guests: what `insmod` answers.
+pub(crate) fn of_backend(error: Unsupported) -> Error {
+    match error {
+        Unsupported::Busy => EBUSY,
+        Unsupported::NoMemory => ENOMEM,
+        Unsupported::NoCpu | Unsupported::Firmware | Unsupported::Missing(_) => ENODEV,
+    }
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A VM's state and counters in the words of `v3vee.h`.
+
+use crate::stream::Stream;
+use crate::user::Text;
+use crate::vm_node::Held;
+use core::fmt;
+use kernel::{prelude::*, sync::Arc};
+use palacios_core::stats::Counter;
+use palacios_core::vm::{State, StopReason};
+use v3_abi as abi;
+
+/// A VM.
+pub(crate) fn of(id: u32, held: &Held) -> abi::v3_info {
+    let (vm, state) = (&held.machine, held.state());
+    let mut info = abi::v3_info {
+        vm: id,
+        state: match state {
+            State::Created => abi::V3_STATE_CREATED,
+            State::Running | State::Stopping => abi::V3_STATE_RUNNING,
+            State::Paused => abi::V3_STATE_PAUSED,
+            State::Stopped(_) => abi::V3_STATE_STOPPED,
+        },
+        reason: abi::V3_REASON_NONE,
+        exit_status: 0,
+        vcpus: vm.vcpus(),
+        pad: 0,
+        memory_bytes: vm.memory().bytes(),
+        name: Text::of(format_args!("{}", vm.name())).field,
+        message: [0; abi::V3_MESSAGE_LEN as usize],
+    };
+    if let State::Stopped(why) = state {
+        (info.reason, info.exit_status) = reason(why);
+        info.message = Text::of(format_args!("{why}")).field;
+    }
+    info
+}
+
+/// A reason, and the exit status that goes with it.
+pub(crate) fn reason(why: StopReason) -> (u32, u32) {
+    let reason = match why {
+        StopReason::PoweredOff => abi::V3_REASON_POWER_OFF,
+        StopReason::Exit(status) => return (abi::V3_REASON_TEST_EXIT, status),
+        StopReason::Requested => abi::V3_REASON_REQUEST,
+        StopReason::TripleFault { .. } => abi::V3_REASON_TRIPLE_FAULT,
+        StopReason::UnknownExit { .. } => abi::V3_REASON_UNKNOWN_EXIT,
+        StopReason::Unemulated { .. } => abi::V3_REASON_EMULATION,
+        StopReason::BadState(_) => abi::V3_REASON_BAD_STATE,
+        StopReason::NoMemoryAt { .. } => abi::V3_REASON_GUEST_ERROR,
+        StopReason::OutOfMemory => abi::V3_REASON_HOST_MEMORY,
+        StopReason::HostGone | StopReason::ResetFailed => abi::V3_REASON_HOST_ERROR,
+    };
+    (reason, 0)
+}
+
+/// All counters of a VM.
+pub(crate) fn stats(held: &Held, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v3_stat>> {
+    let vm = &held.machine;
+    let mut all = KVVec::new();
+    let mut add = |vcpu: i32, name: fmt::Arguments<'_>, value: u64| {
+        let name = Text::of(name).field;
+        all.push(abi::v3_stat { vcpu, name, value }, GFP_KERNEL_ACCOUNT)
+    };
+    let (large, small) = vm.memory().frames();
+    add(
+        abi::V3_STAT_VM,
+        format_args!("memory.resident_bytes"),
+        vm.memory().resident_bytes(),
+    )?;
+    add(abi::V3_STAT_VM, format_args!("memory.large_pages"), large)?;
+    add(abi::V3_STAT_VM, format_args!("memory.small_pages"), small)?;
+    for stream in streams {
+        let name = stream.name();
+        add(
+            abi::V3_STAT_VM,
+            format_args!("stream.{name}.lost_bytes"),
+            stream.lost_bytes(),
+        )?;
+    }
+    for vcpu in 0..vm.vcpus() {
+        for which in Counter::ALL {
+            let value = vm.counter(vcpu, *which);
+            add(vcpu as i32, format_args!("{}", which.label()), value)?;
+        }
+    }
+    Ok(all)
+}

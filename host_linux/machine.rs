@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The backends of this binary: which one this machine has, and a VM on it. Beyond this file nobody names a vendor.
+
+use crate::cpus::Cpus;
+use crate::error;
+use crate::host::Linux;
+use crate::sync::Shared;
+use alloc::boxed::Box;
+use kernel::prelude::*;
+use palacios_core::addr::Gpa;
+use palacios_core::backend::svm::Svm;
+use palacios_core::backend::{Backend, Features};
+use palacios_core::devices::ByteStream;
+use palacios_core::host::NoMemory;
+use palacios_core::memory::Memory;
+use palacios_core::stats::Counter;
+use palacios_core::vm::{CreateError, LifeError, Parts, State, Vm};
+
+/// The processor's virtualization, on every CPU until this is dropped.
+pub(crate) struct Hardware {
+    vendor: Vendor,
+    _cpus: Cpus,
+}
+
+enum Vendor {
+    Svm(Shared<Svm<Linux>>),
+}
+
+impl Hardware {
+    /// Looks for it and switches it on.
+    pub(crate) fn enable() -> Result<Self> {
+        let svm = Svm::probe(&Linux).map_err(|why| {
+            pr_err!("{}\n", format_args!("cannot run guests here: {why}"));
+            error::of_backend(why)
+        })?;
+        let svm = Shared::new(svm).map_err(|_| ENOMEM)?;
+        Ok(Self {
+            _cpus: Cpus::enable(svm.clone())?,
+            vendor: Vendor::Svm(svm),
+        })
+    }
+
+    pub(crate) fn features(&self) -> Features {
+        match &self.vendor {
+            Vendor::Svm(svm) => svm.features(),
+        }
+    }
+
+    /// Makes a VM.
+    pub(crate) fn machine(
+        &self,
+        parts: Parts<Linux>,
+        stream: &mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>,
+    ) -> Result<Machine, CreateError> {
+        Ok(match &self.vendor {
+            Vendor::Svm(svm) => {
+                let vm = Vm::new(&Linux, svm.clone(), parts, stream)?;
+                Machine::Svm(Shared::new(vm)?)
+            }
+        })
+    }
+}
+
+/// A VM on whatever hardware.
+pub(crate) enum Machine {
+    Svm(Shared<Vm<Linux, Svm<Linux>>>),
+}
+
+/// Calls the same method on whichever VM it is.
+macro_rules! each {
+    ($self:expr, $vm:ident => $call:expr) => {
+        match $self {
+            Machine::Svm($vm) => $call,
+        }
+    };
+}
+
+impl Machine {
+    pub(crate) fn launch(&self) -> Result<(), LifeError> {
+        each!(self, vm => Vm::<Linux, _>::launch(vm))
+    }
+    pub(crate) fn stop(&self) -> Result<(), LifeError> {
+        each!(self, vm => vm.stop())
+    }
+    pub(crate) fn pause(&self) -> Result<(), LifeError> {
+        each!(self, vm => vm.pause())
+    }
+    pub(crate) fn resume(&self) -> Result<(), LifeError> {
+        each!(self, vm => vm.resume())
+    }
+    pub(crate) fn join(&self) {
+        each!(self, vm => vm.join())
+    }
+    pub(crate) fn state(&self) -> State {
+        each!(self, vm => vm.state())
+    }
+    pub(crate) fn name(&self) -> &str {
+        each!(self, vm => vm.name())
+    }
+    pub(crate) fn vcpus(&self) -> u32 {
+        each!(self, vm => vm.vcpus())
+    }
+    pub(crate) fn counter(&self, vcpu: u32, which: Counter) -> u64 {
+        each!(self, vm => vm.counter(vcpu, which))
+    }
+    pub(crate) fn memory(&self) -> &Memory<Linux> {
+        each!(self, vm => vm.memory())
+    }
+    pub(crate) fn input_ready(&self) {
+        each!(self, vm => vm.input_ready())
+    }
+    pub(crate) fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
+        each!(self, vm => vm.revoke(from, bytes))
+    }
+}

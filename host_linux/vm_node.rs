@@ -1,0 +1,530 @@
+// SPDX-License-Identifier: GPL-2.0
+//! `/dev/v3-vmN`: one VM, and the files through which it is run.
+//!
+//! The node outlives its VM: a file that is open when the VM is freed answers `ENODEV`. Whoever uses the VM for the length of
+//! a call counts a reference to [`Held`]; a call that waits does so without one.
+//!
+//! Lock order: `VmNode::vm`, the core's locks, `Watch::streams`.
+
+use crate::counters::VMS;
+use crate::machine::{Hardware, Machine};
+use crate::memory::Ram;
+use crate::misc::{Device, Operations, Poll};
+use crate::queue::{Queue, Until};
+use crate::stream::{Attachment, DeviceEnd, Stream};
+use crate::user::{self, must_be_zero};
+use crate::{error, info, THIS_MODULE};
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicBool, Ordering};
+use kernel::{
+    bindings,
+    fs::{File, Kiocb},
+    iov::{IovIterDest, IovIterSource},
+    miscdevice::{MiscDevice, MiscDeviceRegistration},
+    new_mutex,
+    prelude::*,
+    static_lock_class,
+    str::CString,
+    sync::{Arc, ArcBorrow, Mutex, SetOnce},
+};
+use palacios_core::addr::{Gpa, PAGE_SIZE};
+use palacios_core::alloc_ext::try_box;
+use palacios_core::devices::ByteStream;
+use palacios_core::host::NoMemory;
+use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
+use palacios_core::vm::{CreateError, ImageBytes, Observer, Parts, State, StopReason, VmName};
+use v3_abi as abi;
+
+/// What learns of a VM's changes.
+#[pin_data]
+struct Watch {
+    /// The VM's state changed, or the VM is gone.
+    #[pin]
+    changed: Queue,
+    /// All that the VM held is back.
+    gone: AtomicBool,
+    /// Its streams. Only added to.
+    #[pin]
+    streams: Mutex<KVec<Arc<Stream>>>,
+}
+
+impl Watch {
+    fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                changed <- Queue::new(c"v3vee_vm_changed", static_lock_class!()),
+                gone: AtomicBool::new(false),
+                streams <- new_mutex!(KVec::new(), "v3vee_vm_streams"),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Opens the stream of a name, for a device.
+    fn open(&self, name: &str) -> Result<Box<dyn ByteStream>, NoMemory> {
+        let stream = Stream::new(name).map_err(|_| NoMemory)?;
+        let mut streams = self.streams.lock();
+        streams
+            .push(stream.clone(), GFP_KERNEL_ACCOUNT)
+            .map_err(|_| NoMemory)?;
+        Ok(try_box(DeviceEnd(stream))?)
+    }
+
+    fn wake(&self) {
+        self.changed.wake();
+        for stream in self.streams.lock().iter() {
+            stream.queue.wake();
+        }
+    }
+}
+
+/// The core's hold on a [`Watch`].
+struct Teller(Arc<Watch>);
+
+impl Observer for Teller {
+    fn state_changed(&self) {
+        self.0.wake();
+    }
+}
+
+/// A VM, as long as it is not freed. Its fields are dropped in this order.
+pub(crate) struct Held {
+    pub(crate) machine: Machine,
+    /// It was launched, or stopped before it ever was; neither comes twice.
+    spent: AtomicBool,
+    _gone: Gone,
+    _module: ModuleReference,
+}
+
+/// Says that a VM is gone.
+struct Gone(Arc<Watch>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        VMS.sub(1);
+        self.0.gone.store(true, Ordering::Release);
+        self.0.wake();
+    }
+}
+
+/// Keeps the module.
+struct ModuleReference;
+
+impl ModuleReference {
+    fn new() -> Self {
+        // SAFETY: The module is in use: the caller comes from one of its files.
+        unsafe { bindings::__module_get(THIS_MODULE.as_ptr()) };
+        Self
+    }
+}
+
+impl Drop for ModuleReference {
+    fn drop(&mut self) {
+        // SAFETY: The reference that `new` took.
+        unsafe { bindings::module_put(THIS_MODULE.as_ptr()) };
+    }
+}
+
+impl Held {
+    /// The state. A VM that was stopped before it was launched counts as stopped.
+    pub(crate) fn state(&self) -> State {
+        match self.machine.state() {
+            State::Created if self.spent.load(Ordering::Relaxed) => {
+                State::Stopped(StopReason::Requested)
+            }
+            state => state,
+        }
+    }
+}
+
+/// The image of a VM, in the module's memory.
+pub(crate) struct ImageCopy(pub(crate) VVec<u8>);
+
+impl AsRef<[u8]> for ImageCopy {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// One node.
+#[pin_data]
+pub(crate) struct VmNode {
+    id: u32,
+    name: VmName,
+    watch: Arc<Watch>,
+    #[pin]
+    vm: Mutex<Option<Arc<Held>>>,
+    #[pin]
+    device: Device,
+}
+
+static OPERATIONS: Operations = Operations::with_poll::<VmFile>();
+
+/// Why there is no new VM.
+pub(crate) enum NoVm {
+    Host(Error),
+    Core(CreateError),
+}
+
+impl From<NoMemory> for NoVm {
+    fn from(_: NoMemory) -> Self {
+        Self::Host(ENOMEM)
+    }
+}
+
+impl From<Error> for NoVm {
+    fn from(error: Error) -> Self {
+        Self::Host(error)
+    }
+}
+
+impl VmNode {
+    /// Makes a VM and its node.
+    pub(crate) fn new(
+        hardware: &Hardware,
+        id: u32,
+        name: VmName,
+        image: ImageCopy,
+    ) -> Result<Arc<Self>, NoVm> {
+        let watch = Watch::new()?;
+        VMS.add(1);
+        let (gone, module) = (Gone(watch.clone()), ModuleReference::new());
+        let image: ImageBytes = try_box(image)?;
+        let observer: Box<dyn Observer> = try_box(Teller(watch.clone()))?;
+        let parts = Parts {
+            name,
+            image,
+            ram: Ram::new()?,
+            observer,
+        };
+        let machine = hardware
+            .machine(parts, &mut |name| watch.open(name))
+            .map_err(NoVm::Core)?;
+        let held = Held {
+            machine,
+            spent: AtomicBool::new(false),
+            _gone: gone,
+            _module: module,
+        };
+        let held = Arc::new(held, GFP_KERNEL_ACCOUNT).map_err(Error::from)?;
+        let file_name = CString::try_from_fmt(fmt!("v3-vm{id}")).map_err(Error::from)?;
+        let node = Arc::pin_init(
+            pin_init!(Self {
+                id,
+                name,
+                watch,
+                vm <- new_mutex!(Some(held), "v3vee_vm_node"),
+                device <- Device::new(file_name, &OPERATIONS),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        node.device.register()?;
+        Ok(node)
+    }
+
+    /// Ends a VM that does not run. Returns when all it held is back, unless the caller is killed before.
+    pub(crate) fn free(&self) -> Result {
+        let held = {
+            let mut vm = self.vm.lock();
+            match vm.as_ref().ok_or(ENOENT)?.state() {
+                State::Created | State::Stopped(_) => vm.take(),
+                State::Running | State::Paused | State::Stopping => return Err(EBUSY),
+            }
+        };
+        self.device.unregister();
+        if let Some(held) = held {
+            held.machine.join();
+        }
+        self.watch.wake();
+        self.wait_until(
+            || self.watch.gone.load(Ordering::Acquire).then_some(Ok(())),
+            None,
+        )
+    }
+
+    /// The VM, for the length of a call.
+    pub(crate) fn held(&self) -> Result<Arc<Held>> {
+        self.vm.lock().clone().ok_or(ENODEV)
+    }
+
+    /// Sleeps, killable, until `ready` has an answer.
+    fn wait_until<T>(
+        &self,
+        ready: impl Fn() -> Option<Result<T>>,
+        deadline_ns: Option<u64>,
+    ) -> Result<T> {
+        let changed = &self.watch.changed;
+        loop {
+            let seen = changed.seen();
+            if let Some(answer) = ready() {
+                return answer;
+            }
+            if deadline_ns.is_some_and(|deadline_ns| now_ns() >= deadline_ns) {
+                return Err(ETIMEDOUT);
+            }
+            changed.wait(seen, Until::Killed, deadline_ns)?;
+        }
+    }
+
+    /// Sleeps, killable, until the VM is stopped.
+    fn wait_stopped(&self, deadline_ns: Option<u64>) -> Result<StopReason> {
+        let stopped = || match self.held().map(|held| held.state()) {
+            Ok(State::Stopped(reason)) => Some(Ok(reason)),
+            Ok(_) => None,
+            Err(error) => Some(Err(error)),
+        };
+        self.wait_until(stopped, deadline_ns)
+    }
+
+    fn launch(&self) -> Result {
+        // Locked, so that it is not freed meanwhile.
+        let vm = self.vm.lock();
+        let held = vm.as_ref().ok_or(ENODEV)?;
+        if held.spent.swap(true, Ordering::Relaxed) {
+            return Err(error::wrong_state());
+        }
+        held.machine.launch().map_err(error::of_life)
+    }
+
+    fn stop(&self) -> Result {
+        {
+            let vm = self.vm.lock();
+            let held = vm.as_ref().ok_or(ENODEV)?;
+            if held.machine.state() == State::Created {
+                held.spent.store(true, Ordering::Relaxed);
+                self.watch.wake();
+                return Ok(());
+            }
+            // What is not running any more needs no stopping.
+            let _ = held.machine.stop();
+        }
+        self.wait_stopped(None)?;
+        self.held()?.machine.join();
+        Ok(())
+    }
+
+    fn pause(&self) -> Result {
+        let held = self.held()?;
+        match held.machine.state() {
+            State::Paused => Ok(()),
+            _ => held.machine.pause().map_err(error::of_life),
+        }
+    }
+
+    fn resume(&self) -> Result {
+        let held = self.held()?;
+        match held.machine.state() {
+            State::Running => Ok(()),
+            _ => held.machine.resume().map_err(error::of_life),
+        }
+    }
+
+    fn wait(&self, arg: usize) -> Result {
+        let mut wait: abi::v3_wait = user::read(arg)?;
+        must_be_zero(wait.pad)?;
+        let timeout_ns = u64::try_from(wait.timeout_ns).ok();
+        let deadline_ns = timeout_ns.map(|ns| now_ns().saturating_add(ns));
+        let reason = self.wait_stopped(deadline_ns)?;
+        wait.state = abi::V3_STATE_STOPPED;
+        (wait.reason, wait.exit_status) = info::reason(reason);
+        user::write(arg, &wait)
+    }
+
+    /// What `V3_VM_INFO` and `V3_LIST` say.
+    pub(crate) fn info(&self) -> Result<abi::v3_info> {
+        Ok(info::of(self.id, &*self.held()?))
+    }
+
+    fn stats(&self, arg: usize) -> Result {
+        let mut stats: abi::v3_stats = user::read(arg)?;
+        must_be_zero(stats.pad)?;
+        let all = info::stats(&*self.held()?, &self.watch.streams.lock())?;
+        let fit = all.get(..stats.count as usize).unwrap_or(&all);
+        user::write_all(stats.entries, fit)?;
+        stats.count = all.len() as u32;
+        user::write(arg, &stats)
+    }
+
+    fn relocate(&self, arg: usize) -> Result {
+        let range: abi::v3_relocate = user::read(arg)?;
+        if range.len == 0 || (range.gpa | range.len) % PAGE_SIZE != 0 {
+            return Err(EINVAL);
+        }
+        let held = self.held()?;
+        if let State::Stopped(_) = held.state() {
+            return Err(error::wrong_state());
+        }
+        let memory = held.machine.memory();
+        let last = range.gpa.checked_add(range.len - 1).ok_or(ERANGE)?;
+        let same_side = last < LOW_RAM_END || range.gpa >= HIGH_RAM;
+        if !same_side || !memory.is_ram(Gpa(range.gpa)) || !memory.is_ram(Gpa(last)) {
+            return Err(ERANGE);
+        }
+        held.machine.revoke(Gpa(range.gpa), range.len);
+        Ok(())
+    }
+
+    fn find_stream(&self, name: &[u8]) -> Option<Arc<Stream>> {
+        let streams = self.watch.streams.lock();
+        let found = streams
+            .iter()
+            .find(|stream| stream.name().as_bytes() == name);
+        found.cloned()
+    }
+
+    /// No more output will come, and no more input will be taken.
+    fn is_over(&self) -> bool {
+        self.held()
+            .map_or(true, |held| matches!(held.state(), State::Stopped(_)))
+    }
+}
+
+fn now_ns() -> u64 {
+    // SAFETY: Reads a clock.
+    unsafe { bindings::ktime_get() as u64 }
+}
+
+/// An open file of a node; a stream, once it was told so.
+pub(crate) struct VmFile {
+    node: Arc<VmNode>,
+    stream: SetOnce<Attachment>,
+}
+
+#[vtable]
+impl MiscDevice for VmFile {
+    type Ptr = KBox<Self>;
+
+    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
+        // SAFETY: Files of these operations are opened on the device of a `VmNode` only, which lives in an `Arc`, and
+        // the misc core keeps it registered until this returns.
+        let node = unsafe {
+            let device = Device::of(misc.as_raw());
+            let node = device
+                .byte_sub(core::mem::offset_of!(VmNode, device))
+                .cast::<VmNode>();
+            Arc::from(ArcBorrow::from_raw(node))
+        };
+        let file = Self {
+            node,
+            stream: SetOnce::new(),
+        };
+        Ok(KBox::new(file, GFP_KERNEL_ACCOUNT)?)
+    }
+
+    fn ioctl(me: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        if me.stream.as_ref().is_some() {
+            return Err(ENOTTY);
+        }
+        let node = &me.node;
+        match cmd {
+            abi::V3_VM_LAUNCH => node.launch(),
+            abi::V3_VM_STOP => node.stop(),
+            abi::V3_VM_PAUSE => node.pause(),
+            abi::V3_VM_CONTINUE => node.resume(),
+            abi::V3_VM_WAIT => node.wait(arg),
+            abi::V3_VM_INFO => user::write(arg, &node.info()?),
+            abi::V3_VM_STATS => node.stats(arg),
+            abi::V3_VM_STREAM => me.attach(arg),
+            abi::V3_VM_RELOCATE => node.relocate(arg),
+            _ => Err(ENOTTY),
+        }?;
+        Ok(0)
+    }
+
+    fn read_iter(kiocb: Kiocb<'_, KBox<Self>>, to: &mut IovIterDest<'_>) -> Result<usize> {
+        let (node, stream) = kiocb.file().attached()?;
+        loop {
+            let seen = stream.queue.seen();
+            // Before the look at the ring: what came before the end is still read.
+            let over = node.is_over();
+            match stream.read(to)? {
+                0 if over || to.is_empty() => return Ok(0),
+                0 => may_block(&kiocb)?,
+                len => return Ok(len),
+            }
+            stream.queue.wait(seen, Until::Interrupted, None)?;
+        }
+    }
+
+    fn write_iter(kiocb: Kiocb<'_, KBox<Self>>, from: &mut IovIterSource<'_>) -> Result<usize> {
+        let (node, stream) = kiocb.file().attached()?;
+        let mut done = 0;
+        let mut push = || loop {
+            let seen = stream.queue.seen();
+            let held = node.held().map_err(|_| EPIPE)?;
+            if let State::Stopped(_) = held.state() {
+                return Err(EPIPE);
+            }
+            let len = stream.write(from)?;
+            done += len;
+            if len > 0 {
+                held.machine.input_ready();
+            }
+            drop(held);
+            if from.is_empty() {
+                return Ok(());
+            }
+            may_block(&kiocb)?;
+            stream.queue.wait(seen, Until::Interrupted, None)?;
+        };
+        match push() {
+            Err(error) if done == 0 => Err(error),
+            _ => Ok(done),
+        }
+    }
+}
+
+/// `EAGAIN` for a file that does not want to wait.
+fn may_block<T: kernel::types::ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> Result {
+    // SAFETY: The kiocb of a call in progress, and its file.
+    let flags = unsafe { (*(*kiocb.as_raw()).ki_filp).f_flags };
+    match flags & bindings::O_NONBLOCK {
+        0 => Ok(()),
+        _ => Err(EAGAIN),
+    }
+}
+
+impl VmFile {
+    /// Makes this file a stream.
+    fn attach(&self, arg: usize) -> Result {
+        let wanted: abi::v3_stream = user::read(arg)?;
+        let name = abi::until_nul(&wanted.name).ok_or(EINVAL)?;
+        self.node.held()?;
+        let stream = self.node.find_stream(name).ok_or(ENOENT)?;
+        let attachment = Attachment::new(stream).ok_or(EBUSY)?;
+        self.stream.populate(attachment).then_some(()).ok_or(ENOTTY)
+    }
+
+    fn attached(&self) -> Result<(&VmNode, &Stream)> {
+        let stream = self.stream.as_ref().ok_or(EINVAL)?;
+        Ok((&self.node, stream))
+    }
+}
+
+impl Poll for VmFile {
+    unsafe fn poll(me: &Self, file: &File, table: *mut bindings::poll_table) -> u32 {
+        let Ok((node, stream)) = me.attached() else {
+            return POLLERR;
+        };
+        // SAFETY: The table of this call; the file holds the stream.
+        unsafe { stream.queue.poll(file, table) };
+        let over = node.is_over();
+        match (stream.readable(), over) {
+            (true, true) => POLLIN,
+            (false, true) => POLLIN | POLLHUP,
+            (readable, false) => {
+                let input = if readable { POLLIN } else { 0 };
+                input | if stream.writable() { POLLOUT } else { 0 }
+            }
+        }
+    }
+}
+
+/// Data can be read (`EPOLLIN`, `EPOLLRDNORM`).
+const POLLIN: u32 = 0x41;
+/// Data can be written (`EPOLLOUT`, `EPOLLWRNORM`).
+const POLLOUT: u32 = 0x104;
+/// Not a stream.
+const POLLERR: u32 = 0x8;
+/// The other end is gone.
+const POLLHUP: u32 = 0x10;
