@@ -13,6 +13,10 @@ pub const BUS_HZ: u64 = 1_000_000_000;
 /// The least time between two interrupts of a periodic timer.
 pub const MIN_PERIOD_NS: u64 = 20_000;
 
+/// How far a TSC deadline's estimate on the VM's clock may be off before it is corrected. The two clocks drift against
+/// each other, and a deadline that moves with every look would have the host set its timer as often.
+const SLACK_NS: u64 = 1_000;
+
 /// The instant of a call, on both clocks that the timer counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -58,6 +62,8 @@ pub(super) struct ApicTimer {
     expires_ns: Option<u64>,
     /// IA32_TSC_DEADLINE; 0 is disarmed.
     tsc_deadline: u64,
+    /// When that will be on the VM's clock, as last told.
+    tsc_deadline_ns: u64,
 }
 
 impl ApicTimer {
@@ -68,6 +74,7 @@ impl ApicTimer {
             initial_count: 0,
             expires_ns: None,
             tsc_deadline: 0,
+            tsc_deadline_ns: 0,
         }
     }
 
@@ -123,12 +130,17 @@ impl ApicTimer {
     }
 
     /// When [`Self::settle`] will next say that it fired.
-    pub(super) fn deadline_ns(&self, now: Now) -> Option<u64> {
+    pub(super) fn deadline_ns(&mut self, now: Now) -> Option<u64> {
         if self.tsc_deadline == 0 {
             return self.expires_ns;
         }
         let cycles = self.tsc_deadline.saturating_sub(now.tsc);
-        Some(now.ns.saturating_add(ns_of_cycles(cycles, now.tsc_khz)))
+        let estimate_ns = now.ns.saturating_add(ns_of_cycles(cycles, now.tsc_khz));
+        let told_ns = self.tsc_deadline_ns;
+        if told_ns <= now.ns || told_ns.abs_diff(estimate_ns) > SLACK_NS {
+            self.tsc_deadline_ns = estimate_ns;
+        }
+        Some(self.tsc_deadline_ns)
     }
 
     /// The current-count register. The timer must be settled.
@@ -208,6 +220,7 @@ impl ApicTimer {
             initial_count,
             expires_ns: counting.then_some(expires_ns),
             tsc_deadline,
+            tsc_deadline_ns: 0,
         })
     }
 }
@@ -247,7 +260,7 @@ mod tests {
         let by = [2u64, 4, 8, 16, 32, 64, 128, 1];
         let code = [0u32, 1, 2, 3, 8, 9, 10, 11];
         for (code, by) in code.into_iter().zip(by) {
-            let timer = timer(TimerMode::OneShot, code, 1000);
+            let mut timer = timer(TimerMode::OneShot, code, 1000);
             assert_eq!(timer.deadline_ns(at(0)), Some(1000 * by));
         }
     }
@@ -301,6 +314,25 @@ mod tests {
         assert!(!timer.settle(at(2_999)));
         assert!(timer.settle(at(3_000)));
         assert_eq!(timer.tsc_deadline(), 0);
+    }
+
+    #[test]
+    fn a_tsc_that_drifts_moves_the_deadline_only_when_it_must() {
+        let mut timer = timer(TimerMode::TscDeadline, 0, 0);
+        timer.write_tsc_deadline(3_000_000);
+        let look = |timer: &mut ApicTimer, ns: u64, ahead: u64| {
+            let now = Now {
+                tsc: ns * 3 + ahead,
+                ..at(ns)
+            };
+            (timer.deadline_ns(now), timer.settle(now))
+        };
+        assert_eq!(look(&mut timer, 0, 0), (Some(1_000_000), false));
+        assert_eq!(look(&mut timer, 1_000, 300), (Some(1_000_000), false));
+        assert_eq!(look(&mut timer, 2_000, 6_000), (Some(998_000), false));
+        // Too early for the TSC after all: a little more.
+        assert_eq!(look(&mut timer, 998_000, 5_400), (Some(998_200), false));
+        assert_eq!(look(&mut timer, 998_200, 5_400), (Some(998_200), true));
     }
 
     #[test]

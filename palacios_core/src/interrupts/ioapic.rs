@@ -6,7 +6,8 @@
 //!
 //! Input `n` is global system interrupt `n`. That ISA IRQ 0 arrives at input 2 and the PIC pair's output at input 0 is
 //! the wiring's business, which the ACPI tables tell the guest. Inputs are given as asserted or not: polarity is kept for
-//! the guest to read and means nothing here.
+//! the guest to read and means nothing here. Nobody tells whether a local APIC took a message: a level-triggered one that
+//! all refuse waits for its EOI forever, until the guest clears the remote IRR.
 #![forbid(unsafe_code)]
 
 use super::{Delivery, Destination, Message, MessageSink};

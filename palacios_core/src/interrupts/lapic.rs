@@ -319,7 +319,8 @@ impl LocalApic {
 /// The timer.
 impl LocalApic {
     /// When [`LocalApic::tick`] is next wanted. A masked timer wants none: what it counts is worked out when it is read.
-    pub fn deadline_ns(&self, now: Now) -> Option<u64> {
+    /// Asked again without a change it gives the same answer, but for a TSC deadline whose clocks drift.
+    pub fn deadline_ns(&mut self, now: Now) -> Option<u64> {
         let masked = self.lvt[Lvt::Timer as usize] & LVT_MASKED != 0;
         (!masked).then(|| self.timer.deadline_ns(now)).flatten()
     }
