@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a Linux guest can tell about the machine it runs on. One static program, one word a question.
+
+use std::arch::asm;
+use std::arch::x86_64::{__cpuid, CpuidResult};
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+type Answer = Result<String, String>;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let answer = match words[..] {
+        ["hypervisor"] => hypervisor(),
+        ["avx"] => avx(),
+        ["clock"] => clock(),
+        ["sleep"] => sleep_a_second(),
+        ["exit", value] => value
+            .parse()
+            .map_err(|e| format!("{e}"))
+            .and_then(test_exit),
+        _ => Err("usage: probe hypervisor | avx | clock | sleep | exit N".into()),
+    };
+    match answer {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(text) => {
+            println!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// CPUID. Older compilers call it unsafe, newer ones do not.
+#[allow(unused_unsafe)]
+fn cpuid(leaf: u32) -> CpuidResult {
+    // SAFETY: every processor with 64-bit mode has the instruction.
+    unsafe { __cpuid(leaf) }
+}
+
+/// The twelve letters of leaf 0x4000_0000, if leaf 1 says that there is a hypervisor.
+fn hypervisor() -> Answer {
+    if cpuid(1).ecx & 1 << 31 == 0 {
+        return Ok("none".into());
+    }
+    let leaf = cpuid(0x4000_0000);
+    let letters: Vec<u8> = [leaf.ebx, leaf.ecx, leaf.edx]
+        .iter()
+        .flat_map(|r| r.to_le_bytes())
+        .collect();
+    Ok(String::from_utf8_lossy(&letters)
+        .trim_end_matches('\0')
+        .into())
+}
+
+/// Two threads keep different values in all of YMM0 across many switches.
+fn avx() -> Answer {
+    const ROUNDS: u32 = 2_000;
+    if !std::arch::is_x86_feature_detected!("avx") {
+        return Err("the processor has no AVX".into());
+    }
+    let keepers = [1u64, 2].map(|seed| {
+        thread::spawn(move || (0..ROUNDS).all(|round| keeps_ymm0(seed << 32 | u64::from(round))))
+    });
+    let kept = keepers.map(|keeper| keeper.join().unwrap_or(false));
+    if kept == [true, true] {
+        Ok(format!("{ROUNDS} switches"))
+    } else {
+        Err("YMM0 changed across a switch of threads".into())
+    }
+}
+
+/// Fills YMM0, yields the processor inside the same piece of assembly, and reads it back.
+fn keeps_ymm0(value: u64) -> bool {
+    const SCHED_YIELD: u64 = 24;
+    let wrote = [
+        value,
+        !value,
+        value.rotate_left(17),
+        value ^ 0x5555_5555_5555_5555,
+    ];
+    let mut read = [0u64; 4];
+    // SAFETY: AVX was detected; the two arrays are 32 bytes each; the call keeps all but RAX, RCX and R11.
+    unsafe {
+        asm!("vmovdqu ymm0, [{wrote}]", "syscall", "vmovdqu [{read}], ymm0",
+            wrote = in(reg) wrote.as_ptr(), read = in(reg) read.as_mut_ptr(),
+            inlateout("rax") SCHED_YIELD => _, out("rcx") _, out("r11") _, out("ymm0") _);
+    }
+    wrote == read
+}
+
+/// The clock never steps back, and ticks.
+fn clock() -> Answer {
+    const READS: u32 = 200_000;
+    let start = Instant::now();
+    let mut last = start;
+    for _ in 0..READS {
+        let now = Instant::now();
+        if now < last {
+            return Err(format!("stepped back by {} ns", (last - now).as_nanos()));
+        }
+        last = now;
+    }
+    if last == start {
+        return Err(format!("stood still over {READS} reads"));
+    }
+    let source =
+        std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+    Ok(format!(
+        "{READS} reads, {}",
+        source.unwrap_or_default().trim()
+    ))
+}
+
+/// A timer of one second takes a second by the running clock and by the clock of the day.
+fn sleep_a_second() -> Answer {
+    const LATEST: Duration = Duration::from_millis(1_500);
+    let (start, day) = (Instant::now(), SystemTime::now());
+    thread::sleep(Duration::from_secs(1));
+    let slept = start.elapsed();
+    let day = day
+        .elapsed()
+        .map_err(|e| format!("the clock of the day stepped back: {e}"))?;
+    let apart = slept.abs_diff(day);
+    if slept >= LATEST || apart > Duration::from_millis(100) {
+        return Err(format!(
+            "took {slept:?}, and {day:?} by the clock of the day"
+        ));
+    }
+    Ok(format!("{} ms", slept.as_millis()))
+}
+
+/// Ends the machine through its test port: the exit status is the value times two, plus one.
+fn test_exit(value: u8) -> Answer {
+    const TEST_EXIT_PORT: u16 = 0xf4;
+    const IOPERM: i64 = 173;
+    let mut status = IOPERM;
+    // SAFETY: ioperm(port, 1, 1) touches no memory.
+    unsafe {
+        asm!("syscall", inlateout("rax") status, in("rdi") u64::from(TEST_EXIT_PORT), in("rsi") 1u64, in("rdx") 1u64,
+            out("rcx") _, out("r11") _);
+    }
+    if status != 0 {
+        return Err(format!("no permission for the port: error {}", -status));
+    }
+    // SAFETY: the port was opened to this thread; the machine ends here, or nobody listens.
+    unsafe { asm!("out dx, al", in("dx") TEST_EXIT_PORT, in("al") value) };
+    Err("the machine went on".into())
+}
