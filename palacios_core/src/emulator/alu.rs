@@ -12,6 +12,8 @@ const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
 
 /// A value and RFLAGS.
 pub(super) type Outcome = (u64, u64);
+/// Quotient and remainder; `None` is #DE.
+pub(super) type Division = Option<(u64, u64)>;
 
 /// Bits of a value of `width` bytes: at most 64.
 const fn bits(width: u8) -> u32 {
@@ -290,7 +292,7 @@ fn product_flags(width: u8, low: u64, carry: bool, flags: u64) -> u64 {
 
 /// Quotient and remainder of `high:low` by `divisor`, `None` where the quotient does not fit (#DE). Flags are undefined
 /// after a division; ours stay.
-pub(super) fn divide(width: u8, high: u64, low: u64, divisor: u64) -> Option<(u64, u64)> {
+pub(super) fn divide(width: u8, high: u64, low: u64, divisor: u64) -> Division {
     let (high, low) = (high & mask(width), low & mask(width));
     let divisor = divisor & mask(width);
     if high >= divisor {
@@ -318,7 +320,7 @@ pub(super) fn divide(width: u8, high: u64, low: u64, divisor: u64) -> Option<(u6
 }
 
 /// The signed division, rounding towards zero; as [`divide`].
-pub(super) fn divide_signed(width: u8, high: u64, low: u64, divisor: u64) -> Option<(u64, u64)> {
+pub(super) fn divide_signed(width: u8, high: u64, low: u64, divisor: u64) -> Division {
     let dividend_negative = sign(high, width);
     let divisor_negative = sign(divisor, width);
     let (high, low) = if dividend_negative {

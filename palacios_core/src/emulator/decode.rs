@@ -19,25 +19,37 @@ pub(super) enum DecodeError {
     Unknown,
 }
 
-/// The legacy prefixes of an instruction.
+/// The prefixes of an instruction.
 #[derive(Clone, Copy, Debug)]
 struct Prefixes {
+    operand_size: bool,
     address_size: bool,
     lock: bool,
     repeat: Repeat,
     segment: Option<Seg>,
+    /// The REX prefix, which counts only right before the opcode.
+    rex: u8,
+    /// How many other REX prefixes there are.
+    idle_rex: u8,
+    /// How many bytes they all have.
+    len: usize,
 }
 
 impl Prefixes {
     fn scan(bytes: &[u8], size: CodeSize) -> Prefixes {
         let mut found = Prefixes {
+            operand_size: false,
             address_size: false,
             lock: false,
             repeat: Repeat::No,
             segment: None,
+            rex: 0,
+            idle_rex: 0,
+            len: 0,
         };
         let long = size == CodeSize::Bits64;
-        for byte in bytes {
+        for &byte in bytes {
+            let rex = core::mem::take(&mut found.rex);
             match byte {
                 0x26 | 0x2e | 0x36 | 0x3e if long => {}
                 0x26 => found.segment = Some(Seg::Es),
@@ -46,14 +58,19 @@ impl Prefixes {
                 0x3e => found.segment = Some(Seg::Ds),
                 0x64 => found.segment = Some(Seg::Fs),
                 0x65 => found.segment = Some(Seg::Gs),
-                0x66 => {}
+                0x66 => found.operand_size = true,
                 0x67 => found.address_size = true,
                 0xf0 => found.lock = true,
                 0xf2 => found.repeat = Repeat::WhileNotEqual,
                 0xf3 => found.repeat = Repeat::WhileEqual,
-                0x40..=0x4f if long => {}
-                _ => break,
+                0x40..=0x4f if long => found.rex = byte,
+                _ => {
+                    found.rex = rex;
+                    break;
+                }
             }
+            found.idle_rex = found.idle_rex.wrapping_add(u8::from(rex != 0));
+            found.len = found.len.wrapping_add(1);
         }
         found
     }
@@ -65,6 +82,48 @@ impl Prefixes {
             _ => 4,
         }
     }
+
+    fn operand_width(&self, size: CodeSize) -> u8 {
+        match (size, self.operand_size) {
+            _ if self.rex & 8 != 0 => 8,
+            (CodeSize::Bits16, false) | (CodeSize::Bits32 | CodeSize::Bits64, true) => 2,
+            _ => 4,
+        }
+    }
+}
+
+/// An instruction's bytes without what the decoders stumble over: REX prefixes that do not count, and opcode 0x82, which
+/// is 0x80 by another name outside of 64-bit mode.
+struct Plain {
+    bytes: [u8; MAX_INSTRUCTION_BYTES],
+    len: usize,
+    /// How many bytes were left out.
+    dropped: u8,
+}
+
+impl Plain {
+    fn new(bytes: &[u8], prefixes: &Prefixes, size: CodeSize) -> Plain {
+        let mut plain = Plain {
+            bytes: [0; MAX_INSTRUCTION_BYTES],
+            len: 0,
+            dropped: prefixes.idle_rex,
+        };
+        let last = prefixes.len.wrapping_sub(1);
+        let kept = bytes.iter().enumerate().filter(|&(i, byte)| {
+            let idle = prefixes.idle_rex != 0 && i < last && byte & 0xf0 == 0x40;
+            !idle
+        });
+        for (to, (i, &byte)) in plain.bytes.iter_mut().zip(kept) {
+            let alias = byte == 0x82 && i == prefixes.len && size != CodeSize::Bits64;
+            *to = if alias { 0x80 } else { byte };
+            plain.len = plain.len.wrapping_add(1);
+        }
+        plain
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&self.bytes)
+    }
 }
 
 impl Instruction {
@@ -72,25 +131,76 @@ impl Instruction {
     pub fn decode(bytes: &[u8], size: CodeSize) -> Result<Instruction, DecodeError> {
         let bytes = bytes.get(..MAX_INSTRUCTION_BYTES).unwrap_or(bytes);
         let prefixes = Prefixes::scan(bytes, size);
-        let instruction = match size {
-            CodeSize::Bits16 => bits16::decode(bytes, &prefixes),
-            CodeSize::Bits32 => bits32::decode(bytes, &prefixes),
-            CodeSize::Bits64 => bits64::decode(bytes, &prefixes),
-        }?;
+        let plain = Plain::new(bytes, &prefixes, size);
+        let decoded = match size {
+            CodeSize::Bits16 => bits16::decode(plain.bytes(), &prefixes),
+            CodeSize::Bits32 => bits32::decode(plain.bytes(), &prefixes),
+            CodeSize::Bits64 => bits64::decode(plain.bytes(), &prefixes),
+        };
+        let mut instruction = decoded.map_err(|error| match error {
+            DecodeError::Incomplete if bytes.len() >= MAX_INSTRUCTION_BYTES => DecodeError::TooLong,
+            DecodeError::Unknown if prefixes.lock => DecodeError::BadLock,
+            other => other,
+        })?;
         if instruction.lock && !instruction.may_lock() {
             return Err(DecodeError::BadLock);
         }
+        instruction.length = instruction.length.wrapping_add(plain.dropped);
+        instruction.correct_widths(&prefixes, size);
         Ok(instruction)
+    }
+
+    /// Sets the widths that the decoders give wrongly or not at all (as of yaxpeax-x86 2.2).
+    fn correct_widths(&mut self, prefixes: &Prefixes, size: CodeSize) {
+        let width = prefixes.operand_width(size);
+        let [first, second, _] = &mut self.operands;
+        match (self.op, &second) {
+            (Op::Bit(_), Operand::Immediate(_)) => {
+                first.set_width(width);
+                self.memory_width = width;
+            }
+            (Op::Mov, Operand::Segment(_)) | (Op::Lmsw | Op::Smsw, _) => first.set_width(width),
+            (Op::MovSignExtend | Op::MovZeroExtend, _) => {
+                first.set_width(width);
+                // MOVSXD, whose source has 4 bytes unless its destination has fewer.
+                if width == 2 && self.memory_width == 4 {
+                    self.memory_width = 2;
+                }
+                if let Operand::Register(Register {
+                    width: from @ 4, ..
+                }) = second
+                {
+                    *from = width.min(4);
+                }
+            }
+            (Op::String(StringOp::Ins | StringOp::Outs), _) if self.memory_width != 1 => {
+                self.memory_width = width.min(4);
+            }
+            (Op::Push | Op::Pop, _) if size == CodeSize::Bits64 => {
+                let width = if width == 2 { 2 } else { 8 };
+                self.memory_width = width;
+                first.set_width(width);
+            }
+            _ => {}
+        }
     }
 }
 
 /// The length in bytes of the instruction at the start of `bytes`, whether the emulator knows it or not.
 pub(super) fn length(bytes: &[u8], size: CodeSize) -> Result<u8, DecodeError> {
     let bytes = bytes.get(..MAX_INSTRUCTION_BYTES).unwrap_or(bytes);
-    match size {
-        CodeSize::Bits16 => bits16::length(bytes),
-        CodeSize::Bits32 => bits32::length(bytes),
-        CodeSize::Bits64 => bits64::length(bytes),
+    let plain = Plain::new(bytes, &Prefixes::scan(bytes, size), size);
+    let length = match size {
+        CodeSize::Bits16 => bits16::length(plain.bytes()),
+        CodeSize::Bits32 => bits32::length(plain.bytes()),
+        CodeSize::Bits64 => bits64::length(plain.bytes()),
+    };
+    match length {
+        Ok(length) => Ok(length.wrapping_add(plain.dropped)),
+        Err(DecodeError::Incomplete) if bytes.len() >= MAX_INSTRUCTION_BYTES => {
+            Err(DecodeError::TooLong)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -109,12 +219,8 @@ macro_rules! decoder {
             fn instruction(bytes: &[u8]) -> Result<y::Instruction, DecodeError> {
                 let decoded = y::InstDecoder::default().decode_slice(bytes);
                 decoded.map_err(|error| match error {
-                    y::DecodeError::ExhaustedInput if bytes.len() < MAX_INSTRUCTION_BYTES => {
-                        DecodeError::Incomplete
-                    }
-                    y::DecodeError::ExhaustedInput | y::DecodeError::TooLong => {
-                        DecodeError::TooLong
-                    }
+                    y::DecodeError::ExhaustedInput => DecodeError::Incomplete,
+                    y::DecodeError::TooLong => DecodeError::TooLong,
                     _ => DecodeError::Unknown,
                 })
             }
@@ -124,10 +230,7 @@ macro_rules! decoder {
             }
 
             pub fn decode(bytes: &[u8], prefixes: &Prefixes) -> Result<Instruction, DecodeError> {
-                let from = instruction(bytes).map_err(|error| match error {
-                    DecodeError::Unknown if prefixes.lock => DecodeError::BadLock,
-                    other => other,
-                })?;
+                let from = instruction(bytes)?;
                 let mut operands = [Operand::None; 3];
                 for (i, to) in (0..from.operand_count().min(3)).zip(operands.iter_mut()) {
                     *to = operand(from.operand(i)).ok_or(DecodeError::Unknown)?;
@@ -239,7 +342,7 @@ macro_rules! decoder {
 macro_rules! operations {
     ($O:ident, $opcode:expr) => {
         Some(match $opcode {
-            $O::MOV | $O::MOVNTI | $O::MOVDIRI => Op::Mov,
+            $O::MOV | $O::MOVNTI => Op::Mov,
             $O::MOVZX => Op::MovZeroExtend,
             $O::MOVSX | $O::MOVSXD => Op::MovSignExtend,
             $O::MOVBE => Op::MovBigEndian,
@@ -333,10 +436,12 @@ macro_rules! operations {
 decoder!(
     bits16, real_mode, CodeSize::Bits16, MemDisp,
     registers: ; bases: ; operands:
+        yaxpeax_x86::real_mode::Operand::AbsoluteU16 { addr } => absolute(addr.into())
 );
 decoder!(
     bits32, protected_mode, CodeSize::Bits32, Disp,
     registers: ; bases: ; operands:
+        yaxpeax_x86::protected_mode::Operand::AbsoluteU16 { addr } => absolute(addr.into())
 );
 decoder!(
     bits64, long_mode, CodeSize::Bits64, Disp,
@@ -346,7 +451,7 @@ decoder!(
         yaxpeax_x86::long_mode::Operand::AbsoluteU64 { addr } => absolute(addr)
 );
 
-/// A memory operand with a full 64-bit address.
+/// A memory operand that is its offset.
 fn absolute(displacement: u64) -> Operand {
     Operand::Memory(Address {
         seg: Seg::Ds,

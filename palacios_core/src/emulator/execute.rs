@@ -291,7 +291,7 @@ impl<C: Cpu> Execution<'_, C> {
 
     fn divide(
         &mut self,
-        quotient_and_rest: fn(u8, u64, u64, u64) -> Option<(u64, u64)>,
+        quotient_and_rest: fn(u8, u64, u64, u64) -> alu::Division,
     ) -> Result<(), Fault> {
         let width = self.width()?;
         let from = self.target(0, Read)?;

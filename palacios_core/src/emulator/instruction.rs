@@ -143,6 +143,15 @@ pub(super) enum Operand {
     Debug(u8),
 }
 
+impl Operand {
+    /// Sets the width of a general register.
+    pub fn set_width(&mut self, width: u8) {
+        if let Operand::Register(register) = self {
+            register.width = width;
+        }
+    }
+}
+
 /// The last of the repeat prefixes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Repeat {

@@ -160,3 +160,6 @@ struct Execution<'a, C> {
     instruction: Instruction,
     next_rip: u64,
 }
+
+#[cfg(test)]
+mod decode_tests;

@@ -45,6 +45,11 @@ impl<C: Cpu> Execution<'_, C> {
                 };
                 let offset = self.offset(&address);
                 let at = self.machine.base(address.seg).wrapping_add(offset);
+                let at = if self.machine.mode.long {
+                    at
+                } else {
+                    at & 0xffff_ffff
+                };
                 self.machine.cpu.invalidate_page(Gva(at));
                 Ok(())
             }
@@ -165,12 +170,15 @@ impl<C: Cpu> Machine<'_, C> {
 
     /// Two bytes of the TSS, read as the processor reads it.
     fn task_word(&mut self, at: u64) -> Result<u16, Fault> {
-        let at = if self.mode.long { at } else { at & 0xffff_ffff };
         let access = Access {
             kind: AccessKind::Read,
             privilege: Privilege::Implicit,
         };
-        let place = self.place_linear(Gva(at), 2, access)?;
-        Ok(self.load(&place)?.value() as u16)
+        let mut bytes = [0; 2];
+        for (byte, offset) in bytes.iter_mut().zip(0..) {
+            let place = self.place_linear(Gva(at.wrapping_add(offset)), 1, access)?;
+            *byte = self.load(&place)?.value() as u8;
+        }
+        Ok(u16::from_le_bytes(bytes))
     }
 }
