@@ -241,6 +241,13 @@ impl LocalApic {
         deliverable.then_some(vector)
     }
 
+    /// The class of the highest request that only the task priority may be holding back: what is in service would let it in.
+    pub fn waiting_class(&self) -> Option<u8> {
+        let class = self.requests.highest()? >> 4;
+        let served = self.in_service.highest().unwrap_or(0) >> 4;
+        (self.mode() != ApicMode::Disabled && class > served).then_some(class)
+    }
+
     /// The processor took `vector`: its request becomes a service.
     pub fn start_service(&mut self, vector: u8) {
         self.requests.set(vector, false);

@@ -10,6 +10,9 @@ use crate::state::{rflags, CpuState, Seg};
 use crate::stats::Counter;
 use crate::vm::life::RunState;
 
+/// Above every task priority: what comes from the PIC pair, or was taken from its controller before, knows none.
+const NO_TASK_PRIORITY: u8 = 16;
+
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Notes what others posted besides vectors.
     pub(super) fn take_events(&mut self, here: &Here<'_, H, B>) {
@@ -151,11 +154,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         Some(vector)
     }
 
-    /// The priority of the interrupt that still waits.
+    /// The priority of the interrupt that still waits, if only for the task priority.
     fn waiting_priority(&self) -> Option<u8> {
         if self.takes_ext_int() || matches!(self.held, Some(Event::Interrupt(_))) {
-            return Some(15);
+            return Some(NO_TASK_PRIORITY);
         }
-        self.apic.next_interrupt().map(|vector| vector >> 4)
+        self.apic.waiting_class()
     }
 }
