@@ -110,11 +110,13 @@ impl Stats {
     }
     /// Counts an exit.
     pub fn count_exit(&self, exit: &Exit) {
-        self.add(Self::of_exit(exit), 1);
+        if let Some(counter) = Self::of_exit(exit) {
+            self.add(counter, 1);
+        }
     }
 
-    fn of_exit(exit: &Exit) -> Counter {
-        match exit {
+    fn of_exit(exit: &Exit) -> Option<Counter> {
+        Some(match exit {
             Exit::Pending => Counter::Pending,
             Exit::HostInterrupt | Exit::HostInit => Counter::HostInterrupt,
             Exit::InterruptWindow | Exit::NmiWindow => Counter::Window,
@@ -129,8 +131,9 @@ impl Stats {
             Exit::Emulate => Counter::Emulate,
             Exit::Exception(_) => Counter::Exception,
             // Counted when it is known what lies at the address.
+            Exit::NestedFault(_) => return None,
             _ => Counter::Other,
-        }
+        })
     }
 
     fn slot(&self, which: Counter) -> &AtomicU64 {
