@@ -94,14 +94,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
     }
 
-    /// The state after power-on: the first vCPU at the kernel's entry, the others waiting to be started.
+    /// The state after power-on: the first vCPU at the kernel's entry, the others waiting to be started. What others may
+    /// have left for it by now stays: [`reset_shared`] came before.
     pub(crate) fn reset(&mut self, vm: &Vm<H, B>) {
         self.msrs = msr::Msrs::new(vm.backend());
         self.apic = new_apic(self.index, vm.backend());
-        if let Some(shared) = vm.shared(self.index) {
-            shared.set_filter(self.apic.filter());
-            shared.pending.clear();
-        }
         let first = self.index == 0;
         let state = if first { vm.boot_state() } else { RESET };
         self.init(&state);
@@ -176,24 +173,39 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let (host, backend) = (here.vm.host(), here.vm.backend());
         self.arch.load(host, backend, cpu);
         self.in_window = true;
-        let exit = loop {
-            if !self.before_entry(here) {
-                here.shared.stats.count_exit(&Exit::Pending);
-                break None;
-            }
-            let exit = self.arch.enter(host);
-            self.after_exit(here, &exit);
-            if !self.settle(here, exit) {
-                break Some(exit);
-            }
-            here.shared.stats.add(Counter::Settled, 1);
-            if self.rearm || self.stopping.is_some() || host.window_must_end() {
-                break None;
-            }
+        let exit = match self.timer_came(here) {
+            true => None,
+            false => self.entries(here),
         };
         self.in_window = false;
         self.arch.unload(host, backend);
         exit
+    }
+
+    /// Enters until an exit needs more than a window.
+    fn entries(&mut self, here: &Here<'_, H, B>) -> Option<Exit> {
+        let host = here.vm.host();
+        loop {
+            if !self.before_entry(here) {
+                here.shared.stats.count_exit(&Exit::Pending);
+                return None;
+            }
+            here.shared.stats.add(Counter::Entries, 1);
+            let exit = self.arch.enter(host);
+            self.after_exit(here, &exit);
+            if !self.settle(here, exit) {
+                return Some(exit);
+            }
+            here.shared.stats.add(Counter::Settled, 1);
+            if self.rearm || self.stopping.is_some() || host.window_must_end() {
+                return None;
+            }
+        }
+    }
+
+    /// The armed time came. If that was before the window opened, its kick found nobody in the guest.
+    fn timer_came(&self, here: &Here<'_, H, B>) -> bool {
+        self.armed_ns.is_some_and(|at| at <= here.vm.now().ns)
     }
 
     fn after_exit(&mut self, here: &Here<'_, H, B>, exit: &Exit) {
@@ -403,6 +415,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             }
         }
     }
+}
+
+/// What others see of vCPU `index` after power-on. For all vCPUs before any of them runs: what the first one sends must not
+/// get lost because another's thread is late.
+pub(crate) fn reset_shared<H: Host, B: Backend<H>>(shared: &VcpuShared<H>, backend: &B) {
+    shared.pending.clear();
+    shared.set_filter(new_apic(shared.index(), backend).filter());
 }
 
 /// A local APIC as firmware leaves it.

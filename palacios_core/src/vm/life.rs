@@ -222,6 +222,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             let mut life = vm.life.lock();
             (life.launched, life.reason) = (true, None);
         }
+        vm.reset_shared();
         vm.alive.store(vm.vcpus(), Ordering::SeqCst);
         vm.waiting.store(0, Ordering::SeqCst);
         vm.clock.resume(vm.backend.tsc());
@@ -399,9 +400,16 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         self.power.take();
         *self.chipset.lock() = crate::interrupts::chipset::Chipset::new();
         self.bus.reset();
+        self.reset_shared();
         let _ = self.clock.now_ns();
         self.load_image()
             .map_err(|error| self.log(Level::Error, format_args!("reset: {error}")))
+    }
+
+    fn reset_shared(&self) {
+        for slot in &self.vcpus {
+            crate::vcpu::reset_shared(&slot.shared, self.backend());
+        }
     }
 
     fn change(&self, from: RunState, to: RunState) -> bool {
