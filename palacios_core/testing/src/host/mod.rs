@@ -21,6 +21,8 @@ pub use ram::{LargePages, TestRam};
 pub use thread::TestThread;
 
 use crate::heap;
+use crate::processor::execute::Guest;
+use crate::processor::{self, Processors, Violation};
 use clock::{Clock, Timers};
 use cpu::Cpu;
 use pages::Arena;
@@ -50,6 +52,8 @@ pub struct Config {
     pub seed: u64,
     /// How many times as fast as outside its time passes.
     pub hurry: u64,
+    /// What its processors are.
+    pub processor: processor::Config,
     /// A promise that it does not keep.
     pub broken: Option<Broken>,
 }
@@ -64,6 +68,7 @@ impl Default for Config {
             migrate_one_in: 8,
             seed: 1,
             hurry: 1,
+            processor: processor::Config::default(),
             broken: None,
         }
     }
@@ -84,6 +89,21 @@ struct Inner {
     next_lock: AtomicU64,
     random: AtomicU64,
     log: Mutex<Vec<LogLine>>,
+    processors: Processors,
+    records: Mutex<Vec<Record>>,
+}
+
+/// What a vCPU did in its life.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The how-manyth it was.
+    pub vcpu: u64,
+    /// How many instructions it executed.
+    pub executed: u64,
+    /// How often its translations were flushed.
+    pub flushes: u64,
+    /// What its thread had used by each mark that it passed.
+    pub marks: Vec<(u32, Usage)>,
 }
 
 /// How many of each kind are alive.
@@ -152,6 +172,8 @@ impl TestHost {
             next_lock: AtomicU64::new(1),
             random: AtomicU64::new(config.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
             log: Mutex::default(),
+            processors: Processors::new(config.processor.clone(), config.cpus),
+            records: Mutex::default(),
             config,
         }));
         struct StopTimers<'a>(&'a Inner);
@@ -169,6 +191,7 @@ impl TestHost {
         });
         if host.0.config.broken.is_none() {
             host.check_all_returned();
+            assert_eq!(host.violations(), [], "what the guests' processors saw");
         }
         result
     }
@@ -203,6 +226,44 @@ impl TestHost {
     pub fn interrupted(&self) -> bool {
         let cpu = here::cpu().expect("a window is open");
         self.0.cpus[cpu.0 as usize].interrupted()
+    }
+    /// The CPU of the window that is open on this thread.
+    pub fn window_cpu(&self) -> Option<CpuId> {
+        here::cpu()
+    }
+    /// A pseudo-random number.
+    pub fn random(&self) -> u64 {
+        self.0.random()
+    }
+    /// Its processors.
+    pub(crate) fn processors(&self) -> &Processors {
+        &self.0.processors
+    }
+    /// How often a page has changed hands.
+    pub(crate) fn owner(&self, page: Hpa) -> u32 {
+        self.0.arena.owner(page)
+    }
+    /// What guests break: see [`crate::processor::Violation`].
+    pub fn violations(&self) -> Vec<Violation> {
+        self.0.processors.violations()
+    }
+    /// Keeps what a vCPU that ends has to tell.
+    pub(crate) fn record(&self, id: u64, guest: &Guest, flushes: u64) {
+        let record = Record {
+            vcpu: id,
+            executed: guest.executed,
+            flushes,
+            marks: guest.marks.clone(),
+        };
+        let records = self.0.records.lock();
+        records.unwrap_or_else(PoisonError::into_inner).push(record);
+    }
+    /// What the vCPUs told that have been dropped, in the order in which they were made.
+    pub fn records(&self) -> Vec<Record> {
+        let records = self.0.records.lock();
+        let mut records = records.unwrap_or_else(PoisonError::into_inner).clone();
+        records.sort_by_key(|record| record.vcpu);
+        records
     }
     /// What was logged.
     pub fn log_lines(&self) -> Vec<LogLine> {
@@ -287,11 +348,9 @@ impl Host for TestHost {
             let _turn = (!shared).then(|| self.0.cpus[cpu.0 as usize].take());
             let _on = here::OnCpu::enter(cpu);
             let _atomic = here::Atomic::enter();
-            let Some(thread) = &thread else {
-                return f(cpu);
-            };
-            if thread.open_window(cpu) {
-                let _close = CloseWindow(thread);
+            let stays = thread.as_ref().is_none_or(|thread| thread.open_window(cpu));
+            if stays {
+                let _close = CloseWindow(self, cpu, thread.as_deref());
                 return f(cpu);
             }
         }
@@ -358,11 +417,15 @@ impl Host for TestHost {
     }
 }
 
-struct CloseWindow<'a>(&'a thread::ThreadState);
+struct CloseWindow<'a>(&'a TestHost, CpuId, Option<&'a thread::ThreadState>);
 
 impl Drop for CloseWindow<'_> {
     fn drop(&mut self) {
-        self.0.close_window();
+        let Self(host, cpu, thread) = self;
+        host.0.processors.window_closes(*cpu);
+        if let Some(thread) = thread {
+            thread.close_window();
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use palacios_core::host::PageRequest;
 use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::collections::HashMap;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -37,6 +37,8 @@ struct Region {
     skip: usize,
     /// The state of each page; changed with `runs` locked, read by anybody.
     pages: Vec<AtomicU8>,
+    /// How often each page was freed.
+    owners: Vec<AtomicU32>,
     runs: Mutex<Runs>,
 }
 
@@ -75,6 +77,12 @@ impl Arena {
         assert!(state == GIVEN, "use of {at}, a page that is nobody's");
         region.address(offset)
     }
+    /// A number that changes when the page is freed.
+    pub fn owner(&self, at: Hpa) -> u32 {
+        let region = self.region(at);
+        let page = ((at.0 - region.base.0) / PAGE_SIZE) as usize;
+        region.owners[page].load(Ordering::SeqCst)
+    }
     /// How many pages are given.
     pub fn given(&self) -> usize {
         self.low.given() + self.high.given()
@@ -103,6 +111,7 @@ impl Region {
             layout,
             skip,
             pages: (0..pages).map(|_| AtomicU8::new(FRESH)).collect(),
+            owners: (0..pages).map(|_| AtomicU32::new(0)).collect(),
             runs: Mutex::default(),
         }
     }
@@ -165,6 +174,8 @@ impl Region {
         let given = runs.given.remove(&first);
         assert!(given == Some(pages), "free of {pages} at {at}: {given:?}");
         for page in first..first + pages {
+            // Before it changes: who reads it meanwhile shall find out.
+            self.owners[page].fetch_add(1, Ordering::SeqCst);
             // SAFETY: the last owner gave it up, so that it is the region's own again.
             unsafe { self.address(page * PAGE).write_bytes(FREED, PAGE) };
             self.pages[page].store(FREE, Ordering::Relaxed);

@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Small guests, assembled into the tests themselves.
+
+/// Where their code lies in guest memory.
+pub const BASE: u32 = 0x10_0000;
+/// Where their parameters lie.
+const PARAMETERS: usize = 32;
+
+/// `guest! { pub fn name = "lines"… }`: a Multiboot kernel of 32-bit code, Intel syntax.
+///
+/// Parameters are the words at `BASE + 32 + 4 * n`. What they all have:
+/// - `addr reg, label` loads a label's address, to EAX or ESI;
+/// - `lapic_write register, value` and `lapic_read register` (to EAX) reach the local APIC;
+/// - an IDT at 0x6000, the local APIC switched on, and its id in EBP, when the lines begin;
+/// - `gate vector, label` sets a vector of that IDT;
+/// - `exit status` ends the VM.
+#[macro_export]
+macro_rules! guest {
+    ($(#[$doc:meta])* pub fn $name:ident = $($line:literal)*) => {
+        core::arch::global_asm!(
+            concat!(".pushsection .rodata.guest_", stringify!($name), ", \"a\"\n"),
+            concat!(".balign 16\n.global guest_begin_", stringify!($name), "\n"),
+            concat!("guest_begin_", stringify!($name), ":\n"),
+            ".code32",
+            // `mov eax, imm32` or `mov esi, imm32`: Intel syntax knows no differences of labels.
+            ".macro addr reg, label",
+            ".ifc \\reg, eax\n.byte 0xb8\n.else\n.byte 0xbe\n.endif",
+            concat!(".long 0x100000 + \\label - guest_begin_", stringify!($name)),
+            ".endm",
+            ".macro lapic_write register, value",
+            "mov dword ptr [0xfee00000 + \\register], \\value",
+            ".endm",
+            ".macro lapic_read register",
+            "mov eax, [0xfee00000 + \\register]",
+            ".endm",
+            ".macro gate vector, label",
+            "addr eax, \\label",
+            "mov [0x6000 + 8 * \\vector], ax",
+            "mov [0x6002 + 8 * \\vector], cs",
+            "mov word ptr [0x6004 + 8 * \\vector], 0x8e00",
+            "shr eax, 16",
+            "mov [0x6006 + 8 * \\vector], ax",
+            ".endm",
+            ".macro exit status",
+            "mov eax, \\status",
+            "out 0xf4, al",
+            ".endm",
+            // The Multiboot header, with addresses (3.1.2, 3.1.3).
+            ".long 0x1badb002, 0x10000, -(0x1badb002 + 0x10000)",
+            concat!(".long 0x100000, 0x100000, 0x100000 + guest_end_", stringify!($name), " - guest_begin_", stringify!($name), ", 0"),
+            concat!(".long 0x100000 + 77f - guest_begin_", stringify!($name)),
+            ".long 0, 0, 0, 0, 0, 0, 0, 0",
+            concat!("setup_", stringify!($name), ":"),
+            "mov word ptr [0x5ff8], 0x7ff",
+            "mov dword ptr [0x5ffa], 0x6000",
+            "lidt [0x5ff8]",
+            "lapic_write 0xf0, 0x1ff",
+            "lapic_read 0x20",
+            "shr eax, 24",
+            "mov ebp, eax",
+            "ret",
+            "77: mov esp, 0x90000",
+            concat!("call setup_", stringify!($name)),
+            $($line,)*
+            ".purgem addr\n.purgem lapic_write\n.purgem lapic_read\n.purgem gate\n.purgem exit",
+            ".code64",
+            concat!(".global guest_end_", stringify!($name), "\n"),
+            concat!("guest_end_", stringify!($name), ":\n.popsection"),
+        );
+        $(#[$doc])*
+        pub fn $name(parameters: &[u32]) -> Vec<u8> {
+            extern "C" {
+                #[link_name = concat!("guest_begin_", stringify!($name))]
+                static BEGIN: u8;
+                #[link_name = concat!("guest_end_", stringify!($name))]
+                static END: u8;
+            }
+            let (begin, end) = (&raw const BEGIN, &raw const END);
+            // SAFETY: the bytes between two labels of the assembly above.
+            let code = unsafe { std::slice::from_raw_parts(begin, end.addr() - begin.addr()) };
+            $crate::guests::with_parameters(code, parameters)
+        }
+    };
+}
+
+/// A kernel with its parameters filled in.
+pub fn with_parameters(code: &[u8], parameters: &[u32]) -> Vec<u8> {
+    assert!(parameters.len() <= 8);
+    let mut kernel = code.to_vec();
+    for (to, parameter) in kernel[PARAMETERS..].chunks_exact_mut(4).zip(parameters) {
+        to.copy_from_slice(&parameter.to_le_bytes());
+    }
+    kernel
+}
+
+guest! {
+    /// Executes `p0` CPUIDs, then `p1` OUTs to the debug port, and ends with status 0.
+    pub fn cpuid_and_out =
+    "mov edi, [0x100020]"
+    "2: mov eax, 1"
+    "xor ecx, ecx"
+    "cpuid"
+    "dec edi"
+    "jnz 2b"
+    "mov ecx, [0x100024]"
+    "mov al, 0x2e"
+    "3: out 0xe9, al"
+    "loop 3b"
+    "exit 0"
+}
+
+guest! {
+    /// Waits in HLT for `p0` interrupts of the local APIC's timer, which fires every `p1` ticks; ends with status 0.
+    pub fn halt_for_ticks =
+    "gate 0x40, tick_a"
+    "lapic_write 0x3e0, 0xb"
+    "lapic_write 0x320, 0x20040"
+    "mov eax, [0x100024]"
+    "lapic_write 0x380, eax"
+    "2: cli"
+    "mov eax, [0x7000]"
+    "cmp eax, [0x100020]"
+    "jae 3f"
+    "sti"
+    "hlt"
+    "jmp 2b"
+    "3: exit 0"
+    "tick_a:"
+    "inc dword ptr [0x7000]"
+    "lapic_write 0xb0, 0"
+    "iretd"
+}
+
+guest! {
+    /// Waits for `p0` interrupts, one after another, of the local APIC's timer, armed for `p1` ticks and longer each time,
+    /// without ever leaving guest mode by itself; ends with status 0.
+    pub fn spin_for_ticks =
+    "gate 0x40, tick_b"
+    "lapic_write 0x3e0, 0xb"
+    "lapic_write 0x320, 0x40"
+    "mov esi, [0x100024]"
+    "sti"
+    "xor ebx, ebx"
+    "2: lapic_write 0x380, esi"
+    "3: cmp [0x7000], ebx"
+    "je 3b"
+    "inc ebx"
+    "add esi, 7"
+    "cmp ebx, [0x100020]"
+    "jb 2b"
+    "exit 0"
+    "tick_b:"
+    "inc dword ptr [0x7000]"
+    "lapic_write 0xb0, 0"
+    "iretd"
+}
+
+guest! {
+    /// Does everything a running guest does, `p0` times: once to warm up, then between the marks 1 and 2.
+    pub fn steady =
+    "gate 0x40, tick_c"
+    "lapic_write 0x3e0, 0xb"
+    "lapic_write 0x320, 0x40"
+    "mov esi, 2"
+    "2: mov edi, [0x100020]"
+    "3: mov eax, 1"
+    "xor ecx, ecx"
+    "cpuid"
+    "mov ecx, 0x1b"
+    "rdmsr"
+    "mov al, 0x2e"
+    "out 0xe9, al"
+    "in al, 0x61"
+    "lapic_read 0x390"
+    "mov ebx, [0x7000]"
+    "lapic_write 0x380, 1000"
+    "cli"
+    "4: cmp [0x7000], ebx"
+    "jne 5f"
+    "sti"
+    "hlt"
+    "cli"
+    "jmp 4b"
+    "5: sti"
+    "dec edi"
+    "jnz 3b"
+    "dec esi"
+    "jz 6f"
+    "prefetchnta [1]"
+    "jmp 2b"
+    "6: prefetchnta [2]"
+    "exit 0"
+    "tick_c:"
+    "inc dword ptr [0x7000]"
+    "lapic_write 0xb0, 0"
+    "iretd"
+}
+
+guest! {
+    /// `p0` vCPUs add to counters `p1` times, one in each of `p2` pages, `p3` bytes apart. Each also keeps a word of its
+    /// own there. Status 0 if all of them add up, 1 if a word was not what its owner had written, 2 if a sum is wrong.
+    pub fn workers =
+    "addr esi, start_d"
+    "mov edi, 0x8000"
+    "mov ecx, 64"
+    "2: mov eax, [esi]"
+    "mov [edi], eax"
+    "add esi, 4"
+    "add edi, 4"
+    "dec ecx"
+    "jnz 2b"
+    // INIT and two start-up messages at page 8, to all but oneself.
+    "lapic_write 0x300, 0xc4500"
+    "lapic_write 0x300, 0xc4608"
+    "lapic_write 0x300, 0xc4608"
+    "work_d:"
+    "xor ebx, ebx"
+    "2: mov edi, 0x200000"
+    "mov ecx, [0x100028]"
+    "3: lock inc dword ptr [edi]"
+    "cmp [edi + 64 + 4 * ebp], ebx"
+    "jne 8f"
+    "inc dword ptr [edi + 64 + 4 * ebp]"
+    "add edi, [0x10002c]"
+    "dec ecx"
+    "jnz 3b"
+    "inc ebx"
+    "cmp ebx, [0x100024]"
+    "jb 2b"
+    "lock inc dword ptr [0x7000]"
+    "test ebp, ebp"
+    "jz 4f"
+    "5: cli"
+    "hlt"
+    "jmp 5b"
+    // The first waits for the others, and looks at the sums.
+    "4: pause"
+    "mov eax, [0x7000]"
+    "cmp eax, [0x100020]"
+    "jne 4b"
+    "mov edi, 0x200000"
+    "mov ecx, [0x100028]"
+    "6: mov eax, [edi]"
+    "mov ebx, [0x100020]"
+    "7: sub eax, [0x100024]"
+    "dec ebx"
+    "jnz 7b"
+    "test eax, eax"
+    "jnz 9f"
+    "add edi, [0x10002c]"
+    "dec ecx"
+    "jnz 6b"
+    "exit 0"
+    "8: exit 1"
+    "9: exit 2"
+    // Where the others start, copied to page 8.
+    ".code16"
+    "start_d:"
+    "cli"
+    "mov ax, cs"
+    "mov ds, ax"
+    // data32 lgdt [gdtr - start]
+    ".byte 0x66, 0x0f, 0x01, 0x16"
+    ".word gdtr_d - start_d"
+    "mov eax, cr0"
+    "or eax, 1"
+    "mov cr0, eax"
+    ".byte 0x66, 0xea"
+    ".long 0x100000 + protected_d - guest_begin_workers"
+    ".word 8"
+    ".balign 8"
+    "gdt_d: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
+    "gdtr_d: .word 23"
+    ".long 0x8000 + gdt_d - start_d"
+    ".code32"
+    "protected_d:"
+    "mov eax, 16"
+    "mov ds, eax"
+    "mov ss, eax"
+    "mov es, eax"
+    "lapic_read 0x20"
+    "shr eax, 24"
+    "mov ebp, eax"
+    "shl eax, 12"
+    "lea esp, [eax + 0x80000]"
+    "jmp work_d"
+}
+
+guest! {
+    /// Two vCPUs wake each other by interrupts, `p0` times; both wait in HLT. Status 0.
+    pub fn ping_pong =
+    "gate 0x50, ring_e"
+    "addr esi, start_e"
+    "mov edi, 0x8000"
+    "mov ecx, 64"
+    "2: mov eax, [esi]"
+    "mov [edi], eax"
+    "add esi, 4"
+    "add edi, 4"
+    "dec ecx"
+    "jnz 2b"
+    "lapic_write 0x300, 0xc4500"
+    "lapic_write 0x300, 0xc4608"
+    "play_e:"
+    // The turn's number is at 0x7000; even ones are the first vCPU's.
+    "3: cli"
+    "mov eax, [0x7000]"
+    "cmp eax, [0x100020]"
+    "jae 5f"
+    "mov ebx, eax"
+    "and ebx, 1"
+    "cmp ebx, ebp"
+    "jne 4f"
+    "lock inc dword ptr [0x7000]"
+    "lapic_write 0x300, 0xc4050"
+    "jmp 3b"
+    "4: sti"
+    "hlt"
+    "jmp 3b"
+    "5: test ebp, ebp"
+    "jnz 6f"
+    "exit 0"
+    "6: hlt"
+    "jmp 6b"
+    "ring_e:"
+    "lapic_write 0xb0, 0"
+    "iretd"
+    ".code16"
+    "start_e:"
+    "cli"
+    "mov ax, cs"
+    "mov ds, ax"
+    // data32 lgdt [gdtr - start]
+    ".byte 0x66, 0x0f, 0x01, 0x16"
+    ".word gdtr_e - start_e"
+    "mov eax, cr0"
+    "or eax, 1"
+    "mov cr0, eax"
+    ".byte 0x66, 0xea"
+    ".long 0x100000 + protected_e - guest_begin_ping_pong"
+    ".word 8"
+    ".balign 8"
+    "gdt_e: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
+    "gdtr_e: .word 23"
+    ".long 0x8000 + gdt_e - start_e"
+    ".code32"
+    "protected_e:"
+    "mov eax, 16"
+    "mov ds, eax"
+    "mov ss, eax"
+    "mov es, eax"
+    "mov esp, 0x80000"
+    "call setup_ping_pong"
+    "jmp play_e"
+}
+
+guest! {
+    /// Never leaves guest mode by itself.
+    pub fn spin =
+    "cli"
+    "2: jmp 2b"
+}
+
+guest! {
+    /// Sleeps for ever.
+    pub fn sleep =
+    "2: cli"
+    "hlt"
+    "jmp 2b"
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The processors of the test host: they execute guests, keep all that a processor may keep, and note what none allows.
+
+pub(crate) mod bus;
+pub(crate) mod execute;
+mod instruction;
+pub(crate) mod tlb;
+
+use palacios_core::addr::{Gpa, Hpa};
+use palacios_core::backend::Event;
+use palacios_core::host::CpuId;
+use palacios_core::memory::table::Format;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tlb::Tlb;
+
+/// What kind of processor it is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The format of nested tables.
+    pub format: Format,
+    /// How many address-space tags each CPU has for guests; few, so that they are used again soon.
+    pub tags: u32,
+    /// It says where an instruction that exited ends.
+    pub next_rip: bool,
+    /// Of how many exits by a host interrupt one cuts an injection short; 0 is none.
+    pub cut_short_one_in: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            format: crate::formats::npt(4),
+            tags: 3,
+            next_rip: true,
+            cut_short_one_in: 4,
+        }
+    }
+}
+
+/// Something that no processor's manual allows, or that loses what a guest is owed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// A vCPU was loaded, entered or unloaded outside of a window.
+    OutsideWindow(&'static str),
+    /// A vCPU was loaded on a CPU where virtualization is off.
+    NotEnabled(CpuId),
+    /// A vCPU was loaded where one is loaded.
+    LoadedTwice(CpuId),
+    /// A window closed with a vCPU loaded.
+    LeftLoaded(CpuId),
+    /// A vCPU was entered or unloaded that is not loaded there.
+    NotLoaded(&'static str),
+    /// A vCPU was entered that has no nested tables.
+    NoTables,
+    /// A translation was used whose frame has gone to somebody else.
+    StaleTranslation {
+        /// Of this page.
+        gpa: Gpa,
+    },
+    /// A vCPU was entered though nobody had taken the event that the last exit cut short.
+    EventLost(Event),
+    /// An event was injected which the guest would not take.
+    NotTaken(Event),
+    /// A vCPU was entered over and over though an interrupt of the host waits.
+    HostStarved(CpuId),
+}
+
+/// All processors.
+#[derive(Debug)]
+pub(crate) struct Processors {
+    pub config: Config,
+    cpus: Vec<Mutex<Core>>,
+    violations: Mutex<Vec<Violation>>,
+}
+
+/// One processor.
+#[derive(Debug, Default)]
+pub(crate) struct Core {
+    pub tlb: Tlb,
+    /// Virtualization is on.
+    pub enabled: bool,
+    /// The vCPU that is loaded.
+    pub loaded: Option<u64>,
+    /// Tags handed out are good in this generation.
+    pub generation: u64,
+    pub next_tag: tlb::Tag,
+    /// How often a vCPU was entered in this window though an interrupt waits.
+    pub starved: u32,
+}
+
+impl Core {
+    /// No tag handed out before is good, and nothing is known under any.
+    pub fn restart_tags(&mut self) {
+        self.generation += 1;
+        self.next_tag = 1;
+        self.tlb.flush();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Processors {
+    pub fn new(config: Config, cpus: u32) -> Self {
+        Self {
+            config,
+            cpus: (0..cpus).map(|_| Mutex::default()).collect(),
+            violations: Mutex::default(),
+        }
+    }
+    pub fn cpu(&self, cpu: CpuId) -> MutexGuard<'_, Core> {
+        lock(&self.cpus[cpu.0 as usize])
+    }
+    pub fn note(&self, violation: Violation) {
+        crate::heap::exempt(|| lock(&self.violations).push(violation));
+    }
+    /// What was noted.
+    pub fn violations(&self) -> Vec<Violation> {
+        lock(&self.violations).clone()
+    }
+    /// Looks at a CPU whose window closes.
+    pub fn window_closes(&self, cpu: CpuId) {
+        let mut core = self.cpu(cpu);
+        core.starved = 0;
+        if core.loaded.take().is_some() {
+            drop(core);
+            self.note(Violation::LeftLoaded(cpu));
+        }
+    }
+}
+
+/// Nested tables that are not set.
+pub(crate) const NO_ROOT: Hpa = Hpa(u64::MAX);

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Whole VMs on the test host.
+
+use crate::host::{LargePages, TestRam, TestShared};
+use crate::{heap, AdversarialBackend, TestHost};
+use palacios_core::backend::Backend;
+use palacios_core::devices::ByteStream;
+use palacios_core::host::{Host, NoMemory};
+use palacios_core::image::write;
+use palacios_core::stats::Counter;
+use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
+use std::ops::Deref;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+use vm_fdt::FdtWriter;
+
+/// How long a guest may take for all that a test has it do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a machine is to be.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Its name.
+    pub name: &'static str,
+    /// A Multiboot kernel.
+    pub kernel: Vec<u8>,
+    /// Bytes of RAM.
+    pub memory_bytes: u64,
+    /// The host's CPU for each vCPU, if it is pinned.
+    pub pins: Vec<Option<u32>>,
+    /// When its RAM comes in large pages.
+    pub large_pages: LargePages,
+}
+
+impl Spec {
+    /// A machine with one vCPU and 16 MiB.
+    pub fn new(kernel: Vec<u8>) -> Self {
+        Self {
+            name: "test",
+            kernel,
+            memory_bytes: 16 << 20,
+            pins: vec![None],
+            large_pages: LargePages::Sometimes,
+        }
+    }
+
+    /// The guest.img that describes it.
+    pub fn image(&self) -> Vec<u8> {
+        let tree = self.tree().expect("a small tree");
+        write::image(&tree, &[&self.kernel]).expect("a small image")
+    }
+
+    fn tree(&self) -> Result<Vec<u8>, vm_fdt::Error> {
+        let mut fdt = FdtWriter::new()?;
+        let root = fdt.begin_node("")?;
+        fdt.property_string("compatible", "v3vee,pc")?;
+        fdt.property_u32("#address-cells", 2)?;
+        fdt.property_u32("#size-cells", 2)?;
+        let memory = fdt.begin_node("memory@0")?;
+        fdt.property_array_u64("reg", &[0, self.memory_bytes])?;
+        fdt.end_node(memory)?;
+        let cpus = fdt.begin_node("cpus")?;
+        for (n, pin) in (0..).zip(&self.pins) {
+            let cpu = fdt.begin_node(&format!("cpu@{n:x}"))?;
+            fdt.property_u32("reg", n)?;
+            if let Some(pin) = pin {
+                fdt.property_u32("v3vee,pin", *pin)?;
+            }
+            fdt.end_node(cpu)?;
+        }
+        fdt.end_node(cpus)?;
+        let blobs = fdt.begin_node("blobs")?;
+        let kernel = fdt.begin_node("blob@0")?;
+        fdt.property_u32("v3vee,index", 0)?;
+        fdt.property_string("label", "kernel")?;
+        fdt.end_node(kernel)?;
+        fdt.end_node(blobs)?;
+        fdt.end_node(root)?;
+        fdt.finish()
+    }
+}
+
+/// Virtualization on all CPUs of a host, until dropped.
+pub struct Hypervisor {
+    host: TestHost,
+    backend: TestShared<AdversarialBackend>,
+}
+
+impl Hypervisor {
+    /// Switches it on.
+    pub fn new(host: &TestHost) -> Self {
+        let backend = AdversarialBackend::probe(host).expect("the test host's processors");
+        backend.enable();
+        let backend = host.share(backend).expect("memory for the backend");
+        let host = host.clone();
+        Self { host, backend }
+    }
+    /// Makes a VM, and launches nothing.
+    pub fn create(&self, spec: &Spec) -> Result<TestVm, CreateError> {
+        let watcher = Arc::<Watcher>::default();
+        let output = Output::default();
+        let (parts, ram) = heap::exempt(|| {
+            let ram = self.host.ram(spec.large_pages);
+            let parts = Parts::<TestHost> {
+                name: VmName::new(spec.name).expect("a good name"),
+                image: Box::new(spec.image()),
+                ram: ram.clone(),
+                observer: Box::new(Watch(watcher.clone())),
+            };
+            (parts, ram)
+        });
+        let mut stream = |_: &str| {
+            let stream: Box<dyn ByteStream> = heap::exempt(|| Box::new(output.clone()));
+            match heap::allocate() {
+                true => Ok(stream),
+                false => Err(NoMemory),
+            }
+        };
+        let vm = Vm::new(&self.host, self.backend.clone(), parts, &mut stream)?;
+        let vm = self.host.share(vm)?;
+        Ok(TestVm {
+            vm,
+            ram,
+            watcher,
+            output,
+        })
+    }
+    /// Makes a VM and launches it.
+    pub fn launch(&self, spec: &Spec) -> TestVm {
+        let vm = self.create(spec).expect("a VM");
+        Vm::<TestHost, AdversarialBackend>::launch(&vm.vm).expect("a launch");
+        vm
+    }
+}
+
+impl Drop for Hypervisor {
+    fn drop(&mut self) {
+        self.backend.disable();
+    }
+}
+
+/// A VM of a test.
+pub struct TestVm {
+    /// The VM itself.
+    pub vm: TestShared<Vm<TestHost, AdversarialBackend>>,
+    /// The provider of its RAM.
+    pub ram: TestRam,
+    watcher: Arc<Watcher>,
+    output: Output,
+}
+
+impl TestVm {
+    /// Waits until the VM has stopped, and says why it did.
+    #[track_caller]
+    pub fn wait(&self) -> StopReason {
+        let stopped = self.wait_for(|state| matches!(state, State::Stopped(_)));
+        self.vm.join();
+        match stopped {
+            State::Stopped(reason) => reason,
+            _ => unreachable!("the state that was waited for"),
+        }
+    }
+    /// Waits for a state.
+    #[track_caller]
+    pub fn wait_for(&self, wanted: impl Fn(State) -> bool) -> State {
+        let changes = self.watcher.changes.lock();
+        let mut changes = changes.unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let seen = *changes;
+            drop(changes);
+            let state = self.vm.state();
+            if wanted(state) {
+                return state;
+            }
+            let changed = |changes: &mut u64| *changes == seen;
+            let (guard, timeout) = self
+                .watcher
+                .changed
+                .wait_timeout_while(
+                    self.watcher
+                        .changes
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner),
+                    PATIENCE,
+                    changed,
+                )
+                .unwrap_or_else(PoisonError::into_inner);
+            assert!(!timeout.timed_out(), "the VM stays {state:?}");
+            changes = guard;
+        }
+    }
+    /// The sum of a counter over all vCPUs.
+    pub fn count(&self, which: Counter) -> u64 {
+        (0..self.vm.vcpus())
+            .map(|n| self.vm.counter(n, which))
+            .sum()
+    }
+    /// What the guest printed, to whichever stream.
+    pub fn output(&self) -> Vec<u8> {
+        let output = self.output.0.lock();
+        output.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Deref for TestVm {
+    type Target = Vm<TestHost, AdversarialBackend>;
+    fn deref(&self) -> &Self::Target {
+        &self.vm
+    }
+}
+
+#[derive(Default)]
+struct Watcher {
+    changes: Mutex<u64>,
+    changed: Condvar,
+}
+
+struct Watch(Arc<Watcher>);
+
+impl Observer for Watch {
+    fn state_changed(&self) {
+        let mut changes = self
+            .0
+            .changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *changes += 1;
+        drop(changes);
+        self.0.changed.notify_all();
+    }
+}
+
+#[derive(Clone, Default)]
+struct Output(Arc<Mutex<Vec<u8>>>);
+
+impl ByteStream for Output {
+    fn write(&mut self, data: &[u8]) {
+        heap::exempt(|| {
+            let mut output = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            output.extend_from_slice(data);
+        });
+    }
+    fn read(&mut self, _: &mut [u8]) -> usize {
+        0
+    }
+}

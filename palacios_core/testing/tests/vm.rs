@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Whole VMs: the core on a test host, with guests that execute.
+
+use palacios_core::addr::Gpa;
+use palacios_core::host::Host;
+use palacios_core::stats::Counter;
+use palacios_core::vm::{State, StopReason};
+use palacios_testing::host::LargePages;
+use palacios_testing::vm::{Hypervisor, Spec, TestVm};
+use palacios_testing::{guests, processor, Config, TestHost};
+
+/// The status of `exit 0`.
+const GOOD: StopReason = StopReason::Exit(1);
+
+/// Hosts and processors of several kinds.
+fn configs() -> [Config; 3] {
+    let with = |cpus, next_rip, format| Config {
+        cpus,
+        processor: processor::Config {
+            next_rip,
+            format,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    use palacios_testing::formats::{ept, npt, ODD};
+    [
+        with(1, true, npt(4)),
+        with(2, false, ept(5)),
+        with(3, true, ODD),
+    ]
+}
+
+fn on_each(test: impl Fn(&TestHost, &Hypervisor)) {
+    for config in configs() {
+        TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
+    }
+}
+
+fn smp(kernel: Vec<u8>, vcpus: usize) -> Spec {
+    Spec {
+        pins: vec![None; vcpus],
+        ..Spec::new(kernel)
+    }
+}
+
+#[test]
+fn exits_are_counted_one_by_one() {
+    on_each(|_, hypervisor| {
+        let vm = hypervisor.launch(&Spec::new(guests::cpuid_and_out(&[1234, 567])));
+        assert_eq!(vm.wait(), GOOD);
+        assert_eq!(vm.count(Counter::Cpuid), 1234);
+        assert_eq!(vm.count(Counter::PortOut), 567 + 1);
+        assert_eq!(vm.output(), [b'.'; 567]);
+    });
+}
+
+#[test]
+fn hlt_parks_and_its_time_is_counted() {
+    on_each(|host, hypervisor| {
+        let begin_ns = host.now_ns();
+        let vm = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[10, 1_000_000])));
+        assert_eq!(vm.wait(), GOOD);
+        let idle_ns = vm.count(Counter::IdleNs);
+        assert!(
+            idle_ns > 0 && idle_ns < host.now_ns() - begin_ns,
+            "{idle_ns}"
+        );
+        assert!(vm.count(Counter::InjectedInterrupt) >= 10);
+        assert!(vm.count(Counter::Halt) > 0);
+        assert!(vm.thread(0).unwrap().parks() > 0);
+    });
+}
+
+/// No exit of the guest's own brings it out: each tick must.
+#[test]
+fn timers_end_guest_mode() {
+    on_each(|_, hypervisor| {
+        let vm = hypervisor.launch(&Spec::new(guests::spin_for_ticks(&[300, 500])));
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
+#[test]
+fn vcpus_wake_each_other() {
+    on_each(|_, hypervisor| {
+        let vm = hypervisor.launch(&smp(guests::ping_pong(&[2000]), 2));
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
+fn is_running(vm: &TestVm) -> bool {
+    vm.state() == State::Running
+}
+
+/// The host takes pages away while several vCPUs use them, and moves their threads about.
+#[test]
+fn revocation_under_running_vcpus() {
+    let sizes = [LargePages::Always, LargePages::Sometimes, LargePages::Never];
+    for (config, large_pages) in configs().into_iter().zip(sizes) {
+        TestHost::run(config, |host| {
+            let hypervisor = Hypervisor::new(host);
+            let (vcpus, rounds, pages) = (3, 100, 30);
+            let kernel = guests::workers(&[vcpus, rounds, pages, 0x1f000]);
+            let vm = hypervisor.launch(&Spec {
+                large_pages,
+                ..smp(kernel, vcpus as usize)
+            });
+            let mut revoked = 0;
+            while is_running(&vm) {
+                let (from, bytes) = (host.random() % (16 << 20), host.random() % (1 << 20));
+                revoked += vm.revoke(Gpa(from), bytes);
+                std::thread::yield_now();
+            }
+            assert_eq!(vm.wait(), GOOD);
+            assert!(revoked > 0);
+        });
+    }
+}
+
+/// Paused and resumed over and over, by two at once, a guest does all its work; nobody waits for ever.
+#[test]
+fn pauses_under_running_vcpus() {
+    on_each(|_, hypervisor| {
+        let vm = hypervisor.launch(&smp(guests::workers(&[2, 60, 20, 0x1000]), 2));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !matches!(vm.state(), State::Stopped(_)) {
+                        let _ = vm.pause();
+                        std::thread::yield_now();
+                        let _ = vm.resume();
+                        std::thread::yield_now();
+                    }
+                });
+            }
+        });
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
+/// A stop finds a vCPU wherever it is: in the guest, asleep, on its way in or out, paused, not even started.
+#[test]
+fn stops_are_never_lost() {
+    on_each(|host, hypervisor| {
+        for round in 0..60 {
+            let kernel = match round % 3 {
+                0 => guests::spin(&[]),
+                1 => guests::sleep(&[]),
+                _ => guests::cpuid_and_out(&[u32::MAX, 1]),
+            };
+            let vm = hypervisor.launch(&smp(kernel, 1 + round % 2));
+            for _ in 0..host.random() % 64 {
+                std::thread::yield_now();
+            }
+            if round % 4 == 0 {
+                vm.pause().unwrap();
+            }
+            vm.stop().unwrap();
+            assert_eq!(vm.wait(), StopReason::Requested);
+        }
+    });
+}
