@@ -42,11 +42,15 @@ pub(super) struct Tags {
 impl Tags {
     /// The CPU begins, or begins again: nothing is known of its TLB, and no tag handed out before is good.
     pub(super) fn restart(&self) {
-        self.generation
-            .store(self.generation.load(Relaxed) + 1, Relaxed);
+        self.next_generation();
         self.next.store(1, Relaxed);
         self.reused.store(false, Relaxed);
         self.flushed.store(false, Relaxed);
+    }
+
+    fn next_generation(&self) {
+        let next = self.generation.load(Relaxed).wrapping_add(1);
+        self.generation.store(next, Relaxed);
     }
 
     /// Whether `tag` is still its owner's.
@@ -58,12 +62,11 @@ impl Tags {
     pub(super) fn assign(&self, limit: u32) -> Tag {
         let mut asid = self.next.load(Relaxed);
         if asid >= limit {
-            self.generation
-                .store(self.generation.load(Relaxed) + 1, Relaxed);
+            self.next_generation();
             self.reused.store(true, Relaxed);
             asid = 1;
         }
-        self.next.store(asid + 1, Relaxed);
+        self.next.store(asid.wrapping_add(1), Relaxed);
         Tag {
             asid,
             generation: self.generation.load(Relaxed),

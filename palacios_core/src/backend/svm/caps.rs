@@ -99,7 +99,8 @@ impl Caps {
 
     /// The width of a guest-physical address: nested tables of four levels reach 48 bits of it.
     pub(super) fn guest_physical_bits(&self) -> u8 {
-        self.physical_bits.min(12 + 9 * self.levels)
+        self.physical_bits
+            .min(if self.levels == 5 { 57 } else { 48 })
     }
 
     /// The physical address `at` as the processor wants it.

@@ -25,8 +25,11 @@ const CR4_CET: u64 = 1 << 23;
 pub(super) fn fault(vmcb: &Vmcb, caps: &Caps) -> &'static str {
     let (control, save) = (&vmcb.control, &vmcb.save);
     let paged_long = save.efer & efer::LME != 0 && save.cr0 & cr0::PG != 0;
-    let beyond =
-        |at: u64, bytes: u64| (at & !0xfff).saturating_add(bytes) > 1 << caps.physical_bits;
+    let too_high = u64::MAX.checked_shl(caps.physical_bits.into()).unwrap_or(0);
+    let beyond = |at: u64, bytes: u64| {
+        let last = (at & !0xfff & !caps.c_bit).wrapping_add(bytes - 1);
+        last & too_high != 0
+    };
     let checks = [
         (save.efer & efer::SVME == 0, "EFER.SVME is clear"),
         (
@@ -35,7 +38,7 @@ pub(super) fn fault(vmcb: &Vmcb, caps: &Caps) -> &'static str {
         ),
         (save.cr0 >> 32 != 0, "CR0 has upper bits set"),
         (
-            save.cr3 >> caps.physical_bits != 0,
+            save.cr3 & too_high != 0,
             "CR3 has bits set beyond the physical address",
         ),
         (save.cr4 >> 33 != 0, "CR4 has upper bits set"),

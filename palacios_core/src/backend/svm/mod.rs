@@ -14,7 +14,9 @@ mod debug;
 mod enter;
 mod events;
 mod exit;
+mod intercepts;
 mod permission;
+mod registers;
 #[cfg(test)]
 mod tests;
 mod vcpu;

@@ -16,27 +16,15 @@ use super::debug::{self, Breakpoints};
 use super::events::{Events, Seen};
 use super::exit::{self, code};
 use super::permission::msr;
-use super::vmcb::{
-    tlb_control, Clean, Exceptions, Intercepts3, Intercepts4, VirtualInterrupt, Vmcb, VmcbPage,
-};
-use super::{enter, Caps, PerCpu, Svm};
+use super::vmcb::{tlb_control, Clean, VirtualInterrupt, VmcbPage};
+use super::{enter, intercepts, registers, Caps, PerCpu, Svm};
 use crate::addr::Hpa;
 use crate::host::{CpuId, Host, NoMemory};
-use crate::state::{cr0, cr4, efer, rflags, Control, CpuState, Gprs, Reg, Seg, Segment};
+use crate::state::{efer, Control, CpuState, Gprs, Reg, Seg, Segment};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// PAT after reset (APM 2: 7.8.2).
 const INITIAL_PAT: u64 = 0x0007_0406_0007_0406;
-/// PAUSEs in a row, closer together than the threshold in cycles, before the guest is taken to be spinning.
-const PAUSE_COUNT: u16 = 3000;
-const PAUSE_THRESHOLD: u16 = 128;
-/// Changes of these by the VMM leave stale translations (APM 2: 15.16), as does any of CR3. PCIDE and the protections are
-/// there because the architecture flushes for them when a guest sets them itself.
-const PAGING_CR0: u64 = cr0::PG | cr0::WP | cr0::CD | cr0::NW;
-const PAGING_CR4: u64 =
-    cr4::PGE | cr4::PAE | cr4::PSE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::LA57 | cr4::PKE;
-const PAGING_EFER: u64 = efer::NXE | efer::LMA | efer::LME;
-
 /// Where a vCPU is, and what of it the processor may know.
 #[derive(Debug, Default)]
 pub(super) struct Place {
@@ -75,7 +63,7 @@ impl<H: Host> Vcpu<H> {
         let caps = svm.caps;
         let mut vmcb = VmcbPage::new(host)?;
         let control = &mut vmcb.change(Clean::all()).control;
-        always_intercept(control, &caps);
+        intercepts::always_intercept(control, &caps);
         control.iopm = caps.address(svm.io_map.at());
         control.msrpm = caps.address(svm.msr_map.at());
         control.nested_paging = 1;
@@ -185,50 +173,6 @@ impl<H: Host> Vcpu<H> {
         }
         Ok(self.after_exit())
     }
-}
-
-/// What a guest never does alone. CR0, CR3 and, unless there is state to guard, CR4 are its own under nested paging.
-fn always_intercept(control: &mut super::vmcb::Control, caps: &Caps) {
-    control.cr_writes = u16::from(caps.guard_cr4) << 4;
-    // #DB and #AC too: their delivery can raise them again without end.
-    control.exceptions = Exceptions::DB | Exceptions::AC | Exceptions::MC;
-    control.intercepts3 = Intercepts3::INTR
-        | Intercepts3::NMI
-        | Intercepts3::SMI
-        | Intercepts3::INIT
-        | Intercepts3::RDPMC
-        | Intercepts3::CPUID
-        | Intercepts3::RSM
-        | Intercepts3::INVD
-        | Intercepts3::HLT
-        | Intercepts3::INVLPGA
-        | Intercepts3::IOIO_PROT
-        | Intercepts3::MSR_PROT
-        | Intercepts3::TASK_SWITCH
-        | Intercepts3::FERR_FREEZE
-        | Intercepts3::SHUTDOWN;
-    control.intercepts4 = Intercepts4::VMRUN
-        | Intercepts4::VMMCALL
-        | Intercepts4::VMLOAD
-        | Intercepts4::VMSAVE
-        | Intercepts4::STGI
-        | Intercepts4::CLGI
-        | Intercepts4::SKINIT
-        | Intercepts4::WBINVD
-        | Intercepts4::MONITOR
-        | Intercepts4::MWAIT
-        | Intercepts4::XSETBV
-        | Intercepts4::RDPRU;
-    // Without the filter each single PAUSE would exit (APM 2: 15.14.4).
-    control
-        .intercepts3
-        .set(Intercepts3::PAUSE, caps.pause_filter);
-    control.pause_count = PAUSE_COUNT;
-    control.pause_threshold = if caps.pause_threshold {
-        PAUSE_THRESHOLD
-    } else {
-        0
-    };
 }
 
 impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
@@ -343,11 +287,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     }
     fn set_control(&mut self, new: Control) {
         let old = self.control();
-        let paging = (old.cr0 ^ new.cr0) & PAGING_CR0
-            | (old.cr3 ^ new.cr3)
-            | (old.cr4 ^ new.cr4) & PAGING_CR4
-            | (old.efer ^ new.efer) & PAGING_EFER;
-        if paging != 0 {
+        if registers::changes_translation(&old, &new) {
             self.flush_tlb();
         }
         let changed = if old.cr2 != new.cr2 {
@@ -364,18 +304,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     }
 
     fn segment(&self, seg: Seg) -> Segment {
-        let save = &self.vmcb.get().save;
-        match seg {
-            Seg::Es => save.es,
-            Seg::Cs => save.cs,
-            Seg::Ss => save.ss,
-            Seg::Ds => save.ds,
-            Seg::Fs => save.fs,
-            Seg::Gs => save.gs,
-            Seg::Ldtr => save.ldtr,
-            Seg::Tr => save.tr,
-        }
-        .into()
+        registers::segment(&self.vmcb.get().save, seg)
     }
     fn cpl(&self) -> u8 {
         self.vmcb.get().save.cpl & 3
@@ -417,27 +346,15 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             self.breakpoints.set(n, value);
         }
         let vmcb = self.vmcb.change(Clean::all());
-        fill(vmcb, state);
+        registers::fill(vmcb, state);
     }
 
     fn msr(&self, index: u32) -> Option<u64> {
-        let save = &self.vmcb.get().save;
-        Some(match index {
-            msr::STAR => save.star,
-            msr::LSTAR => save.lstar,
-            msr::CSTAR => save.cstar,
-            msr::SFMASK => save.sfmask,
-            msr::FS_BASE => save.fs.base,
-            msr::GS_BASE => save.gs.base,
-            msr::KERNEL_GS_BASE => save.kernel_gs_base,
-            msr::SYSENTER_CS => save.sysenter_cs,
-            msr::SYSENTER_ESP => save.sysenter_esp,
-            msr::SYSENTER_EIP => save.sysenter_eip,
-            msr::PAT => save.g_pat,
-            msr::SPEC_CTRL if self.caps.spec_ctrl => save.spec_ctrl,
-            MSR_TSC_AUX if self.caps.tsc_aux => self.tsc_aux,
-            _ => return None,
-        })
+        match index {
+            msr::SPEC_CTRL if !self.caps.spec_ctrl => None,
+            MSR_TSC_AUX => self.caps.tsc_aux.then_some(self.tsc_aux),
+            _ => registers::msr(&self.vmcb.get().save, index).copied(),
+        }
     }
     fn set_msr(&mut self, index: u32, value: u64) -> bool {
         let group = if index == msr::PAT {
@@ -445,24 +362,13 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         } else {
             Clean::empty()
         };
-        let save = &mut self.vmcb.change(group).save;
-        *match index {
-            msr::STAR => &mut save.star,
-            msr::LSTAR => &mut save.lstar,
-            msr::CSTAR => &mut save.cstar,
-            msr::SFMASK => &mut save.sfmask,
-            msr::FS_BASE => &mut save.fs.base,
-            msr::GS_BASE => &mut save.gs.base,
-            msr::KERNEL_GS_BASE => &mut save.kernel_gs_base,
-            msr::SYSENTER_CS => &mut save.sysenter_cs,
-            msr::SYSENTER_ESP => &mut save.sysenter_esp,
-            msr::SYSENTER_EIP => &mut save.sysenter_eip,
-            msr::PAT => &mut save.g_pat,
-            msr::SPEC_CTRL if self.caps.spec_ctrl => &mut save.spec_ctrl,
-            MSR_TSC_AUX if self.caps.tsc_aux => return self.set_tsc_aux(value),
-            _ => return false,
-        } = value;
-        true
+        match index {
+            msr::SPEC_CTRL if !self.caps.spec_ctrl => false,
+            MSR_TSC_AUX => self.caps.tsc_aux && self.set_tsc_aux(value),
+            _ => registers::msr_mut(&mut self.vmcb.change(group).save, index)
+                .map(|register| *register = value)
+                .is_some(),
+        }
     }
 
     fn debug_register(&self, n: u8) -> u64 {
@@ -543,36 +449,4 @@ impl<H: Host> Vcpu<H> {
         self.tsc_aux = value;
         true
     }
-}
-
-/// Writes all of a state that the VMCB holds.
-fn fill(vmcb: &mut Vmcb, state: &CpuState) {
-    let save = &mut vmcb.save;
-    save.rip = state.rip;
-    save.rflags = state.rflags | rflags::FIXED;
-    save.cr0 = state.control.cr0;
-    save.cr2 = state.control.cr2;
-    save.cr3 = state.control.cr3;
-    save.cr4 = state.control.cr4;
-    save.efer = state.control.efer | efer::SVME;
-    let [es, cs, ss, ds, fs, gs, ldtr, tr] = state.segments;
-    save.es = es.into();
-    save.cs = cs.into();
-    save.ss = ss.into();
-    save.ds = ds.into();
-    save.fs = fs.into();
-    save.gs = gs.into();
-    save.ldtr = ldtr.into();
-    save.tr = tr.into();
-    save.gdtr = state.gdtr.into();
-    save.idtr = state.idtr.into();
-    save.dr6 = state.dr6;
-    save.dr7 = state.dr7;
-    // The processor forces 0 and 3 in real and virtual-8086 mode (APM 2: 15.5.1); what is read back should say so.
-    save.cpl = match (save.cr0 & cr0::PE, save.rflags & rflags::VM) {
-        (0, _) => 0,
-        (_, 0) => ss.attributes.dpl(),
-        _ => 3,
-    };
-    vmcb.control.interrupt_shadow = 0;
 }
