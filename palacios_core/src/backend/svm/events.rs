@@ -36,6 +36,7 @@ enum Nmi {
 struct Step {
     /// The guest had set it itself.
     guests_own: bool,
+    rip: u64,
     dr6: u64,
 }
 
@@ -141,6 +142,7 @@ impl Events {
             let save = &mut vmcb.uncached().save;
             self.step = Some(Step {
                 guests_own: save.rflags & rflags::TF != 0,
+                rip: save.rip,
                 dr6: save.dr6,
             });
             save.rflags |= rflags::TF;
@@ -182,8 +184,10 @@ impl Events {
         if !step.guests_own && !returned {
             vmcb.uncached().save.rflags &= !rflags::TF;
         }
-        let (code, dr6) = (exit_code(&vmcb.get().control), vmcb.get().save.dr6);
-        if code != code::DB || dr6 & DR6_BS == 0 {
+        let (dr6, rip) = (vmcb.get().save.dr6, vmcb.get().save.rip);
+        // A trap has DR6.BS (Bochs 3.0 leaves it out) and the next instruction's RIP; a breakpoint before has neither.
+        let trap = dr6 & DR6_BS != 0 || rip != step.rip;
+        if exit_code(&vmcb.get().control) != code::DB || !trap {
             return false;
         }
         self.nmi = Nmi::Open;
