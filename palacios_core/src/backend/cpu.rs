@@ -30,6 +30,8 @@ pub(super) struct Faulted;
 pub(super) const MSR_EFER: u32 = 0xc000_0080;
 /// What RDTSCP and RDPID give.
 pub(super) const MSR_TSC_AUX: u32 = 0xc000_0103;
+/// The supervisor state components that XSAVES and XRSTORS move.
+pub(super) const MSR_XSS: u32 = 0xda0;
 /// Takes commands to the branch predictors; write-only.
 pub(super) const MSR_PRED_CMD: u32 = 0x49;
 /// The command that makes indirect branches forget their past.

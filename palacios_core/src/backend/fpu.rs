@@ -6,10 +6,10 @@
 //! but for PKRU, which kernels switch apart from it and which is therefore kept here.
 //!
 //! State is saved and restored under the host's XCR0, so that a guest which switches a component off and on again finds in
-//! it what it left. No guest is offered XSAVES: IA32_XSS and IA32_XFD stay the host's, and the guest's components are
-//! none that these two govern.
+//! it what it left. No guest is offered XSAVES, but nothing keeps one under SVM from executing it: IA32_XSS is 0 meanwhile,
+//! or XRSTORS would load the host's own U_CET and PL3_SSP. IA32_XFD governs no component that is offered.
 
-use super::cpu::cpuid;
+use super::cpu::{cpuid, read_msr, write_msr, MSR_XSS};
 use super::pages::Pages;
 use crate::addr::PAGE_SIZE;
 use crate::host::{Host, NoMemory};
@@ -35,6 +35,8 @@ pub(super) struct Layout {
     bytes: u32,
     /// The host uses protection keys, so PKRU is live in it.
     pkru: bool,
+    /// There are XSAVES and IA32_XSS.
+    xsaves: bool,
     /// FXRSTOR and XRSTOR leave the last x87 pointers of somebody else standing (no CPUID 8000_0008 EBX[2]).
     leaves_pointers: bool,
 }
@@ -67,6 +69,7 @@ impl Layout {
             host_xcr0,
             allowed,
             bytes,
+            xsaves: host_xcr0 != 0 && cpuid(0xd, 1)[0] & 1 << 3 != 0,
             pkru: vendor[0] >= 7 && cpuid(7, 0)[2] & 1 << 4 != 0,
             leaves_pointers: !intel
                 && (extended < 0x8000_0008 || cpuid(0x8000_0008, 0)[1] & 1 << 2 == 0),
@@ -89,6 +92,8 @@ pub(super) struct Fpu<H: Host> {
     live_xcr0: u64,
     /// What PKRU is to hold again.
     host_pkru: u32,
+    /// What IA32_XSS is to hold again.
+    host_xss: u64,
 }
 
 impl<H: Host> Fpu<H> {
@@ -105,6 +110,7 @@ impl<H: Host> Fpu<H> {
             xcr0: 1,
             live_xcr0: layout.host_xcr0,
             host_pkru: 0,
+            host_xss: 0,
         })
     }
 
@@ -129,6 +135,12 @@ impl<H: Host> Fpu<H> {
         unsafe {
             if self.layout.pkru {
                 self.host_pkru = read_pkru();
+            }
+            if self.layout.xsaves {
+                self.host_xss = read_msr(MSR_XSS).unwrap_or(0);
+                if self.host_xss != 0 {
+                    let _ = write_msr(MSR_XSS, 0);
+                }
             }
             if self.layout.leaves_pointers {
                 // Loads pointers of our own, so that the guest does not see the host's last.
@@ -173,6 +185,9 @@ impl<H: Host> Fpu<H> {
                 // Not XSAVEOPT: it trusts that the last XRSTOR from this address was ours, and a guest has addresses too.
                 mask => asm!("xsave64 [{}]", in(reg) area,
                     in("eax") mask as u32, in("edx") (mask >> 32) as u32, options(nostack)),
+            }
+            if self.layout.xsaves && self.host_xss != 0 {
+                let _ = write_msr(MSR_XSS, self.host_xss);
             }
             if self.layout.pkru {
                 write_pkru(self.host_pkru);
@@ -228,6 +243,7 @@ mod tests {
         match (leaf, subleaf) {
             (0, _) => [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
             (7, 0) => [0, 0, 1 << 4, 0],
+            (0xd, 1) => [0b1111, 0, 0, 0],
             (0xd, 2) => [256, 576, 0, 0],
             (0xd, 5) => [64, 832, 0, 0],
             (0xd, 6) => [512, 896, 0, 0],
@@ -248,9 +264,9 @@ mod tests {
         assert_eq!((avx.allowed, avx.bytes), (0b111, 832));
         let all = Layout::new(0x602e7, server);
         assert_eq!((all.allowed, all.bytes), (0x2e7, 2440));
-        assert!(all.pkru && !all.leaves_pointers);
+        assert!(all.pkru && all.xsaves && !all.leaves_pointers);
         let none = Layout::new(0, server);
-        assert_eq!((none.allowed, none.bytes), (0, 576));
+        assert_eq!((none.allowed, none.bytes, none.xsaves), (0, 576, false));
     }
 
     #[test]
@@ -296,9 +312,17 @@ mod tests {
         assert_eq!(fresh.area.bytes_mut()[208..224], [0; 16]);
     }
 
+    /// This CPU's layout, without what user mode may not touch.
+    fn in_user_mode() -> Layout {
+        Layout {
+            xsaves: false,
+            ..Layout::probe()
+        }
+    }
+
     #[test]
     fn state_travels_through_the_registers() {
-        load_and_unload(Layout::probe());
+        load_and_unload(in_user_mode());
     }
 
     #[test]
@@ -306,7 +330,7 @@ mod tests {
         load_and_unload(Layout {
             allowed: 0,
             leaves_pointers: true,
-            ..Layout::probe()
+            ..in_user_mode()
         });
     }
 }
