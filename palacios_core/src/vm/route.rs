@@ -120,12 +120,13 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 impl<H: Host, B: Backend<H>> MessageSink for Vm<H, B> {
     fn send(&self, from: Option<u32>, message: Message) {
         if message.delivery == Delivery::LowestPriority {
-            // All have the same priority as far as others can see: take them in turn, by vector.
-            let targets = self.matching(from, message.destination).count();
-            let turn = usize::from(message.vector)
-                .checked_rem(targets)
-                .unwrap_or(0);
-            if let Some(slot) = self.matching(from, message.destination).nth(turn) {
+            // All have the same priority as far as others can see: take those that are switched on in turn, by vector.
+            let able = || {
+                let slots = self.matching(from, message.destination);
+                slots.filter(|slot| slot.shared.filter().software_enabled)
+            };
+            let turn = usize::from(message.vector).checked_rem(able().count());
+            if let Some(slot) = turn.and_then(|turn| able().nth(turn)) {
                 Self::post(slot, message);
             }
             return;
