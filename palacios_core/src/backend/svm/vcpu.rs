@@ -439,8 +439,11 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
 }
 
 impl<H: Host> Vcpu<H> {
-    /// Sets what RDTSCP gives the guest. The register itself holds it between `load` and `unload`.
+    /// Sets what RDTSCP gives the guest, 32 bits. The register itself holds it between `load` and `unload`.
     fn set_tsc_aux(&mut self, value: u64) -> bool {
+        if value >> 32 != 0 {
+            return false;
+        }
         let live = self.place.loaded;
         // SAFETY: in a window; the host gets its own back in `unload`.
         if live && unsafe { cpu::write_msr(MSR_TSC_AUX, value) }.is_err() {

@@ -128,6 +128,7 @@ fn model_specific_registers_are_told_apart() {
         assert_eq!(vcpu.msr(index), Some(n as u64 + 1));
     }
     assert!(vcpu.set_msr(0xc000_0103, 7));
+    assert!(!vcpu.set_msr(0xc000_0103, 1 << 32));
     assert_eq!(vcpu.msr(0xc000_0103), Some(7));
     // No SPEC_CTRL without a second one in the processor.
     for index in [0x48, 0x10, 0xc000_0080, 0x1b] {
