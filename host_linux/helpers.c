@@ -21,6 +21,8 @@
 #include <linux/vtime.h>
 #include <asm/debugreg.h>
 #include <asm/io.h>
+#include <asm/msr.h>
+#include <asm/nospec-branch.h>
 #include <asm/tsc.h>
 
 MODULE_VERSION("0.1.0");
@@ -215,9 +217,32 @@ noinstr void v3vee_guest_enter(void)
 	lockdep_hardirqs_on(CALLER_ADDR0);
 }
 
+/*
+ * The guest may have trained the predictors of returns and filled the return stack. What the kernel does on its own way
+ * in, and KVM on the way out of a guest, as "mitigations=" asks; before the first RET.
+ */
+static __always_inline void forget_returns(void)
+{
+	unsigned int pairs = RSB_CLEAR_LOOPS / 2;
+
+#ifdef CONFIG_MITIGATION_UNRET_ENTRY
+	asm_inline volatile(ALTERNATIVE("", "call entry_untrain_ret", X86_FEATURE_UNRET)
+			    : ASM_CALL_CONSTRAINT : : "memory");
+#endif
+	if (static_cpu_has(X86_FEATURE_IBPB_ON_VMEXIT))
+		native_wrmsrq(MSR_IA32_PRED_CMD, PRED_CMD_IBPB);
+	if (static_cpu_has(X86_FEATURE_RSB_VMEXIT))
+		asm volatile("1:\n"
+			     ANNOTATE_INTRA_FUNCTION_CALL "\n call 2f\n int3\n 2:\n"
+			     ANNOTATE_INTRA_FUNCTION_CALL "\n call 3f\n int3\n 3:\n"
+			     "add $16, %%rsp\n dec %0\n jnz 1b\n lfence"
+			     : "+r" (pairs), ASM_CALL_CONSTRAINT : : "memory");
+}
+
 void v3vee_guest_exit(void);
 noinstr void v3vee_guest_exit(void)
 {
+	forget_returns();
 	lockdep_hardirqs_off(CALLER_ADDR0);
 	if (!context_tracking_guest_exit()) {
 		instrumentation_begin();

@@ -55,7 +55,8 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn window_must_end(&self) -> bool;
     /// In a window, just before the guest is entered: what the host must know of it (RCU, lock proving, accounting).
     fn guest_enter(&self) {}
-    /// In a window, just after the guest was left.
+    /// In a window, just after the guest was left, before any function returns: a host that fears for its return
+    /// predictions, which the guest may have trained, sees to them first of all.
     fn guest_exit(&self) {}
 
     // Time

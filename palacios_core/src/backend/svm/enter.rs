@@ -12,9 +12,8 @@
 //! [`super::super::cpu`]), and the vCPU exits with `Gone`.
 //!
 //! Against speculation: buffers are cleared by VERW before the entry where the processor says that VERW does so, and
-//! registers that held the guest's values are zeroed after the exit; see [`super::vcpu`] for what else is done. The return
-//! stack buffer is not refilled here, and no predictor is untrained: hosts that rely on either on this processor (Zen 3
-//! and older without automatic IBRS) are exposed to their guests' predictions until the core can ask the host for it.
+//! registers that held the guest's values are zeroed after the exit; see [`super::vcpu`] for what else is done. No return
+//! is executed before [`crate::host::Host::guest_exit`], in which the host may refill its return stack.
 
 use super::super::cpu::ex_table;
 use crate::state::Gprs;
@@ -54,6 +53,7 @@ pub(super) unsafe fn save_host(to: u64) -> Result<(), Gone> {
 /// # Safety
 /// In a window, on the CPU where [`save_host`] filled `host`; `guest` is a VMCB whose nested tables, permission maps and
 /// intercepts keep the guest in, and no reference to it is alive. The guest's floating-point state is in the registers.
+#[inline(always)]
 pub(super) unsafe fn run(
     guest: u64,
     gprs: &mut Gprs,
