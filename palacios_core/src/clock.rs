@@ -41,7 +41,8 @@ impl Ratio {
     }
     /// `ticks` in the other rate, saturating.
     pub fn of(self, ticks: u64) -> u64 {
-        let product = (u128::from(ticks) * u128::from(self.factor)) >> self.shift;
+        let product = u128::from(ticks).wrapping_mul(u128::from(self.factor));
+        let product = product.wrapping_shr(self.shift);
         u64::try_from(product).unwrap_or(u64::MAX)
     }
 }

@@ -214,7 +214,8 @@ impl<H: Host> Memory<H> {
         let tables = self.tables.lock();
         let leaf = tables.lookup(gpa)?;
         let base = self.host.phys_to_virt(leaf.frame).as_ptr();
-        Some(f(base.wrapping_add((gpa.0 - leaf.gpa.0) as usize)))
+        let offset = gpa.0.wrapping_sub(leaf.gpa.0) as usize;
+        Some(f(base.wrapping_add(offset)))
     }
 
     /// Runs `f` on the host address of `gpa`'s page while it cannot be revoked. Sleeps if the page has no frame yet.
@@ -239,7 +240,7 @@ impl<H: Host> Memory<H> {
 
     /// The piece of `len` bytes at `gpa` that lies in one page.
     fn piece(gpa: Gpa, len: usize) -> usize {
-        len.min((PAGE_SIZE - gpa.page_offset()) as usize)
+        len.min(PAGE_SIZE.wrapping_sub(gpa.page_offset()) as usize)
     }
 }
 
@@ -291,7 +292,9 @@ unsafe fn copy_from_guest(to: &mut [u8], from: *const u8) {
     let (mut at, mut rest) = (from, to);
     while !rest.is_empty() {
         let step = step(at as usize, rest.len());
-        let (piece, more) = rest.split_at_mut(step);
+        let Some((piece, more)) = rest.split_at_mut_checked(step) else {
+            return;
+        };
         // SAFETY: `step` bytes inside the range that the caller vouches for, aligned to their number.
         let word = unsafe {
             match step {
@@ -317,7 +320,9 @@ unsafe fn copy_to_guest(to: *mut u8, from: &[u8]) {
     let (mut at, mut rest) = (to, from);
     while !rest.is_empty() {
         let step = step(at as usize, rest.len());
-        let (piece, more) = rest.split_at(step);
+        let Some((piece, more)) = rest.split_at_checked(step) else {
+            return;
+        };
         let mut word = [0; 8];
         for (to, byte) in word.iter_mut().zip(piece) {
             *to = *byte;

@@ -28,7 +28,7 @@ pub struct Format {
 impl Format {
     /// Where the guest-physical addresses end that tables of this format can map.
     pub const fn end(self) -> Gpa {
-        Gpa(span(self.levels) * ENTRIES)
+        Gpa(span(self.levels).wrapping_mul(ENTRIES))
     }
 }
 
@@ -134,7 +134,7 @@ impl<H: Host> Tables<H> {
                     size,
                 });
             }
-            (table, level) = (next, level - 1);
+            (table, level) = (next, level.wrapping_sub(1));
         }
     }
 
@@ -149,7 +149,7 @@ impl<H: Host> Tables<H> {
             if entry & self.format.present == 0 {
                 return true;
             }
-            (table, level) = (Hpa(entry & self.format.address), level - 1);
+            (table, level) = (Hpa(entry & self.format.address), level.wrapping_sub(1));
         }
         self.entry(table, index(gpa, 2)).load(Ordering::Acquire) & self.format.present == 0
     }
@@ -172,7 +172,7 @@ impl<H: Host> Tables<H> {
             } else if level == 2 && entry & self.format.large != 0 {
                 return Ok(false);
             }
-            (table, level) = (Hpa(entry & self.format.address), level - 1);
+            (table, level) = (Hpa(entry & self.format.address), level.wrapping_sub(1));
         }
         let slot = self.entry(table, index(leaf.gpa, last));
         if slot.load(Ordering::Acquire) & self.format.present != 0 {
@@ -191,7 +191,7 @@ impl<H: Host> Tables<H> {
         let (mut table, mut level) = (self.root, self.format.levels);
         while level > last {
             let entry = self.entry(table, index(gpa, level)).load(Ordering::Acquire);
-            (table, level) = (Hpa(entry & self.format.address), level - 1);
+            (table, level) = (Hpa(entry & self.format.address), level.wrapping_sub(1));
         }
         self.entry(table, index(gpa, last))
             .store(0, Ordering::Release);
@@ -221,7 +221,7 @@ impl<H: Host> Tables<H> {
                     return found;
                 }
             }
-            at = Gpa(at.0 | (span(level) - 1)).wrapping_add(1);
+            at = Gpa(at.0 | span(level).wrapping_sub(1)).wrapping_add(1);
         }
         None
     }
@@ -237,7 +237,7 @@ impl<H: Host> Tables<H> {
             for i in 0..ENTRIES {
                 let entry = self.entry(table, i).load(Ordering::Acquire);
                 if entry & self.format.present != 0 && entry & self.format.large == 0 {
-                    self.free_tables(Hpa(entry & self.format.address), level - 1);
+                    self.free_tables(Hpa(entry & self.format.address), level.wrapping_sub(1));
                 }
             }
         }
@@ -254,9 +254,14 @@ impl<H: Host> Drop for Tables<H> {
 
 /// The bytes that one entry of a table at `level` covers.
 const fn span(level: u8) -> u64 {
-    PAGE_SIZE << (9 * (level as u32 - 1))
+    PAGE_SIZE.wrapping_shl(level_shift(level))
+}
+
+/// By how much more than at level 1 the index field of `level` is shifted.
+const fn level_shift(level: u8) -> u32 {
+    (level as u32).wrapping_sub(1).wrapping_mul(9) & 63
 }
 
 const fn index(gpa: Gpa, level: u8) -> u64 {
-    (gpa.0 >> (12 + 9 * (level as u32 - 1))) & (ENTRIES - 1)
+    gpa.0.wrapping_shr(12 + level_shift(level)) & (ENTRIES - 1)
 }

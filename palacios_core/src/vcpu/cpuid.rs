@@ -172,7 +172,10 @@ fn leaf_7(cpu: &Cpu, [_, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
 fn topology(cpu: &Cpu, subleaf: u32) -> [u32; 4] {
     const SMT: u32 = 1 << 8;
     const CORE: u32 = 2 << 8;
-    let width = cpu.count.next_power_of_two().trailing_zeros();
+    let width = cpu
+        .count
+        .checked_next_power_of_two()
+        .map_or(31, u32::trailing_zeros);
     match subleaf {
         0 => [0, 1, SMT, cpu.index],
         1 => [width, cpu.count, CORE | 1, cpu.index],

@@ -290,17 +290,19 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
 
 /// The largest aligned accesses of 1, 2, 4 or 8 bytes that make up `len` bytes at `at`: address, offset in the buffer, size.
 fn for_pieces(at: Gpa, len: usize, mut f: impl FnMut(Gpa, usize, u8)) {
-    let mut done = 0;
+    let mut done = 0usize;
     while done < len {
         let at = at.wrapping_add(done as u64);
-        let fits = |size: &u8| at.0 % u64::from(*size) == 0 && len - done >= usize::from(*size);
+        let fits = |size: &u8| {
+            at.0 % u64::from(*size) == 0 && len.wrapping_sub(done) >= usize::from(*size)
+        };
         // A single access keeps its size even where it is not aligned: devices see what the guest did.
         let size = match (done, len) {
             (0, 1 | 2 | 4 | 8) => len as u8,
             _ => [8, 4, 2].into_iter().find(fits).unwrap_or(1),
         };
         f(at, done, size);
-        done += usize::from(size);
+        done = done.wrapping_add(usize::from(size));
     }
 }
 

@@ -293,7 +293,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     fn port(&mut self, here: &Here<'_, H, B>, access: PortAccess) {
-        let mask = u64::MAX >> (64 - 8 * u32::from(access.size.clamp(1, 4)));
+        let mask = match access.size {
+            1 => 0xff,
+            2 => 0xffff,
+            _ => 0xffff_ffff,
+        };
         let rax = self.arch.gprs()[Reg::Rax];
         if access.write {
             here.vm

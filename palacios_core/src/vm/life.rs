@@ -135,8 +135,8 @@ impl fmt::Display for StopReason {
             ),
             Self::Unemulated { rip, bytes } => {
                 write!(f, "no emulation for the instruction at rip {rip:#x}:")?;
-                let len = usize::from(bytes.len);
-                bytes.bytes.iter().take(len).try_for_each(|byte| write!(f, " {byte:02x}"))
+                let fetched = bytes.bytes.get(..usize::from(bytes.len)).unwrap_or_default();
+                fetched.iter().try_for_each(|byte| write!(f, " {byte:02x}"))
             }
             Self::NoMemoryAt { rip, gpa } => {
                 write!(f, "rip {rip:#x} leads to guest-physical {gpa:#x}, where there is no memory to execute")
