@@ -109,7 +109,7 @@ macro_rules! register {
         pub(super) fn $read() -> u64 {
             let value: u64;
             // SAFETY: reads a register at CPL 0.
-            unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
+            unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack)) };
             value
         }
         register!($(#[$write_doc])* $write, $name);
@@ -121,7 +121,7 @@ macro_rules! register {
         /// The caller owns the register, or puts back what the host had in it.
         pub(super) unsafe fn $write(value: u64) {
             // SAFETY: by the contract above.
-            unsafe { asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags)) };
+            unsafe { asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nostack)) };
         }
     };
 }
@@ -165,7 +165,7 @@ register!(
 pub(super) fn read_cr3() -> u64 {
     let value: u64;
     // SAFETY: reads a register at CPL 0.
-    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack)) };
     value
 }
 
@@ -173,7 +173,7 @@ pub(super) fn read_cr3() -> u64 {
 pub(super) fn read_cr4() -> u64 {
     let value: u64;
     // SAFETY: reads a register at CPL 0.
-    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack)) };
     value
 }
 
