@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The emulator from outside: against this machine's own processor, and against the manuals where that cannot be asked.
+#![allow(missing_docs)]
+
+mod machine;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod native;
