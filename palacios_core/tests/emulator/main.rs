@@ -2,6 +2,8 @@
 //! The emulator from outside: against this machine's own processor, and against the manuals where that cannot be asked.
 #![allow(missing_docs)]
 
+mod instructions;
 mod machine;
+mod memory;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod native;

@@ -355,7 +355,7 @@ fn agrees_with_the_processor() {
     let data_at = native.data_at();
     let (mut compared, mut forms) = (0, std::collections::BTreeSet::new());
     for opcode in opcodes() {
-        for _ in 0..300 {
+        for _ in 0..150 {
             let mut code = encode(&mut noise, &opcode);
             let instruction = Decoder::with_ip(64, &code, 0, DecoderOptions::NONE).decode();
             if instruction.is_invalid() || instruction.is_ip_rel_memory_operand() {
