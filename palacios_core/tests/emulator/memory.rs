@@ -28,7 +28,9 @@ fn ss() -> Result<Step, Fault> {
 
 #[test]
 fn a_device_sees_each_access_once_and_whole() {
-    let cases: &[(&str, &[u8], &[(bool, usize)])] = &[
+    // The instruction, then each access: whether it writes, and its bytes.
+    type Case<'a> = (&'a str, &'a [u8], &'a [(bool, usize)]);
+    let cases: &[Case] = &[
         ("mov al, [rbx]", &[0x8a, 0x03], &[(false, 1)]),
         ("mov eax, [rbx]", &[0x8b, 0x03], &[(false, 4)]),
         ("mov [rbx], ax", &[0x66, 0x89, 0x03], &[(true, 2)]),
@@ -142,6 +144,11 @@ fn an_access_across_pages_is_split() {
     assert_eq!(*cpu.reg(Reg::Rcx), expected);
 }
 
+/// A page-table entry for `RAM + offset`.
+fn frame(offset: u32, flags: u32) -> u32 {
+    (RAM as u32 + offset) | flags
+}
+
 /// 32-bit paging with 4 KiB pages: the directory at `RAM`, one table after it; linear 0x400000 + n pages lead to frames.
 fn paged(frames: &[u32]) -> TestCpu {
     let mut cpu = TestCpu::protected(RAM, 0x8000);
@@ -160,7 +167,7 @@ fn paged(frames: &[u32]) -> TestCpu {
 #[test]
 fn nothing_happens_before_both_pages_are_checked() {
     let present = DEVICE as u32 | 7;
-    let mut cpu = paged(&[present, 0, RAM as u32 + 0x2000 | 5]);
+    let mut cpu = paged(&[present, 0, frame(0x2000, 5)]);
     let before = (cpu.gprs, cpu.rflags);
     *cpu.reg(Reg::Rbx) = 0x40_0ffe;
     let fault = |code, at| Err(Exception::page_fault(code, at).into());
@@ -359,7 +366,7 @@ fn alignment_is_checked_where_the_guest_asks() {
 
 #[test]
 fn code_is_fetched_as_far_as_needed() {
-    let mut cpu = paged(&[RAM as u32 + 0x3000 | 5, 0, RAM as u32 + 0x4000 | 5]);
+    let mut cpu = paged(&[frame(0x3000, 5), 0, frame(0x4000, 5)]);
     // mov eax, [ebx] in the last two bytes of a page; what follows is not there.
     cpu.at(RAM + 0x3ffe, 2).copy_from_slice(&[0x8b, 0x03]);
     cpu.rip = 0x40_0ffe;
@@ -375,7 +382,7 @@ fn code_is_fetched_as_far_as_needed() {
     );
     // With the pages reversed it is whole.
     cpu.at(RAM + 0x1004, 4)
-        .copy_from_slice(&(RAM as u32 + 0x4000 | 5).to_le_bytes());
+        .copy_from_slice(&(frame(0x4000, 5)).to_le_bytes());
     cpu.at(RAM + 0x4000, 1).copy_from_slice(&[0x03]);
     assert_eq!(emulator::step(&mut cpu), DONE);
     assert_eq!(cpu.rip, 0x40_1001);
@@ -383,6 +390,11 @@ fn code_is_fetched_as_far_as_needed() {
     cpu.rip = 0x40_0fff;
     cpu.segment_mut(Seg::Cs).limit = 0x40_0fff;
     assert_eq!(emulator::step(&mut cpu), gp());
+    cpu.segment_mut(Seg::Cs).limit = 0x40_0004;
+    cpu.rip = 0x40_0002;
+    cpu.at(RAM + 0x3002, 5).copy_from_slice(&[0xb8, 1, 2, 3, 4]);
+    assert_eq!(emulator::step(&mut cpu), gp());
+    assert_eq!(emulator::length_at(&mut cpu).map_err(Err), Err(gp()));
     // Sixteen bytes are none.
     cpu.segment_mut(Seg::Cs).limit = u32::MAX;
     cpu.at(RAM + 0x3000, 16).fill(0x66);
@@ -399,7 +411,7 @@ fn code_is_fetched_as_far_as_needed() {
 
 #[test]
 fn the_user_bit_goes_with_the_access() {
-    let mut cpu = paged(&[RAM as u32 + 0x3000 | 3]);
+    let mut cpu = paged(&[frame(0x3000, 3)]);
     *cpu.reg(Reg::Rbx) = 0x40_0000;
     assert_eq!(cpu.run(&[0x8b, 0x03]), DONE);
     cpu.cpl = 3;
