@@ -413,17 +413,21 @@ impl Path {
         tables: &mut T,
     ) -> Result<(), WalkError<T::Error>> {
         let size = if paging.mode() == Mode::Legacy { 4 } else { 8 };
-        for (i, &(at, entry)) in self.entries().iter().enumerate() {
-            let leaf = i + 1 == self.len;
+        // PAE's top entries have no such bits.
+        let first = usize::from(paging.mode() == Mode::Pae);
+        for (i, &(at, entry)) in self.entries().iter().enumerate().skip(first) {
             let marks = match access.kind {
-                _ if paging.mode() == Mode::Pae && i == 0 => 0,
-                AccessKind::Write if leaf => ACCESSED | DIRTY,
+                AccessKind::Write if i + 1 == self.len => ACCESSED | DIRTY,
                 _ => ACCESSED,
             };
-            if entry & marks == marks {
+            // Tables that map themselves use an entry more than once on the way.
+            let mut above = self.entries().iter().take(i).skip(first);
+            let seen = above.any(|&(other, _)| other == at);
+            let old = if seen { entry | ACCESSED } else { entry };
+            if old & marks == marks {
                 continue;
             }
-            let same = tables.compare_exchange_entry(at, size, entry, entry | marks);
+            let same = tables.compare_exchange_entry(at, size, old, old | marks);
             if !same.map_err(WalkError::Tables)? {
                 return Err(WalkError::Raced);
             }
