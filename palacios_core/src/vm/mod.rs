@@ -7,7 +7,7 @@ pub(crate) mod life;
 mod pc;
 mod route;
 
-use crate::addr::Gpa;
+use crate::addr::{Gpa, NotRam};
 use crate::alloc_ext::TryPush;
 use crate::backend::{Backend, BackendVcpu};
 use crate::boot::{self, BootError};
@@ -282,7 +282,11 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     fn load_image(&self) -> Result<(), CreateError> {
         let image = Image::parse_again((*self.image).as_ref()).map_err(CreateError::Image)?;
         let machine = image.machine().map_err(CreateError::Image)?;
-        let boot_state = boot::load(&machine, &self.memory).map_err(CreateError::Boot)?;
+        let boot_state = boot::load(&machine, &self.memory).map_err(|error| match error {
+            // Not the machine's memory is too small, but the host's.
+            BootError::NotRam(NotRam(at)) if self.memory.is_ram(at) => CreateError::NoMemory,
+            error => CreateError::Boot(error),
+        })?;
         self.life.lock().boot_state = boot_state;
         Ok(())
     }

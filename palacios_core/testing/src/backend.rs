@@ -112,7 +112,6 @@ impl Backend<TestHost> for AdversarialBackend {
             place: None,
             tsc_offset: 0,
             msrs: MSRS.into_iter().map(|index| (index, 0)).collect(),
-            flushes: 0,
         }))
     }
 }
@@ -130,12 +129,11 @@ pub struct AdversarialVcpu {
     place: Option<CpuId>,
     tsc_offset: u64,
     msrs: BTreeMap<u32, u64>,
-    flushes: u64,
 }
 
 impl Drop for AdversarialVcpu {
     fn drop(&mut self) {
-        heap::exempt(|| self.host.record(self.id, &self.guest, self.flushes));
+        heap::exempt(|| self.host.record(self.id, &self.guest));
         // SAFETY: allocated with the vCPU, and used by nobody else.
         unsafe {
             self.host
@@ -369,7 +367,7 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     fn flush_tlb(&mut self) {
         // A fresh tag knows nothing. What the old one knows stays, for whoever uses it by mistake.
         self.tag = None;
-        self.flushes += 1;
+        self.guest.flushes += 1;
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;

@@ -97,9 +97,8 @@ impl Hypervisor {
     }
     /// Makes a VM, and launches nothing.
     pub fn create(&self, spec: &Spec) -> Result<TestVm, CreateError> {
-        let watcher = Arc::<Watcher>::default();
-        let output = Output::default();
-        let (parts, ram) = heap::exempt(|| {
+        let (parts, ram, watcher, output) = heap::exempt(|| {
+            let watcher = Arc::<Watcher>::default();
             let ram = self.host.ram(spec.large_pages);
             let parts = Parts::<TestHost> {
                 name: VmName::new(spec.name).expect("a good name"),
@@ -107,7 +106,7 @@ impl Hypervisor {
                 ram: ram.clone(),
                 observer: Box::new(Watch(watcher.clone())),
             };
-            (parts, ram)
+            (parts, ram, watcher, Output::default())
         });
         let mut stream = |_: &str| {
             let stream: Box<dyn ByteStream> = heap::exempt(|| Box::new(output.clone()));
@@ -128,7 +127,7 @@ impl Hypervisor {
     /// Makes a VM and launches it.
     pub fn launch(&self, spec: &Spec) -> TestVm {
         let vm = self.create(spec).expect("a VM");
-        Vm::<TestHost, AdversarialBackend>::launch(&vm.vm).expect("a launch");
+        vm.launch();
         vm
     }
 }
@@ -150,6 +149,11 @@ pub struct TestVm {
 }
 
 impl TestVm {
+    /// Launches it, or launches it again.
+    #[track_caller]
+    pub fn launch(&self) {
+        Vm::<TestHost, AdversarialBackend>::launch(&self.vm).expect("a launch");
+    }
     /// Waits until the VM has stopped, and says why it did.
     #[track_caller]
     pub fn wait(&self) -> StopReason {

@@ -4,10 +4,10 @@
 use palacios_core::addr::Gpa;
 use palacios_core::host::Host;
 use palacios_core::stats::Counter;
-use palacios_core::vm::{State, StopReason};
-use palacios_testing::host::LargePages;
+use palacios_core::vm::{CreateError, State, StopReason};
+use palacios_testing::host::{LargePages, Record, Usage};
 use palacios_testing::vm::{Hypervisor, Spec, TestVm};
-use palacios_testing::{guests, processor, Config, TestHost};
+use palacios_testing::{guests, heap, processor, Config, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
@@ -84,7 +84,7 @@ fn timers_end_guest_mode() {
 #[test]
 fn vcpus_wake_each_other() {
     on_each(|_, hypervisor| {
-        let vm = hypervisor.launch(&smp(guests::ping_pong(&[2000]), 2));
+        let vm = hypervisor.launch(&smp(guests::ping_pong(&[1000]), 2));
         assert_eq!(vm.wait(), GOOD);
     });
 }
@@ -151,14 +151,14 @@ fn pauses_under_running_vcpus() {
 #[test]
 fn stops_are_never_lost() {
     on_each(|host, hypervisor| {
-        for round in 0..60 {
+        for round in 0..36 {
             let kernel = match round % 3 {
                 0 => guests::spin(&[]),
                 1 => guests::sleep(&[]),
                 _ => guests::cpuid_and_out(&[u32::MAX, 1]),
             };
             let vm = hypervisor.launch(&smp(kernel, 1 + round % 2));
-            for _ in 0..host.random() % 64 {
+            for _ in 0..host.random() % 16 {
                 std::thread::yield_now();
             }
             if round % 4 == 0 {
@@ -167,5 +167,100 @@ fn stops_are_never_lost() {
             vm.stop().unwrap();
             assert_eq!(vm.wait(), StopReason::Requested);
         }
+    });
+}
+
+/// Between two marks the guest does all that a running guest does. Its thread allocates nothing meanwhile, asks for no
+/// flush, and takes no lock that another VM's thread takes.
+#[test]
+fn steady_state_allocates_nothing_and_shares_no_lock() {
+    for config in configs() {
+        let usages = TestHost::run(config, |host| {
+            let hypervisor = Hypervisor::new(host);
+            let vms = ["a", "b"].map(|name| {
+                hypervisor.launch(&Spec {
+                    name,
+                    ..Spec::new(guests::steady(&[100]))
+                })
+            });
+            for vm in &vms {
+                assert_eq!(vm.wait(), GOOD);
+                assert_eq!(vm.count(Counter::Cpuid), 200);
+            }
+            drop(vms);
+            let records = host.records();
+            assert_eq!(records.len(), 2);
+            records.iter().map(between_marks).collect::<Vec<_>>()
+        });
+        let [a, b] = usages.as_slice() else {
+            unreachable!("two VMs")
+        };
+        for usage in [a, b] {
+            assert_eq!((usage.allocations, usage.flushes), (0, 0));
+            assert!(!usage.locks.is_empty());
+        }
+        let shared: Vec<_> = a
+            .locks
+            .keys()
+            .filter(|id| b.locks.contains_key(id))
+            .collect();
+        assert!(shared.is_empty(), "{shared:?} are taken by both");
+    }
+}
+
+fn between_marks(record: &Record) -> Usage {
+    match record.marks.as_slice() {
+        [(1, begin), (2, end)] => end.since(begin),
+        marks => panic!("{marks:?}"),
+    }
+}
+
+/// Whichever allocation fails while a VM is made: an error, and nothing is left of it.
+#[test]
+fn making_a_vm_may_fail_anywhere() {
+    TestHost::run(Config::default(), |host| {
+        let hypervisor = Hypervisor::new(host);
+        let spec = smp(guests::cpuid_and_out(&[1, 1]), 2);
+        let before = host.pages_in_use();
+        let allocations = heap::fail_each(|n| match hypervisor.create(&spec) {
+            Ok(vm) => drop(vm),
+            Err(CreateError::NoMemory) => {
+                assert_eq!(host.pages_in_use(), before);
+            }
+            Err(other) => heap::exempt(|| panic!("allocation {n}: {other:?}")),
+        });
+        assert!(allocations > 20, "{allocations}");
+        let vm = hypervisor.launch(&spec);
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
+/// Made, run, stopped and freed, over and over: nothing piles up.
+#[test]
+fn vms_come_and_go() {
+    TestHost::run(Config::default(), |host| {
+        let hypervisor = Hypervisor::new(host);
+        let spec = smp(guests::cpuid_and_out(&[10, 10]), 2);
+        let before = host.pages_in_use();
+        for _ in 0..50 {
+            let vm = hypervisor.launch(&spec);
+            assert_eq!(vm.wait(), GOOD);
+            drop(vm);
+            assert_eq!(host.pages_in_use(), before);
+        }
+    });
+}
+
+/// A VM that has stopped can be launched again, and does the same again.
+#[test]
+fn a_second_launch_starts_from_the_image() {
+    on_each(|_, hypervisor| {
+        let vm = hypervisor.launch(&smp(guests::cpuid_and_out(&[10, 10]), 2));
+        for launches in 1..6 {
+            assert_eq!(vm.wait(), GOOD);
+            assert_eq!(vm.count(Counter::Cpuid), 10 * launches);
+            vm.launch();
+        }
+        assert_eq!(vm.wait(), GOOD);
     });
 }

@@ -101,6 +101,8 @@ pub struct Usage {
     pub allocations: u64,
     /// How often it took each lock, by the lock's number.
     pub locks: BTreeMap<u64, u64>,
+    /// How often a vCPU had its translations flushed.
+    pub flushes: u64,
 }
 
 impl Usage {
@@ -109,6 +111,7 @@ impl Usage {
         heap::exempt(|| Self {
             allocations: heap::allocations(),
             locks: TAKEN.with_borrow(Clone::clone),
+            flushes: 0,
         })
     }
     /// What came on top since `earlier`.
@@ -120,6 +123,7 @@ impl Usage {
         Self {
             allocations: self.allocations - earlier.allocations,
             locks: self.locks.iter().filter_map(more).collect(),
+            flushes: self.flushes - earlier.flushes,
         }
     }
 }

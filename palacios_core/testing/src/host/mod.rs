@@ -248,11 +248,11 @@ impl TestHost {
         self.0.processors.violations()
     }
     /// Keeps what a vCPU that ends has to tell.
-    pub(crate) fn record(&self, id: u64, guest: &Guest, flushes: u64) {
+    pub(crate) fn record(&self, id: u64, guest: &Guest) {
         let record = Record {
             vcpu: id,
             executed: guest.executed,
-            flushes,
+            flushes: guest.flushes,
             marks: guest.marks.clone(),
         };
         let records = self.0.records.lock();

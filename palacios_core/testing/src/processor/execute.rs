@@ -44,6 +44,8 @@ pub struct Guest {
     pub tsc: u64,
     /// How many instructions were executed.
     pub executed: u64,
+    /// How often its translations were flushed.
+    pub flushes: u64,
     /// What the host's thread had used when the guest passed each of its marks (`prefetchnta`, with the mark's number as
     /// its address).
     pub marks: Vec<(u32, Usage)>,
@@ -63,6 +65,7 @@ impl Default for Guest {
             next_rip: None,
             tsc: 0,
             executed: 0,
+            flushes: 0,
             marks: Vec::new(),
         }
     }

@@ -134,7 +134,12 @@ impl Guest {
             }
             Mnemonic::Prefetchnta => {
                 let number = self.offset(i) as u32;
-                self.marks.push((number, Usage::here()));
+                let flushes = self.flushes;
+                let usage = Usage {
+                    flushes,
+                    ..Usage::here()
+                };
+                self.marks.push((number, usage));
                 Ok(())
             }
             _ => self.compute(bus, i, next),
