@@ -40,7 +40,8 @@ fn the_test_host_conforms() {
     }
 }
 
-/// A host that breaks its promise is found, by the check that is meant for it.
+/// A host that breaks its promise is found, by the check that is meant for it. On a loaded machine a broken timer may look
+/// good for once, so there are several attempts.
 #[track_caller]
 fn finds(broken: Broken, hurry: u64, promise: &str, check: impl Fn(&TestHost) -> Outcome) {
     let config = Config {
@@ -48,10 +49,9 @@ fn finds(broken: Broken, hurry: u64, promise: &str, check: impl Fn(&TestHost) ->
         hurry,
         ..Config::default()
     };
-    match TestHost::run(config, check) {
-        Ok(()) => panic!("{broken:?} was not found"),
-        Err(Failure(found)) => assert!(found.contains(promise), "{broken:?}: {found}"),
-    }
+    let mut outcomes = (0..30).map(|_| TestHost::run(config.clone(), &check));
+    let finds = |outcome| matches!(outcome, Err(Failure(found)) if found.contains(promise));
+    assert!(outcomes.any(finds), "{broken:?} was not found");
 }
 
 #[test]
