@@ -4,7 +4,7 @@
 //! All of it may sleep, as `GFP_KERNEL` does. Blocks too big for `kmalloc` come from `vmalloc`.
 #![no_std]
 #![feature(rustc_attrs)]
-#![allow(internal_features)]
+#![allow(internal_features, non_upper_case_globals)]
 
 use core::ptr::null_mut;
 use kernel::{bindings, ffi::c_void};

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Tests of the test bed: it must pass on what is good, and see what is bad."""
+
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bed.cache import TOP
+
+from .results import Results
+
+SPLAT, TIMEOUT, BROKEN = 200, 201, 202
+TESTBED = [str(TOP / "scripts/testbed"), "run"]
+
+
+def bed(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*TESTBED, *words], stdin=subprocess.DEVNULL, capture_output=True, cwd=TOP, check=False)
+
+
+def run(results: Results) -> None:
+    for test in (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, debug_kernel,
+                 instruction_clock, two_at_once, bootstrap_is_quick):
+        good, seen = test()
+        results.check(test.__name__.replace("_", " "), good)
+        if not good:
+            print(f"      saw: {seen}")
+
+
+def statuses():
+    done = bed("--", "lsmod | grep -q v3vee && exit 7")
+    return done.returncode == 7, done
+
+
+def words_as_they_are():
+    done = bed("--no-module", "--", "printf", "%s|", "a b", "$HOME", "it's", "*")
+    return (done.returncode, done.stdout) == (0, b"a b|$HOME|it's|*|"), done
+
+
+def output_is_not_changed():
+    """A hundred thousand lines, and every byte value."""
+    done = bed("--no-module", "--", "seq 20000; i=0; while [ $i -lt 256 ]; do printf \"\\\\$(printf %o $i)\"; i=$((i+1)); done")
+    want = "".join(f"{i}\n" for i in range(1, 20001)).encode() + bytes(range(256))
+    return done.stdout == want, (done.returncode, len(done.stdout), done.stdout[-300:])
+
+
+def files():
+    with tempfile.TemporaryDirectory() as folder:
+        plain, program = Path(folder) / "plain", Path(folder) / "program"
+        plain.write_bytes(bytes(range(256)) * 100)
+        program.write_text("#!/bin/sh\ncat plain; cat /etc/elsewhere >&2; pwd | grep -q root\n")
+        program.chmod(0o755)
+        done = bed("--no-module", "--add", str(plain), "--add", str(program), "--add", f"{plain}:/etc/elsewhere", "--", "./program")
+    return (done.returncode, done.stdout) == (0, bytes(range(256)) * 200), (done.returncode, len(done.stdout))
+
+
+def splats():
+    """A warning fails the run and is shown, though the command says that all is well."""
+    done = bed("--no-module", "--", "echo 'WARNING: CPU: 0 PID: 1 at somewhere' >/dev/kmsg; exit 0")
+    return done.returncode == SPLAT and b"at somewhere" in done.stderr, done
+
+
+def before_insmod():
+    """What the emulated machine itself is blamed for does not count, nor do the command's own words."""
+    done = bed("--no-module", "--", "echo 'BUG: only a word on the terminal'")
+    return done.returncode == 0, done
+
+
+def timeout():
+    start = time.monotonic()
+    done = bed("--no-module", "--timeout", "20", "--", "sleep 1000")
+    return done.returncode == TIMEOUT and time.monotonic() - start < 60, done
+
+
+def host_goes_down():
+    done = bed("--no-module", "--", "echo c >/proc/sysrq-trigger")
+    return done.returncode == SPLAT and b"Kernel panic" in done.stderr, done
+
+
+def debug_kernel():
+    done = bed("--kernel", "debug", "--", "[ -e /proc/lockdep ] && [ -e /sys/kernel/debug/kmemleak ] && modprobe kvm-amd && rmmod kvm-amd")
+    return done.returncode == 0, done
+
+
+def instruction_clock():
+    """Under --icount the same work takes the same time, run after run."""
+    line = "a=$(cut -d' ' -f1 /proc/uptime); i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; nproc"
+    done = bed("--no-module", "--icount", "--", line)
+    return (done.returncode, done.stdout) == (0, b"1\n"), done
+
+
+def two_at_once():
+    with ThreadPoolExecutor() as pool:
+        pair = list(pool.map(lambda n: bed("--", f"echo {n}; exit {n}"), (3, 4)))
+    return [(done.returncode, done.stdout) for done in pair] == [(3, b"3\n"), (4, b"4\n")], pair
+
+
+def bootstrap_is_quick():
+    start = time.monotonic()
+    done = subprocess.run([TOP / "scripts/bootstrap"], capture_output=True, check=False)
+    took = time.monotonic() - start
+    return done.returncode == 0 and took < 3, (done, took)

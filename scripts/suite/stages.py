@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""What `make test` does, in order: the quick first."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bed.cache import TOP
+
+from . import selftest
+from .results import Results
+
+BUILD = TOP / "build"
+KERNELS = ("stock", "debug")
+
+
+@dataclass
+class Stage:
+    name: str
+    help: str
+    run: Callable[[Results], None]
+
+
+def output(log: str, *command: object, cwd: Path = TOP, env: dict | None = None) -> tuple[int, str]:
+    """Runs a command with its output kept in build/test/LOG.log; returns its status and the output."""
+    path = BUILD / "test" / f"{log}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        done = subprocess.run([str(word) for word in command], cwd=cwd, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                              env={**os.environ, **(env or {})}, check=False)
+    return done.returncode, path.read_text(errors="replace")
+
+
+def check(results: Results, name: str, *command: object, **kwargs) -> bool:
+    """One command as one test; its last lines are shown when it fails."""
+    status, text = output(f"{results.stage}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}", *command, **kwargs)
+    results.check(name, status == 0)
+    if status != 0:
+        print("\n".join("      " + line for line in text.splitlines()[-30:]), file=sys.stderr)
+    return status == 0
+
+
+def style(results: Results) -> None:
+    check(results, "cargo fmt", "cargo", "fmt", "--all", "--check")
+    loose = [*TOP.glob("host_linux/main.rs"), *TOP.glob("rust/kernel_alloc/lib.rs"), *TOP.glob("rust/num_traits/lib.rs"),
+             *TOP.glob("guests/linux/*.rs")]
+    check(results, "rustfmt of the module and the guests", "rustfmt", "--check", "--edition=2021", *loose)
+    check(results, "clippy", "cargo", "clippy", "--quiet", "--workspace", "--all-targets", "--", "-Dwarnings")
+    check(results, "every source file names its licence", TOP / "scripts/check-licences")
+
+
+def cargo(results: Results) -> None:
+    status, text = output("cargo", "cargo", "test", "--workspace", "--no-fail-fast")
+    results.read_cargo(text)
+    if status != 0:
+        tail = text.splitlines()[-40:]
+        print("\n".join("      " + line for line in tail), file=sys.stderr)
+        if not results.failed:
+            results.fail("cargo test")
+
+
+def targets(results: Results) -> None:
+    """The core alone, with the kernel's compiler: where no host is, and where no hardware is."""
+    base = ("cargo", "build", "--locked", "--offline", "--config", 'source.crates-io.replace-with="v"', "--config",
+            f'source.v.directory="{BUILD}/vendor"', "--package=palacios_core", f"--target-dir={BUILD}/target-root")
+    sysroot = BUILD / "bare-sysroot"
+    if not check(results, "third-party sources", "scripts/build-module", "--prepare"):
+        return
+    if check(results, "core and alloc for x86_64-unknown-none", "scripts/in-root", "scripts/bare-sysroot", sysroot):
+        check(results, "palacios_core for x86_64-unknown-none", "scripts/in-root", "env", f"RUSTFLAGS=--sysroot={sysroot}", *base,
+              "--target=x86_64-unknown-none")
+    check(results, "palacios_core for wasm32 without hardware", "scripts/in-root", *base, "--target=wasm32-unknown-unknown",
+          "--no-default-features")
+
+
+def modules(results: Results) -> None:
+    for kernel in KERNELS:
+        check(results, f"v3vee.ko for the {kernel} kernel", "scripts/build-module", "--kernel", kernel)
+
+
+def tools(results: Results) -> None:
+    check(results, "v3, static", "scripts/build-tools")
+    status, text = output("tools-ldd", "file", "--brief", "--dereference", BUILD / "tools/v3") if (BUILD / "tools/v3").exists() else (1, "")
+    if status == 0:
+        results.check("v3 needs no library", "static" in text)
+
+
+def guests(results: Results) -> None:
+    check(results, "Linux guests", "guests/linux/build")
+    for build in sorted(TOP.glob("guests/*/build")):
+        if build.parent.name != "linux":
+            check(results, f"guests/{build.parent.name}", build)
+
+
+def bed(results: Results) -> None:
+    """tests/bed/*: each runs inside the emulated host, on every kernel it names."""
+    for test in sorted((TOP / "tests" / "bed").glob("*.sh")):
+        options = re.findall(r"^# bed: (.*)$", test.read_text(), re.MULTILINE)
+        words = " ".join(options).split()
+        kernels = KERNELS
+        if "--kernel" in words:
+            at = words.index("--kernel")
+            kernels = (words[at + 1],)
+            del words[at:at + 2]
+        for kernel in kernels:
+            run_in_bed(results, test, kernel, words)
+
+
+def run_in_bed(results: Results, test: Path, kernel: str, options: list[str]) -> None:
+    name = f"{test.stem} [{kernel}]"
+    status, text = output(f"bed-{test.stem}-{kernel}", "scripts/testbed", "run", "--kernel", kernel, *options, "--add", test, "--",
+                          "sh", f"./{test.name}")
+    before = len(results.failed)
+    told = results.read_tap(text, f" [{kernel}]")
+    if status != 0:
+        results.fail(f"{name}: status {status}")
+        print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)
+    elif told == 0:
+        results.ok(name)
+    elif len(results.failed) > before:
+        print(f"      the whole output: build/test/bed-{test.stem}-{kernel}.log", file=sys.stderr)
+
+
+def fuzz(results: Results) -> None:
+    """Each fuzz target for a few seconds; `make fuzz` runs them for long."""
+    status, text = output("fuzz-list", "cargo", "+nightly", "fuzz", "list", cwd=TOP / "palacios_core")
+    if status != 0:
+        results.skip("fuzz targets")
+        return
+    for target in text.split():
+        check(results, target, "scripts/fuzz", "10", target)
+
+
+def docs(results: Results) -> None:
+    status, text = output("docs", "scripts/docs-check")
+    if not results.read_tap(text) or (status != 0 and not results.failed):
+        results.fail("scripts/docs-check")
+
+
+ALL = [
+    Stage("style", "formatting, lints, licences", style),
+    Stage("cargo", "unit, property and conformance tests of the core and the tools", cargo),
+    Stage("targets", "the core alone, for a bare target and for wasm32", targets),
+    Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules),
+    Stage("tools", "the v3 command", tools),
+    Stage("guests", "the guests", guests),
+    Stage("testbed", "the test bed tells good from bad", selftest.run),
+    Stage("bed", "tests inside the emulated host, on the stock and the debug kernel", bed),
+    Stage("fuzz", "the fuzz targets, shortly", fuzz),
+    Stage("docs", "every shell block of the documentation", docs),
+]
