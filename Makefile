@@ -2,17 +2,39 @@
 # `make help` says what there is.
 
 KERNEL ?= stock
+SECONDS ?= 600
 
-.PHONY: help bootstrap modules
+.PHONY: help run test bed modules tools guests bootstrap fuzz docs-check clean
 help: ## this
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-bootstrap: ## get this machine ready: packages, host root, guest kernels (once)
-	@scripts/bootstrap
+run: ## a Linux guest in a VM on an emulated host: your shell in it, or its words without a terminal
+	@scripts/run
 
-modules: ## v3vee.ko for the test bed; KERNEL=debug, or KDIR=/lib/modules/RELEASE/build for this machine
+test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
+	@scripts/bootstrap >/dev/null
+	@scripts/test $(STAGE)
+
+bed: modules tools ## an emulated host with v3vee.ko and the tools: a shell, or CMD="…"; KERNEL=debug
+	@scripts/testbed run --kernel $(KERNEL) -- $(if $(CMD),'$(subst ','\'',$(CMD))',sh)
+
+modules: ## v3vee.ko in build/; KERNEL=debug for the debug kernel, KDIR=/lib/modules/RELEASE/build for this machine
 	@scripts/build-module $(if $(KDIR),--kdir $(KDIR),--kernel $(KERNEL))
 
-.PHONY: bed
-bed: ## an emulated host with v3vee.ko: a shell, or CMD="…"; KERNEL=debug
-	@scripts/testbed run --kernel $(KERNEL) -- $(if $(CMD),'$(subst ','\'',$(CMD))',sh)
+tools: ## the v3 command, one static program, in build/tools
+	@scripts/build-tools
+
+guests: ## the guests, in build/guests
+	@for build in guests/*/build; do $$build || exit; done
+
+bootstrap: ## get this machine ready: packages, host root, guest kernels (the others do it when needed)
+	@scripts/bootstrap
+
+fuzz: ## the fuzz targets, SECONDS=600 each
+	@scripts/fuzz $(SECONDS)
+
+docs-check: ## run every shell block of README and Documentation
+	@scripts/docs-check
+
+clean: ## remove build/ and target/; the cache in ~/.cache/v3vee stays
+	rm -rf build target

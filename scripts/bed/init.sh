@@ -14,17 +14,19 @@ ip link set lo up 2>/dev/null
 ln -s /proc/self/fd /dev/fd
 . /bed/settings
 
-tell() { echo "$TOKEN $*" >/dev/ttyS2; }
+tell() { echo "$TOKEN $*" >&4; }
 mark() { echo "<6>v3vee-bed: $TOKEN $*" >/dev/kmsg; }
 finish() {
+	# Waits until all that was written has left.
+	stty -F /dev/ttyS1 sane
 	mark end
 	tell "exit $1"
 	# The test bed takes the power away.
 	while :; do sleep 60; done
 }
 
+exec 3<>/dev/ttyS1 4<>/dev/ttyS2
 stty -F /dev/ttyS2 raw -echo 115200
-exec 3<>/dev/ttyS1
 if [ "$TERMINAL" = 1 ]; then
 	stty -F /dev/ttyS1 sane 115200 rows "$ROWS" cols "$COLUMNS"
 else
@@ -39,13 +41,13 @@ if [ "$MODULE" = 1 ]; then
 fi
 if [ "$DEBUGGER" = 1 ]; then
 	tell "sections $(cd /sys/module/v3vee/sections && for s in .*; do [ -f "$s" ] && printf '%s=%s ' "$s" "$(cat "$s")"; done)"
-	read -r _ </dev/ttyS2
+	read -r _ <&4
 fi
 cd /root
 tell "run"
 if [ "$TERMINAL" = 1 ]; then
-	setsid -c /bed/command <&3 >&3 2>&3
+	setsid -c /bed/command <&3 >&3 2>&3 4>&-
 else
-	/bed/command </dev/null >&3 2>&3
+	/bed/command </dev/null >&3 2>&3 4>&-
 fi
 finish $?

@@ -44,7 +44,7 @@ def build(root: Path, kernel: Kernel, job: Job) -> bytes:
     archive.node("dev/console", 5, 1)
     add_busybox(archive, root)
     add_modules(archive, kernel.modules)
-    if job.insert:
+    if job.insert or kernel.module.exists():
         archive.file("root/v3vee.ko", stripped(kernel.module))
     add_tools(archive)
     archive.file("init", (Path(__file__).parent / "init.sh").read_bytes(), 0o755)

@@ -60,47 +60,44 @@ class Session:
         self.failure = ""
         self._control = b""
         self._escape = False
+        # The wires to the host that are not closed yet.
+        self._open = {port: name for name, port in machine.ports.items()}
 
     def follow(self, timeout_s: float | None) -> int:
         """Runs to the end; returns the status for the caller's shell. Reasons go to standard error."""
         deadline = time.monotonic() + timeout_s if timeout_s else None
         with raw_terminal(self.job.terminal is not None):
-            alive = True
-            while alive and not self._over() and not self.failure:
+            while self._open and self.status is None and not self.failure:
                 wait = None if deadline is None else deadline - time.monotonic()
                 if wait is not None and wait <= 0:
                     return self._verdict(f"no end within {timeout_s:.0f} s", TIMEOUT)
-                alive = self._step(wait)
+                self._step(wait)
             if self.failure:
                 return self._verdict(self.failure, BROKEN)
-            # The log and the control port are two wires: let the log arrive too.
+            # Several wires: let what was sent on the others arrive too.
             last = time.monotonic() + LAST_WORDS_S
-            while alive and not self.log.ended and time.monotonic() < last:
-                alive = self._step(last - time.monotonic())
+            while self._open and not self.log.ended and time.monotonic() < last:
+                self._step(last - time.monotonic())
+            while self._step(0):
+                pass
         if self.status is None:
             return self._verdict("the emulated host went down before the command ended", BROKEN)
         return self._verdict("", self.status)
 
-    def _over(self) -> bool:
-        return self.status is not None
-
     def _step(self, wait: float | None) -> bool:
-        """Waits for something to happen and handles it; false when the host has gone."""
-        ports = self.machine.ports
-        wires = {ports[name]: name for name in Machine.PORTS}
-        sources: list = list(wires)
+        """Waits for something to happen and handles it; false when nothing came in time."""
+        sources: list = list(self._open)
         if self.job.terminal is not None:
             sources.append(sys.stdin.buffer.raw)
-        ready, _, _ = select.select(sources, [], [], wait)
-        alive = True
+        ready, _, _ = select.select(sources, [], [], wait) if sources else ([], [], [])
         for source in ready:
-            if source in wires:
-                data = source.recv(65536)
-                alive &= bool(data)
-                self._heard(wires[source], data)
-            else:
+            if source not in self._open:
                 self._typed(os.read(source.fileno(), 4096))
-        return alive
+            elif data := source.recv(65536):
+                self._heard(self._open[source], data)
+            else:
+                del self._open[source]
+        return bool(ready)
 
     def _heard(self, name: str, data: bytes) -> None:
         if name == "kernel":

@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Tests of the test bed: it must pass on what is good, and see what is bad."""
 
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
 import subprocess
 import tempfile
+import termios
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +28,7 @@ def bed(*words: str) -> subprocess.CompletedProcess:
 
 def run(results: Results) -> None:
     for test in (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, debug_kernel,
-                 instruction_clock, two_at_once, bootstrap_is_quick):
+                 instruction_clock, two_at_once, terminal, debugger, bootstrap_is_quick):
         good, seen = test()
         results.check(test.__name__.replace("_", " "), good)
         if not good:
@@ -79,7 +86,7 @@ def host_goes_down():
 
 
 def debug_kernel():
-    done = bed("--kernel", "debug", "--", "[ -e /proc/lockdep ] && [ -e /sys/kernel/debug/kmemleak ] && modprobe kvm-amd && rmmod kvm-amd")
+    done = bed("--kernel", "debug", "--no-module", "--", "[ -e /proc/lockdep ] && [ -e /sys/kernel/debug/kmemleak ] && modprobe kvm-amd && rmmod kvm-amd")
     return done.returncode == 0, done
 
 
@@ -94,6 +101,49 @@ def two_at_once():
     with ThreadPoolExecutor() as pool:
         pair = list(pool.map(lambda n: bed("--", f"echo {n}; exit {n}"), (3, 4)))
     return [(done.returncode, done.stdout) for done in pair] == [(3, b"3\n"), (4, b"4\n")], pair
+
+
+def terminal():
+    """With a terminal, keys arrive as they are typed, Ctrl-C too, and the window's size is known."""
+    pid, keyboard = pty.fork()
+    if pid == 0:
+        os.execv(TESTBED[0], [*TESTBED, "--no-module", "--", "sh"])
+    fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
+    seen = b""
+    try:
+        seen += expect(keyboard, b"# ")
+        os.write(keyboard, b"stty size; cat\r")
+        seen += expect(keyboard, b"33 111")
+        os.write(keyboard, b"\x03")
+        seen += expect(keyboard, b"# ")
+        os.write(keyboard, b"exit 5\r")
+        while os.read(keyboard, 4096):
+            pass
+    except OSError:
+        pass
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5, seen
+
+
+def expect(keyboard: int, text: bytes) -> bytes:
+    seen = b""
+    while text not in seen:
+        if not select.select([keyboard], [], [], 60)[0]:
+            break
+        seen += os.read(keyboard, 4096)
+    return seen
+
+
+def debugger():
+    """--gdb waits, and the line it prints finds the module's functions."""
+    process = subprocess.Popen([*TESTBED, "--gdb", "--", "exit 3"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=TOP)
+    try:
+        line = next(line for line in process.stderr if "target remote" in line)
+        text = re.search(r"v3vee\.ko (0x[0-9a-f]+)", line)[1]
+        script = f" -batch -ex 'info symbol {text}' -ex continue </dev/null"
+        gdb = subprocess.run(line.strip() + script, shell=True, capture_output=True, text=True, timeout=120, check=False)
+        return process.wait(60) == 3 and "in section .text" in gdb.stdout, gdb
+    finally:
+        process.kill()
 
 
 def bootstrap_is_quick():
