@@ -61,12 +61,14 @@ pub struct Gprs(pub [u64; 16]);
 
 impl Index<Reg> for Gprs {
     type Output = u64;
+    #[inline]
     fn index(&self, reg: Reg) -> &u64 {
         &self.0[reg as usize & 15]
     }
 }
 
 impl IndexMut<Reg> for Gprs {
+    #[inline]
     fn index_mut(&mut self, reg: Reg) -> &mut u64 {
         &mut self.0[reg as usize & 15]
     }

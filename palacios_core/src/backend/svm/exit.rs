@@ -165,11 +165,15 @@ pub(super) fn in_64_bit_code(vmcb: &Vmcb) -> bool {
 ///
 /// Software interrupts, INT1, INT3 and INTO that the guest executed itself are none: RIP still stands on the instruction,
 /// which has done nothing yet, so the guest repeats it.
+#[inline]
 pub(super) fn interrupted(vmcb: &Vmcb, injected: Option<Event>) -> Option<Event> {
-    let info = vmcb.control.exit_int_info;
-    if info & event::VALID == 0 {
-        return None;
+    match vmcb.control.exit_int_info {
+        info if info & event::VALID == 0 => None,
+        info => decode(info, vmcb, injected),
     }
+}
+
+fn decode(info: u64, vmcb: &Vmcb, injected: Option<Event>) -> Option<Event> {
     let vector = info as u8;
     match info & event::TYPE {
         event::INTERRUPT => Some(Event::Interrupt(vector)),
