@@ -64,16 +64,16 @@ pub(crate) fn stats(held: &Held, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v
     let (large, small) = vm.memory().frames();
     add(
         abi::V3_STAT_VM,
-        format_args!("memory.resident_bytes"),
+        format_args!("memory_resident_bytes"),
         vm.memory().resident_bytes(),
     )?;
-    add(abi::V3_STAT_VM, format_args!("memory.large_pages"), large)?;
-    add(abi::V3_STAT_VM, format_args!("memory.small_pages"), small)?;
+    add(abi::V3_STAT_VM, format_args!("memory_large_pages"), large)?;
+    add(abi::V3_STAT_VM, format_args!("memory_small_pages"), small)?;
     for stream in streams {
         let name = stream.name();
         add(
             abi::V3_STAT_VM,
-            format_args!("stream.{name}.lost_bytes"),
+            format_args!("stream_{name}_lost_bytes"),
             stream.lost_bytes(),
         )?;
     }

@@ -7,6 +7,7 @@
 //! Lock order: `VmNode::vm`, the core's locks, `Watch::streams`.
 
 use crate::counters::VMS;
+use crate::host::Linux;
 use crate::machine::{Hardware, Machine};
 use crate::memory::Ram;
 use crate::misc::{Device, Operations, Poll};
@@ -30,7 +31,8 @@ use kernel::{
 use palacios_core::addr::{Gpa, PAGE_SIZE};
 use palacios_core::alloc_ext::try_box;
 use palacios_core::devices::ByteStream;
-use palacios_core::host::NoMemory;
+use palacios_core::host::{Host, NoMemory};
+use palacios_core::image::Image;
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 use palacios_core::vm::{CreateError, ImageBytes, Observer, Parts, State, StopReason, VmName};
 use v3_abi as abi;
@@ -150,8 +152,9 @@ impl AsRef<[u8]> for ImageCopy {
 #[pin_data]
 pub(crate) struct VmNode {
     id: u32,
-    name: VmName,
     watch: Arc<Watch>,
+    /// The name of the stream that the image makes the console.
+    console: Option<CString>,
     #[pin]
     vm: Mutex<Option<Arc<Held>>>,
     #[pin]
@@ -189,6 +192,7 @@ impl VmNode {
         let watch = Watch::new()?;
         VMS.add(1);
         let (gone, module) = (Gone(watch.clone()), ModuleReference::new());
+        let console = console_of(image.as_ref())?;
         let image: ImageBytes = try_box(image)?;
         let observer: Box<dyn Observer> = try_box(Teller(watch.clone()))?;
         let parts = Parts {
@@ -211,8 +215,8 @@ impl VmNode {
         let node = Arc::pin_init(
             pin_init!(Self {
                 id,
-                name,
                 watch,
+                console,
                 vm <- new_mutex!(Some(held), "v3vee_vm_node"),
                 device <- Device::new(file_name, &OPERATIONS),
             }),
@@ -307,7 +311,12 @@ impl VmNode {
         let held = self.held()?;
         match held.machine.state() {
             State::Paused => Ok(()),
-            _ => held.machine.pause().map_err(error::of_life),
+            _ => {
+                held.machine.pause().map_err(error::of_life)?;
+                // An interrupt on every CPU ends what guest is there, and is taken after the guest's window: none runs on.
+                Linux.on_each_cpu(&|_| {});
+                Ok(())
+            }
         }
     }
 
@@ -364,7 +373,10 @@ impl VmNode {
         Ok(())
     }
 
+    /// The stream of a name; the console's without one.
     fn find_stream(&self, name: &[u8]) -> Option<Arc<Stream>> {
+        let console = self.console.as_ref().map(|name| name.to_bytes());
+        let name = if name.is_empty() { console? } else { name };
         let streams = self.watch.streams.lock();
         let found = streams
             .iter()
@@ -382,6 +394,15 @@ impl VmNode {
 fn now_ns() -> u64 {
     // SAFETY: Reads a clock.
     unsafe { bindings::ktime_get() as u64 }
+}
+
+/// The name of the console in an image. What else the image holds is looked at when the VM is made.
+fn console_of(image: &[u8]) -> Result<Option<CString>, NoVm> {
+    let refused = |why| NoVm::Core(CreateError::Image(why));
+    let image = Image::parse_again(image).map_err(refused)?;
+    let console = image.machine().map_err(refused)?.console;
+    let name = console.map(|name| CString::try_from_fmt(fmt!("{name}")));
+    Ok(name.transpose().map_err(Error::from)?)
 }
 
 /// An open file of a node; a stream, once it was told so.
