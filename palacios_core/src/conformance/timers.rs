@@ -4,7 +4,7 @@
 use super::crew::{Crew, Team};
 use super::{ensure, Outcome};
 use crate::host::{Host, Thread};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 const MS: u64 = 1_000_000;
 /// Later than any check waits for.
@@ -124,16 +124,21 @@ fn disarmed<H: Host>(crew: &Crew<H, Steps>) {
 pub fn in_order<H: Host>(host: &H) -> Outcome {
     #[derive(Default)]
     struct State {
+        start_ns: AtomicU64,
         next: AtomicU32,
         early: AtomicBool,
         disorder: AtomicBool,
     }
     for _ in 0..10 {
-        let start_ns = host.now_ns() + 2 * MS;
-        let team = Team::<H, _>::start(host, &[None; 4], State::default(), move |crew, me| {
+        let team = Team::<H, _>::start(host, &[None; 4], State::default(), |crew, me| {
             let Some(thread) = crew.threads.get(me) else {
                 return;
             };
+            // From when all are there: on a slow host it takes long to make them.
+            crew.meet();
+            let now_ns = crew.host.now_ns();
+            let _ = (crew.state.start_ns).compare_exchange(0, now_ns, SeqCst, SeqCst);
+            let start_ns = crew.state.start_ns.load(SeqCst) + 2 * MS;
             // Started in another order than that of their times.
             let place = (me as u32 * 3 + 2) % 4;
             let at_ns = start_ns + u64::from(place) * 4 * MS;
