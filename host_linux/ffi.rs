@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The functions of helpers.c.
 
-use kernel::{bindings, ffi::c_void};
+use kernel::{
+    bindings,
+    ffi::{c_char, c_void},
+};
 
 /// A control group of the memory controller, known by its address only.
 #[repr(C)]
@@ -20,8 +23,13 @@ extern "C" {
     pub(crate) fn v3vee_payer_put(payer: *mut MemCgroup);
     pub(crate) fn v3vee_payer_enter(payer: *mut MemCgroup) -> *mut MemCgroup;
 
-    pub(crate) fn v3vee_spin_lock_irqsave(lock: *mut bindings::spinlock_t) -> usize;
-    pub(crate) fn v3vee_spin_unlock_irqrestore(lock: *mut bindings::spinlock_t, flags: usize);
+    pub(crate) fn v3vee_spin_init(
+        lock: *mut bindings::raw_spinlock_t,
+        name: *const c_char,
+        key: *mut bindings::lock_class_key,
+    );
+    pub(crate) fn v3vee_spin_lock(lock: *mut bindings::raw_spinlock_t) -> usize;
+    pub(crate) fn v3vee_spin_unlock(lock: *mut bindings::raw_spinlock_t, flags: usize);
     pub(crate) fn v3vee_set_idle();
     pub(crate) fn v3vee_set_running();
     pub(crate) fn v3vee_pin(task: *mut bindings::task_struct, cpu: u32) -> i32;

@@ -91,19 +91,30 @@ struct mem_cgroup *v3vee_payer_enter(struct mem_cgroup *payer)
 
 /* Locks and threads. */
 
-unsigned long v3vee_spin_lock_irqsave(spinlock_t *lock);
-unsigned long v3vee_spin_lock_irqsave(spinlock_t *lock)
+/* Raw ones: they are taken in hard-interrupt context and with interrupts off, also where other spin locks may sleep. */
+void v3vee_spin_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key);
+void v3vee_spin_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key)
+{
+#ifdef CONFIG_DEBUG_SPINLOCK
+	__raw_spin_lock_init(lock, name, key, LD_WAIT_SPIN);
+#else
+	raw_spin_lock_init(lock);
+#endif
+}
+
+unsigned long v3vee_spin_lock(raw_spinlock_t *lock);
+unsigned long v3vee_spin_lock(raw_spinlock_t *lock)
 {
 	unsigned long flags;
 
-	spin_lock_irqsave(lock, flags);
+	raw_spin_lock_irqsave(lock, flags);
 	return flags;
 }
 
-void v3vee_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags);
-void v3vee_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags)
+void v3vee_spin_unlock(raw_spinlock_t *lock, unsigned long flags);
+void v3vee_spin_unlock(raw_spinlock_t *lock, unsigned long flags)
 {
-	spin_unlock_irqrestore(lock, flags);
+	raw_spin_unlock_irqrestore(lock, flags);
 }
 
 void v3vee_set_idle(void);

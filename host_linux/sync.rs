@@ -95,11 +95,11 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// A spin lock that holds off interrupts. The kernel crate's does not.
+/// A spin lock that holds off interrupts, and may be taken by them. The kernel crate's does neither.
 pub(crate) struct SpinLock<T>(Pin<KBox<Spin<T>>>);
 
 struct Spin<T> {
-    lock: Opaque<bindings::spinlock_t>,
+    lock: Opaque<bindings::raw_spinlock_t>,
     value: UnsafeCell<T>,
     _counted: Counted,
 }
@@ -120,7 +120,7 @@ impl<T: Send> SpinLock<T> {
         let spin = KBox::pin(spin, GFP_KERNEL_ACCOUNT).map_err(|_| NoMemory)?;
         // SAFETY: Memory for a spin lock, which stays where it is from now on; name and key are static.
         unsafe {
-            bindings::__spin_lock_init(spin.lock.get(), name.as_char_ptr(), key.as_ptr());
+            ffi::v3vee_spin_init(spin.lock.get(), name.as_char_ptr(), key.as_ptr());
         }
         Ok(Self(spin))
     }
@@ -134,7 +134,7 @@ impl<T: Send> Lock<T> for SpinLock<T> {
 
     fn lock(&self) -> SpinGuard<'_, T> {
         // SAFETY: The lock was initialised.
-        let flags = unsafe { ffi::v3vee_spin_lock_irqsave(self.0.lock.get()) };
+        let flags = unsafe { ffi::v3vee_spin_lock(self.0.lock.get()) };
         SpinGuard {
             spin: &self.0,
             flags,
@@ -168,7 +168,7 @@ impl<T> DerefMut for SpinGuard<'_, T> {
 impl<T> Drop for SpinGuard<'_, T> {
     fn drop(&mut self) {
         // SAFETY: The lock is held, and these are the flags from before.
-        unsafe { ffi::v3vee_spin_unlock_irqrestore(self.spin.lock.get(), self.flags) };
+        unsafe { ffi::v3vee_spin_unlock(self.spin.lock.get(), self.flags) };
     }
 }
 
