@@ -87,6 +87,7 @@ global_asm!(
     ".quad 0x00affb000000ffff", // 0x38: user 64-bit code
     ".globl boot_tss_descriptor",
     "boot_tss_descriptor: .quad 0, 0", // 0x40: the TSS
+    ".quad 0x00cf13000000ffff",        // 0x50: data that is not present
     "boot_gdt_end:",
     ".globl boot_gdt_register",
     "boot_gdt_register: .word boot_gdt_end - boot_gdt - 1",
@@ -95,7 +96,7 @@ global_asm!(
     //
     ".pushsection .bss",
     ".balign 4096",
-    ".globl boot_pml4",
+    ".globl boot_pml4, boot_pd",
     "boot_pml4: .skip 4096",
     "boot_pdpt: .skip 4096",
     "boot_pd: .skip 16384",

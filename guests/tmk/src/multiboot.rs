@@ -16,6 +16,9 @@ pub struct Info {
     cmdline: u32,
     mods_count: u32,
     mods_addr: u32,
+    symbols: [u32; 4],
+    mmap_length: u32,
+    mmap_addr: u32,
 }
 
 #[repr(C)]
@@ -48,6 +51,38 @@ impl Info {
                 self.mods_count as usize,
             )
         }
+    }
+}
+
+impl Info {
+    /// The memory map: start, length in bytes, and kind, of which 1 is RAM.
+    pub fn memory_map(&self) -> impl Iterator<Item = (u64, u64, u32)> {
+        let present = self.flags & 1 << 6 != 0;
+        let mut at = u64::from(self.mmap_addr);
+        let end = at
+            + if present {
+                u64::from(self.mmap_length)
+            } else {
+                0
+            };
+        core::iter::from_fn(move || {
+            if at >= end {
+                return None;
+            }
+            // SAFETY: the loader's word that entries lie there, each with its size in front.
+            let (size, start, length, kind) = unsafe {
+                let entry = at as *const u32;
+                let region = entry.add(1).cast::<u64>();
+                (
+                    entry.read_unaligned(),
+                    region.read_unaligned(),
+                    region.add(1).read_unaligned(),
+                    entry.add(5).read_unaligned(),
+                )
+            };
+            at += u64::from(size) + 4;
+            Some((start, length, kind))
+        })
     }
 }
 

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a hostile guest does. None of it may harm the host; some of it ends the VM.
 
-use crate::io::{inb, inl, inw};
-use crate::{fault, println, tests, Outcome};
+use super::time::{cmos, set_cmos};
+use crate::io::{inb, inl, inw, outb, outw};
+use crate::{fault, multiboot, println, tests, Outcome};
 use core::arch::asm;
 
-tests!(read_every_port, touch_every_msr; only by name: write_every_port, triple_fault, jump_to_nothing, unknown_instruction,
-    reset_by_keyboard, power_off);
+tests!(
+    ; here: read_every_port, touch_every_msr;
+    named: write_every_port, triple_fault, jump_to_nothing, unknown_instruction, interrupt_storm, reset_by_keyboard,
+    reset_by_chipset, reset_storm, power_off
+);
 
 fn read_every_port() -> Outcome {
     for port in 0..=u16::MAX {
@@ -17,22 +21,21 @@ fn read_every_port() -> Outcome {
     Ok(())
 }
 
+/// Whether a write to `port`, of up to four bytes, reaches a port that ends the VM or resets it, or the console.
+fn ends_the_run(port: u16) -> bool {
+    let ends = [0x64, 0x92, 0xf4, 0x604, 0x605, 0xcf9];
+    ends.iter()
+        .any(|end| (0..4).any(|n| port.wrapping_add(n) == *end))
+        || (0x3f5..0x400).contains(&port)
+}
+
 /// Writes each port in each width, but those that end the VM.
 fn write_every_port() -> Outcome {
-    for port in 0..=u16::MAX {
-        if [0xf4, 0x64, 0x92, 0xcf9, 0x604, 0x605]
-            .iter()
-            .any(|end: &u16| port.abs_diff(*end) < 4)
-            || (0x3f8..0x400).contains(&port)
-        {
-            continue;
-        }
-        for value in [0u32, 0xffff_ffff, 0x5555_5555] {
+    for port in (0..=u16::MAX).filter(|port| !ends_the_run(*port)) {
+        for value in [0x5555_5555u32, 0xffff_ffff] {
             // SAFETY: that is the test.
             unsafe {
-                asm!("out dx, al", in("dx") port, in("eax") value);
-                asm!("out dx, ax", in("dx") port, in("eax") value);
-                asm!("out dx, eax", in("dx") port, in("eax") value);
+                asm!("out dx, al", "out dx, ax", "out dx, eax", in("dx") port, in("eax") value);
             }
         }
     }
@@ -40,32 +43,37 @@ fn write_every_port() -> Outcome {
     Ok(())
 }
 
-/// Reads and writes back all registers in the ranges where CPUs have any.
+/// Reads and writes back all registers in the ranges where CPUs have any, and writes ones.
 fn touch_every_msr() -> Outcome {
     for base in [0u32, 0x4000_0000, 0xc000_0000, 0xc001_0000] {
-        for index in base..base + 0x2000 {
-            let mut low: u32;
-            let mut high: u32;
-            let slot = crate::trap::recover_slot();
-            // SAFETY: a fault goes on at the label.
-            unsafe {
-                asm!("lea {t}, [rip + 77f]", "mov [{s}], {t}", "rdmsr", "77:", s = in(reg) slot, t = out(reg) _,
-                    in("ecx") index, out("eax") low, out("edx") high)
-            };
-            // Not what would take the ground from under us: the APIC's page, FS and GS, the entry points stay.
-            if crate::trap::caught().is_none() {
-                fault!("wrmsr", in("ecx") index, in("eax") low, in("edx") high);
-            }
-            (low, high) = (u32::MAX, u32::MAX);
-            if !matches!(
-                index,
-                0x10 | 0x1b | 0x6e0 | 0x277 | 0xc000_0080..=0xc000_0103
-            ) {
-                fault!("wrmsr", in("ecx") index, in("eax") low, in("edx") high);
-            }
+        (base..base + 0x2000).for_each(touch_msr);
+    }
+    // The APIC and the clock are what they were.
+    crate::check_eq!(crate::io::rdmsr(0x1b) & 0xd00, 0x900);
+    Ok(())
+}
+
+fn touch_msr(index: u32) {
+    let (low, high): (u64, u64);
+    let slot = crate::trap::recover_slot();
+    // SAFETY: a fault goes on at the label.
+    unsafe {
+        asm!("lea {t}, [rip + 77f]", "mov [{s}], {t}", "rdmsr", "77:", s = in(reg) slot, t = out(reg) _,
+            in("ecx") index, inout("rax") 0u64 => low, inout("rdx") 0u64 => high)
+    };
+    let readable = crate::trap::caught().is_none();
+    if readable {
+        fault!("wrmsr", in("ecx") index, in("eax") low as u32, in("edx") high as u32);
+    }
+    // Not what would take the ground from under us: the APIC, its timer, the PAT, EFER, segment bases, entry points.
+    let ours =
+        matches!(index, 0x10 | 0x1b | 0x277 | 0x6e0 | 0x800..=0x8ff | 0xc000_0080..=0xc000_0103);
+    if !ours {
+        fault!("wrmsr", in("ecx") index, in("eax") u32::MAX, in("edx") u32::MAX);
+        if readable {
+            fault!("wrmsr", in("ecx") index, in("eax") low as u32, in("edx") high as u32);
         }
     }
-    Ok(())
 }
 
 fn triple_fault() -> Outcome {
@@ -89,14 +97,62 @@ fn unknown_instruction() -> Outcome {
     Err("it went through")
 }
 
-fn reset_by_keyboard() -> Outcome {
+/// Interrupts as fast as the controllers give them, from all timers at once, for `rounds=` HLTs.
+fn interrupt_storm() -> Outcome {
+    super::interrupts::apic_on();
+    super::interrupts::timer_every(0x6a, 1);
+    for _ in 0..multiboot::number("rounds").unwrap_or(10_000) {
+        // SAFETY: handlers are in place.
+        unsafe { asm!("sti", "hlt", "cli") };
+    }
+    super::interrupts::timer_off();
+    Ok(())
+}
+
+/// Where a reset is remembered: memory that a PC's battery keeps.
+const REMEMBERED: u8 = 0x5e;
+
+/// Resets the machine the first time it is called, and is content the second time.
+fn once(reset: impl Fn()) -> Outcome {
+    const MARK: u8 = 0xa5;
+    if cmos(REMEMBERED) == MARK {
+        set_cmos(REMEMBERED, 0);
+        println!("after the reset");
+        return Ok(());
+    }
+    set_cmos(REMEMBERED, MARK);
     println!("about to reset");
-    crate::io::outb(0x64, 0xfe);
+    reset();
+    for _ in 0..1000 {
+        inb(0x80);
+    }
     Err("still here")
+}
+
+fn reset_by_keyboard() -> Outcome {
+    once(|| outb(0x64, 0xfe))
+}
+
+fn reset_by_chipset() -> Outcome {
+    once(|| outb(0xcf9, 6))
+}
+
+/// Resets again and again, `times=` times.
+fn reset_storm() -> Outcome {
+    let done = u64::from(cmos(REMEMBERED));
+    if done >= multiboot::number("times").unwrap_or(20).min(255) {
+        set_cmos(REMEMBERED, 0);
+        return Ok(());
+    }
+    set_cmos(REMEMBERED, done as u8 + 1);
+    outb(0x64, 0xfe);
+    // SAFETY: nothing is left to do.
+    unsafe { asm!("2: hlt", "jmp 2b", options(noreturn)) }
 }
 
 fn power_off() -> Outcome {
     println!("about to power off");
-    crate::io::outw(0x604, 5 << 10 | 1 << 13);
+    let sleep_type = multiboot::number("slp").unwrap_or(5) as u16;
+    outw(0x604, sleep_type << 10 | 1 << 13);
     Err("still here")
 }

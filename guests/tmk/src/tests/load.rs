@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Loads for what is done to a guest from outside while it runs.
 
-use crate::{check, multiboot, println, tests, Outcome};
+use super::interrupts::{apic_on, timer_every, timer_off};
+use crate::paging::{ram_end, UNTOUCHED};
+use crate::{check, check_eq, fault, multiboot, println, tests, trap, Outcome};
 use core::ptr::{read_volatile, write_volatile};
 
-tests!(memory_keeps; only by name: memory_while_moved, spin_without_interrupts, halt_without_interrupts, chatter);
+tests!(
+    memory_keeps; named: memory_while_moved, events_while_moved, spin_without_interrupts, halt_without_interrupts,
+    halt_for_ever, chatter
+);
 
-const FIRST: u64 = 16 << 20;
-
-fn ram_end() -> u64 {
-    (u64::from(multiboot::info().mem_upper_kib) + 1024) * 1024
-}
-
-fn fill_and_check(seed: u64, step: usize) -> Outcome {
+fn fill_and_check(first: u64, seed: u64, step: usize) -> Outcome {
     let end = ram_end().min(1 << 30);
     let value = |at: u64| at.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed;
     // SAFETY: RAM above what the kernel uses, in the mapped 4 GiB.
     unsafe {
-        for at in (FIRST..end).step_by(step) {
+        for at in (first..end).step_by(step) {
             write_volatile(at as *mut u64, value(at));
         }
-        for at in (FIRST..end).step_by(step) {
+        for at in (first..end).step_by(step) {
             check!(
                 read_volatile(at as *const u64) == value(at),
                 "memory lost what was written"
@@ -31,14 +30,47 @@ fn fill_and_check(seed: u64, step: usize) -> Outcome {
 }
 
 fn memory_keeps() -> Outcome {
-    check!(ram_end() > FIRST, "give it more than 16 MiB");
-    fill_and_check(1, 4096)
+    check!(ram_end() > UNTOUCHED.end, "give it more than 160 MiB");
+    fill_and_check(UNTOUCHED.end, 1, 4096)
 }
 
 /// Fills and checks again and again, `rounds=` times, while the host moves pages about.
 fn memory_while_moved() -> Outcome {
     println!("ready");
-    (0..multiboot::number("rounds").unwrap_or(10)).try_for_each(|round| fill_and_check(round, 1024))
+    let rounds = multiboot::number("rounds").unwrap_or(10);
+    (0..rounds).try_for_each(|round| fill_and_check(UNTOUCHED.start, round, 1024))
+}
+
+/// Exceptions, interrupts, device accesses and string I/O, again and again, while the host moves the pages that hold
+/// code, stacks, tables and data.
+fn events_while_moved() -> Outcome {
+    println!("ready");
+    apic_on();
+    timer_every(0x69, 50_000);
+    let missing = crate::paging::window(1);
+    let rounds = multiboot::number("rounds").unwrap_or(1000);
+    let mut seen = 0;
+    for round in 0..rounds {
+        seen += u64::from(fault!("ud2").is_some_and(|f| f.vector == 6));
+        let page = fault!("mov al, [{at}]", at = in(reg) missing, out("al") _);
+        check_eq!(
+            page.map(|f| (f.vector, f.error, f.cr2)),
+            Some((14, 0, missing))
+        );
+        let value = round as u32 | 1;
+        crate::io::mmio_write(0xfee0_0080, value & 0xf);
+        check_eq!(crate::io::mmio_read(0xfee0_0080), value & 0xf);
+        // SAFETY: interrupts are handled; the kernel's own bytes go to the post-code port.
+        unsafe {
+            core::arch::asm!("sti", "rep outsb", "cli", in("dx") 0x80u16, inout("rsi") 0x10_0000u64 => _,
+                inout("rcx") 64u64 => _)
+        };
+        crate::io::mmio_write(0xfee0_0080, 0);
+    }
+    timer_off();
+    check_eq!(seen, rounds);
+    check!(trap::count(0x69) > 0);
+    Ok(())
 }
 
 fn spin_without_interrupts() -> Outcome {
@@ -52,6 +84,15 @@ fn halt_without_interrupts() -> Outcome {
     loop {
         // SAFETY: that is the test.
         unsafe { core::arch::asm!("cli", "hlt") };
+    }
+}
+
+/// Waits for interrupts that do not come: an idle guest.
+fn halt_for_ever() -> Outcome {
+    println!("waiting");
+    loop {
+        // SAFETY: that is the test.
+        unsafe { core::arch::asm!("sti", "hlt") };
     }
 }
 

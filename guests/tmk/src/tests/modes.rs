@@ -1,20 +1,52 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Real mode, protected mode without paging, 32-bit code in long mode.
+//! Real mode, protected mode with and without paging, 32-bit code in long mode: the same exits from each.
 
-use crate::{check, tests, Outcome};
+use super::interrupts::{pic_mask_all, pic_on};
+use crate::io::{cpuid, outb};
+use crate::paging;
+use crate::{check_eq, tests, Outcome};
 use core::arch::{asm, global_asm};
 
-tests!(real_mode, protected_mode, compatibility_mode);
+tests!(
+    real_mode,
+    real_mode_interrupts,
+    real_mode_devices,
+    protected_mode,
+    paging_with_32_bit_entries,
+    paging_with_pae,
+    compatibility_mode
+);
 
-/// Where the real-mode code is copied to; its results lie at `RESULT`.
+/// Where the code is copied to, and where its results, parameters and saved registers lie.
 const LOW: u64 = 0x8000;
-const RESULT: u64 = 0x9000;
+const RESULTS: u64 = 0x9000;
+const SAVED_RSP: u64 = 0x9100;
+const SAVED_IDT: u64 = 0x9110;
+const REAL_IDT: u64 = 0x9120;
+const CR3: u64 = 0x9130;
+const CR4: u64 = 0x9138;
 
-// Down from 64-bit to real mode, some instructions there that exit, and back up. It runs at LOW, so that addresses are
-// computed from its own beginning.
+/// Results, by their place.
+mod result {
+    pub const VENDOR_32: u64 = 0;
+    pub const IO_APIC_32: u64 = 4;
+    pub const PORT_32: u64 = 8;
+    pub const STRING_32: u64 = 12;
+    pub const CR_32: u64 = 16;
+    pub const SIGNATURE: u64 = 0x20;
+    pub const SOFTWARE_INTERRUPT: u64 = 0x24;
+    pub const STRING: u64 = 0x28;
+    pub const PORT: u64 = 0x2c;
+    pub const INTERRUPTS: u64 = 0x30;
+    pub const IO_APIC: u64 = 0x34;
+    pub const BYTES: u64 = 0x80;
+}
+
+// Down from 64-bit mode, first to protected mode, then to real mode, some instructions that exit in each, and back up.
+// It runs at LOW, so that addresses are computed from its own beginning.
 global_asm!(
     ".pushsection .rodata",
-    ".globl low_begin, low_end, low_protected",
+    ".globl low_begin, low_end",
     "low_begin:",
     ".code64",
     "mov [0x9100], rsp",
@@ -22,11 +54,14 @@ global_asm!(
     "push 0x18",
     "push offset at_32",
     "retfq",
+    //
     ".code32",
     "low_32:",
     "mov eax, 0x10",
     "mov ds, eax",
+    "mov es, eax",
     "mov ss, eax",
+    "mov esp, 0x7000",
     "mov eax, cr0",
     "and eax, 0x7fffffff",
     "mov cr0, eax", // paging off
@@ -34,20 +69,53 @@ global_asm!(
     "rdmsr",
     "and eax, 0xfffffeff",
     "wrmsr", // long mode off
-    // Protected mode without paging: exits by port and CPUID.
+    "mov eax, [0x9130]",
+    "test eax, eax",
+    "jz 2f",
+    "mov ecx, [0x9138]",
+    "mov cr4, ecx",
+    "mov cr3, eax",
+    "mov eax, cr0",
+    "or eax, 0x80000000",
+    "mov cr0, eax", // paging of another kind
+    "2:",
+    "call low_payload_32",
+    "mov eax, cr0",
+    "and eax, 0x7fffffff",
+    "mov cr0, eax",
+    ".byte 0xea; .long 0x8000 + (low_16 - low_begin); .word 0x20",
+    //
+    "low_payload_32:",
     "mov eax, 0x12345678",
     "mov dx, 0x80",
     "out dx, eax",
     "xor eax, eax",
     "cpuid",
     "mov [0x9000], ebx",
-    ".byte 0xea; .long 0x8000 + (low_16 - low_begin); .word 0x20",
+    "mov ebx, 0xfec00000",
+    "mov dword ptr [ebx], 1",
+    "mov eax, [ebx + 0x10]",
+    "mov [0x9004], eax",
+    "mov edx, 0x5678",
+    "xor eax, eax",
+    "in al, dx",
+    "mov [0x9008], eax",
+    "mov edi, 0x9080",
+    "mov ecx, 3",
+    "cld",
+    "rep insb",
+    "mov [0x900c], ecx",
+    "mov eax, cr0",
+    "mov [0x9010], eax",
+    "ret",
+    //
     ".code16",
     "low_16:",
     "mov ax, 0x28",
-    "mov ds, ax",
     "mov es, ax",
     "mov ss, ax",
+    "mov ax, 0x10", // with this limit real mode reaches 4 GiB through DS
+    "mov ds, ax",
     "mov eax, cr0",
     "and al, 0xfe",
     "mov cr0, eax",
@@ -59,44 +127,76 @@ global_asm!(
     "mov ss, ax",
     "mov sp, 0x7000",
     "lidt [0x9120]",
-    "mov eax, 0x40000000",
+    "mov ebx, 0xfec00000",
+    "mov dword ptr [ebx], 1",
+    "mov eax, [ebx + 0x10]",
+    "mov [0x9034], eax",
+    "xor eax, eax",
     "cpuid",
-    "mov [0x9004], ebx",
-    // A software interrupt through the real-mode table.
-    "mov word ptr [0x80 * 4], offset in_handler",
+    "mov [0x9020], ebx",
+    // A software interrupt and a hardware interrupt, through the real-mode table.
+    "mov word ptr [0x80 * 4], offset in_software",
     "mov word ptr [0x80 * 4 + 2], 0x800",
+    "mov word ptr [0x20 * 4], offset in_timer",
+    "mov word ptr [0x20 * 4 + 2], 0x800",
     "mov cx, 0",
     "int 0x80",
-    "mov [0x9008], cx",
+    "mov [0x9024], cx",
+    "mov cx, 5",
+    "3:",
+    "mov al, 0x30",
+    "out 0x43, al",
+    "mov al, 0",
+    "out 0x40, al",
+    "mov al, 8",
+    "out 0x40, al",
+    "mov ax, [0x9030]",
+    "4: sti",
+    "hlt",
+    "cli",
+    "cmp ax, [0x9030]",
+    "je 4b",
+    "loop 3b",
     // String output, and a port read.
     "mov ax, 0x800",
     "mov ds, ax",
     "mov si, offset in_text",
     "mov cx, 4",
-    "mov dx, 0xe9",
+    "mov dx, 0x3ff",
     "cld",
     "rep outsb",
-    "xor ax, ax",
-    "mov ds, ax",
-    "mov [0x900c], cx",
-    "mov dx, 0x5678",
     "in al, dx",
-    "mov [0x9010], al",
+    "xor bx, bx",
+    "mov ds, bx",
+    "mov [0x9028], cx",
+    "mov [0x902c], al",
     // And back: protected mode, paging, long mode.
     "mov eax, cr0",
     "or al, 1",
     "mov cr0, eax",
     ".byte 0x66, 0xea; .long 0x8000 + (low_up - low_begin); .word 0x18",
-    "low_handler:",
+    "low_software:",
     "mov cx, 0x4321",
     "iret",
+    "low_timer:",
+    "push ax",
+    "inc word ptr [0x9030]",
+    "mov al, 0x20",
+    "out 0x20, al",
+    "pop ax",
+    "iret",
     "low_text: .ascii \"real\"",
+    //
     ".code32",
     "low_up:",
     "mov eax, 0x10",
     "mov ds, eax",
     "mov es, eax",
     "mov ss, eax",
+    "mov eax, [0x9138 + 8]",
+    "mov cr4, eax",
+    "mov eax, offset boot_pml4",
+    "mov cr3, eax",
     "mov ecx, 0xc0000080",
     "rdmsr",
     "or eax, 0x100",
@@ -112,7 +212,8 @@ global_asm!(
     "ret",
     "low_end:",
     ".set at_32, 0x8000 + low_32 - low_begin",
-    ".set in_handler, low_handler - low_begin",
+    ".set in_software, low_software - low_begin",
+    ".set in_timer, low_timer - low_begin",
     ".set in_text, low_text - low_begin",
     ".popsection",
 );
@@ -120,68 +221,174 @@ global_asm!(
 extern "C" {
     static low_begin: u8;
     static low_end: u8;
+    static boot_pd: [u64; 2048];
 }
 
-fn go_down_and_up() {
+fn poke(at: u64, value: u64) {
+    // SAFETY: low memory is ours.
+    unsafe { (at as *mut u64).write_volatile(value) };
+}
+
+fn read_cr4() -> u64 {
+    let value;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, cr4", out(reg) value) };
+    value
+}
+
+/// Goes down and up, in protected mode with these tables and CR4 (none: without paging).
+fn go_down_and_up(tables: Option<(u64, u64)>) {
+    pic_on(0x20);
+    outb(0x21, 0xfe);
+    let (cr3, cr4) = tables.unwrap_or((0, 0));
     // SAFETY: low memory is ours; the code comes back in the mode it left, with all callee-saved registers as they were.
     unsafe {
         let (begin, end) = (&raw const low_begin, &raw const low_end);
         core::ptr::copy_nonoverlapping(begin, LOW as *mut u8, end as usize - begin as usize);
-        core::ptr::write_bytes(RESULT as *mut u8, 0, 0x100);
+        core::ptr::write_bytes(RESULTS as *mut u8, 0, 0x100);
+        poke(SAVED_RSP, 0);
+        poke(SAVED_IDT, 0);
         // The real-mode interrupt table: at 0, 0x400 bytes.
-        (0x9120 as *mut u16).write_volatile(0x3ff);
-        (0x9122 as *mut u64).write_volatile(0);
+        poke(REAL_IDT, 0x3ff);
+        (poke(CR3, cr3), poke(CR4, cr4), poke(CR4 + 8, read_cr4()));
         asm!(
             "push rbx", "push rbp", "call {}", "pop rbp", "pop rbx",
             in(reg) LOW, out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _,
-            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
         );
     }
+    pic_mask_all();
 }
 
 fn result(offset: u64) -> u32 {
     // SAFETY: low memory is ours.
-    unsafe { ((RESULT + offset) as *const u32).read_volatile() }
+    unsafe { ((RESULTS + offset) as *const u32).read_volatile() }
 }
 
 fn real_mode() -> Outcome {
-    go_down_and_up();
-    check!(result(4) == u32::from_le_bytes(*b"V3VE"), "CPUID");
-    check!(result(8) == 0x4321, "a software interrupt");
-    check!(result(12) as u16 == 0, "string output");
-    check!(result(16) as u8 == 0xff, "a port");
-    Ok(())
-}
-
-fn protected_mode() -> Outcome {
-    go_down_and_up();
-    check!(
-        result(0) == crate::io::cpuid(0, 0)[1],
-        "CPUID without paging"
+    go_down_and_up(None);
+    check_eq!(result(result::SIGNATURE), cpuid(0, 0)[1], "CPUID");
+    check_eq!(
+        result(result::SOFTWARE_INTERRUPT),
+        0x4321,
+        "a software interrupt"
+    );
+    check_eq!(result(result::STRING), 0, "string output ends");
+    check_eq!(
+        result(result::PORT),
+        u32::from(b'l'),
+        "what string output wrote"
     );
     Ok(())
 }
 
+fn real_mode_interrupts() -> Outcome {
+    go_down_and_up(None);
+    check_eq!(result(result::INTERRUPTS), 5);
+    Ok(())
+}
+
+/// With a segment limit from protected mode, real mode reaches devices.
+fn real_mode_devices() -> Outcome {
+    go_down_and_up(None);
+    check_eq!(result(result::IO_APIC) >> 16 & 0xff, 23);
+    Ok(())
+}
+
+fn check_32() -> Outcome {
+    check_eq!(result(result::VENDOR_32), cpuid(0, 0)[1], "CPUID");
+    check_eq!(result(result::IO_APIC_32) >> 16 & 0xff, 23, "a device");
+    check_eq!(result(result::PORT_32), 0xff, "a port");
+    check_eq!(
+        (result(result::STRING_32), result(result::BYTES)),
+        (0, 0x00ff_ffff),
+        "string input"
+    );
+    Ok(())
+}
+
+fn protected_mode() -> Outcome {
+    go_down_and_up(None);
+    check_32()?;
+    check_eq!(result(result::CR_32) >> 31, 0, "paging is off");
+    Ok(())
+}
+
+/// Two levels, 4 MiB pages.
+fn paging_with_32_bit_entries() -> Outcome {
+    const PAE: u64 = 1 << 5;
+    const PSE: u64 = 1 << 4;
+    let directory = paging::frame()?;
+    for n in 0..1024u32 {
+        // SAFETY: our frame.
+        unsafe {
+            (directory as *mut u32)
+                .add(n as usize)
+                .write_volatile(n << 22 | 0x83)
+        };
+    }
+    go_down_and_up(Some((directory, read_cr4() & !PAE | PSE)));
+    check_32()?;
+    check_eq!(result(result::CR_32) >> 31, 1, "paging is on");
+    Ok(())
+}
+
+/// Three levels, 2 MiB pages.
+fn paging_with_pae() -> Outcome {
+    let pointers = paging::frame()?;
+    let directories = (&raw const boot_pd) as u64;
+    (0..4).for_each(|n| poke(pointers + 8 * n, directories + 4096 * n | 1));
+    go_down_and_up(Some((pointers, read_cr4())));
+    check_32()?;
+    check_eq!(result(result::CR_32) >> 31, 1, "paging is on");
+    Ok(())
+}
+
+// 32-bit code in long mode, called with the stack below 4 GiB: EAX is CPUID's vendor, EDX what a device says.
+global_asm!(
+    ".pushsection .text",
+    ".globl compatible",
+    "compatible:",
+    "push rbx",
+    "push rbp",
+    "push 0x18",
+    "push offset compatible_32",
+    "retfq",
+    ".code32",
+    "compatible_32:",
+    "xor eax, eax",
+    "cpuid",
+    "mov esi, ebx",
+    "mov ebx, 0xfec00000",
+    "mov dword ptr [ebx], 1",
+    "mov edx, [ebx + 0x10]",
+    "mov eax, esi",
+    ".byte 0xea",
+    ".long compatible_64",
+    ".word 8",
+    ".code64",
+    "compatible_64:",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+    ".popsection",
+);
+
+extern "C" {
+    static compatible: u8;
+}
+
 fn compatibility_mode() -> Outcome {
-    let (vendor, read): (u32, u32);
-    // SAFETY: 32-bit code below 4 GiB and back, on the same stack, which is below 4 GiB too.
+    let (vendor, device): (u32, u32);
+    // SAFETY: keeps RBX and RBP; 32-bit code leaves the upper halves of the others undefined.
     unsafe {
         asm!(
-            "push rbx",
-            "mov {keep}, rsp",
-            "push 0x18", "lea rax, [rip + 78f]", "push rax", "retfq",
-            ".code32",
-            "78: xor eax, eax", "cpuid", "mov esi, ebx",
-            "mov ebx, 0xfec00000", "mov dword ptr [ebx], 1", "mov edi, [ebx + 0x10]",
-            ".byte 0xea", ".long 79f", ".word 8", // far jump to 64-bit code
-            ".code64",
-            "79: mov rsp, {keep}",
-            "pop rbx",
-            keep = out(reg) _, out("rax") _, out("rcx") _, out("rdx") _, out("esi") vendor, out("edi") read,
-            out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            "call {}", in(reg) (&raw const compatible) as u64,
+            out("eax") vendor, out("rcx") _, out("edx") device, out("rsi") _, out("rdi") _, out("r8") _, out("r9") _,
+            out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
         )
     };
-    check!(vendor == crate::io::cpuid(0, 0)[1]);
-    check!(read >> 16 & 0xff == 23, "the I/O APIC, by 32-bit code");
+    check_eq!(vendor, cpuid(0, 0)[1]);
+    check_eq!(device >> 16 & 0xff, 23, "the I/O APIC, by 32-bit code");
     Ok(())
 }
