@@ -214,7 +214,7 @@ fn mmio_addressing() -> Outcome {
         crate::io::wrmsr(0xc000_0100, at - 0x100);
         asm!("mov eax, fs:[0x100]", out("eax") b);
         crate::io::wrmsr(0xc000_0100, 0);
-        asm!("mov eax, [{:e} + 16]", in(reg) at - 16 | 0xdead_0000_0000_0000, out("eax") c);
+        asm!("mov eax, [{:e} + 16]", in(reg) (at - 16) | 0xdead_0000_0000_0000, out("eax") c);
         asm!("mov eax, [r12 + r13 * 2]", in("r12") at + 8, in("r13") -4i64, out("eax") d);
     }
     check_eq!([a, b, c, d], [0x77; 4]);

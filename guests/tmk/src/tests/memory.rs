@@ -273,7 +273,7 @@ fn memory_above_4_gib() -> Outcome {
         }
         for frame in [
             start,
-            start + length / 2 & !(PAGE - 1),
+            (start + length / 2) & !(PAGE - 1),
             start + length - PAGE,
         ] {
             let at = paging::window(1);

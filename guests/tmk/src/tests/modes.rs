@@ -250,7 +250,9 @@ fn go_down_and_up(tables: Option<(u64, u64)>) {
         poke(SAVED_IDT, 0);
         // The real-mode interrupt table: at 0, 0x400 bytes.
         poke(REAL_IDT, 0x3ff);
-        (poke(CR3, cr3), poke(CR4, cr4), poke(CR4 + 8, read_cr4()));
+        poke(CR3, cr3);
+        poke(CR4, cr4);
+        poke(CR4 + 8, read_cr4());
         asm!(
             "push rbx", "push rbp", "call {}", "pop rbp", "pop rbx",
             in(reg) LOW, out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _,
@@ -337,7 +339,7 @@ fn paging_with_32_bit_entries() -> Outcome {
 fn paging_with_pae() -> Outcome {
     let pointers = paging::frame()?;
     let directories = (&raw const boot_pd) as u64;
-    (0..4).for_each(|n| poke(pointers + 8 * n, directories + 4096 * n | 1));
+    (0..4).for_each(|n| poke(pointers + 8 * n, (directories + 4096 * n) | 1));
     go_down_and_up(Some((pointers, read_cr4())));
     check_32()?;
     check_eq!(result(result::CR_32) >> 31, 1, "paging is on");

@@ -121,9 +121,11 @@ fn rtc_alarm() -> Outcome {
     let raw = if binary {
         wanted
     } else {
-        wanted / 10 << 4 | wanted % 10
+        ((wanted / 10) << 4) | (wanted % 10)
     };
-    (set_cmos(1, raw), set_cmos(3, 0xc0), set_cmos(5, 0xc0));
+    set_cmos(1, raw);
+    set_cmos(3, 0xc0);
+    set_cmos(5, 0xc0);
     with_interrupt(ALARM, || {
         halt_until(VECTOR, 1);
         check_eq!(cmos(0), raw);

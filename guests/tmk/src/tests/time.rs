@@ -143,7 +143,8 @@ fn pit_agrees_with_pm_timer() -> Outcome {
 /// Channel 0 counts down, and a latched count stands still.
 fn pit_counts() -> Outcome {
     outb(0x43, 0x34);
-    (outb(0x40, 0xff), outb(0x40, 0xff));
+    outb(0x40, 0xff);
+    outb(0x40, 0xff);
     let latched = || {
         outb(0x43, 0);
         u16::from(inb(0x40)) | u16::from(inb(0x40)) << 8
