@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `/dev/v3vee`: creates, lists and frees VMs.
+
+use crate::state::text;
+use crate::{ioctl, Error, Info, Vm};
+use rustix::fd::OwnedFd;
+use rustix::fs::{open, Mode, OFlags};
+use rustix::io::Errno;
+use serde::Serialize;
+use v3_abi::{v3_free, V3_ABI, V3_MESSAGE_LEN};
+
+/// The control node.
+pub const CONTROL_NODE: &str = "/dev/v3vee";
+const VM_NODE: &str = "/dev/v3-vm";
+
+/// The path of a VM's node.
+#[must_use]
+pub fn node_of(vm: u32) -> String {
+    format!("{VM_NODE}{vm}")
+}
+
+/// The number of a VM given as such or by its node; `None` if `text` must be a name.
+#[must_use]
+pub fn number_of(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix(VM_NODE).unwrap_or(text);
+    let all_digits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    all_digits.then(|| digits.parse().ok()).flatten()
+}
+
+pub(crate) fn open_node(node: &str) -> Result<OwnedFd, Error> {
+    open(node, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| Error::Open {
+        node: node.into(),
+        errno,
+    })
+}
+
+/// What the module is and can do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Version {
+    /// Number of its ABI.
+    pub abi: u32,
+    /// Its version, for people.
+    pub module: String,
+    /// The processor extension in use.
+    pub backend: String,
+    /// `V3_FEATURE_` bits.
+    pub features: u64,
+    /// VMs that exist.
+    pub vms: u32,
+    /// VMs that can exist at a time.
+    pub max_vms: u32,
+    /// Virtual CPUs that a VM can have.
+    pub max_vcpus: u32,
+}
+
+/// The open control node of a module that speaks our ABI.
+#[derive(Debug)]
+pub struct Control {
+    fd: OwnedFd,
+}
+
+impl Control {
+    /// Opens the node and compares ABI numbers.
+    pub fn open() -> Result<Self, Error> {
+        let fd = open_node(CONTROL_NODE)?;
+        let version = ioctl::version(&fd).map_err(|errno| failed("version", errno))?;
+        if version.abi != V3_ABI {
+            return Err(Error::OtherAbi {
+                module: version.abi,
+            });
+        }
+        Ok(Self { fd })
+    }
+
+    /// What the module is and can do.
+    pub fn version(&self) -> Result<Version, Error> {
+        let raw = ioctl::version(&self.fd).map_err(|errno| failed("version", errno))?;
+        Ok(Version {
+            abi: raw.abi,
+            module: text(&raw.module),
+            backend: text(&raw.backend),
+            features: raw.features,
+            vms: raw.vms,
+            max_vms: raw.max_vms,
+            max_vcpus: raw.max_vcpus,
+        })
+    }
+
+    /// Makes a VM of a whole guest.img.
+    pub fn create(&self, image: &[u8], name: &str) -> Result<Vm, Error> {
+        if !v3_abi::is_vm_name(name.as_bytes()) {
+            return Err(Error::BadName(name.into()));
+        }
+        let mut message = [0; V3_MESSAGE_LEN as usize];
+        let made = ioctl::create(&self.fd, image, name.as_bytes(), &mut message);
+        let number = made.map_err(|errno| Error::Refused {
+            errno,
+            message: text(&message),
+        })?;
+        Vm::open(number).inspect_err(|_| {
+            // Nobody could use it. The error that matters is that of opening.
+            let _ = self.free(number);
+        })
+    }
+
+    /// All VMs, by ascending number.
+    pub fn list(&self) -> Result<Vec<Info>, Error> {
+        let raw = ioctl::list(&self.fd).map_err(|errno| failed("list", errno))?;
+        Ok(raw.iter().map(Info::from).collect())
+    }
+
+    /// Frees a VM that does not run.
+    pub fn free(&self, vm: u32) -> Result<(), Error> {
+        ioctl::free(&self.fd, v3_free { vm, pad: 0 }).map_err(|errno| match errno {
+            Errno::NOENT => Error::NoSuchVm(node_of(vm)),
+            errno => Error::Call {
+                what: "free",
+                node: node_of(vm),
+                errno,
+            },
+        })
+    }
+
+    /// The number of the VM that `text` names: a name, a number, or `/dev/v3-vmN`.
+    pub fn find(&self, text: &str) -> Result<u32, Error> {
+        let all = self.list()?;
+        let number = number_of(text);
+        let found = all
+            .iter()
+            .find(|vm| number == Some(vm.vm) || vm.name == text);
+        found
+            .map(|vm| vm.vm)
+            .ok_or_else(|| Error::NoSuchVm(text.into()))
+    }
+}
+
+fn failed(what: &'static str, errno: Errno) -> Error {
+    Error::Call {
+        what,
+        node: CONTROL_NODE.into(),
+        errno,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_numbers_and_nodes() {
+        assert_eq!(number_of("0"), Some(0));
+        assert_eq!(number_of("/dev/v3-vm12"), Some(12));
+        for name in [
+            "",
+            "vm0",
+            "-1",
+            "+1",
+            "1a",
+            "/dev/v3-vm",
+            "/dev/v3-vmx",
+            "4294967296",
+        ] {
+            assert_eq!(number_of(name), None, "{name}");
+        }
+        assert_eq!(number_of(&node_of(7)), Some(7));
+    }
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A guest described in TOML.
+//!
+//! ```toml
+//! name = "debian"                 # Optional: the VM's name where `v3 create` is given none.
+//! memory = "512M"                 # With a unit: K, M, G or T, also as MiB and so on.
+//! vcpus = 2                       # Optional: 1.
+//! pins = [0, 1]                   # Optional: the host CPUs on which the first virtual CPUs stay.
+//! kernel = "vmlinuz"              # A Linux bzImage or a Multiboot 1 kernel.
+//! boot = "auto"                   # Optional: "linux", "multiboot", or "auto", as the kernel's header says.
+//! cmdline = "console=ttyS0"       # Optional: the kernel's command line.
+//! initrd = ["base.img", "more.img"]   # Optional: one or a list, for Linux; joined in this order.
+//! console = "com1"                # Optional: the stream that `v3 console` attaches to; the first port's.
+//!
+//! [[module]]                      # Optional, any number: a file for a Multiboot kernel.
+//! file = "program"
+//! cmdline = "program -v"          # Optional.
+//!
+//! [[serial]]                      # Optional, up to four; com1 alone if there is none. `serial = []` for no port.
+//! port = "com1"                   # com1 to com4.
+//! stream = "com1"                 # Optional: the name of its byte stream; the port's.
+//! ```
+//!
+//! Paths are relative to the folder of the TOML file. Unknown keys are errors.
+
+use crate::guest::{Boot, Guest, ModuleFile, SerialPort};
+use crate::units::parse_bytes;
+use palacios_core::image::machine::{MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
+use serde::Deserialize;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use v3_abi::V3_STREAM_NAME_LEN;
+
+/// A guest.toml as it is written. [`Definition::guest`] makes a [`Guest`] of it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    name: Option<Spanned<String>>,
+    memory: Spanned<String>,
+    vcpus: Option<Spanned<u32>>,
+    #[serde(default)]
+    pins: Option<Spanned<Vec<u32>>>,
+    kernel: Spanned<PathBuf>,
+    #[serde(default)]
+    boot: Boot,
+    #[serde(default)]
+    cmdline: Option<Spanned<String>>,
+    initrd: Option<Spanned<OneOrMany>>,
+    console: Option<Spanned<String>>,
+    #[serde(default)]
+    module: Vec<WrittenModule>,
+    serial: Option<Vec<WrittenSerial>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a path or a list of paths")]
+enum OneOrMany {
+    One(PathBuf),
+    Many(Vec<PathBuf>),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenModule {
+    file: Spanned<PathBuf>,
+    cmdline: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenSerial {
+    port: Spanned<String>,
+    stream: Option<Spanned<String>>,
+}
+
+/// The text of a guest.toml, and where it lies.
+pub struct Definition<'a> {
+    text: &'a str,
+    file: &'a Path,
+}
+
+/// What is wrong with a guest.toml, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefinitionError {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong there.
+    pub message: String,
+}
+
+impl fmt::Display for DefinitionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.message)
+    }
+}
+
+impl std::error::Error for DefinitionError {}
+
+type Result<T> = std::result::Result<T, DefinitionError>;
+
+impl<'a> Definition<'a> {
+    /// The text of `file`.
+    #[must_use]
+    pub fn new(text: &'a str, file: &'a Path) -> Self {
+        Self { text, file }
+    }
+
+    /// The guest it describes. Files that it names were found, but not read.
+    pub fn guest(&self) -> Result<Guest> {
+        let written: Written = toml::from_str(self.text)
+            .map_err(|e| self.error(e.span().unwrap_or(0..0), e.message().trim()))?;
+        let vcpus = self.vcpus(written.vcpus.as_ref())?;
+        let serials = self.serials(written.serial)?;
+        let cmdline = self.line(written.cmdline, "cmdline")?;
+        Ok(Guest {
+            name: self.name(written.name)?,
+            memory_bytes: self.memory(&written.memory)?,
+            vcpus,
+            pins: self.pins(written.pins, vcpus)?,
+            kernel: self.path(written.kernel.span(), written.kernel.get_ref(), "kernel")?,
+            boot: written.boot,
+            cmdline,
+            initrds: self.initrds(written.initrd)?,
+            modules: self.modules(written.module)?,
+            console: self.console(written.console, &serials)?,
+            serials,
+        })
+    }
+
+    fn error(&self, at: Range<usize>, message: impl Into<String>) -> DefinitionError {
+        let before = self.text.get(..at.start).unwrap_or(self.text);
+        DefinitionError {
+            file: self.file.into(),
+            line: before.matches('\n').count() + 1,
+            message: message.into(),
+        }
+    }
+
+    fn name(&self, name: Option<Spanned<String>>) -> Result<Option<String>> {
+        match name {
+            Some(name) if !v3_abi::is_vm_name(name.get_ref().as_bytes()) => Err(self.error(
+                name.span(),
+                "name: use 1 to 63 letters, digits, `.`, `_`, `-`, and not digits alone",
+            )),
+            name => Ok(name.map(Spanned::into_inner)),
+        }
+    }
+
+    fn memory(&self, memory: &Spanned<String>) -> Result<u64> {
+        let wrong = |why: String| self.error(memory.span(), format!("memory: {why}"));
+        let bytes = parse_bytes(memory.get_ref()).map_err(wrong)?;
+        if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes) || bytes % 4096 != 0 {
+            return Err(wrong(format!(
+                "a machine has {} to {} MiB, in steps of 4 KiB",
+                MIN_MEMORY_BYTES >> 20,
+                MAX_MEMORY_BYTES >> 20
+            )));
+        }
+        Ok(bytes)
+    }
+
+    fn vcpus(&self, vcpus: Option<&Spanned<u32>>) -> Result<u32> {
+        match vcpus {
+            None => Ok(1),
+            Some(n) if (1..=MAX_VCPUS).contains(n.get_ref()) => Ok(*n.get_ref()),
+            Some(n) => {
+                let why = format!("vcpus: a machine has 1 to {MAX_VCPUS} of them");
+                Err(self.error(n.span(), why))
+            }
+        }
+    }
+
+    fn pins(&self, pins: Option<Spanned<Vec<u32>>>, vcpus: u32) -> Result<Vec<u32>> {
+        match pins {
+            Some(pins) if pins.get_ref().len() > vcpus as usize => Err(self.error(
+                pins.span(),
+                format!("pins: more than vcpus, which is {vcpus}"),
+            )),
+            pins => Ok(pins.map(Spanned::into_inner).unwrap_or_default()),
+        }
+    }
+
+    /// A command line: anything without a NUL.
+    fn line(&self, line: Option<Spanned<String>>, key: &str) -> Result<String> {
+        match line {
+            Some(line) if line.get_ref().contains('\0') => {
+                Err(self.error(line.span(), format!("{key}: has a NUL character")))
+            }
+            line => Ok(line.map(Spanned::into_inner).unwrap_or_default()),
+        }
+    }
+
+    /// A file beside the TOML file.
+    fn path(&self, at: Range<usize>, path: &Path, key: &str) -> Result<PathBuf> {
+        let path = self.file.parent().unwrap_or(Path::new("")).join(path);
+        let why = match std::fs::metadata(&path) {
+            Ok(found) if found.is_file() => return Ok(path),
+            Ok(_) => "not a file".into(),
+            Err(e) => rustix::io::Errno::from_io_error(&e)
+                .map_or_else(|| e.to_string(), crate::error::plain),
+        };
+        Err(self.error(at, format!("{key}: {}: {why}", path.display())))
+    }
+
+    fn initrds(&self, written: Option<Spanned<OneOrMany>>) -> Result<Vec<PathBuf>> {
+        let Some(written) = written else {
+            return Ok(Vec::new());
+        };
+        let at = written.span();
+        let paths = match written.into_inner() {
+            OneOrMany::One(path) => vec![path],
+            OneOrMany::Many(paths) => paths,
+        };
+        paths
+            .iter()
+            .map(|path| self.path(at.clone(), path, "initrd"))
+            .collect()
+    }
+
+    fn modules(&self, written: Vec<WrittenModule>) -> Result<Vec<ModuleFile>> {
+        let one = |module: WrittenModule| {
+            Ok(ModuleFile {
+                file: self.path(module.file.span(), module.file.get_ref(), "file")?,
+                cmdline: self.line(module.cmdline, "cmdline")?,
+            })
+        };
+        written.into_iter().map(one).collect()
+    }
+
+    fn serials(&self, written: Option<Vec<WrittenSerial>>) -> Result<Vec<SerialPort>> {
+        let Some(written) = written else {
+            return Ok(vec![SerialPort::com(1)]);
+        };
+        let mut serials: Vec<SerialPort> = Vec::new();
+        for serial in written {
+            let at = serial.port.span();
+            let number = match serial.port.get_ref().as_str() {
+                "com1" => 1,
+                "com2" => 2,
+                "com3" => 3,
+                "com4" => 4,
+                _ => return Err(self.error(at, "port: is none of com1, com2, com3, com4")),
+            };
+            let mut port = SerialPort::com(number);
+            if let Some(stream) = serial.stream {
+                port.stream = self.stream(stream)?;
+            }
+            if serials.iter().any(|other| other.number == number) {
+                return Err(self.error(at, format!("port: com{number} is there twice")));
+            }
+            if serials.iter().any(|other| other.stream == port.stream) {
+                let why = format!("stream: `{}` is another port's, too", port.stream);
+                return Err(self.error(at, why));
+            }
+            serials.push(port);
+        }
+        Ok(serials)
+    }
+
+    fn stream(&self, name: Spanned<String>) -> Result<String> {
+        let most = V3_STREAM_NAME_LEN as usize - 1;
+        let fits = (1..=most).contains(&name.get_ref().len());
+        if !fits || name.get_ref().contains(|c: char| !c.is_ascii_graphic()) {
+            let why = format!("stream: use 1 to {most} printable characters without spaces");
+            return Err(self.error(name.span(), why));
+        }
+        Ok(name.into_inner())
+    }
+
+    fn console(
+        &self,
+        name: Option<Spanned<String>>,
+        serials: &[SerialPort],
+    ) -> Result<Option<String>> {
+        match name {
+            Some(name) if !serials.iter().any(|s| s.stream == *name.get_ref()) => {
+                let why = format!(
+                    "console: no serial port has the stream `{}`",
+                    name.get_ref()
+                );
+                Err(self.error(name.span(), why))
+            }
+            name => Ok(name.map(Spanned::into_inner)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a guest.toml means, and what is said of a wrong one.
+
+use super::*;
+use std::fs;
+
+/// Reads `text` as a guest.toml beside the files `kernel`, `a` and `b`.
+fn read(text: &str) -> std::result::Result<Guest, String> {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["kernel", "a", "b"] {
+        fs::write(dir.path().join(file), file).unwrap();
+    }
+    let file = dir.path().join("guest.toml");
+    let guest = Definition::new(text, &file).guest();
+    let strip = format!("{}/", dir.path().display());
+    guest.map_err(|e| e.to_string().replace(&strip, ""))
+}
+
+fn refused(text: &str) -> String {
+    read(text).unwrap_err()
+}
+
+const LEAST: &str = "memory = \"64M\"\nkernel = \"kernel\"\n";
+
+fn names(paths: &[PathBuf]) -> Vec<&str> {
+    paths
+        .iter()
+        .map(|path| path.file_name().unwrap().to_str().unwrap())
+        .collect()
+}
+
+#[test]
+fn the_least_has_one_cpu_and_a_console() {
+    let guest = read(LEAST).unwrap();
+    let kernel = guest.kernel.clone();
+    let expected = Guest {
+        memory_bytes: 64 << 20,
+        ..Guest::new(kernel)
+    };
+    assert_eq!(guest, expected);
+    assert_eq!(guest.serials, [SerialPort::com(1)]);
+}
+
+#[test]
+fn everything_is_read() {
+    let guest = read(
+        r#"
+        name = "all"
+        memory = "2 GiB"
+        vcpus = 3
+        pins = [2, 0]
+        kernel = "kernel"
+        boot = "multiboot"
+        cmdline = "-x"
+        initrd = ["a", "b"]
+        console = "log"
+        [[module]]
+        file = "a"
+        cmdline = "a 1"
+        [[module]]
+        file = "b"
+        [[serial]]
+        port = "com2"
+        stream = "log"
+        [[serial]]
+        port = "com1"
+        "#,
+    )
+    .unwrap();
+    assert_eq!(guest.name.as_deref(), Some("all"));
+    assert_eq!((guest.memory_bytes, guest.vcpus), (2 << 30, 3));
+    assert_eq!((guest.pins, guest.boot), (vec![2, 0], Boot::Multiboot));
+    assert_eq!(guest.cmdline, "-x");
+    assert_eq!(names(&guest.initrds), ["a", "b"]);
+    let modules: Vec<_> = guest.modules.iter().map(|m| m.cmdline.as_str()).collect();
+    assert_eq!(modules, ["a 1", ""]);
+    assert_eq!(guest.console.as_deref(), Some("log"));
+    let serials: Vec<_> = guest
+        .serials
+        .iter()
+        .map(|s| (s.number, s.stream.as_str()))
+        .collect();
+    assert_eq!(serials, [(2, "log"), (1, "com1")]);
+}
+
+#[test]
+fn one_initrd_and_no_port() {
+    let guest = read(&format!("{LEAST}initrd = \"a\"\nserial = []")).unwrap();
+    assert_eq!(names(&guest.initrds), ["a"]);
+    assert_eq!(guest.serials, []);
+}
+
+#[test]
+fn errors_name_the_line_and_the_way_out() {
+    let after = |more: &str| refused(&format!("{LEAST}{more}"));
+    assert_eq!(
+        after("vcpus = 65"),
+        "guest.toml:3: vcpus: a machine has 1 to 64 of them"
+    );
+    assert_eq!(
+        after("\n\ninitrd = \"c\""),
+        "guest.toml:5: initrd: c: no such file or directory"
+    );
+    assert_eq!(
+        after("initrd = \".\""),
+        "guest.toml:3: initrd: .: not a file"
+    );
+    assert_eq!(
+        after("pins = [1, 2]"),
+        "guest.toml:3: pins: more than vcpus, which is 1"
+    );
+    assert!(after("name = \"7\"").starts_with("guest.toml:3: name: use"));
+    assert_eq!(
+        after("console = \"com2\""),
+        "guest.toml:3: console: no serial port has the stream `com2`"
+    );
+    let ports = "[[serial]]\nport = \"com1\"\n[[serial]]\nport = ";
+    assert_eq!(
+        after(&format!("{ports}\"com1\"")),
+        "guest.toml:6: port: com1 is there twice"
+    );
+    assert_eq!(
+        after(&format!("{ports}\"com9\"")),
+        "guest.toml:6: port: is none of com1, com2, com3, com4"
+    );
+    assert_eq!(
+        after(&format!("{ports}\"com2\"\nstream = \"com1\"")),
+        "guest.toml:6: stream: `com1` is another port's, too"
+    );
+    assert!(after(&format!("{ports}\"com2\"\nstream = \"\""))
+        .starts_with("guest.toml:7: stream: use 1"));
+    assert!(after("cmdline = \"a\\u0000b\"").contains("NUL"));
+}
+
+#[test]
+fn what_toml_itself_refuses_has_its_line_too() {
+    assert!(refused("memory = ").starts_with("guest.toml:1: "));
+    assert!(
+        refused(&format!("{LEAST}colour = 1")).starts_with("guest.toml:3: unknown field `colour`")
+    );
+    assert!(refused(&format!("{LEAST}boot = \"efi\""))
+        .starts_with("guest.toml:3: unknown variant `efi`"));
+    assert!(refused(&format!("{LEAST}initrd = 5")).contains("expected a path or a list of paths"));
+    assert!(refused("kernel = \"kernel\"").contains("missing field `memory`"));
+    assert!(refused("kernel = \"kernel\"\nmemory = 512").starts_with("guest.toml:2: "));
+}
+
+#[test]
+fn memory_has_a_unit_and_a_range() {
+    let memory = |m: &str| refused(&format!("kernel = \"kernel\"\nmemory = \"{m}\""));
+    assert!(memory("512").starts_with("guest.toml:2: memory: `512` has no unit"));
+    assert!(memory("1M").starts_with("guest.toml:2: memory: a machine has 2 to"));
+    assert!(memory("2T").contains("a machine has"));
+    assert!(memory("2049K").contains("steps of 4 KiB"));
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The ioctls of `v3vee.h`, with their types. The only unsafe code of the tool.
+
+use rustix::fd::AsFd;
+use rustix::io::Errno;
+use rustix::ioctl::{ioctl, Getter, NoArg, Opcode, Setter, Updater};
+use v3_abi::*;
+
+macro_rules! calls {
+    ($($name:ident: $pattern:ident $(<$arg:ident>)? = $number:ident;)*) => {$(
+        calls!(@ $pattern $name $number $($arg)?);
+    )*};
+    (@ none $name:ident $number:ident) => {
+        pub(crate) fn $name(fd: impl AsFd) -> Result<(), Errno> {
+            // SAFETY: v3vee.h defines this call, without argument.
+            unsafe { ioctl(fd, NoArg::<{ $number as Opcode }>::new()) }
+        }
+    };
+    (@ out $name:ident $number:ident $arg:ident) => {
+        pub(crate) fn $name(fd: impl AsFd) -> Result<$arg, Errno> {
+            // SAFETY: v3vee.h defines this call as filling this struct, any bytes of which are a value.
+            unsafe { ioctl(fd, Getter::<{ $number as Opcode }, $arg>::new()) }
+        }
+    };
+    (@ input $name:ident $number:ident $arg:ident) => {
+        pub(crate) fn $name(fd: impl AsFd, arg: $arg) -> Result<(), Errno> {
+            // SAFETY: v3vee.h defines this call as reading this struct.
+            unsafe { ioctl(fd, Setter::<{ $number as Opcode }, $arg>::new(arg)) }
+        }
+    };
+    (@ inout $name:ident $number:ident $arg:ident) => {
+        /// # Safety
+        ///
+        /// Addresses in `arg` lead to memory of the lengths beside them, which may be written.
+        pub(crate) unsafe fn $name(fd: impl AsFd, arg: &mut $arg) -> Result<(), Errno> {
+            // SAFETY: v3vee.h defines this call as updating this struct; the caller answers for its addresses.
+            unsafe { ioctl(fd, Updater::<{ $number as Opcode }, $arg>::new(arg)) }
+        }
+    };
+}
+
+calls! {
+    version: out<v3_version> = V3_VERSION;
+    create_raw: inout<v3_create> = V3_CREATE;
+    list_raw: inout<v3_list> = V3_LIST;
+    free: input<v3_free> = V3_FREE;
+    launch: none = V3_VM_LAUNCH;
+    stop: none = V3_VM_STOP;
+    pause: none = V3_VM_PAUSE;
+    resume: none = V3_VM_CONTINUE;
+    wait_raw: inout<v3_wait> = V3_VM_WAIT;
+    info: out<v3_info> = V3_VM_INFO;
+    stats_raw: inout<v3_stats> = V3_VM_STATS;
+    stream: input<v3_stream> = V3_VM_STREAM;
+    relocate: input<v3_relocate> = V3_VM_RELOCATE;
+}
+
+fn address<T>(data: *const T) -> u64 {
+    data.expose_provenance() as u64
+}
+
+/// Makes a VM; returns its number. On failure `message` may hold an explanation, with its NUL.
+pub(crate) fn create(
+    fd: impl AsFd,
+    image: &[u8],
+    name: &[u8],
+    message: &mut [u8],
+) -> Result<u32, Errno> {
+    let mut arg = v3_create {
+        image: address(image.as_ptr()),
+        image_len: image.len() as u64,
+        message: address(message.as_mut_ptr()),
+        message_len: u32::try_from(message.len()).unwrap_or(u32::MAX),
+        ..v3_create::zeroed()
+    };
+    put_text(&mut arg.name, name);
+    // SAFETY: Both slices have the given lengths, and outlive the call.
+    unsafe { create_raw(fd, &mut arg) }?;
+    Ok(arg.vm)
+}
+
+/// Waits until the VM stopped.
+pub(crate) fn wait(fd: impl AsFd, timeout_ns: i64) -> Result<v3_wait, Errno> {
+    let mut arg = v3_wait {
+        timeout_ns,
+        ..v3_wait::zeroed()
+    };
+    // SAFETY: There are no addresses in the struct.
+    unsafe { wait_raw(fd, &mut arg) }?;
+    Ok(arg)
+}
+
+pub(crate) fn list(fd: impl AsFd) -> Result<Vec<v3_info>, Errno> {
+    all(|entries: &mut [v3_info]| {
+        let mut arg = v3_list {
+            entries: address(entries.as_mut_ptr()),
+            count: entries.len() as u32,
+            pad: 0,
+        };
+        // SAFETY: There are as many entries as said, and any bytes make one.
+        unsafe { list_raw(&fd, &mut arg) }?;
+        Ok(arg.count)
+    })
+}
+
+pub(crate) fn stats(fd: impl AsFd) -> Result<Vec<v3_stat>, Errno> {
+    all(|entries: &mut [v3_stat]| {
+        let mut arg = v3_stats {
+            entries: address(entries.as_mut_ptr()),
+            count: entries.len() as u32,
+            pad: 0,
+        };
+        // SAFETY: There are as many entries as said, and any bytes make one.
+        unsafe { stats_raw(&fd, &mut arg) }?;
+        Ok(arg.count)
+    })
+}
+
+/// Asks with more and more room until all entries fit. `call` tells how many there are.
+fn all<T: Abi>(mut call: impl FnMut(&mut [T]) -> Result<u32, Errno>) -> Result<Vec<T>, Errno> {
+    let mut entries = vec![T::zeroed(); 64];
+    loop {
+        let count = call(&mut entries)? as usize;
+        if count <= entries.len() {
+            entries.truncate(count);
+            return Ok(entries);
+        }
+        entries.resize(count.saturating_add(8), T::zeroed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_grows_is_asked_again() {
+        let mut asked = Vec::new();
+        let got: Vec<v3_free> = all(|entries: &mut [v3_free]| {
+            asked.push(entries.len());
+            let exist = if asked.len() < 3 {
+                100 * asked.len()
+            } else {
+                150
+            };
+            for (vm, entry) in (0..).zip(entries.iter_mut().take(exist)) {
+                entry.vm = vm;
+            }
+            Ok(exist as u32)
+        })
+        .unwrap();
+        assert_eq!(asked, [64, 108, 208]);
+        assert_eq!(
+            got.iter().map(|e| e.vm).collect::<Vec<_>>(),
+            (0..150).collect::<Vec<_>>()
+        );
+    }
+}

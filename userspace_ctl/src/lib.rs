@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Controls virtual machines of `v3vee.ko`, and builds the images they start from.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let image = std::fs::read("guest.img")?;
+//! let control = v3_ctl::Control::open()?;
+//! let vm = control.create(&image, "first")?;
+//! let mut console = vm.stream("")?;
+//! vm.launch()?;
+//! std::io::copy(&mut console, &mut std::io::stdout())?; // Ends when the VM stops.
+//! println!("{:?}", vm.wait(None)?);
+//! control.free(vm.number())?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Control`] is `/dev/v3vee`, [`Vm`] is `/dev/v3-vmN`, [`Stream`] a byte stream of a guest; each method is one call of the
+//! module, described in `v3vee.h`. [`Definition`] reads a TOML file, [`Guest`] makes an image of it.
+
+mod control;
+mod definition;
+mod error;
+mod guest;
+mod ioctl;
+mod state;
+mod stream;
+mod units;
+mod vm;
+
+pub use control::{node_of, number_of, Control, Version, CONTROL_NODE};
+pub use definition::{Definition, DefinitionError};
+pub use error::Error;
+pub use guest::{Boot, BuildError, Guest, ModuleFile, SerialPort};
+pub use state::{Info, Reason, Stat, State, Stopped};
+pub use stream::Stream;
+pub use units::{format_bytes, parse_bytes, parse_seconds};
+pub use vm::Vm;

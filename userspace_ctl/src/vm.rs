@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `/dev/v3-vmN`: runs and watches one VM.
+
+use crate::control::open_node;
+use crate::{ioctl, node_of, number_of, Control, Error, Info, Stat, Stopped, Stream};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use std::time::Duration;
+use v3_abi::v3_relocate;
+
+/// An open VM. It lives on when this is dropped.
+#[derive(Debug)]
+pub struct Vm {
+    fd: OwnedFd,
+    number: u32,
+}
+
+impl Vm {
+    /// Opens `/dev/v3-vmN`.
+    pub fn open(number: u32) -> Result<Self, Error> {
+        let opened = open_node(&node_of(number));
+        let fd = opened.map_err(|error| match error {
+            // Without a module there is more to say than that this VM is missing.
+            Error::Open {
+                node,
+                errno: Errno::NOENT | Errno::NODEV | Errno::NXIO,
+            } => Control::open().map_or_else(|e| e, |_| Error::NoSuchVm(node)),
+            error => error,
+        })?;
+        Ok(Self { fd, number })
+    }
+
+    /// Opens the VM that `text` names: a name, a number, or `/dev/v3-vmN`.
+    pub fn find(text: &str) -> Result<Self, Error> {
+        match number_of(text) {
+            Some(number) => Self::open(number),
+            None => Self::open(Control::open()?.find(text)?),
+        }
+    }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn failed(&self, what: &'static str) -> impl FnOnce(Errno) -> Error {
+        let node = node_of(self.number);
+        move |errno| Error::Call { what, node, errno }
+    }
+
+    /// Starts it.
+    pub fn launch(&self) -> Result<(), Error> {
+        ioctl::launch(&self.fd).map_err(self.failed("launch"))
+    }
+
+    /// Stops it for good; returns when no virtual CPU runs.
+    pub fn stop(&self) -> Result<(), Error> {
+        ioctl::stop(&self.fd).map_err(self.failed("stop"))
+    }
+
+    /// Halts its CPUs and its clock; returns when they stand.
+    pub fn pause(&self) -> Result<(), Error> {
+        ioctl::pause(&self.fd).map_err(self.failed("pause"))
+    }
+
+    /// Lets it go on after a pause.
+    pub fn resume(&self) -> Result<(), Error> {
+        ioctl::resume(&self.fd).map_err(self.failed("continue"))
+    }
+
+    /// Waits until it stopped. Without a timeout only a signal that kills interrupts that; `Ok(None)` is a timeout.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<Option<Stopped>, Error> {
+        let ns = timeout.map(|t| i64::try_from(t.as_nanos()).unwrap_or(i64::MAX));
+        match ioctl::wait(&self.fd, ns.unwrap_or(-1)) {
+            Ok(raw) => Ok(Some(Stopped {
+                reason: raw.reason.into(),
+                exit_status: raw.exit_status,
+            })),
+            Err(Errno::TIMEDOUT) => Ok(None),
+            Err(errno) => Err(self.failed("wait")(errno)),
+        }
+    }
+
+    /// Describes it.
+    pub fn info(&self) -> Result<Info, Error> {
+        let raw = ioctl::info(&self.fd).map_err(self.failed("info"))?;
+        Ok(Info::from(&raw))
+    }
+
+    /// All its counters.
+    pub fn stats(&self) -> Result<Vec<Stat>, Error> {
+        let raw = ioctl::stats(&self.fd).map_err(self.failed("stats"))?;
+        Ok(raw.iter().map(Stat::from).collect())
+    }
+
+    /// Attaches to a stream; the empty name is the console's.
+    pub fn stream(&self, name: &str) -> Result<Stream, Error> {
+        let fd = open_node(&node_of(self.number))?;
+        Stream::attach(fd, name).map_err(self.failed("stream"))
+    }
+
+    /// Has the host take the memory behind these guest pages away and give other, with the same contents.
+    pub fn relocate(&self, gpa: u64, len: u64) -> Result<(), Error> {
+        ioctl::relocate(&self.fd, v3_relocate { gpa, len }).map_err(self.failed("relocate"))
+    }
+}
