@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Manual pages and completions, made of the command line's own description.
+
+use super::print;
+use crate::cli::{Cli, Links};
+use crate::failure::Failure;
+use crate::Outcome;
+use clap::{Command, CommandFactory};
+use clap_complete::Shell;
+use clap_mangen::roff::{roman, Roff};
+use clap_mangen::Man;
+use std::path::Path;
+use std::{fs, io};
+
+pub fn completions(shell: Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "v3", &mut script);
+    print(&String::from_utf8_lossy(&script))?;
+    Ok(0)
+}
+
+pub fn man(dir: Option<&Path>) -> Outcome {
+    match dir {
+        Some(dir) => write_all(dir).map_err(|e| Failure::file(dir, &e))?,
+        None => print(&String::from_utf8_lossy(&page(&full(Cli::command()))?))?,
+    }
+    Ok(0)
+}
+
+/// A page for `v3`, one a command, and one for each of Palacios' names.
+fn write_all(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let (v3, links) = (full(Cli::command()), full(Links::command()));
+    let commands = [&v3]
+        .into_iter()
+        .chain(v3.get_subcommands())
+        .chain(links.get_subcommands());
+    for command in commands {
+        let file = Man::new(command.clone()).get_filename();
+        fs::write(dir.join(file), page(command)?)?;
+    }
+    Ok(())
+}
+
+/// The command with all that clap adds to it when it parses, such as the full names of its commands.
+fn full(command: Command) -> Command {
+    let mut command = command.disable_help_subcommand(true);
+    command.build();
+    command
+}
+
+/// A page. What follows the options in the help is laid out already: it is kept line by line.
+fn page(command: &Command) -> io::Result<Vec<u8>> {
+    let man = Man::new(command.clone());
+    let mut page = Vec::new();
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut page)?;
+    }
+    if let Some(notes) = command.get_after_help() {
+        let mut roff = Roff::new();
+        roff.control("SH", ["NOTES"]).control("nf", []);
+        roff.text([roman(notes.to_string())]).control("fi", []);
+        roff.to_writer(&mut page)?;
+    }
+    Ok(page)
+}

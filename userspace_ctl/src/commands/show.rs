@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Prints what the module says.
+
+use super::{print, print_json};
+use crate::cli::{Format, Info, Stats};
+use crate::Outcome;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::fmt::Write;
+use v3_ctl::{format_bytes, Control, Reason, Stat, Version, Vm};
+
+pub fn list(args: &Format) -> Outcome {
+    let vms = Control::open()?.list()?;
+    if args.json {
+        print_json(&vms)?;
+    } else {
+        print(&table(&vms))?;
+    }
+    Ok(0)
+}
+
+pub fn info(args: &Info) -> Outcome {
+    let info = Vm::find(&args.vm)?.info()?;
+    if args.format.json {
+        print_json(&info)?;
+    } else {
+        print(&description(&info))?;
+    }
+    Ok(0)
+}
+
+pub fn stats(args: &Stats) -> Outcome {
+    let stats = Vm::find(&args.vm)?.stats()?;
+    if args.format.json {
+        print_json(&counters(&stats))?;
+    } else {
+        print(&stat_lines(&stats, args.all))?;
+    }
+    Ok(0)
+}
+
+/// This program, and the module if it is there.
+#[derive(Serialize)]
+struct Versions {
+    v3: &'static str,
+    abi: u32,
+    module: Option<Version>,
+}
+
+pub fn version(args: &Format) -> Outcome {
+    let versions = Versions {
+        v3: env!("CARGO_PKG_VERSION"),
+        abi: v3_abi::V3_ABI,
+        module: Control::open().and_then(|control| control.version()).ok(),
+    };
+    if args.json {
+        print_json(&versions)?;
+        return Ok(0);
+    }
+    let module = match &versions.module {
+        Some(m) => format!(
+            "module {} on {}, {} of {} VMs",
+            m.module, m.backend, m.vms, m.max_vms
+        ),
+        None => "module not loaded".into(),
+    };
+    print(&format!(
+        "v3 {}, ABI {}; {module}\n",
+        versions.v3, versions.abi
+    ))?;
+    Ok(0)
+}
+
+/// A reason with what belongs to it; empty unless stopped.
+fn reason(vm: &v3_ctl::Info) -> String {
+    match (vm.reason, vm.exit_status) {
+        (Reason::None, _) => String::new(),
+        (reason, Some(status)) => format!("{} {status}", reason.name()),
+        (reason, None) => reason.name().into(),
+    }
+}
+
+fn table(vms: &[v3_ctl::Info]) -> String {
+    let head = ["VM", "NAME", "STATE", "VCPUS", "MEMORY", "REASON"].map(String::from);
+    let rows = vms.iter().map(|vm| {
+        let (state, memory) = (vm.state.name().into(), format_bytes(vm.memory_bytes));
+        [
+            vm.vm.to_string(),
+            vm.name.clone(),
+            state,
+            vm.vcpus.to_string(),
+            memory,
+            reason(vm),
+        ]
+    });
+    let rows: Vec<_> = [head].into_iter().chain(rows).collect();
+    let widths: [usize; 6] =
+        std::array::from_fn(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or(0));
+    let line = |row: &[String; 6]| {
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"));
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+fn description(vm: &v3_ctl::Info) -> String {
+    let mut text = format!(
+        "vm: {}\nname: {}\nstate: {}\nvcpus: {}\nmemory: {}\n",
+        vm.vm,
+        vm.name,
+        vm.state.name(),
+        vm.vcpus,
+        format_bytes(vm.memory_bytes)
+    );
+    for (key, value) in [("reason", &reason(vm)), ("message", &vm.message)] {
+        if !value.is_empty() {
+            let _ = writeln!(text, "{key}: {value}"); // A string takes everything.
+        }
+    }
+    text
+}
+
+fn stat_lines(stats: &[Stat], all: bool) -> String {
+    let shown = stats.iter().filter(|stat| all || stat.value != 0);
+    let line = |stat: &Stat| {
+        let owner = stat.vcpu.map_or("vm".into(), |vcpu| format!("vcpu{vcpu}"));
+        format!("{owner:7} {:32} {:>20}\n", stat.name, stat.value)
+    };
+    shown.map(line).collect()
+}
+
+/// Counters by owner: `{"vm": {NAME: VALUE}, "vcpus": [{NAME: VALUE}, …]}`.
+pub fn counters(stats: &[Stat]) -> Value {
+    let of = |owner: Option<u32>| {
+        let own = stats.iter().filter(|stat| stat.vcpu == owner);
+        own.map(|stat| (stat.name.clone(), stat.value.into()))
+            .collect::<Map<_, _>>()
+    };
+    let vcpus = stats
+        .iter()
+        .filter_map(|stat| stat.vcpu)
+        .max()
+        .map_or(0, |last| last + 1);
+    let vcpus: Vec<_> = (0..vcpus).map(|vcpu| of(Some(vcpu))).collect();
+    serde_json::json!({ "vm": of(None), "vcpus": vcpus })
+}
+
+/// Says how a VM ended, for people.
+pub fn ending(vm: &v3_ctl::Info) -> String {
+    let mut text = format!("{}: {}", vm.name, reason(vm));
+    if !vm.message.is_empty() {
+        let _ = write!(text, ": {}", vm.message);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use v3_ctl::State;
+
+    fn vm(number: u32, name: &str) -> v3_ctl::Info {
+        v3_ctl::Info {
+            vm: number,
+            name: name.into(),
+            state: State::Running,
+            reason: Reason::None,
+            exit_status: None,
+            vcpus: 1,
+            memory_bytes: 512 << 20,
+            message: String::new(),
+        }
+    }
+
+    fn stopped() -> v3_ctl::Info {
+        v3_ctl::Info {
+            state: State::Stopped,
+            reason: Reason::TestExit,
+            exit_status: Some(85),
+            message: "port 0xf4".into(),
+            ..vm(10, "longer-name")
+        }
+    }
+
+    #[test]
+    fn a_table_lines_up() {
+        let text = table(&[vm(0, "a"), stopped()]);
+        let expected = "\
+VM  NAME         STATE    VCPUS  MEMORY   REASON
+0   a            running  1      512 MiB
+10  longer-name  stopped  1      512 MiB  test-exit 85
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_vm_is_described() {
+        assert!(!description(&vm(0, "a")).contains("reason"));
+        let text = description(&stopped());
+        assert!(text.ends_with("memory: 512 MiB\nreason: test-exit 85\nmessage: port 0xf4\n"));
+    }
+
+    #[test]
+    fn counters_are_grouped() {
+        let stat = |vcpu, name: &str, value| Stat {
+            vcpu,
+            name: name.into(),
+            value,
+        };
+        let stats = [
+            stat(None, "pages", 7),
+            stat(Some(1), "exit_cpuid", 3),
+            stat(Some(0), "kicks", 0),
+        ];
+        let json = serde_json::json!({
+            "vm": {"pages": 7}, "vcpus": [{"kicks": 0}, {"exit_cpuid": 3}]
+        });
+        assert_eq!(counters(&stats), json);
+        assert_eq!(counters(&[]), serde_json::json!({"vm": {}, "vcpus": []}));
+        assert_eq!(stat_lines(&stats, false).lines().count(), 2);
+        assert_eq!(stat_lines(&stats, true).lines().count(), 3);
+    }
+
+    #[test]
+    fn a_number_of_vcpus_is_bounded_by_the_counters() {
+        let stats = [Stat {
+            vcpu: Some(63),
+            name: "a".into(),
+            value: 1,
+        }];
+        assert_eq!(counters(&stats)["vcpus"].as_array().unwrap().len(), 64);
+    }
+}
