@@ -141,7 +141,7 @@ impl fmt::Display for Error {
                 v3_abi::V3_ABI
             ),
             Self::BadName(name) => write!(f, "`{}` cannot name a VM", name.escape_debug()),
-            Self::NoSuchVm(name) => write!(f, "no VM is called `{}`", name.escape_debug()),
+            Self::NoSuchVm(name) => write!(f, "{}: no such VM", name.escape_debug()),
             Self::Refused { errno, message } if message.is_empty() => {
                 write!(f, "the module refused the VM: {}", refusal(*errno))
             }

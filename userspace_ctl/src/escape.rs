@@ -28,8 +28,9 @@ impl Escape {
         format!("Ctrl-{}", char::from(key.to_ascii_lowercase()))
     }
 
-    /// Moves `typed` to `guest`, except for escapes. Stops behind the first wish; what was typed after it is lost.
+    /// Moves `typed` to `guest`, except for escapes. What was typed after the wish to leave is lost.
     pub fn filter(&mut self, typed: &[u8], guest: &mut Vec<u8>) -> Option<Wish> {
+        let mut wish = None;
         for &byte in typed {
             if !self.begun {
                 self.begun = byte == self.key;
@@ -42,10 +43,10 @@ impl Escape {
             match byte {
                 b'q' | b'x' | b'.' => return Some(Wish::Quit),
                 byte if byte == self.key => guest.push(byte),
-                _ => return Some(Wish::Help),
+                _ => wish = Some(Wish::Help),
             }
         }
-        None
+        wish
     }
 }
 
@@ -78,7 +79,8 @@ mod tests {
             (b"a".to_vec(), Some(Wish::Quit))
         );
         assert_eq!(type_in(&[b"\x1dx"]).1, Some(Wish::Quit));
-        assert_eq!(type_in(&[b"\x1d?"]).1, Some(Wish::Help));
+        assert_eq!(type_in(&[b"\x1d?ls"]), (b"ls".to_vec(), Some(Wish::Help)));
+        assert_eq!(type_in(&[b"\x1d?\x1dq"]).1, Some(Wish::Quit));
         assert_eq!(type_in(&[b"\x1d"]), (vec![], None));
     }
 
