@@ -15,6 +15,25 @@ use crate::memory::walk::{self, Access, GuestTables, Paging, WalkError};
 use crate::state::{cr0, cr4, efer, Exception, Gprs, Seg, Segment, SegmentAttributes};
 use crate::stats::Counter;
 
+/// What a guest may set in CR4, if its processor has it.
+const CR4_OFFERED: u64 = cr4::VME
+    | cr4::PVI
+    | cr4::TSD
+    | cr4::DE
+    | cr4::PSE
+    | cr4::PAE
+    | cr4::MCE
+    | cr4::PGE
+    | cr4::PCE
+    | cr4::OSFXSR
+    | cr4::OSXMMEXCPT
+    | cr4::UMIP
+    | cr4::FSGSBASE
+    | cr4::PCIDE
+    | cr4::OSXSAVE
+    | cr4::SMEP
+    | cr4::SMAP;
+
 /// A vCPU in its place, for the length of one instruction.
 struct Emulated<'a, 'b, H: Host, B: Backend<H>> {
     vcpu: &'a mut Vcpu<H, B>,
@@ -104,6 +123,25 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
         arch.set_control(control);
         Ok(())
     }
+
+    /// CR4 (APM 2: 3.1.3). What CPUID does not offer cannot be set: nobody switches the state behind it.
+    fn set_cr4(&mut self, value: u64) -> Result<(), Fault> {
+        let xsave = self.vcpu.msrs.features().xcr0 != 0;
+        let arch = &mut self.vcpu.arch;
+        let mut control = arch.control();
+        let long = control.efer & efer::LMA != 0;
+        let new = value & !control.cr4;
+        let bad = value & !CR4_OFFERED != 0
+            || (value & cr4::OSXSAVE != 0 && !xsave)
+            || (long && value & cr4::PAE == 0)
+            || (new & cr4::PCIDE != 0 && (!long || control.cr3 & 0xfff != 0));
+        if bad {
+            return Err(Exception::general_protection(0).into());
+        }
+        control.cr4 = value;
+        arch.set_control(control);
+        Ok(())
+    }
 }
 
 impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
@@ -153,7 +191,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
             0 => return self.set_cr0(value),
             2 => control.cr2 = value,
             3 => control.cr3 = value,
-            4 => control.cr4 = value,
+            4 => return self.set_cr4(value),
             _ => {
                 self.vcpu.apic.set_cr8(value as u8);
                 arch.set_cr8(value as u8 & 15);
