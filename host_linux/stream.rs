@@ -191,7 +191,8 @@ impl Attachment {
     /// Attaches; `None` if another file is attached.
     pub(crate) fn new(stream: Arc<Stream>) -> Option<Self> {
         let free = !stream.attached.swap(true, Ordering::Acquire);
-        free.then_some(Self(stream))
+        // Lazily: one that is dropped detaches.
+        free.then(|| Self(stream))
     }
 }
 
