@@ -192,8 +192,8 @@ struct v3_wait {
 /**
  * struct v3_stat - one counter, an entry of V3_VM_STATS.
  * @vcpu: Number of the virtual CPU it belongs to, or V3_STAT_VM.
- * @name: Its name: lower case, words joined by "_", unit last, of a part of the
- *	VM behind that part's name ("exit_cpuid", "stream.com1.lost_bytes").
+ * @name: Its name: lower case, words joined by "_", unit last ("exit_cpuid",
+ *	"stream_com1_lost_bytes").
  * @value: Its value. Counters of events never decrease.
  */
 struct v3_stat {
