@@ -257,7 +257,7 @@ fn looks_like(bytes: &[u8]) -> &'static str {
     match bytes {
         [] => "it is empty",
         [b'v', b'3', b'v', b'e', b'e', 0, 0, 0 | 1, ..] => {
-            "it is an image of the C Palacios: convert it by `v3 build`"
+            "it is an image of the C Palacios, which is not read: build a new one with `v3 build`"
         }
         [0x7f, b'E', b'L', b'F', ..] => kernel,
         _ if bytes.get(0x202..0x206) == Some(b"HdrS".as_slice()) => kernel,

@@ -323,7 +323,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             None => return,
         };
         self.arch.set_rip(next);
-        if self.arch.rflags() & rflags::TF != 0 {
+        // An instruction that is complete clears RF: a breakpoint on the next one counts (SDM 3B: 17.3.1.1).
+        let flags = self.arch.rflags();
+        self.arch.set_rflags(flags & !rflags::RF);
+        if flags & rflags::TF != 0 {
             self.single_step();
         }
     }
