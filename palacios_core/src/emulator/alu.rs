@@ -149,7 +149,7 @@ fn shift_out(op: Shift, width: u8, value: u64, count: u32, flags: u64) -> Outcom
         }
         Shift::Sar => {
             let extended = sign_extend(value, width) as i64;
-            let carry = bit(extended.wrapping_shr(count - 1) as u64, 0);
+            let carry = bit(extended.wrapping_shr(count.wrapping_sub(1)) as u64, 0);
             (
                 extended.wrapping_shr(count) as u64 & mask(width),
                 carry,
@@ -157,7 +157,7 @@ fn shift_out(op: Shift, width: u8, value: u64, count: u32, flags: u64) -> Outcom
             )
         }
         _ => {
-            let carry = bit(value.wrapping_shr(count - 1), 0);
+            let carry = bit(value.wrapping_shr(count.wrapping_sub(1)), 0);
             (value.wrapping_shr(count), carry, sign(value, width))
         }
     };
@@ -170,14 +170,14 @@ fn rotate(op: Shift, width: u8, value: u64, count: u32, flags: u64) -> Outcome {
     let size = bits(width);
     let left = match op {
         Shift::Rol => count % size,
-        _ => (size - count % size) % size,
+        _ => size.wrapping_sub(count % size) % size,
     };
     let doubled = u128::from(value) | u128::from(value).wrapping_shl(size);
-    let result = doubled.wrapping_shr(size - left) as u64 & mask(width);
+    let result = doubled.wrapping_shr(size.wrapping_sub(left)) as u64 & mask(width);
     let top = sign(result, width);
     let (carry, overflow) = match op {
         Shift::Rol => (bit(result, 0), top != bit(result, 0)),
-        _ => (top, top != bit(result, size - 2)),
+        _ => (top, top != bit(result, size.wrapping_sub(2))),
     };
     (
         result,
@@ -187,18 +187,21 @@ fn rotate(op: Shift, width: u8, value: u64, count: u32, flags: u64) -> Outcome {
 
 fn rotate_through_carry(op: Shift, width: u8, value: u64, count: u32, flags: u64) -> Outcome {
     let size = bits(width);
+    // CF stands above the value, and all of it turns.
+    let whole = size.wrapping_add(1);
     let left = match op {
-        Shift::Rcl => count % (size + 1),
-        _ => (size + 1 - count % (size + 1)) % (size + 1),
+        Shift::Rcl => count.wrapping_rem(whole),
+        _ => whole
+            .wrapping_sub(count.wrapping_rem(whole))
+            .wrapping_rem(whole),
     };
-    // CF stands above the value; the whole of size + 1 bits turns.
     let ring = u128::from(value) | u128::from(flags & CF).wrapping_shl(size);
-    let turned = ring.wrapping_shl(left) | ring.wrapping_shr(size + 1 - left);
+    let turned = ring.wrapping_shl(left) | ring.wrapping_shr(whole.wrapping_sub(left));
     let result = turned as u64 & mask(width);
     let carry = turned.wrapping_shr(size) & 1 != 0;
     let overflow = match op {
         Shift::Rcl => sign(result, width) != carry,
-        _ => sign(result, width) != bit(result, size - 2),
+        _ => sign(result, width) != bit(result, size.wrapping_sub(2)),
     };
     (
         result,
@@ -224,10 +227,11 @@ pub(super) fn shift_left_double(
     let pair = u128::from(value).wrapping_shl(size) | u128::from(from);
     let (pair, size_of_pair) = match width {
         2 => (pair.wrapping_shl(16) | u128::from(value), 48),
-        _ => (pair, size * 2),
+        _ => (pair, size.wrapping_mul(2)),
     };
-    let result = pair.wrapping_shr(size_of_pair - size - count) as u64 & mask(width);
-    let carry = pair.wrapping_shr(size_of_pair - count) & 1 != 0;
+    let kept = size_of_pair.wrapping_sub(count);
+    let result = pair.wrapping_shr(kept.wrapping_sub(size)) as u64 & mask(width);
+    let carry = pair.wrapping_shr(kept) & 1 != 0;
     (result, double_flags(width, value, result, carry, flags))
 }
 
@@ -251,7 +255,7 @@ pub(super) fn shift_right_double(
         _ => pair,
     };
     let result = pair.wrapping_shr(count) as u64 & mask(width);
-    let carry = pair.wrapping_shr(count - 1) & 1 != 0;
+    let carry = pair.wrapping_shr(count.wrapping_sub(1)) & 1 != 0;
     (result, double_flags(width, value, result, carry, flags))
 }
 
@@ -334,7 +338,11 @@ pub(super) fn divide_signed(width: u8, high: u64, low: u64, divisor: u64) -> Div
     let (quotient, rest) = divide(width, high, low, magnitude.unsigned_abs())?;
     let negative = dividend_negative != divisor_negative;
     let smallest = mask(width) ^ mask(width).wrapping_shr(1);
-    let most = if negative { smallest } else { smallest - 1 };
+    let most = if negative {
+        smallest
+    } else {
+        smallest.wrapping_sub(1)
+    };
     if quotient > most {
         return None;
     }

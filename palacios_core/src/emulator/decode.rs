@@ -109,13 +109,14 @@ impl Plain {
             dropped: prefixes.idle_rex,
         };
         let last = prefixes.len.wrapping_sub(1);
-        let kept = bytes.iter().enumerate().filter(|&(i, byte)| {
-            let idle = prefixes.idle_rex != 0 && i < last && byte & 0xf0 == 0x40;
-            !idle
-        });
-        for (to, (i, &byte)) in plain.bytes.iter_mut().zip(kept) {
+        for (i, &byte) in (0..MAX_INSTRUCTION_BYTES).zip(bytes) {
+            if prefixes.idle_rex != 0 && i < last && byte & 0xf0 == 0x40 {
+                continue;
+            }
             let alias = byte == 0x82 && i == prefixes.len && size != CodeSize::Bits64;
-            *to = if alias { 0x80 } else { byte };
+            if let Some(to) = plain.bytes.get_mut(plain.len) {
+                *to = if alias { 0x80 } else { byte };
+            }
             plain.len = plain.len.wrapping_add(1);
         }
         plain

@@ -91,7 +91,7 @@ impl<C: Cpu> Execution<'_, C> {
     }
 
     fn mov_big_endian(&mut self) -> Result<(), Fault> {
-        let unused = 64 - 8 * u32::from(self.width()?.min(8));
+        let unused = 64u32.saturating_sub(8 * u32::from(self.width()?));
         let from = self.target(1, Read)?;
         let to = self.target(0, Write)?;
         let value = self.get(&from)?;
@@ -162,7 +162,7 @@ impl<C: Cpu> Execution<'_, C> {
             _ => self.target(0, kind)?,
         };
         let old = self.get(&to)?;
-        let bit = 1u64.wrapping_shl((index & (bits - 1)) as u32);
+        let bit = 1u64.wrapping_shl((index & bits.wrapping_sub(1)) as u32);
         let carry = if old & bit != 0 { rflags::CF } else { 0 };
         match op {
             Bit::Test => {}

@@ -158,6 +158,14 @@ impl Paging {
         }
     }
 
+    fn entry_bytes(&self) -> u8 {
+        if self.mode() == Mode::Legacy {
+            4
+        } else {
+            8
+        }
+    }
+
     fn levels(&self) -> u8 {
         match self.mode() {
             Mode::Legacy => 2,
@@ -203,7 +211,7 @@ impl Paging {
         match (self.mode(), level) {
             // PSE-36: bits 13–20 are the address's bits 32–39.
             (Mode::Legacy, _) if large => {
-                bits(13 + self.physical_bits.saturating_sub(32).min(8), 22)
+                bits(self.physical_bits.clamp(32, 40).wrapping_sub(19), 22)
             }
             (Mode::Legacy, _) => 0,
             (Mode::Pae, 3) => bits(1, 3) | bits(5, 9) | bits(self.physical_bits, 64),
@@ -338,12 +346,7 @@ impl Path {
         gva: u64,
         tables: &mut T,
     ) -> Result<Path, WalkError<T::Error>> {
-        let (entry_bytes, index_bits) = if paging.mode() == Mode::Legacy {
-            (4, 10)
-        } else {
-            (8, 9)
-        };
-        let error_code = paging.error_code(access);
+        let index_bits: u8 = if paging.mode() == Mode::Legacy { 10 } else { 9 };
         let page = Translation {
             gpa: Gpa(0),
             page_shift: 12,
@@ -357,44 +360,50 @@ impl Path {
             page,
         };
         let mut table = paging.root();
-        let mut level = paging.levels();
-        for slot in path.entries.iter_mut() {
-            let shift = 12 + index_bits * (level - 1);
-            let index = gva >> shift & bits(0, index_bits);
-            let at = Gpa(table | (index * u64::from(entry_bytes)));
-            let entry = tables
-                .read_entry(at, entry_bytes)
-                .map_err(WalkError::Tables)?;
-            if entry & PRESENT == 0 {
-                return Err(WalkError::PageFault { error_code });
-            }
-            let leaf = paging.is_leaf(level, entry);
-            if entry & paging.reserved(level, leaf) != 0 {
-                let error_code = error_code | error_code::PRESENT | error_code::RESERVED;
-                return Err(WalkError::PageFault { error_code });
-            }
+        for (slot, level) in path.entries.iter_mut().zip((1..=paging.levels()).rev()) {
+            let below = index_bits.wrapping_mul(level.wrapping_sub(1));
+            let shift = below.wrapping_add(12);
+            let index = gva.wrapping_shr(shift.into()) & bits(0, index_bits);
+            let at = Gpa(table | index.wrapping_mul(paging.entry_bytes().into()));
+            let entry = Self::entry(paging, access, level, at, tables)?;
             *slot = (at, entry);
-            path.len += 1;
+            path.len = path.len.wrapping_add(1);
             // PAE's top entries carry no rights.
             if (paging.mode(), level) != (Mode::Pae, 3) {
                 path.page.writable &= entry & WRITABLE != 0;
                 path.page.user &= entry & USER != 0;
                 path.page.executable &= entry & NO_EXECUTE == 0;
             }
-            if leaf {
+            if paging.is_leaf(level, entry) {
                 path.page.page_shift = shift;
                 path.page.gpa = Gpa(paging.frame(entry, shift) | gva & bits(0, shift));
                 break;
             }
-            table = entry
-                & if entry_bytes == 4 {
-                    bits(12, 32)
-                } else {
-                    bits(12, 52)
-                };
-            level -= 1;
+            table = entry & bits(12, if paging.entry_bytes() == 4 { 32 } else { 52 });
         }
         Ok(path)
+    }
+
+    /// The entry at `at`, if it is present and has no reserved bit set.
+    fn entry<T: GuestTables>(
+        paging: &Paging,
+        access: Access,
+        level: u8,
+        at: Gpa,
+        tables: &mut T,
+    ) -> Result<u64, WalkError<T::Error>> {
+        let entry = tables
+            .read_entry(at, paging.entry_bytes())
+            .map_err(WalkError::Tables)?;
+        let error_code = paging.error_code(access);
+        if entry & PRESENT == 0 {
+            return Err(WalkError::PageFault { error_code });
+        }
+        if entry & paging.reserved(level, paging.is_leaf(level, entry)) != 0 {
+            let error_code = error_code | error_code::PRESENT | error_code::RESERVED;
+            return Err(WalkError::PageFault { error_code });
+        }
+        Ok(entry)
     }
 
     fn entries(&self) -> &[(Gpa, u64)] {
@@ -412,12 +421,13 @@ impl Path {
         access: Access,
         tables: &mut T,
     ) -> Result<(), WalkError<T::Error>> {
-        let size = if paging.mode() == Mode::Legacy { 4 } else { 8 };
+        let size = paging.entry_bytes();
+        let last = self.len.wrapping_sub(1);
         // PAE's top entries have no such bits.
         let first = usize::from(paging.mode() == Mode::Pae);
-        for (i, &(at, entry)) in self.entries().iter().enumerate().skip(first) {
+        for (i, &(at, entry)) in (0..self.len).zip(self.entries()).skip(first) {
             let marks = match access.kind {
-                AccessKind::Write if i + 1 == self.len => ACCESSED | DIRTY,
+                AccessKind::Write if i == last => ACCESSED | DIRTY,
                 _ => ACCESSED,
             };
             // Tables that map themselves use an entry more than once on the way.
