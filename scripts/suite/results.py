@@ -60,10 +60,10 @@ class Results:
                 {"ok": self.ok, "FAILED": self.fail, "ignored": self.skip}[match[2]](name)
 
     def read_tap(self, text: str, suffix: str = "") -> int:
-        """Lines `ok NAME`, `not ok NAME` and `skip NAME` at the start of a line; returns how many there were."""
+        """Lines `ok NAME`, `not ok NAME` (or BROKEN, FAILED) and `skip NAME` at the start of a line; returns how many there were."""
         before = self.count()
         for line in text.replace("\r", "").splitlines():
-            match = re.match(r"(ok|not ok|BROKEN|skip)\s+(.+)", line)
+            match = re.match(r"(ok|not ok|BROKEN|FAILED|skip)\s+(.+)", line)
             if match:
-                {"ok": self.ok, "not ok": self.fail, "BROKEN": self.fail, "skip": self.skip}[match[1]](match[2].strip() + suffix)
+                {"ok": self.ok, "not ok": self.fail, "BROKEN": self.fail, "FAILED": self.fail, "skip": self.skip}[match[1]](match[2].strip() + suffix)
         return self.count() - before
