@@ -190,7 +190,11 @@ impl Instruction {
 /// The length in bytes of the instruction at the start of `bytes`, whether the emulator knows it or not.
 pub(super) fn length(bytes: &[u8], size: CodeSize) -> Result<u8, DecodeError> {
     let bytes = bytes.get(..MAX_INSTRUCTION_BYTES).unwrap_or(bytes);
-    let plain = Plain::new(bytes, &Prefixes::scan(bytes, size), size);
+    let prefixes = Prefixes::scan(bytes, size);
+    if let Some(length) = length_of_common(bytes.get(prefixes.len..).unwrap_or(&[])) {
+        return Ok(length.wrapping_add(prefixes.len as u8));
+    }
+    let plain = Plain::new(bytes, &prefixes, size);
     let length = match size {
         CodeSize::Bits16 => bits16::length(plain.bytes()),
         CodeSize::Bits32 => bits32::length(plain.bytes()),
@@ -202,6 +206,19 @@ pub(super) fn length(bytes: &[u8], size: CodeSize) -> Result<u8, DecodeError> {
             Err(DecodeError::TooLong)
         }
         Err(error) => Err(error),
+    }
+}
+
+/// The length of the instructions that exit most often, from the opcode on. It needs no decoder.
+fn length_of_common(opcode: &[u8]) -> Option<u8> {
+    match opcode {
+        // HLT.
+        [0xf4, ..] => Some(1),
+        // WRMSR, RDTSC, RDMSR, RDPMC; CPUID.
+        [0x0f, 0x30..=0x33 | 0xa2, ..] => Some(2),
+        // VMCALL, XGETBV, XSETBV, VMMCALL, RDTSCP.
+        [0x0f, 0x01, 0xc1 | 0xd0 | 0xd1 | 0xd9 | 0xf9, ..] => Some(3),
+        _ => None,
     }
 }
 
