@@ -233,11 +233,12 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         self.vcpu.arch.fetched()
     }
     fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
-        self.here
-            .vm
-            .memory()
-            .read(at, buf)
-            .map_err(|_| Fault::Memory(at))
+        let memory = self.here.vm.memory();
+        if self.vcpu.in_window {
+            // A page without a frame waits until its fill may sleep.
+            return memory.read_resident(at, buf).map_err(|_| Fault::Retry);
+        }
+        memory.read(at, buf).map_err(|_| Fault::Memory(at))
     }
 
     fn read(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
