@@ -47,16 +47,16 @@ class Results:
             self.skipped.remove(name)
             self.failed.append(f"{name} (skipped, and not in scripts/skips)")
 
-    def read_cargo(self, text: str) -> None:
-        """The lines of `cargo test`: `test NAME ... ok`; what a test prints may stand between the dots and the word."""
+    def read_cargo(self, text: str, elsewhere: tuple[str, ...] = (), suffix: str = "") -> None:
+        """The lines of `cargo test`. Programs in `elsewhere` are left out: another stage runs their ignored tests."""
         program = ""
         for line in text.splitlines():
             running = re.match(r"\s+(?:Running (?:unittests )?(\S+)|Doc-tests (\S+))", line)
             if running:
                 program = (running[1] or running[2]).removeprefix("tests/").removesuffix(".rs")
             match = re.match(r"test (.+?)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", line)
-            if match:
-                name = f"{program} {match[1]}"
+            if match and program not in elsewhere:
+                name = f"{program} {match[1]}{suffix}".strip()
                 {"ok": self.ok, "FAILED": self.fail, "ignored": self.skip}[match[2]](name)
 
     def read_tap(self, text: str, suffix: str = "") -> int:

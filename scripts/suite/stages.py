@@ -55,7 +55,7 @@ def style(results: Results) -> None:
 
 def cargo(results: Results) -> None:
     status, text = output("cargo", "cargo", "test", "--workspace", "--no-fail-fast")
-    results.read_cargo(text)
+    results.read_cargo(text, elsewhere=("module",))
     if status != 0:
         tail = text.splitlines()[-40:]
         print("\n".join("      " + line for line in tail), file=sys.stderr)
@@ -116,6 +116,9 @@ def run_in_bed(results: Results, test: Path, kernel: str, options: list[str]) ->
                           "sh", f"./{test.name}")
     before = len(results.failed)
     told = results.read_tap(text, f" [{kernel}]")
+    if re.search(r"^running \d+ tests", text, re.MULTILINE):
+        results.read_cargo(text, suffix=f" [{kernel}]")
+        told = results.count()
     if status != 0:
         results.fail(f"{name}: status {status}")
         print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# What v3vee.h promises, asked of the loaded module: userspace_ctl/tests/module.rs.
+# bed: --add build/tools/module-tests
+./module-tests --include-ignored --test-threads=1
