@@ -40,18 +40,6 @@ pub struct AdversarialBackend {
     next_vcpu: AtomicU64,
 }
 
-impl AdversarialBackend {
-    /// Switches virtualization on for all CPUs.
-    pub fn enable(&self) {
-        self.host
-            .on_each_cpu(&|cpu| self.enable_cpu(cpu).expect("the CPU is there"));
-    }
-    /// Switches it off again.
-    pub fn disable(&self) {
-        self.host.on_each_cpu(&|cpu| self.disable_cpu(cpu));
-    }
-}
-
 impl Backend<TestHost> for AdversarialBackend {
     type Vcpu = AdversarialVcpu;
 

@@ -3,7 +3,9 @@
 //!
 //! [`TestHost`] keeps the host contract to the letter and no further: it counts everything, gives as little as the contract
 //! allows, and panics where the core breaks its side. [`heap`] counts and fails allocations.
-//! [`AdversarialBackend`] runs small guests on its processors, which keep what processors may keep, and note what none allows.
+//! Its processors run small [`guests`], keep all that processors may keep, and note what none allows.
+//! [`AdversarialBackend`] runs on them; so does the real SVM backend, down to its assembly: the machine beneath refuses
+//! privileged instructions, and the signal that says so has them done by the test host's processor. [`vm`] makes whole VMs.
 
 pub mod backend;
 pub mod formats;

@@ -2,7 +2,9 @@
 //! Whole VMs on the test host.
 
 use crate::host::{LargePages, TestRam, TestShared};
-use crate::{heap, AdversarialBackend, TestHost};
+use crate::processor::{self, trap};
+use crate::{formats, heap, AdversarialBackend, TestHost};
+use palacios_core::backend::svm::Svm;
 use palacios_core::backend::Backend;
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{Host, NoMemory};
@@ -15,7 +17,7 @@ use std::time::Duration;
 use vm_fdt::FdtWriter;
 
 /// How long a guest may take for all that a test has it do.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a machine is to be.
 #[derive(Clone, Debug)]
@@ -80,23 +82,52 @@ impl Spec {
     }
 }
 
-/// Virtualization on all CPUs of a host, until dropped.
-pub struct Hypervisor {
-    host: TestHost,
-    backend: TestShared<AdversarialBackend>,
+/// A backend that runs on the test host's processors.
+pub trait TestBackend: Backend<TestHost> {
+    /// Finds them.
+    fn find(host: &TestHost) -> Self;
+    /// The processors nearest to these that it runs on.
+    fn adapt(processor: processor::Config) -> processor::Config {
+        processor
+    }
 }
 
-impl Hypervisor {
+impl TestBackend for AdversarialBackend {
+    fn find(host: &TestHost) -> Self {
+        Self::probe(host).expect("the test host's processors")
+    }
+}
+
+/// The real one. Its privileged instructions are done by the test host's processors.
+impl TestBackend for Svm<TestHost> {
+    fn find(host: &TestHost) -> Self {
+        trap::install();
+        Self::probe_with_cpuid(host, trap::cpuid(host)).expect("the test host's SVM")
+    }
+    fn adapt(processor: processor::Config) -> processor::Config {
+        processor::Config {
+            format: formats::npt(processor.format.levels),
+            ..processor
+        }
+    }
+}
+
+/// Virtualization on all CPUs of a host, until dropped.
+pub struct Hypervisor<B: TestBackend> {
+    host: TestHost,
+    backend: TestShared<B>,
+}
+
+impl<B: TestBackend> Hypervisor<B> {
     /// Switches it on.
     pub fn new(host: &TestHost) -> Self {
-        let backend = AdversarialBackend::probe(host).expect("the test host's processors");
-        backend.enable();
-        let backend = host.share(backend).expect("memory for the backend");
+        let backend = host.share(B::find(host)).expect("memory for the backend");
+        host.on_each_cpu(&|cpu| backend.enable_cpu(cpu).expect("the CPU is there"));
         let host = host.clone();
         Self { host, backend }
     }
     /// Makes a VM, and launches nothing.
-    pub fn create(&self, spec: &Spec) -> Result<TestVm, CreateError> {
+    pub fn create(&self, spec: &Spec) -> Result<TestVm<B>, CreateError> {
         let (parts, ram, watcher, output) = heap::exempt(|| {
             let watcher = Arc::<Watcher>::default();
             let ram = self.host.ram(spec.large_pages);
@@ -125,34 +156,34 @@ impl Hypervisor {
         })
     }
     /// Makes a VM and launches it.
-    pub fn launch(&self, spec: &Spec) -> TestVm {
+    pub fn launch(&self, spec: &Spec) -> TestVm<B> {
         let vm = self.create(spec).expect("a VM");
         vm.launch();
         vm
     }
 }
 
-impl Drop for Hypervisor {
+impl<B: TestBackend> Drop for Hypervisor<B> {
     fn drop(&mut self) {
-        self.backend.disable();
+        self.host.on_each_cpu(&|cpu| self.backend.disable_cpu(cpu));
     }
 }
 
 /// A VM of a test.
-pub struct TestVm {
+pub struct TestVm<B: TestBackend> {
     /// The VM itself.
-    pub vm: TestShared<Vm<TestHost, AdversarialBackend>>,
+    pub vm: TestShared<Vm<TestHost, B>>,
     /// The provider of its RAM.
     pub ram: TestRam,
     watcher: Arc<Watcher>,
     output: Output,
 }
 
-impl TestVm {
+impl<B: TestBackend> TestVm<B> {
     /// Launches it, or launches it again.
     #[track_caller]
     pub fn launch(&self) {
-        Vm::<TestHost, AdversarialBackend>::launch(&self.vm).expect("a launch");
+        Vm::<TestHost, B>::launch(&self.vm).expect("a launch");
     }
     /// Waits until the VM has stopped, and says why it did.
     #[track_caller]
@@ -206,8 +237,8 @@ impl TestVm {
     }
 }
 
-impl Deref for TestVm {
-    type Target = Vm<TestHost, AdversarialBackend>;
+impl<B: TestBackend> Deref for TestVm<B> {
+    type Target = Vm<TestHost, B>;
     fn deref(&self) -> &Self::Target {
         &self.vm
     }

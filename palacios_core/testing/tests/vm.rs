@@ -6,21 +6,22 @@ use palacios_core::host::Host;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, State, StopReason};
 use palacios_testing::host::{LargePages, Record, Usage};
-use palacios_testing::vm::{Hypervisor, Spec, TestVm};
+use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, heap, processor, Config, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
 
 /// Hosts and processors of several kinds.
-fn configs() -> [Config; 3] {
+fn configs<B: TestBackend>() -> [Config; 3] {
     let with = |cpus, next_rip, format| Config {
         cpus,
-        processor: processor::Config {
+        processor: B::adapt(processor::Config {
             next_rip,
             format,
+            flush_by_tag: next_rip,
             ..Default::default()
-        },
+        }),
         ..Default::default()
     };
     use palacios_testing::formats::{ept, npt, ODD};
@@ -31,8 +32,8 @@ fn configs() -> [Config; 3] {
     ]
 }
 
-fn on_each(test: impl Fn(&TestHost, &Hypervisor)) {
-    for config in configs() {
+fn on_each<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
+    for config in configs::<B>() {
         TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
     }
 }
@@ -44,9 +45,8 @@ fn smp(kernel: Vec<u8>, vcpus: usize) -> Spec {
     }
 }
 
-#[test]
-fn exits_are_counted_one_by_one() {
-    on_each(|_, hypervisor| {
+fn exits_are_counted_one_by_one<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
         let vm = hypervisor.launch(&Spec::new(guests::cpuid_and_out(&[1234, 567])));
         assert_eq!(vm.wait(), GOOD);
         assert_eq!(vm.count(Counter::Cpuid), 1234);
@@ -55,9 +55,8 @@ fn exits_are_counted_one_by_one() {
     });
 }
 
-#[test]
-fn hlt_parks_and_its_time_is_counted() {
-    on_each(|host, hypervisor| {
+fn hlt_parks_and_its_time_is_counted<B: TestBackend>() {
+    on_each::<B>(|host, hypervisor| {
         let begin_ns = host.now_ns();
         let vm = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[10, 1_000_000])));
         assert_eq!(vm.wait(), GOOD);
@@ -73,34 +72,31 @@ fn hlt_parks_and_its_time_is_counted() {
 }
 
 /// No exit of the guest's own brings it out: each tick must.
-#[test]
-fn timers_end_guest_mode() {
-    on_each(|_, hypervisor| {
+fn timers_end_guest_mode<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
         let vm = hypervisor.launch(&Spec::new(guests::spin_for_ticks(&[300, 500])));
         assert_eq!(vm.wait(), GOOD);
     });
 }
 
-#[test]
-fn vcpus_wake_each_other() {
-    on_each(|_, hypervisor| {
+fn vcpus_wake_each_other<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
         let vm = hypervisor.launch(&smp(guests::ping_pong(&[1000]), 2));
         assert_eq!(vm.wait(), GOOD);
     });
 }
 
-fn is_running(vm: &TestVm) -> bool {
+fn is_running<B: TestBackend>(vm: &TestVm<B>) -> bool {
     vm.state() == State::Running
 }
 
 /// The host takes pages away while several vCPUs use them, and moves their threads about.
-#[test]
-fn revocation_under_running_vcpus() {
+fn revocation_under_running_vcpus<B: TestBackend>() {
     let sizes = [LargePages::Always, LargePages::Sometimes, LargePages::Never];
-    for (config, large_pages) in configs().into_iter().zip(sizes) {
+    for (config, large_pages) in configs::<B>().into_iter().zip(sizes) {
         TestHost::run(config, |host| {
-            let hypervisor = Hypervisor::new(host);
-            let (vcpus, rounds, pages) = (3, 100, 30);
+            let hypervisor = Hypervisor::<B>::new(host);
+            let (vcpus, rounds, pages) = (3, 50, 30);
             let kernel = guests::workers(&[vcpus, rounds, pages, 0x1f000]);
             let vm = hypervisor.launch(&Spec {
                 large_pages,
@@ -118,14 +114,13 @@ fn revocation_under_running_vcpus() {
     }
 }
 
-fn has_stopped(vm: &TestVm) -> bool {
+fn has_stopped<B: TestBackend>(vm: &TestVm<B>) -> bool {
     matches!(vm.state(), State::Stopped(_))
 }
 
 /// Paused and resumed over and over, by two at once, a guest does all its work; nobody waits for ever.
-#[test]
-fn pauses_under_running_vcpus() {
-    on_each(|_, hypervisor| {
+fn pauses_under_running_vcpus<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
         let vm = hypervisor.launch(&smp(guests::workers(&[2, 60, 20, 0x1000]), 2));
         std::thread::scope(|scope| {
             for _ in 0..2 {
@@ -148,9 +143,8 @@ fn pauses_under_running_vcpus() {
 }
 
 /// A stop finds a vCPU wherever it is: in the guest, asleep, on its way in or out, paused, not even started.
-#[test]
-fn stops_are_never_lost() {
-    on_each(|host, hypervisor| {
+fn stops_are_never_lost<B: TestBackend>() {
+    on_each::<B>(|host, hypervisor| {
         for round in 0..36 {
             let kernel = match round % 3 {
                 0 => guests::spin(&[]),
@@ -172,14 +166,15 @@ fn stops_are_never_lost() {
 
 /// Between two marks the guest does all that a running guest does. Its thread allocates nothing meanwhile, asks for no
 /// flush, and takes no lock that another VM's thread takes.
-#[test]
-fn steady_state_allocates_nothing_and_shares_no_lock() {
-    for config in configs() {
+fn steady_state_allocates_nothing_and_shares_no_lock<B: TestBackend>() {
+    for mut config in configs::<B>() {
+        config.processor.tags = 16;
         let usages = TestHost::run(config, |host| {
-            let hypervisor = Hypervisor::new(host);
+            let hypervisor = Hypervisor::<B>::new(host);
             let vms = ["a", "b"].map(|name| {
                 hypervisor.launch(&Spec {
                     name,
+                    pins: vec![Some(0)],
                     ..Spec::new(guests::steady(&[100]))
                 })
             });
@@ -216,10 +211,9 @@ fn between_marks(record: &Record) -> Usage {
 }
 
 /// Whichever allocation fails while a VM is made: an error, and nothing is left of it.
-#[test]
-fn making_a_vm_may_fail_anywhere() {
+fn making_a_vm_may_fail_anywhere<B: TestBackend>() {
     TestHost::run(Config::default(), |host| {
-        let hypervisor = Hypervisor::new(host);
+        let hypervisor = Hypervisor::<B>::new(host);
         let spec = smp(guests::cpuid_and_out(&[1, 1]), 2);
         let before = host.pages_in_use();
         let allocations = heap::fail_each(|n| match hypervisor.create(&spec) {
@@ -236,10 +230,9 @@ fn making_a_vm_may_fail_anywhere() {
 }
 
 /// Made, run, stopped and freed, over and over: nothing piles up.
-#[test]
-fn vms_come_and_go() {
+fn vms_come_and_go<B: TestBackend>() {
     TestHost::run(Config::default(), |host| {
-        let hypervisor = Hypervisor::new(host);
+        let hypervisor = Hypervisor::<B>::new(host);
         let spec = smp(guests::cpuid_and_out(&[10, 10]), 2);
         let before = host.pages_in_use();
         for _ in 0..50 {
@@ -252,9 +245,8 @@ fn vms_come_and_go() {
 }
 
 /// A VM that has stopped can be launched again, and does the same again.
-#[test]
-fn a_second_launch_starts_from_the_image() {
-    on_each(|_, hypervisor| {
+fn a_second_launch_starts_from_the_image<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
         let vm = hypervisor.launch(&smp(guests::cpuid_and_out(&[10, 10]), 2));
         for launches in 1..6 {
             assert_eq!(vm.wait(), GOOD);
@@ -263,4 +255,35 @@ fn a_second_launch_starts_from_the_image() {
         }
         assert_eq!(vm.wait(), GOOD);
     });
+}
+
+macro_rules! on_both_backends {
+    ($($name:ident,)*) => {
+        mod adversarial {
+            $(#[test]
+            fn $name() {
+                super::$name::<palacios_testing::AdversarialBackend>();
+            })*
+        }
+        mod svm {
+            $(#[test]
+            fn $name() {
+                super::$name::<palacios_core::backend::svm::Svm<palacios_testing::TestHost>>();
+            })*
+        }
+    };
+}
+
+on_both_backends! {
+    exits_are_counted_one_by_one,
+    hlt_parks_and_its_time_is_counted,
+    timers_end_guest_mode,
+    vcpus_wake_each_other,
+    revocation_under_running_vcpus,
+    pauses_under_running_vcpus,
+    stops_are_never_lost,
+    steady_state_allocates_nothing_and_shares_no_lock,
+    making_a_vm_may_fail_anywhere,
+    vms_come_and_go,
+    a_second_launch_starts_from_the_image,
 }

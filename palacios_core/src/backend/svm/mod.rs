@@ -96,6 +96,27 @@ impl<H: Host> Svm<H> {
         })
     }
 
+    fn probe_by(host: &H, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Result<Self, Unsupported> {
+        // The paging registers are looked at only where there is SVM: the MSR may not exist elsewhere.
+        Caps::new(&cpuid, Paging::default())?;
+        let paging = Paging {
+            cr3: cpu::read_cr3(),
+            cr4: cpu::read_cr4(),
+            syscfg: cpu::read_msr(msr::SYSCFG).ok(),
+        };
+        let caps = Caps::new(&cpuid, paging)?;
+        is_free()?;
+        Ok(Self::new(host, caps, Layout::probe())?)
+    }
+    /// [`Backend::probe`] on a simulated processor: of all that is asked of it, CPUID alone cannot be caught.
+    #[cfg(feature = "test-support")]
+    pub fn probe_with_cpuid(
+        host: &H,
+        cpuid: impl Fn(u32, u32) -> [u32; 4],
+    ) -> Result<Self, Unsupported> {
+        Self::probe_by(host, cpuid)
+    }
+
     fn cpu(&self, cpu: CpuId) -> Option<&PerCpu<H>> {
         self.cpus.get(cpu.0 as usize)
     }
@@ -105,16 +126,7 @@ impl<H: Host> Backend<H> for Svm<H> {
     type Vcpu = Vcpu<H>;
 
     fn probe(host: &H) -> Result<Self, Unsupported> {
-        // The paging registers are looked at only where there is SVM: the MSR may not exist elsewhere.
-        Caps::new(cpu::cpuid, Paging::default())?;
-        let paging = Paging {
-            cr3: cpu::read_cr3(),
-            cr4: cpu::read_cr4(),
-            syscfg: cpu::read_msr(msr::SYSCFG).ok(),
-        };
-        let caps = Caps::new(cpu::cpuid, paging)?;
-        is_free()?;
-        Ok(Self::new(host, caps, Layout::probe())?)
+        Self::probe_by(host, cpu::cpuid)
     }
 
     fn enable_cpu(&self, cpu: CpuId) -> Result<(), Unsupported> {

@@ -2,6 +2,7 @@
 //! What the test host knows of the thread that calls it: whether it may sleep, where it is, which locks it holds.
 
 use super::thread::ThreadState;
+use super::TestHost;
 use crate::heap;
 use palacios_core::host::{CpuId, LockClass};
 use std::cell::{Cell, RefCell};
@@ -13,6 +14,7 @@ thread_local! {
     static CPU: Cell<Option<CpuId>> = const { Cell::new(None) };
     static HELD: RefCell<Vec<(LockClass, u64)>> = const { RefCell::new(Vec::new()) };
     static TAKEN: RefCell<BTreeMap<u64, u64>> = const { RefCell::new(BTreeMap::new()) };
+    static HOST: RefCell<Option<TestHost>> = const { RefCell::new(None) };
     static THREAD: RefCell<Option<Arc<ThreadState>>> = const { RefCell::new(None) };
 }
 
@@ -59,6 +61,16 @@ impl Drop for OnCpu {
 /// The CPU on which this is atomic, if it is.
 pub fn cpu() -> Option<CpuId> {
     CPU.get()
+}
+
+/// Says on which host this thread is; gives the one that was said before.
+pub fn set_host(host: Option<TestHost>) -> Option<TestHost> {
+    HOST.replace(host)
+}
+
+/// The host that this thread is on, if any.
+pub fn host() -> Option<TestHost> {
+    HOST.with_borrow(Clone::clone)
 }
 
 /// Makes this thread known as `thread`, or forgets it.

@@ -94,7 +94,7 @@ struct Inner {
 }
 
 /// What a vCPU did in its life.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Record {
     /// The how-manyth it was.
     pub vcpu: u64,
@@ -176,18 +176,24 @@ impl TestHost {
             records: Mutex::default(),
             config,
         }));
-        struct StopTimers<'a>(&'a Inner);
-        impl Drop for StopTimers<'_> {
+        struct End<'a>(&'a TestHost);
+        impl Drop for End<'_> {
             fn drop(&mut self) {
-                self.0.stop_timers();
+                self.0 .0.stop_timers();
+                if std::thread::panicking() {
+                    eprintln!("what the processors saw: {:?}", self.0.violations());
+                }
             }
         }
         let result = std::thread::scope(|scope| {
-            let _stop = StopTimers(&host.0);
+            let _end = End(&host);
             if !host.0.config.virtual_time {
                 scope.spawn(|| host.0.run_timers());
             }
-            test(&host)
+            let before = here::set_host(Some(host.clone()));
+            let result = test(&host);
+            here::set_host(before);
+            result
         });
         if host.0.config.broken.is_none() {
             host.check_all_returned();
@@ -258,12 +264,18 @@ impl TestHost {
         let records = self.0.records.lock();
         records.unwrap_or_else(PoisonError::into_inner).push(record);
     }
-    /// What the vCPUs told that have been dropped, in the order in which they were made.
+    /// What the vCPUs did, in the order in which they were made. Under [`crate::AdversarialBackend`] only those that have
+    /// been dropped tell.
     pub fn records(&self) -> Vec<Record> {
         let records = self.0.records.lock();
         let mut records = records.unwrap_or_else(PoisonError::into_inner).clone();
+        records.extend(self.0.processors.records());
         records.sort_by_key(|record| record.vcpu);
         records
+    }
+    /// The host that this thread is on, if any.
+    pub(crate) fn here() -> Option<TestHost> {
+        here::host()
     }
     /// What was logged.
     pub fn log_lines(&self) -> Vec<LogLine> {

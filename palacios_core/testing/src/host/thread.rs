@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Threads: those of the machine beneath, with a CPU of the test host's each.
 
-use super::{here, Broken, Inner};
+use super::{here, Broken, Inner, TestHost};
 use crate::heap;
 use palacios_core::host::{CpuId, NoMemory, NoSuchCpu, Thread};
 use std::any::Any;
@@ -130,8 +130,12 @@ impl ThreadState {
     /// The life of the thread beneath.
     fn live(self: Arc<Self>, body: impl FnOnce()) {
         here::set_thread(Some(self.clone()));
+        here::set_host(Some(TestHost(self.host.clone())));
         let result = catch_unwind(AssertUnwindSafe(body));
-        heap::exempt(|| here::set_thread(None));
+        heap::exempt(|| {
+            here::set_thread(None);
+            here::set_host(None);
+        });
         self.host.disarm(&self);
         let mut run = lock(&self.run);
         run.panic = result.err();

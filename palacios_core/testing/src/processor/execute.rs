@@ -24,9 +24,39 @@ impl From<NestedFault> for Stop {
     }
 }
 
+/// Which of the instructions exit that need not.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Reads and writes of control registers, a bit for each register.
+    pub cr_reads: u16,
+    pub cr_writes: u16,
+    /// Exceptions, a bit for each vector.
+    pub exceptions: u32,
+    pub iret: bool,
+    pub invlpg: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            cr_reads: u16::MAX,
+            cr_writes: u16::MAX,
+            exceptions: 0,
+            iret: false,
+            invlpg: true,
+        }
+    }
+}
+
 /// A guest's CPU.
 #[derive(Clone, Debug)]
 pub struct Guest {
+    pub policy: Policy,
+    /// Which register a move that exited was of: a number below 16 is a read of that control register, the next 16 are
+    /// writes, then follow debug registers in the same way.
+    pub moved: u64,
+    /// The last exit was IRET's.
+    pub returning: bool,
     pub state: CpuState,
     /// Interrupts are held off for one instruction.
     pub shadow: bool,
@@ -54,6 +84,9 @@ pub struct Guest {
 impl Default for Guest {
     fn default() -> Self {
         Self {
+            policy: Policy::default(),
+            moved: 0,
+            returning: false,
             state: CpuState::reset(),
             shadow: false,
             nmi_blocked: false,
@@ -79,7 +112,7 @@ impl Guest {
 
     /// Runs until an exit. `interrupted` says whether the host wants the CPU.
     pub fn run(&mut self, bus: &mut Bus<'_>, interrupted: impl Fn() -> bool) -> Exit {
-        self.next_rip = None;
+        (self.next_rip, self.returning) = (None, false);
         if let Some(event) = self.injected.take() {
             if let Err(stop) = self.deliver(bus, event) {
                 return self.cut_short(event, stop);
@@ -98,10 +131,14 @@ impl Guest {
                 self.interrupt_window = None;
                 return Exit::InterruptWindow;
             }
-            match self.step(bus) {
+            let traced = self.state.rflags & rflags::TF != 0;
+            match self.step(bus).and_then(|()| self.trap(traced)) {
                 Ok(()) => {}
                 Err(Stop::Exit(exit)) => return exit,
                 Err(Stop::Exception(exception)) => {
+                    if self.policy.exceptions & 1 << exception.vector != 0 {
+                        return Exit::Exception(exception);
+                    }
                     let event = Event::Exception(exception);
                     if let Err(stop) = self.deliver(bus, event) {
                         return self.cut_short(event, stop);
@@ -113,6 +150,16 @@ impl Guest {
                 std::thread::yield_now();
             }
         }
+    }
+
+    /// After an instruction that began with RFLAGS.TF set.
+    fn trap(&mut self, traced: bool) -> Result<(), Stop> {
+        const BS: u64 = 1 << 14;
+        if !traced {
+            return Ok(());
+        }
+        self.state.dr6 |= BS;
+        Err(Stop::Exception(Exception::DEBUG))
     }
 
     /// An event's delivery failed: the exit says which, or there is nobody left to take it.

@@ -149,7 +149,7 @@ impl Guest {
     fn mov(&mut self, bus: &mut Bus<'_>, i: &Instruction, next: &mut CpuState) -> Done {
         let special = |r: Register| r.is_cr() || r.is_dr();
         if special(i.op0_register()) || special(i.op1_register()) {
-            return Err(exit(Exit::Emulate));
+            return self.mov_special(i, next);
         }
         if i.op0_register().is_segment_register() {
             let selector = self.read(bus, i, 1)? as u16;
@@ -165,6 +165,37 @@ impl Guest {
             false => self.read(bus, i, 1)?,
         };
         self.write(bus, i, next, value)
+    }
+
+    /// A move to or from a control or debug register.
+    fn mov_special(&mut self, i: &Instruction, next: &mut CpuState) -> Done {
+        let write = !i.op0_register().is_gpr();
+        let register = i.op_register(u32::from(!write));
+        let n = register.number() as u64;
+        self.moved = n + if write { 16 } else { 0 } + if register.is_dr() { 32 } else { 0 };
+        let exits = match write {
+            true => self.policy.cr_writes,
+            false => self.policy.cr_reads,
+        };
+        if register.is_dr() || exits & 1 << n != 0 {
+            return Err(exit(Exit::Emulate));
+        }
+        let control = &mut next.control;
+        let place = match n {
+            0 => &mut control.cr0,
+            2 => &mut control.cr2,
+            3 => &mut control.cr3,
+            4 => &mut control.cr4,
+            _ => return Err(Stop::Exception(Exception::INVALID_OPCODE)),
+        };
+        match write {
+            true => *place = get(&self.state, i.op1_register()),
+            false => {
+                let value = *place;
+                set(next, i.op0_register(), value);
+            }
+        }
+        Ok(())
     }
 
     fn compute(&mut self, bus: &mut Bus<'_>, i: &Instruction, next: &mut CpuState) -> Done {
@@ -225,6 +256,10 @@ impl Guest {
                 next.rflags |= rflags::IF;
             }
             Mnemonic::Pushfd => self.push(bus, next, self.state.rflags, 4)?,
+            Mnemonic::Iretd | Mnemonic::Iret if self.policy.iret => {
+                self.returning = true;
+                return Err(exit(Exit::Emulate));
+            }
             Mnemonic::Iretd | Mnemonic::Iret => {
                 let [rip, cs, flags] = [(); 3].map(|()| self.pop(bus, next, word));
                 (next.rip, next.rflags) = (rip?, flags? | rflags::FIXED);
@@ -257,6 +292,7 @@ impl Guest {
             Mnemonic::Xsetbv => Exit::SetXcr,
             Mnemonic::Monitor | Mnemonic::Mwait => Exit::Monitor,
             Mnemonic::Rdpmc => Exit::ReadPmc,
+            Mnemonic::Invlpg if !self.policy.invlpg => return Ok(()),
             Mnemonic::Invlpg | Mnemonic::Lmsw | Mnemonic::Clts => Exit::Emulate,
             Mnemonic::In | Mnemonic::Out => self.port(i),
             Mnemonic::Rdtsc => {

@@ -4,8 +4,13 @@
 pub(crate) mod bus;
 pub(crate) mod execute;
 mod instruction;
+pub(crate) mod svm;
 pub(crate) mod tlb;
+pub(crate) mod trap;
+mod vmcb;
 
+use crate::host::{Record, Usage};
+use execute::Guest;
 use palacios_core::addr::{Gpa, Hpa};
 use palacios_core::backend::Event;
 use palacios_core::host::CpuId;
@@ -20,6 +25,8 @@ pub struct Config {
     pub format: Format,
     /// How many address-space tags each CPU has for guests; few, so that they are used again soon.
     pub tags: u32,
+    /// It can flush the translations of one tag.
+    pub flush_by_tag: bool,
     /// It says where an instruction that exited ends.
     pub next_rip: bool,
     /// Of how many exits by a host interrupt one cuts an injection short; 0 is none.
@@ -31,6 +38,7 @@ impl Default for Config {
         Self {
             format: crate::formats::npt(4),
             tags: 3,
+            flush_by_tag: true,
             next_rip: true,
             cut_short_one_in: 4,
         }
@@ -57,10 +65,19 @@ pub enum Violation {
         /// Of this page.
         gpa: Gpa,
     },
+    /// A translation was used that was made for another guest.
+    ForeignTranslation {
+        /// Of this page.
+        gpa: Gpa,
+    },
     /// A vCPU was entered though nobody had taken the event that the last exit cut short.
     EventLost(Event),
     /// An event was injected which the guest would not take.
     NotTaken(Event),
+    /// An SVM instruction's conditions were not met; says which.
+    Svm(&'static str),
+    /// The guest's state is not that of the VMCB: a field was changed, and its group called clean.
+    StaleField(&'static str),
     /// A vCPU was entered over and over though an interrupt of the host waits.
     HostStarved(CpuId),
 }
@@ -71,6 +88,15 @@ pub(crate) struct Processors {
     pub config: Config,
     cpus: Vec<Mutex<Core>>,
     violations: Mutex<Vec<Violation>>,
+    lives: Mutex<Vec<Life>>,
+}
+
+/// A guest that ran here, as its VMCB tells it from others.
+#[derive(Debug)]
+struct Life {
+    vmcb: u64,
+    last: CpuId,
+    record: Record,
 }
 
 /// One processor.
@@ -86,6 +112,8 @@ pub(crate) struct Core {
     pub next_tag: tlb::Tag,
     /// How often a vCPU was entered in this window though an interrupt waits.
     pub starved: u32,
+    /// What SVM adds.
+    pub svm: svm::Svm,
 }
 
 impl Core {
@@ -107,13 +135,64 @@ impl Processors {
             config,
             cpus: (0..cpus).map(|_| Mutex::default()).collect(),
             violations: Mutex::default(),
+            lives: Mutex::default(),
         }
     }
     pub fn cpu(&self, cpu: CpuId) -> MutexGuard<'_, Core> {
         lock(&self.cpus[cpu.0 as usize])
     }
+    /// Notes a violation, once.
     pub fn note(&self, violation: Violation) {
-        crate::heap::exempt(|| lock(&self.violations).push(violation));
+        crate::heap::exempt(|| {
+            let mut violations = lock(&self.violations);
+            if !violations.contains(&violation) {
+                violations.push(violation);
+            }
+        });
+    }
+    /// Says that a guest is now on `cpu`, and where it was before.
+    pub fn moved(&self, vmcb: u64, cpu: CpuId) -> Option<CpuId> {
+        let mut lives = lock(&self.lives);
+        if let Some(life) = lives.iter_mut().find(|life| life.vmcb == vmcb) {
+            return Some(std::mem::replace(&mut life.last, cpu));
+        }
+        let vcpu = lives.len() as u64;
+        lives.push(Life {
+            vmcb,
+            last: cpu,
+            record: Record {
+                vcpu,
+                ..Record::default()
+            },
+        });
+        None
+    }
+    /// Adds what a guest did in one entry.
+    pub fn note_life(&self, vmcb: u64, guest: &Guest, flushed: bool) {
+        let mut lives = lock(&self.lives);
+        let Some(life) = lives.iter_mut().find(|life| life.vmcb == vmcb) else {
+            return;
+        };
+        let record = &mut life.record;
+        record.executed += guest.executed;
+        record.flushes += u64::from(flushed);
+        for (mark, usage) in &guest.marks {
+            let flushes = record.flushes;
+            record.marks.push((
+                *mark,
+                Usage {
+                    flushes,
+                    ..usage.clone()
+                },
+            ));
+        }
+    }
+    /// What all guests did.
+    pub fn records(&self) -> Vec<Record> {
+        lock(&self.lives)
+            .iter()
+            .map(|life| life.record.clone())
+            .collect()
     }
     /// What was noted.
     pub fn violations(&self) -> Vec<Violation> {
@@ -123,6 +202,9 @@ impl Processors {
     pub fn window_closes(&self, cpu: CpuId) {
         let mut core = self.cpu(cpu);
         core.starved = 0;
+        if let Some(violation) = core.svm.window_closes(cpu) {
+            self.note(violation);
+        }
         if core.loaded.take().is_some() {
             drop(core);
             self.note(Violation::LeftLoaded(cpu));

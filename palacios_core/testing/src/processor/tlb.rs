@@ -21,6 +21,8 @@ pub struct Tlb {
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    /// The tables it was read from.
+    root: Hpa,
     frame: Hpa,
     /// How often the frame had changed hands when this was read.
     owner: u32,
@@ -42,6 +44,8 @@ pub struct Space {
 pub struct Translation {
     /// The physical address.
     pub at: Hpa,
+    /// It was read from other tables than those of the guest that uses it.
+    pub foreign: bool,
     frame: Hpa,
     owner: u32,
 }
@@ -49,14 +53,19 @@ pub struct Translation {
 impl Translation {
     /// The frame is still its owner's; otherwise somebody gave it away while the guest could reach it.
     pub fn check(&self, host: &TestHost, gpa: Gpa) -> Result<(), Violation> {
-        match host.owner(self.frame) == self.owner {
-            true => Ok(()),
-            false => Err(Violation::StaleTranslation { gpa }),
+        match () {
+            () if self.foreign => Err(Violation::ForeignTranslation { gpa }),
+            () if host.owner(self.frame) != self.owner => Err(Violation::StaleTranslation { gpa }),
+            () => Ok(()),
         }
     }
 }
 
 impl Tlb {
+    /// Forgets what has this tag.
+    pub fn flush_tag(&mut self, tag: Tag) {
+        self.entries.retain(|(t, _, _), _| *t != tag);
+    }
     /// Forgets everything.
     pub fn flush(&mut self) {
         self.entries.clear();
@@ -75,6 +84,7 @@ impl Tlb {
         };
         Some(Translation {
             at: Hpa(entry.frame.0 + (gpa.0 & (size - 1))),
+            foreign: entry.root != space.root,
             frame: entry.frame,
             owner: entry.owner,
         })
@@ -104,7 +114,11 @@ impl Tlb {
             if level == 1 || entry & format.large != 0 {
                 let size = 1 << shift;
                 let owner = host.owner(next);
-                let entry = Entry { frame: next, owner };
+                let entry = Entry {
+                    root: space.root,
+                    frame: next,
+                    owner,
+                };
                 self.entries
                     .insert((space.tag, gpa.0 & !(size - 1), size), entry);
                 return Some((entry, size));
