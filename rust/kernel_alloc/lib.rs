@@ -18,7 +18,8 @@ const NO_NODE: i32 = bindings::NUMA_NO_NODE;
 /// `block` is null or came from here, and is not used after a success.
 unsafe fn reallocate(block: *mut u8, size: usize, align: usize, flags: bindings::gfp_t) -> *mut u8 {
     // SAFETY: as promised by the caller; alignments are powers of two, as the function asks.
-    unsafe { bindings::kvrealloc_node_align(block.cast::<c_void>(), size, align, flags, NO_NODE) }.cast()
+    unsafe { bindings::kvrealloc_node_align(block.cast::<c_void>(), size, align, flags, NO_NODE) }
+        .cast()
 }
 
 /// # Safety
@@ -36,14 +37,26 @@ unsafe fn __rust_alloc(size: usize, align: usize) -> *mut u8 {
 #[rustc_std_internal_symbol]
 unsafe fn __rust_alloc_zeroed(size: usize, align: usize) -> *mut u8 {
     // SAFETY: there is no old block.
-    unsafe { reallocate(null_mut(), size, align, bindings::GFP_KERNEL | bindings::__GFP_ZERO) }
+    unsafe {
+        reallocate(
+            null_mut(),
+            size,
+            align,
+            bindings::GFP_KERNEL | bindings::__GFP_ZERO,
+        )
+    }
 }
 
 /// # Safety
 ///
 /// `block` came from here with alignment `align`; `new_size` is not zero.
 #[rustc_std_internal_symbol]
-unsafe fn __rust_realloc(block: *mut u8, _old_size: usize, align: usize, new_size: usize) -> *mut u8 {
+unsafe fn __rust_realloc(
+    block: *mut u8,
+    _old_size: usize,
+    align: usize,
+    new_size: usize,
+) -> *mut u8 {
     // SAFETY: as promised by the caller.
     unsafe { reallocate(block, new_size, align, bindings::GFP_KERNEL) }
 }

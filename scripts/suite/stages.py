@@ -80,6 +80,7 @@ def targets(results: Results) -> None:
 def modules(results: Results) -> None:
     for kernel in KERNELS:
         check(results, f"v3vee.ko for the {kernel} kernel", "scripts/build-module", "--kernel", kernel)
+    check(results, "panics of the core are explained", "scripts/panics", "--check")
 
 
 def tools(results: Results) -> None:
