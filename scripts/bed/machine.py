@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The emulated host: QEMU's command line and process."""
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 from dataclasses import dataclass
@@ -44,7 +46,8 @@ class Machine:
             command += ["-serial", f"chardev:{name}"]
         command += ["-monitor", "chardev:monitor"]
         handed = [archive, *(end.fileno() for end in far_ends.values())]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=handed, start_new_session=True)
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=handed, start_new_session=True,
+                                        preexec_fn=die_with_parent)
         for end in far_ends.values():
             end.close()
         os.close(archive)
@@ -58,6 +61,12 @@ class Machine:
         self.process.wait()
         for port in self.ports.values():
             port.close()
+
+
+def die_with_parent() -> None:
+    """In the new process: however we end, no emulated host stays behind."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def qemu(root: Path) -> list[str]:
