@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# 200 VMs come and go: nothing is held, the host's memory has no slope, the leak detector is silent.
+# bed: --add build/guests/tmk/tmk --timeout 900
+check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+held() { cat /sys/kernel/debug/v3vee/$1; }
+nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+# What is in use: not free, not in a CPU's list of pages just freed, nothing that the kernel would give back.
+used_kib() {
+	echo 3 >/proc/sys/vm/drop_caches
+	awk '/^MemTotal/ { t = $2 } /^(MemFree|SReclaimable):/ { f += $2 } $1 == "count:" { f += 4 * $2 } END { print t - f }' \
+		/proc/meminfo /proc/zoneinfo
+}
+cat >guest.toml <<TOML
+memory = "16M"
+kernel = "tmk"
+cmdline = "test=halt_for_ever"
+TOML
+v3 build guest.toml -o guest.img
+failed=0 after_50=0
+for n in $(seq 200); do
+	v3 create guest.img cycle >/dev/null && v3 launch cycle && v3 stop cycle && v3 free cycle || failed=$((failed + 1))
+	[ $n = 50 ] && after_50=$(used_kib)
+done
+after_200=$(used_kib)
+echo "used after 50 cycles: $after_50 KiB, after 200: $after_200 KiB"
+check "200 cycles" [ $failed = 0 ]
+check "nothing is held" nothing_held
+# One page a cycle would be 600 KiB.
+check "the host's memory has no slope" [ $((after_200 - after_50)) -lt 400 ]
+if [ -e /sys/kernel/debug/kmemleak ]; then
+	echo scan >/sys/kernel/debug/kmemleak
+	sleep 6
+	echo scan >/sys/kernel/debug/kmemleak
+	leaks=$(grep -c v3vee /sys/kernel/debug/kmemleak)
+	grep -A20 "unreferenced" /sys/kernel/debug/kmemleak | head -n 40
+	check "the leak detector is silent" [ "$leaks" = 0 ]
+fi
+v3 create guest.img held >/dev/null
+refused() { ! rmmod v3vee 2>/dev/null; }
+check "no rmmod while there is a VM" refused
+v3 free held
+check "rmmod" rmmod v3vee
