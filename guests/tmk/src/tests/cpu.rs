@@ -19,7 +19,7 @@ tests!(
     avx_state_lasts,
     xcr0_rules,
     cache_instructions;
-    here: cpuid_signature, cpuid_hides, control_registers_refuse, unknown_msr_faults, efer_refuses, pat_refuses, vm_instructions_fault, hypercall_answers
+    here: cpuid_signature, cpuid_hides, unknown_msr_faults, efer_refuses, pat_refuses, vm_instructions_fault, hypercall_answers
 );
 
 const GP: u64 = 13;
@@ -112,21 +112,6 @@ fn read_cr0() -> u64 {
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, cr0", out(reg) value) };
     value
-}
-
-/// Values that CR0 and CR4 refuse (APM 2: 3.1): PG without PE, NW without CD, long mode without PAE, unknown bits.
-fn control_registers_refuse() -> Outcome {
-    let (cr0, cr4) = (read_cr0(), read_cr4());
-    for bad in [cr0 & !1, cr0 & !(1 << 30) | 1 << 29, cr0 | 1 << 40] {
-        let seen = fault!("mov cr0, {v}", v = in(reg) bad);
-        check!(seen.is_some_and(|f| f.vector == GP));
-    }
-    for bad in [cr4 & !(1 << 5), cr4 | 1 << 31, cr4 | 1 << 50] {
-        let seen = fault!("mov cr4, {v}", v = in(reg) bad);
-        check!(seen.is_some_and(|f| f.vector == GP));
-    }
-    check_eq!((read_cr0(), read_cr4()), (cr0, cr4));
-    Ok(())
 }
 
 fn control_registers_keep() -> Outcome {
