@@ -129,7 +129,7 @@ impl Stats {
             Exit::Port(access) if access.write => Counter::PortOut,
             Exit::Port(_) => Counter::PortIn,
             Exit::Emulate => Counter::Emulate,
-            Exit::Exception(_) => Counter::Exception,
+            Exit::Exception(_) | Exit::Icebp => Counter::Exception,
             // Counted when it is known what lies at the address.
             Exit::NestedFault(_) => return None,
             _ => Counter::Other,

@@ -5,7 +5,7 @@
 //! * `machine=other` leaves out what only this project's VMM answers in its own way. All else must pass on any PC, which
 //!   is what makes another machine the judge of these tests.
 //!
-//! Each test prints one line: `ok NAME` or `FAILED NAME: why`. At the end the VM exits with 0, or with the number of tests
+//! Each test prints one line: `ok NAME` or `not ok NAME: why`. At the end the VM exits with 0, or with the number of tests
 //! that failed; 97 and above say that the kernel itself could not go on.
 // `fault!` takes the instructions that its unsafe block runs: that is what it is for.
 #![expect(clippy::macro_metavars_in_unsafe)]
@@ -128,7 +128,7 @@ fn run(wanted: &str) -> (u32, u32) {
             Ok(()) => println!("ok {}", test.name),
             Err(why) => {
                 failed += 1;
-                println!("FAILED {}: {why}", test.name);
+                println!("not ok {}: {why}", test.name);
             }
         }
         trap::restore();

@@ -196,6 +196,8 @@ pub enum Exit {
     CacheControl,
     /// `XSETBV`.
     SetXcr,
+    /// `ICEBP`, also called `INT1`: a #DB behind it.
+    Icebp,
     /// `MONITOR` or `MWAIT`; no guest is offered them.
     Monitor,
     /// `RDPMC`; no guest is offered it.

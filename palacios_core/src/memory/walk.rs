@@ -214,7 +214,8 @@ impl Paging {
                 bits(self.physical_bits.clamp(32, 40).wrapping_sub(19), 22)
             }
             (Mode::Legacy, _) => 0,
-            (Mode::Pae, 3) => bits(1, 3) | bits(5, 9) | bits(self.physical_bits, 64),
+            // Bit 5 is reserved too, but QEMU's interpreter of SVM sets it, as an accessed bit.
+            (Mode::Pae, 3) => bits(1, 3) | bits(6, 9) | bits(self.physical_bits, 64),
             (Mode::Pae, _) => {
                 let low = if large { bits(13, 21) } else { 0 };
                 low | bits(self.physical_bits, 63) | no_execute

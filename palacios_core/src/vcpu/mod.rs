@@ -252,6 +252,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             Exit::Emulate => self.emulate(here),
             Exit::CacheControl => self.advance(here),
             Exit::SetXcr => self.set_xcr(here),
+            Exit::Icebp => self.icebp(here),
             Exit::Monitor | Exit::Undefined => self.fault(Exception::INVALID_OPCODE),
             Exit::ReadPmc => self.fault(Exception::general_protection(0)),
             Exit::Exception(exception) => self.fault(exception),
@@ -323,11 +324,22 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             None => return,
         };
         self.arch.set_rip(next);
-        // An instruction that is complete clears RF: a breakpoint on the next one counts (SDM 3B: 17.3.1.1).
         let flags = self.arch.rflags();
-        self.arch.set_rflags(flags & !rflags::RF);
+        if flags & rflags::RF != 0 {
+            // It covered this instruction alone (APM 2: 13.1.1.5).
+            self.arch.set_rflags(flags & !rflags::RF);
+        }
         if flags & rflags::TF != 0 {
             self.single_step();
+        }
+    }
+
+    /// A #DB that says nothing in DR6 (APM 3: INT1).
+    fn icebp(&mut self, here: &Here<'_, H, B>) {
+        let rip = self.arch.rip();
+        self.advance(here);
+        if self.arch.rip() != rip {
+            self.fault(Exception::DEBUG);
         }
     }
 

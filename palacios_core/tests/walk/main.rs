@@ -358,7 +358,8 @@ fn reserved_bits_fault() {
             _ => {}
         }
         if mode.is_pae() {
-            for bit in [1, 2, 5, 6, 7, 8, 52, 62, 63] {
+            // All but bit 5, which QEMU sets.
+            for bit in [1, 2, 6, 7, 8, 52, 62, 63] {
                 check(0, 1 << bit, mode.paging);
             }
             check(1, 1 << 52, mode.paging);

@@ -16,7 +16,8 @@ tests!(
     execution_breakpoint_behind_an_exit,
     data_breakpoint,
     debug_registers_keep,
-    general_detect
+    general_detect,
+    icebp
 );
 
 /// Bits of DR6 (APM 2: 13.1.1.3).
@@ -229,6 +230,16 @@ fn debug_registers_keep() -> Outcome {
     // SAFETY: without CR4.DE these are other names of DR6 and DR7.
     unsafe { asm!("mov {}, dr4", "mov {}, dr5", out(reg) dr4, out(reg) dr5) };
     check_eq!((dr4, dr5), (dr6(), DR7_OFF));
+    Ok(())
+}
+
+/// ICEBP (0xf1) is a trap, and not masked by DR7.
+fn icebp() -> Outcome {
+    begin();
+    let behind: u64;
+    // SAFETY: the handler comes back.
+    unsafe { asm!(".byte 0xf1", "22:", "lea {}, [rip + 22b]", out(reg) behind) };
+    check_eq!((trap::count(1), trap::debug_at(0)), (1, behind));
     Ok(())
 }
 

@@ -165,7 +165,7 @@ fn port_string_lets_interrupts_in() -> Outcome {
     let (rest, rsi): (u64, u64);
     // SAFETY: the post-code port keeps nothing.
     unsafe {
-        asm!("sti", "rep outsb", "cli", in("dx") 0x80u16, inout("rsi") 0x10_0000u64 => rsi, inout("rcx") ROUNDS => rest)
+        asm!("sti", "nop", "rep outsb", "cli", in("dx") 0x80u16, inout("rsi") 0x10_0000u64 => rsi, inout("rcx") ROUNDS => rest)
     };
     timer_off();
     check_eq!((rest, rsi), (0, 0x10_0000 + ROUNDS));

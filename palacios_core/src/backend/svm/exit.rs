@@ -38,6 +38,7 @@ pub(super) mod code {
     pub const VMRUN: u64 = 0x80;
     pub const VMMCALL: u64 = 0x81;
     pub const SKINIT: u64 = 0x86;
+    pub const ICEBP: u64 = 0x88;
     pub const WBINVD: u64 = 0x89;
     pub const MONITOR: u64 = 0x8a;
     pub const MWAIT_CONDITIONAL: u64 = 0x8c;
@@ -84,6 +85,7 @@ pub(super) fn translate(vmcb: &Vmcb, caps: &Caps) -> Exit {
         code::RSM | code::INVLPGA | code::RDPRU | code::VMRUN..=code::SKINIT => Exit::Undefined,
         code::MONITOR..=code::MWAIT_CONDITIONAL => Exit::Monitor,
         code::XSETBV => Exit::SetXcr,
+        code::ICEBP => Exit::Icebp,
         code::NPF => Exit::NestedFault(nested_fault(info1, info2)),
         code::INVALID => Exit::BadState(check::fault(vmcb, caps)),
         code => Exit::Unknown {

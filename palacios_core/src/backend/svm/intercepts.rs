@@ -34,6 +34,8 @@ pub(super) fn always_intercept(control: &mut Control, caps: &Caps) {
         | Intercepts4::STGI
         | Intercepts4::CLGI
         | Intercepts4::SKINIT
+        // The #DB that it gives passes by the intercept of #DB on some processors.
+        | Intercepts4::ICEBP
         | Intercepts4::WBINVD
         | Intercepts4::MONITOR
         | Intercepts4::MWAIT

@@ -91,6 +91,7 @@ fn exits_are_translated() {
         (0x89, Exit::CacheControl),
         (0x8a, Exit::Monitor),
         (0x8b, Exit::Monitor),
+        (0x88, Exit::Icebp),
         (0x8d, Exit::SetXcr),
         (0x8e, Exit::Undefined),
     ] {
