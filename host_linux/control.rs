@@ -2,6 +2,7 @@
 //! `/dev/v3vee`: version, create, list and free.
 
 use crate::machine::Hardware;
+use crate::memory;
 use crate::misc::{Device, Operations};
 use crate::user::{self, must_be_zero, Text};
 use crate::vm_node::{ImageCopy, NoVm, VmNode};
@@ -78,7 +79,10 @@ impl From<Error> for Refusal {
                 error,
                 format_args!("a pointer does not lead to memory of the caller"),
             ),
-            _ => Self::new(error, format_args!("error {}", -error.to_errno())),
+            _ => Self::new(
+                error,
+                format_args!("error {}", error.to_errno().unsigned_abs()),
+            ),
         }
     }
 }
@@ -189,6 +193,9 @@ impl Control {
             ));
         }
         let len = create.image_len as usize;
+        if !memory::can_spare(len) {
+            return Err(ENOMEM.into());
+        }
         let mut image = VVec::new();
         let from = UserPtr::from_addr(user::pointer(create.image)?);
         UserSlice::new(from, len).read_all(&mut image, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;

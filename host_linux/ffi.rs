@@ -16,6 +16,7 @@ pub(crate) struct MemCgroup {
 #[allow(improper_ctypes)]
 extern "C" {
     pub(crate) fn v3vee_pages_alloc(order: u32, below_4g: bool, node: i32) -> *mut c_void;
+    pub(crate) fn v3vee_can_spare(count: usize) -> bool;
     pub(crate) fn v3vee_ram_alloc(order: u32, zero: bool) -> *mut c_void;
     pub(crate) fn v3vee_pages_split(at: *mut c_void, order: u32);
 

@@ -16,6 +16,7 @@
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/sizes.h>
 #include <linux/spinlock.h>
 #include <linux/syscore_ops.h>
 #include <linux/vtime.h>
@@ -50,6 +51,16 @@ void *v3vee_pages_alloc(unsigned int order, bool below_4g, int node)
 	return pages(below_4g ? gfp | GFP_DMA32 : gfp, order, node);
 }
 
+/* Whether the host can spare so many pages. What it needs to live on, a sixteenth or 256 MiB, is not given away. */
+bool v3vee_can_spare(unsigned long count);
+bool v3vee_can_spare(unsigned long count)
+{
+	unsigned long reserve = min(totalram_pages() / 16, SZ_256M / PAGE_SIZE);
+	long available = si_mem_available();
+
+	return available > 0 && available >= reserve && available - reserve >= count;
+}
+
 /*
  * Guest RAM. A guest that wants more than there is stops with a reason: nobody else is killed for it. A large page is
  * taken if it is there, and nothing is turned over for it.
@@ -59,6 +70,8 @@ void *v3vee_ram_alloc(unsigned int order, bool zero)
 {
 	gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
 
+	if (!v3vee_can_spare(1UL << order))
+		return NULL;
 	gfp |= order ? __GFP_NORETRY : __GFP_RETRY_MAYFAIL;
 	return pages(zero ? gfp | __GFP_ZERO : gfp, order, NUMA_NO_NODE);
 }

@@ -58,6 +58,12 @@ pub(crate) unsafe fn free_pages(at: Hpa, want: PageRequest) {
     PAGES.sub(1 << order);
 }
 
+/// The host has so many bytes, and enough left to live on.
+pub(crate) fn can_spare(bytes: usize) -> bool {
+    // SAFETY: Reads counters.
+    unsafe { ffi::v3vee_can_spare(bytes.div_ceil(PAGE_SIZE as usize)) }
+}
+
 /// A frame of guest RAM, as it stands in the table of [`Ram`].
 #[derive(Clone, Copy)]
 struct Frame {
@@ -237,8 +243,8 @@ impl Table {
             kept: true,
         };
         for n in 1..SMALL_PER_LARGE {
-            if let Err(error) = self.put(first + n, small(n)) {
-                (1..n).for_each(|n| self.remove(first + n));
+            if let Err(error) = self.put(first | n, small(n)) {
+                (1..n).for_each(|n| self.remove(first | n));
                 return Err(error);
             }
         }

@@ -49,7 +49,7 @@ impl Ring {
     }
 
     fn place(&self, at: u64) -> usize {
-        at as usize & (self.bytes.len() - 1)
+        at as usize & self.bytes.len().wrapping_sub(1)
     }
 
     /// Appends; returns how many old bytes were pushed out.
@@ -69,8 +69,10 @@ impl Ring {
     /// Copies the oldest bytes; returns where they begin and how many they are.
     fn peek(&self, to: &mut [u8]) -> (u64, usize) {
         let len = to.len().min(self.waiting());
-        for (at, slot) in (self.tail..).zip(to.iter_mut().take(len)) {
+        let mut at = self.tail;
+        for slot in to.iter_mut().take(len) {
             *slot = self.bytes.get(self.place(at)).copied().unwrap_or(0);
+            at = at.wrapping_add(1);
         }
         (self.tail, len)
     }
@@ -148,10 +150,13 @@ impl Stream {
         while !to.is_empty() {
             let mut chunk = [0; CHUNK_BYTES];
             let want = to.len().min(CHUNK_BYTES);
-            let (from, len) = self.output.lock().peek(&mut chunk[..want]);
-            let copied = to.copy_to_iter(&chunk[..len]);
+            let (from, len) = self
+                .output
+                .lock()
+                .peek(chunk.get_mut(..want).unwrap_or_default());
+            let copied = to.copy_to_iter(chunk.get(..len).unwrap_or_default());
             self.output.lock().take(from, copied);
-            done += copied;
+            done = copied.saturating_add(done);
             if copied < len {
                 return if done > 0 { Ok(done) } else { Err(EFAULT) };
             }
@@ -170,9 +175,10 @@ impl Stream {
             let mut chunk = [0; CHUNK_BYTES];
             // Only writers take room, and this is the only one.
             let want = self.input.lock().room().min(from.len()).min(CHUNK_BYTES);
-            let copied = from.copy_from_iter(&mut chunk[..want]);
-            self.input.lock().push(&chunk[..copied]);
-            done += copied;
+            let copied = from.copy_from_iter(chunk.get_mut(..want).unwrap_or_default());
+            let input = chunk.get(..copied).unwrap_or_default();
+            self.input.lock().push(input);
+            done = copied.saturating_add(done);
             if copied < want {
                 return if done > 0 { Ok(done) } else { Err(EFAULT) };
             }

@@ -77,14 +77,13 @@ impl<const N: usize> Text<N> {
 
 impl<const N: usize> Write for Text<N> {
     fn write_str(&mut self, s: &str) -> fmt::Result {
-        for byte in s.bytes() {
-            // The last place stays NUL.
-            if self.len + 1 >= N {
-                return Err(fmt::Error);
-            }
-            *self.field.get_mut(self.len).ok_or(fmt::Error)? = byte;
-            self.len += 1;
+        // The last place stays NUL.
+        let room = N.saturating_sub(1).saturating_sub(self.len);
+        let places = self.field.iter_mut().skip(self.len).take(room);
+        for (place, byte) in places.zip(s.bytes()) {
+            *place = byte;
         }
-        Ok(())
+        self.len = self.len.saturating_add(room.min(s.len()));
+        (s.len() <= room).then_some(()).ok_or(fmt::Error)
     }
 }

@@ -477,7 +477,7 @@ impl MiscDevice for VmFile {
                 return Err(EPIPE);
             }
             let len = stream.write(from)?;
-            done += len;
+            done = len.saturating_add(done);
             if len > 0 {
                 held.machine.input_ready();
             }
