@@ -43,11 +43,15 @@ pub(crate) fn publish(directory: &Directory) {
     };
 }
 
+/// # Safety
+/// For debugfs to call.
 unsafe extern "C" fn open(_inode: *mut bindings::inode, file: *mut bindings::file) -> i32 {
     // SAFETY: A file that is being opened.
     unsafe { bindings::single_open_size(file, Some(show), null_mut(), OUTPUT_BYTES) }
 }
 
+/// # Safety
+/// For `single_open` to call.
 unsafe extern "C" fn show(file: *mut bindings::seq_file, _data: *mut c_void) -> i32 {
     // SAFETY: The file of this call.
     let file = unsafe { SeqFile::from_raw(file) };

@@ -56,42 +56,58 @@ pub(crate) struct Control {
 
 static OPERATIONS: Operations = Operations::new::<ControlFile>();
 
-/// A refusal, with what it says to people.
-struct Refusal {
-    error: Error,
-    message: Text<{ abi::V3_MESSAGE_LEN as usize }>,
+/// Why there is no new VM.
+enum Refusal {
+    NotZero,
+    BadName,
+    TooLong,
+    NameTaken(VmName),
+    Full,
+    NoVm(NoVm),
+}
+
+impl<E: Into<NoVm>> From<E> for Refusal {
+    fn from(why: E) -> Self {
+        Self::NoVm(why.into())
+    }
 }
 
 impl Refusal {
-    fn new(error: Error, message: fmt::Arguments<'_>) -> Self {
-        Self {
-            error,
-            message: Text::of(message),
+    /// What the call answers.
+    fn error(&self) -> Error {
+        match self {
+            Self::NotZero | Self::BadName => EINVAL,
+            Self::TooLong => E2BIG,
+            Self::NameTaken(_) => EEXIST,
+            Self::Full => ENOSPC,
+            Self::NoVm(NoVm::Host(error)) => *error,
+            Self::NoVm(NoVm::Core(why)) => error::of_create(why),
         }
     }
 }
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        match error {
-            ENOMEM => Self::new(error, format_args!("the host has no memory for this VM")),
-            EFAULT => Self::new(
-                error,
-                format_args!("a pointer does not lead to memory of the caller"),
-            ),
-            _ => Self::new(
-                error,
-                format_args!("error {}", error.to_errno().unsigned_abs()),
-            ),
-        }
-    }
-}
-
-impl From<NoVm> for Refusal {
-    fn from(why: NoVm) -> Self {
-        match why {
-            NoVm::Host(error) => error.into(),
-            NoVm::Core(why) => Self::new(error::of_create(&why), format_args!("{why}")),
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotZero => f.write_str("flags and padding must be zero"),
+            Self::BadName => {
+                f.write_str("a name is 1 to 63 of A-Z a-z 0-9 . _ - and not digits alone")
+            }
+            Self::TooLong => write!(f, "the image is longer than {} MiB", MAX_IMAGE_BYTES >> 20),
+            Self::NameTaken(name) => write!(f, "a VM with the name {} exists", name.as_str()),
+            Self::Full => write!(f, "there are {MAX_VMS} VMs already: free one"),
+            Self::NoVm(NoVm::Host(ENOMEM)) => f.write_str("the host has no memory for this VM"),
+            Self::NoVm(NoVm::Host(EFAULT)) => {
+                f.write_str("a pointer does not lead to memory of the caller")
+            }
+            Self::NoVm(NoVm::Host(error)) => {
+                write!(
+                    f,
+                    "the host answered error {}",
+                    error.to_errno().unsigned_abs()
+                )
+            }
+            Self::NoVm(NoVm::Core(why)) => why.fmt(f),
         }
     }
 }
@@ -138,40 +154,28 @@ impl Control {
 
     fn create(&self, arg: usize) -> Result {
         let mut create: abi::v3_create = user::read(arg)?;
-        let refusal = match self.create_vm(&create) {
+        match self.create_vm(&create) {
             Ok(id) => {
                 create.vm = id;
                 // A call that fails leaves nothing behind.
-                return user::write(arg, &create).inspect_err(|_| {
+                user::write(arg, &create).inspect_err(|_| {
                     let _ = self.free_vm(id);
-                });
+                })
             }
-            Err(refusal) => refusal,
-        };
-        if create.message != 0 && create.message_len != 0 {
-            let room = create.message_len as usize - 1;
-            let text = refusal.message.as_bytes();
-            let text = text.get(..room).unwrap_or(text);
-            let at = user::pointer(create.message)?;
-            user::write_bytes(at, text)?;
-            user::write_bytes(at.wrapping_add(text.len()), &[0])?;
+            Err(refusal) => {
+                explain(&create, &refusal)?;
+                Err(refusal.error())
+            }
         }
-        Err(refusal.error)
     }
 
     fn create_vm(&self, create: &abi::v3_create) -> Result<u32, Refusal> {
         if create.flags != 0 || create.pad != 0 {
-            return Err(Refusal::new(
-                EINVAL,
-                format_args!("flags and padding must be zero"),
-            ));
+            return Err(Refusal::NotZero);
         }
         let name = abi::until_nul(&create.name).filter(|name| abi::is_vm_name(name));
         let name = name.and_then(|name| core::str::from_utf8(name).ok());
-        let name = name.and_then(VmName::new).ok_or(Refusal::new(
-            EINVAL,
-            format_args!("a name is 1 to 63 of A-Z a-z 0-9 . _ - and not digits alone"),
-        ))?;
+        let name = name.and_then(VmName::new).ok_or(Refusal::BadName)?;
         let id = self.reserve(name)?;
         match self.make(id, name, create) {
             Ok(node) => {
@@ -187,10 +191,7 @@ impl Control {
 
     fn make(&self, id: u32, name: VmName, create: &abi::v3_create) -> Result<Arc<VmNode>, Refusal> {
         if create.image_len > MAX_IMAGE_BYTES {
-            return Err(Refusal::new(
-                E2BIG,
-                format_args!("the image is longer than {} MiB", MAX_IMAGE_BYTES >> 20),
-            ));
+            return Err(Refusal::TooLong);
         }
         let len = create.image_len as usize;
         if !memory::can_spare(len) {
@@ -206,29 +207,19 @@ impl Control {
     fn reserve(&self, name: VmName) -> Result<u32, Refusal> {
         let mut table = self.table.lock();
         if table.iter().any(|slot| slot.name() == Some(&name)) {
-            return Err(Refusal::new(
-                EEXIST,
-                format_args!("a VM with the name {} exists", name.as_str()),
-            ));
+            return Err(Refusal::NameTaken(name));
         }
-        let free = table
-            .iter_mut()
-            .enumerate()
-            .find(|(_, slot)| matches!(slot, Slot::Free));
-        if let Some((id, slot)) = free {
+        let mut slots = table.iter_mut().enumerate();
+        if let Some((id, slot)) = slots.find(|(_, slot)| matches!(slot, Slot::Free)) {
             *slot = Slot::Busy(name);
             return Ok(id as u32);
         }
         let id = table.len();
         if id == MAX_VMS {
-            return Err(Refusal::new(
-                ENOSPC,
-                format_args!("there are {MAX_VMS} VMs already: free one"),
-            ));
+            return Err(Refusal::Full);
         }
-        table
-            .push(Slot::Busy(name), GFP_KERNEL_ACCOUNT)
-            .map_err(Error::from)?;
+        let push = table.push(Slot::Busy(name), GFP_KERNEL_ACCOUNT);
+        push.map_err(Error::from)?;
         Ok(id as u32)
     }
 
@@ -241,9 +232,9 @@ impl Control {
         drop(old);
     }
 
-    fn node(&self, id: u32) -> Result<(VmName, Arc<VmNode>)> {
+    fn node(&self, id: u32) -> Result<Arc<VmNode>> {
         match self.table.lock().get(id as usize) {
-            Some(Slot::Used(name, node)) => Ok((*name, node.clone())),
+            Some(Slot::Used(_, node)) => Ok(node.clone()),
             _ => Err(ENOENT),
         }
     }
@@ -282,16 +273,31 @@ impl Control {
     }
 
     fn free_vm(&self, id: u32) -> Result {
-        let (name, node) = self.node(id)?;
-        let freed = node.free();
+        let freed = self.node(id)?.free();
         match freed {
             // Another one frees it, or it runs.
             Err(ENOENT | EBUSY) => {}
             _ => self.set(id, Slot::Free),
         }
-        let _ = name;
         freed
     }
+}
+
+/// Writes why there is no VM to where the caller wants it.
+fn explain(create: &abi::v3_create, refusal: &Refusal) -> Result {
+    let Some(room) = create
+        .message_len
+        .checked_sub(1)
+        .filter(|_| create.message != 0)
+    else {
+        return Ok(());
+    };
+    let text = Text::<{ abi::V3_MESSAGE_LEN as usize }>::of(format_args!("{refusal}"));
+    let text = text.as_bytes();
+    let text = text.get(..room as usize).unwrap_or(text);
+    let at = user::pointer(create.message)?;
+    user::write_bytes(at, text)?;
+    user::write_bytes(at.wrapping_add(text.len()), &[0])
 }
 
 /// An open file of the control node.

@@ -86,6 +86,10 @@ fn atomic<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// A CPU comes; on that CPU.
+///
+/// # Safety
+/// For the hotplug core to call.
 unsafe extern "C" fn cpu_online(cpu: u32) -> i32 {
     match atomic(switch_on) {
         Ok(()) => 0,
@@ -96,6 +100,10 @@ unsafe extern "C" fn cpu_online(cpu: u32) -> i32 {
     }
 }
 
+/// A CPU goes; on that CPU.
+///
+/// # Safety
+/// For the hotplug core to call.
 unsafe extern "C" fn cpu_offline(_cpu: u32) -> i32 {
     atomic(switch_off);
     0

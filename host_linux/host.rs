@@ -46,6 +46,8 @@ impl Host for Linux {
     }
 
     fn on_each_cpu(&self, f: &(dyn Fn(CpuId) + Sync)) {
+        /// # Safety
+        /// `f` points to such a closure's reference.
         unsafe extern "C" fn call(f: *mut c_void) {
             // SAFETY: The closure that `on_each_cpu` points to, for the length of the call below.
             let f = unsafe { *f.cast::<&(dyn Fn(CpuId) + Sync)>() };

@@ -50,7 +50,7 @@ impl Hardware {
     pub(crate) fn machine(
         &self,
         parts: Parts<Linux>,
-        stream: &mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>,
+        stream: OpenStream<'_>,
     ) -> Result<Machine, CreateError> {
         Ok(match &self.vendor {
             Vendor::Svm(svm) => {
@@ -60,6 +60,9 @@ impl Hardware {
         })
     }
 }
+
+/// Opens the byte stream of a name.
+pub(crate) type OpenStream<'a> = &'a mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>;
 
 /// A VM on whatever hardware.
 pub(crate) enum Machine {

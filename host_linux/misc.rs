@@ -52,11 +52,13 @@ impl Operations {
     }
 }
 
+/// # Safety
+/// For the kernel to call, on an open file of `T`.
 unsafe extern "C" fn poll<T: Poll>(
     file: *mut bindings::file,
     table: *mut bindings::poll_table,
 ) -> bindings::__poll_t {
-    // SAFETY: The kernel calls this for an open file of `T`, whose private data `T::open` gave.
+    // SAFETY: The file's private data is what `T::open` gave.
     unsafe {
         let me = <T::Ptr as ForeignOwnable>::borrow((*file).private_data);
         T::poll(me, File::from_raw_file(file), table)

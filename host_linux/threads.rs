@@ -191,6 +191,8 @@ impl PinnedDrop for Inner {
     }
 }
 
+/// # Safety
+/// For the timer of an [`Inner`].
 unsafe extern "C" fn timer_fired(timer: *mut bindings::hrtimer) -> bindings::hrtimer_restart {
     // SAFETY: Only `Inner::new` sets this function, on the timer inside an `Inner`, which lives until the timer is
     // cancelled.
@@ -200,6 +202,8 @@ unsafe extern "C" fn timer_fired(timer: *mut bindings::hrtimer) -> bindings::hrt
     bindings::hrtimer_restart_HRTIMER_NORESTART
 }
 
+/// # Safety
+/// `data` is a counted reference to an [`Inner`].
 unsafe extern "C" fn thread_main(data: *mut c_void) -> i32 {
     // SAFETY: `Thread::new` gave one reference to this thread.
     let inner = unsafe { Arc::<Inner>::from_raw(data.cast()) };

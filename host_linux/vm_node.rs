@@ -211,7 +211,7 @@ impl VmNode {
             _module: module,
         };
         let held = Arc::new(held, GFP_KERNEL_ACCOUNT).map_err(Error::from)?;
-        let file_name = CString::try_from_fmt(fmt!("v3-vm{id}")).map_err(Error::from)?;
+        let file_name = CString::try_from_fmt(fmt!("v3-vm{id}"))?;
         let node = Arc::pin_init(
             pin_init!(Self {
                 id,
@@ -402,7 +402,7 @@ fn console_of(image: &[u8]) -> Result<Option<CString>, NoVm> {
     let image = Image::parse_again(image).map_err(refused)?;
     let console = image.machine().map_err(refused)?.console;
     let name = console.map(|name| CString::try_from_fmt(fmt!("{name}")));
-    Ok(name.transpose().map_err(Error::from)?)
+    Ok(name.transpose()?)
 }
 
 /// An open file of a node; a stream, once it was told so.
