@@ -41,6 +41,8 @@ const SPURIOUS: u64 = 0xf0;
 const ICR_LOW: u64 = 0x300;
 const ICR_HIGH: u64 = 0x310;
 const LVT_TIMER: u64 = 0x320;
+const LVT_LINT0: u64 = 0x350;
+const LVT_LINT1: u64 = 0x360;
 const TIMER_INITIAL: u64 = 0x380;
 const TIMER_CURRENT: u64 = 0x390;
 const TIMER_DIVIDE: u64 = 0x3e0;
@@ -81,9 +83,11 @@ pub fn timer_every(vector: u32, ticks: u32) {
     set_apic(TIMER_INITIAL, ticks);
 }
 
+/// Stops it, and takes what it left behind while its handler is still there to end it.
 pub fn timer_off() {
     set_apic(LVT_TIMER, MASKED);
     set_apic(TIMER_INITIAL, 0);
+    let_in();
 }
 
 /// Programs the PIC pair: all masked, vectors from `base`; the handler ends what comes.
@@ -536,6 +540,15 @@ fn self_ipi() -> Outcome {
     Ok(())
 }
 
+/// From x2APIC mode back to xAPIC mode, by way of "off", which forgets all registers; then as firmware had left them.
+fn off_and_on(base: u64) {
+    wrmsr(0x1b, base & !(1 << 11 | 1 << 10));
+    wrmsr(0x1b, base);
+    set_apic(SPURIOUS, 0x1ff);
+    set_apic(LVT_LINT0, 7 << 8); // the PIC pair
+    set_apic(LVT_LINT1, 4 << 8); // NMI
+}
+
 fn x2apic_mode() -> Outcome {
     if cpuid(1, 0)[2] & 1 << 21 == 0 {
         return Ok(());
@@ -548,9 +561,7 @@ fn x2apic_mode() -> Outcome {
     wrmsr(0x83f, 0x72);
     let_in();
     let count = trap::count(0x72);
-    // Back by way of "off".
-    wrmsr(0x1b, base & !(1 << 11 | 1 << 10));
-    wrmsr(0x1b, base);
+    off_and_on(base);
     check_eq!((id, count), (0, 1));
     check!(version & 0xff >= 0x10);
     check_eq!(rdmsr(0x1b), base);
@@ -570,8 +581,7 @@ fn x2apic_refuses() -> Outcome {
         refused(0x1b, base as u32),
         refused(0x802, 1),
     );
-    wrmsr(0x1b, base & !(1 << 11));
-    wrmsr(0x1b, base);
+    off_and_on(base);
     check!(before, "its registers are not there in xAPIC mode");
     check!(eoi, "an end is zero");
     check!(back, "not straight back to xAPIC mode");
