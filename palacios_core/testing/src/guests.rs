@@ -355,6 +355,101 @@ guest! {
 }
 
 guest! {
+    /// Sends itself `p0` NMIs. The handler sends another, which must wait until the handler has returned. Status 0 if each
+    /// came once, 1 if one came inside of the handler.
+    pub fn nmis =
+    "gate 2, nmi_f"
+    "xor ebx, ebx"
+    "2: lapic_write 0x300, 0x4400"
+    "add ebx, 2"
+    // The word at 0x7000 counts what came.
+    "3: cmp [0x7000], ebx"
+    "jb 3b"
+    "cmp ebx, [0x100020]"
+    "jb 2b"
+    "exit 0"
+    "nmi_f:"
+    "cmp dword ptr [0x7004], 0"
+    "jne 8f"
+    "inc dword ptr [0x7000]"
+    "test dword ptr [0x7000], 1"
+    "jz 5f"
+    "mov dword ptr [0x7004], 1"
+    "lapic_write 0x300, 0x4400"
+    "mov ecx, 40"
+    "4: mov eax, 1"
+    "push ecx"
+    "push ebx"
+    "cpuid"
+    "pop ebx"
+    "pop ecx"
+    "loop 4b"
+    "mov dword ptr [0x7004], 0"
+    "5: iretd"
+    "8: exit 1"
+}
+
+guest! {
+    /// Resets the machine `p0` times, each time after a second vCPU has started; status 0. Memory outlives a reset.
+    pub fn resets =
+    "addr esi, start_g"
+    "mov edi, 0x8000"
+    "mov ecx, 8"
+    "2: mov eax, [esi]"
+    "mov [edi], eax"
+    "add esi, 4"
+    "add edi, 4"
+    "dec ecx"
+    "jnz 2b"
+    "mov dword ptr [0x7004], 0"
+    "lapic_write 0x300, 0xc4500"
+    "lapic_write 0x300, 0xc4608"
+    "3: cmp word ptr [0x7004], 0"
+    "je 3b"
+    "mov eax, [0x7000]"
+    "inc dword ptr [0x7000]"
+    "cmp eax, [0x100020]"
+    "jae 4f"
+    "mov al, 0xfe"
+    "out 0x64, al"
+    // The reset comes before the next instruction.
+    "exit 1"
+    "4: exit 0"
+    ".code16"
+    "start_g:"
+    "xor ax, ax"
+    "mov ds, ax"
+    "inc word ptr [0x7004]"
+    "5: hlt"
+    "jmp 5b"
+    ".code32"
+}
+
+guest! {
+    /// Jumps to where there is no memory.
+    pub fn jumps_away =
+    "mov eax, 0x50000000"
+    "jmp eax"
+}
+
+guest! {
+    /// Faults, and cannot be told of it.
+    pub fn triple_faults =
+    "mov word ptr [0x5ff8], 0"
+    "lidt [0x5ff8]"
+    "ud2"
+}
+
+guest! {
+    /// Touches all of its memory from 2 MiB on, a page at a time.
+    pub fn touches_all =
+    "mov edi, 0x200000"
+    "2: mov [edi], edi"
+    "add edi, 0x1000"
+    "jmp 2b"
+}
+
+guest! {
     /// Never leaves guest mode by itself.
     pub fn spin =
     "cli"
