@@ -155,7 +155,8 @@ impl LockClass {
     pub const COUNT: usize = 7;
 }
 
-/// A vCPU's thread. It exists before it runs and after it ended, and others may call it throughout.
+/// A vCPU's thread. It exists before it runs and after it ended, and others may call it throughout. The thread may drop
+/// this itself; it then goes on to the end of its body.
 pub trait Thread: Send + Sync {
     /// Starts it at `body`. Again only after [`Thread::join`]. *Thread.*
     fn start(&self, body: impl FnOnce() + Send + 'static) -> Result<(), NoMemory>;

@@ -52,7 +52,7 @@ pub struct Check<H> {
 }
 
 /// All checks that need nothing but a host.
-pub fn checks<H: Host>() -> [Check<H>; 27] {
+pub fn checks<H: Host>() -> [Check<H>; 28] {
     let check = |name, run| Check { name, run };
     [
         check("time: passes", time::passes),
@@ -71,6 +71,10 @@ pub fn checks<H: Host>() -> [Check<H>; 27] {
         check("threads: start, run once, join", threads::start_and_join),
         check("threads: join without start", threads::join_unstarted),
         check("threads: start again after join", threads::start_again),
+        check(
+            "threads: the last handle dropped by itself",
+            threads::drops_itself,
+        ),
         check("threads: early wake-up not lost", threads::early_unpark),
         check("threads: park sleeps", threads::park_sleeps),
         check("threads: ping-pong", threads::ping_pong),

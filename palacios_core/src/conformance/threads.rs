@@ -59,6 +59,27 @@ pub fn start_again<H: Host>(host: &H) -> Outcome {
     Ok(())
 }
 
+pub fn drops_itself<H: Host>(host: &H) -> Outcome {
+    let (alone, ended) = (counter(host)?, counter(host)?);
+    let thread = host.share(host.thread(format_args!("check"), None)?)?;
+    let (body_host, own) = (host.clone(), thread.clone());
+    let (body_alone, body_ended) = (alone.clone(), ended.clone());
+    thread.start(move || {
+        while body_alone.load(SeqCst) == 0 {
+            body_host.yield_now();
+        }
+        drop(own);
+        body_host.yield_now();
+        body_ended.fetch_add(1, SeqCst);
+    })?;
+    drop(thread);
+    alone.store(1, SeqCst);
+    ensure(
+        eventually(host, || ended.load(SeqCst) == 1),
+        "a thread that drops its own handle goes on to its end",
+    )
+}
+
 pub fn early_unpark<H: Host>(host: &H) -> Outcome {
     for _ in 0..50 {
         let team = Team::<H, _>::start(host, &[None], AtomicBool::new(false), |crew, me| {

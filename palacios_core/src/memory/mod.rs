@@ -19,6 +19,8 @@ pub const LOW_RAM_END: u64 = 0xc000_0000;
 pub const HIGH_RAM: u64 = 1 << 32;
 /// How many frames one round of [`Memory::revoke`] takes.
 const REVOKE_BATCH: usize = 32;
+/// How much of the guest is searched for frames at a time, with the tables locked and interrupts off: 32 tables at most.
+const SEARCH_BYTES: u64 = 64 << 20;
 
 /// One VM's RAM.
 pub struct Memory<H: Host> {
@@ -187,12 +189,28 @@ impl<H: Host> Memory<H> {
     }
 
     fn unmap_next(&self, at: &mut Gpa, end: Gpa) -> Option<Leaf> {
-        let mut tables = self.tables.lock();
-        let leaf = tables.next_leaf(*at, end)?;
-        tables.unmap(leaf.gpa);
-        self.count(leaf.size).fetch_sub(1, Ordering::Relaxed);
-        *at = leaf.gpa.wrapping_add(leaf.size.bytes());
-        Some(leaf)
+        let end = end.min(self.end());
+        while *at < end {
+            let stop = end.min(Gpa(at.0 | (SEARCH_BYTES - 1)).wrapping_add(1));
+            let mut tables = self.tables.lock();
+            let Some(leaf) = tables.next_leaf(*at, stop) else {
+                *at = stop;
+                continue;
+            };
+            tables.unmap(leaf.gpa);
+            self.count(leaf.size).fetch_sub(1, Ordering::Relaxed);
+            *at = leaf.gpa.wrapping_add(leaf.size.bytes());
+            return Some(leaf);
+        }
+        None
+    }
+
+    /// Where the guest's RAM ends.
+    fn end(&self) -> Gpa {
+        match self.bytes.checked_sub(LOW_RAM_END) {
+            None | Some(0) => Gpa(self.bytes),
+            Some(high_bytes) => Gpa(HIGH_RAM.saturating_add(high_bytes)),
+        }
     }
 
     /// Copies out of guest RAM what already has frames. Never sleeps.

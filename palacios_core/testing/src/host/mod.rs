@@ -33,7 +33,7 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What host to make.
 #[derive(Clone, Debug)]
@@ -196,12 +196,20 @@ impl TestHost {
             result
         });
         if host.0.config.broken.is_none() {
+            host.wait_for_threads();
             host.check_all_returned();
             assert_eq!(host.violations(), [], "what the guests' processors saw");
         }
         result
     }
 
+    /// Waits for threads that nobody can join any more.
+    fn wait_for_threads(&self) {
+        let end = Instant::now() + Duration::from_secs(5);
+        while self.0.objects.threads.load(SeqCst) > 0 && Instant::now() < end {
+            std::thread::yield_now();
+        }
+    }
     /// Panics unless everything that this host gave is back.
     pub fn check_all_returned(&self) {
         let pages = self.0.arena.given();
