@@ -23,6 +23,7 @@ class Stage:
     name: str
     help: str
     run: Callable[[Results], None]
+    debug_kernel: bool = False
 
 
 def output(log: str, *command: object, cwd: Path = TOP, env: dict | None = None) -> tuple[int, str]:
@@ -149,11 +150,11 @@ ALL = [
     Stage("style", "formatting, lints, licences", style),
     Stage("cargo", "unit, property and conformance tests of the core and the tools", cargo),
     Stage("targets", "the core alone, for a bare target and for wasm32", targets),
-    Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules),
+    Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules, debug_kernel=True),
     Stage("tools", "the v3 command", tools),
     Stage("guests", "the guests", guests),
-    Stage("testbed", "the test bed tells good from bad", selftest.run),
-    Stage("bed", "tests inside the emulated host, on the stock and the debug kernel", bed),
+    Stage("testbed", "the test bed tells good from bad", selftest.run, debug_kernel=True),
+    Stage("bed", "tests inside the emulated host, on the stock and the debug kernel", bed, debug_kernel=True),
     Stage("fuzz", "the fuzz targets, shortly", fuzz),
     Stage("docs", "every shell block of the documentation", docs),
 ]
