@@ -261,6 +261,10 @@ impl TestHost {
     pub fn violations(&self) -> Vec<Violation> {
         self.0.processors.violations()
     }
+    /// What guests broke so far; forgotten from now on.
+    pub fn take_violations(&self) -> Vec<Violation> {
+        self.0.processors.take_violations()
+    }
     /// Keeps what a vCPU that ends has to tell.
     pub(crate) fn record(&self, id: u64, guest: &Guest) {
         let record = Record {

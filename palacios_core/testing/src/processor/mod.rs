@@ -194,6 +194,9 @@ impl Processors {
             .map(|life| life.record.clone())
             .collect()
     }
+    pub fn take_violations(&self) -> Vec<Violation> {
+        std::mem::take(&mut lock(&self.violations))
+    }
     /// What was noted.
     pub fn violations(&self) -> Vec<Violation> {
         lock(&self.violations).clone()
