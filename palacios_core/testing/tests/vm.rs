@@ -336,6 +336,26 @@ fn a_second_launch_starts_from_the_image<B: TestBackend>() {
     });
 }
 
+/// Whoever runs in the guest, or is about to, comes out with the news.
+#[test]
+fn svm_may_be_switched_off_under_a_vm() {
+    type Svm = palacios_core::backend::svm::Svm<TestHost>;
+    for round in 0..10 {
+        on_each::<Svm>(|host, hypervisor| {
+            let kernel = match round % 2 {
+                0 => guests::spin(&[]),
+                _ => guests::cpuid_and_out(&[u32::MAX, 1]),
+            };
+            let vm = hypervisor.launch(&smp(kernel, 2));
+            while vm.count(Counter::Entries) < 3 {
+                std::thread::yield_now();
+            }
+            host.go_down();
+            assert_eq!(vm.wait(), StopReason::HostGone);
+        });
+    }
+}
+
 macro_rules! on_both_backends {
     ($($name:ident,)*) => {
         mod adversarial {

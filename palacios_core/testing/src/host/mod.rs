@@ -261,6 +261,10 @@ impl TestHost {
     pub fn violations(&self) -> Vec<Violation> {
         self.0.processors.violations()
     }
+    /// Goes down, as far as guests see it: switches SVM off on all CPUs, under whoever uses it.
+    pub fn go_down(&self) {
+        self.on_each_cpu(&|cpu| self.processors().cpu(cpu).svm.switch_off());
+    }
     /// What guests broke so far; forgotten from now on.
     pub fn take_violations(&self) -> Vec<Violation> {
         self.0.processors.take_violations()

@@ -3,6 +3,7 @@
 
 pub(crate) mod bus;
 pub(crate) mod execute;
+mod fixups;
 mod instruction;
 pub(crate) mod svm;
 pub(crate) mod tlb;

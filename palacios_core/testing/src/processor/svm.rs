@@ -50,6 +50,11 @@ impl Svm {
         self.msrs.get(&EFER).is_some_and(|v| v & efer::SVME != 0)
     }
 
+    /// The host goes down: EFER.SVME is cleared, whoever had set it.
+    pub fn switch_off(&mut self) {
+        self.msrs.insert(EFER, 0);
+    }
+
     pub fn vmsave(&self, cpu: CpuId, to: Vmcb) {
         let hidden = self.hidden.unwrap_or(Self::own(cpu));
         HIDDEN

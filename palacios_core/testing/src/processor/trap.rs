@@ -2,9 +2,9 @@
 //! Privileged instructions in tests: the machine beneath refuses them, and the signal that tells so has them done by the
 //! test host's processor instead. The code under test is what a kernel would run, down to its assembly.
 
+use super::fixups;
 use super::svm::{self, Run, TSC_AUX};
 use super::vmcb::Vmcb;
-use super::Violation;
 use crate::{heap, TestHost};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use palacios_core::host::CpuId;
@@ -17,6 +17,7 @@ const LA57: u64 = 1 << 12;
 pub fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        fixups::prepare();
         for signal in [libc::SIGSEGV, libc::SIGILL] {
             // SAFETY: the handler is a function of the right type; all other fields may be zero.
             unsafe {
@@ -90,6 +91,7 @@ fn emulate(registers: &mut Registers<'_>) -> bool {
     let i = Decoder::with_ip(64, bytes, rip, DecoderOptions::AMD).decode();
     let cpu = host.window_cpu().unwrap_or(CpuId(0));
     let known = match i.mnemonic() {
+        _ if is_off(&host, cpu, &i) => return fault(registers),
         Mnemonic::Mov => moved(&host, cpu, &i, registers),
         _ => system(&host, cpu, &i, registers),
     };
@@ -99,17 +101,24 @@ fn emulate(registers: &mut Registers<'_>) -> bool {
     known
 }
 
-fn system(host: &TestHost, cpu: CpuId, i: &Instruction, registers: &mut Registers<'_>) -> bool {
-    let mut core = host.processors().cpu(cpu);
-    let core_on = core.svm.is_on();
-    let needs_svm = matches!(
+/// The instruction faults as long as SVM is off.
+fn is_off(host: &TestHost, cpu: CpuId, i: &Instruction) -> bool {
+    let svm = matches!(
         i.mnemonic(),
         Mnemonic::Clgi | Mnemonic::Stgi | Mnemonic::Vmload | Mnemonic::Vmsave | Mnemonic::Vmrun
     );
-    if needs_svm && !core_on {
-        host.processors().note(Violation::Svm("SVM is off"));
-        return false;
-    }
+    svm && !host.processors().cpu(cpu).svm.is_on()
+}
+
+/// The instruction faults: goes on where the exception table says; `false` if that does not know.
+fn fault(registers: &mut Registers<'_>) -> bool {
+    let to = fixups::after(*registers.rip() as u64);
+    *registers.rip() = to.unwrap_or(*registers.rip() as u64) as i64;
+    to.is_some()
+}
+
+fn system(host: &TestHost, cpu: CpuId, i: &Instruction, registers: &mut Registers<'_>) -> bool {
+    let mut core = host.processors().cpu(cpu);
     let rax = registers.get(0);
     match i.mnemonic() {
         Mnemonic::Cli => core.svm.interrupts = false,
