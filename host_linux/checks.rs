@@ -56,8 +56,8 @@ unsafe extern "C" fn show(file: *mut bindings::seq_file, _data: *mut c_void) -> 
     // SAFETY: The file of this call.
     let file = unsafe { SeqFile::from_raw(file) };
     let report = |name: &str, outcome: Outcome| match outcome {
-        Ok(()) => seq_print!(file, "ok      {}\n", name),
-        Err(why) => seq_print!(file, "BROKEN  {}: {}\n", name, why.0),
+        Ok(()) => seq_print!(file, "ok {}\n", name),
+        Err(why) => seq_print!(file, "not ok {}: {}\n", name, why.0),
     };
     if conformance::run(&Linux, report).is_ok() {
         report(

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# What the host does to VMs: CPUs that go and come, memory that is not there, calls that race. It stays well, and all comes back.
+# bed: --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 600
+check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+held() { cat /sys/kernel/debug/v3vee/$1; }
+nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+
+# image NAME MEMORY TEST [VCPU LINES]: NAME.img
+image() {
+	printf 'name = "%s"\nmemory = "%s"\nkernel = "tmk"\ncmdline = "test=%s"\n%s\n' "$@" "" >$1.toml
+	v3 build $1.toml -o $1.img
+}
+image spin 32M spin_without_interrupts
+image wide 3000M memory_keeps
+image halt 32M halt_for_ever
+
+# CPU 1 goes away under guests, one of them busy and one asleep, and comes back.
+for vm in spin halt; do v3 create $vm.img $vm >/dev/null && v3 launch $vm; done
+cpu() { echo $1 >/sys/devices/system/cpu/cpu1/online; }
+rounds() { for _ in 1 2 3 4 5; do cpu 0 && cpu 1 || return 1; done; }
+check "a CPU goes and comes, five times" rounds
+for vm in spin halt; do
+	check "the VM $vm lived through it" sh -c "v3 info $vm | grep -q 'state: running'"
+	v3 stop $vm
+	v3 free $vm
+done
+check "nothing is held" nothing_held
+
+# A guest that takes more memory than there is stops, and leaves the host enough to live on.
+v3 create wide.img wide >/dev/null
+v3 launch wide
+until v3 info wide | grep -q "state: stopped"; do :; done
+check "a guest too big for the host stops with that reason" sh -c 'v3 info wide | grep -q "memory for guest RAM"'
+check "the host lives meanwhile" sh -c 'i=0; while [ $i -lt 50 ]; do i=$((i + 1)); (ls / >/dev/null) || exit 1; done'
+check "nobody was killed for it" sh -c '! dmesg | grep -qi "out of memory:"'
+v3 free wide
+check "its memory is back" nothing_held
+
+# Many callers at once, each call at any time: most are refused, none does harm.
+caller() {
+	for _ in $(seq 40); do
+		for call in "create halt.img race" "launch race" "pause race" "relocate race 0 0x100000" "continue race" "stop race" "free race"; do
+			v3 $call >/dev/null 2>&1
+		done
+	done
+}
+callers=""
+for _ in 1 2 3 4; do caller & callers="$callers $!"; done
+wait $callers
+v3 stop race 2>/dev/null
+v3 free race 2>/dev/null
+check "nothing is held after a race of calls" nothing_held
+
+# Allocations that fail, wherever they may: a VM is made whole, or not at all.
+fail() { for knob in failslab fail_page_alloc; do echo $2 >/sys/kernel/debug/$knob/$1; done; }
+if [ -e /sys/kernel/debug/failslab ]; then
+	fail task-filter Y; fail interval 1; fail times -1; fail verbose 0
+	echo 0 >/sys/kernel/debug/fail_page_alloc/min-order
+	echo N >/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait
+	echo N >/sys/kernel/debug/failslab/ignore-gfp-wait
+	made=0 refused=0
+	for percent in 1 2 5; do
+		fail probability $percent
+		for _ in $(seq 30); do
+			sh -c 'echo 1 >/proc/self/make-it-fail; exec v3 create halt.img frail' >/dev/null 2>&1
+			if [ -e /dev/v3-vm0 ]; then
+				made=$((made + 1))
+				v3 free frail
+			else
+				refused=$((refused + 1))
+			fi
+		done
+	done
+	fail probability 0
+	echo "made $made, refused $refused"
+	check "some VMs were made, some not" [ $made -gt 0 -a $refused -gt 0 ]
+	check "nothing is held after failed allocations" nothing_held
+fi
+check "rmmod" rmmod v3vee
