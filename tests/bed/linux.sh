@@ -6,7 +6,7 @@ check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name
 
 # guest SERIES TOKEN SCRIPT: one boot of the guest, its words in `log`.
 guest() {
-	v3 run --name "$2" --kernel "vmlinuz-$1" --initrd initramfs --append "console=ttyS0 quiet v3.token=$2 v3.script=$3" --timeout 150 \
+	v3 run --name "$2" --kernel "vmlinuz-$1" --initrd initramfs --append "console=ttyS0 quiet v3.token=$2 v3.script=$3" --timeout 300 \
 		</dev/null >log 2>&1
 }
 
