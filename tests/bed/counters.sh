@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # A guest that executes exactly so many CPUIDs and OUTs moves the counters by exactly so many.
-# bed: --kernel stock --add build/guests/tmk/tmk
+# bed: --add build/guests/tmk/tmk
 counter() { sed -n "s/.*\"$1\": *\([0-9]*\).*/\1/p" log | head -n 1; }
 run() { v3 run --kernel tmk --mem 64 --append "test=counted cpuids=$1 outs=$2" --timeout 60 --json </dev/null >log 2>err; }
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Stock Debian kernels as guests: up to a shell, time, AVX, exit status, reboot, power-off.
-# bed: --kernel stock --timeout 900 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
+# bed: --timeout 900 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
 # bed: --add build/guests/linux/vmlinuz-7
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # One CPU, and a VM that spins with interrupts off: the host stays usable, a second VM runs to its end, the first stops.
-# bed: --kernel stock --cpus 1 --add build/guests/tmk/tmk
+# bed: --cpus 1 --add build/guests/tmk/tmk
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 cat >spin.toml <<TOML
 name = "spin"
