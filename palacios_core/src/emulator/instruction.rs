@@ -204,4 +204,14 @@ impl InstructionBytes {
         }
         report
     }
+
+    /// Those that are there.
+    pub fn get(&self) -> &[u8] {
+        self.bytes.get(..self.len.into()).unwrap_or(&self.bytes)
+    }
+
+    /// Room for the others.
+    pub fn rest(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.len.into()..).unwrap_or_default()
+    }
 }

@@ -81,17 +81,13 @@ impl<'a, C: Cpu> Machine<'a, C> {
         decode: fn(&[u8], CodeSize) -> Result<T, DecodeError>,
         length: fn(&T) -> u8,
     ) -> Result<T, Fault> {
-        let mut buf = [0; MAX_INSTRUCTION_BYTES];
-        let given = self.cpu.fetched();
-        let mut len = given.len().min(MAX_INSTRUCTION_BYTES);
-        for (to, from) in buf.iter_mut().zip(given) {
-            *to = *from;
-        }
+        self.bytes = InstructionBytes::new(self.cpu.fetched());
         let rip = self.rip_after(0);
+        if self.bytes.len == 0 {
+            self.fetch_more(rip)?;
+        }
         loop {
-            let bytes = buf.get(..len).unwrap_or(&buf);
-            self.bytes = InstructionBytes::new(bytes);
-            let error = match decode(bytes, self.mode.code) {
+            let error = match decode(self.bytes.get(), self.mode.code) {
                 Ok(decoded) => {
                     self.linear(Seg::Cs, rip, length(&decoded), AccessKind::Execute)?;
                     return Ok(decoded);
@@ -99,32 +95,29 @@ impl<'a, C: Cpu> Machine<'a, C> {
                 Err(error) => error,
             };
             match error {
-                DecodeError::Incomplete if len < MAX_INSTRUCTION_BYTES => {}
+                DecodeError::Incomplete if self.bytes.get().len() < MAX_INSTRUCTION_BYTES => {}
                 DecodeError::Incomplete | DecodeError::TooLong => {
                     return Err(self.fault(Exception::general_protection(0)));
                 }
                 DecodeError::BadLock => return Err(self.fault(Exception::INVALID_OPCODE)),
                 DecodeError::Unknown => return Err(Fault::Unsupported(self.bytes)),
             }
-            len = self.fetch_more(rip, &mut buf, len)?;
+            self.fetch_more(rip)?;
         }
     }
 
-    /// Reads what the next page, or the rest of this one, has of the instruction; returns how many bytes there are now.
-    fn fetch_more(&mut self, rip: u64, buf: &mut [u8], len: usize) -> Result<usize, Fault> {
-        let at = self.linear(
-            Seg::Cs,
-            rip.wrapping_add(len as u64),
-            1,
-            AccessKind::Execute,
-        )?;
+    /// Reads what this page, or the next, has of the instruction beyond what is there.
+    fn fetch_more(&mut self, rip: u64) -> Result<(), Fault> {
+        let rip = rip.wrapping_add(self.bytes.len.into());
+        let at = self.linear(Seg::Cs, rip, 1, AccessKind::Execute)?;
         let access = self.access(AccessKind::Execute);
         let gpa = self.cpu.translate(at, access)?;
-        let room = (PAGE_SIZE - at.page_offset()) as usize;
-        let rest = buf.get_mut(len..).unwrap_or(&mut []);
+        let room = PAGE_SIZE.wrapping_sub(at.page_offset()) as usize;
+        let rest = self.bytes.rest();
         let count = rest.len().min(room);
         self.cpu
             .fetch(gpa, rest.get_mut(..count).unwrap_or(&mut []))?;
-        Ok(len.saturating_add(count))
+        self.bytes.len = self.bytes.len.saturating_add(count as u8);
+        Ok(())
     }
 }

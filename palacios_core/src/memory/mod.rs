@@ -227,6 +227,19 @@ impl<H: Host> Memory<H> {
         Ok(())
     }
 
+    /// The aligned word of `size` (4 or 8) bytes that holds `gpa`, in one access; `None` if it has no frame yet. Never
+    /// sleeps.
+    pub fn read_word_resident(&self, gpa: Gpa, size: u8) -> Option<u64> {
+        let first = if size == 8 { gpa.0 & !7 } else { gpa.0 & !3 };
+        // SAFETY: 8 or 4 bytes, aligned to that, of a frame that stays mapped meanwhile.
+        self.if_resident(Gpa(first), |at| unsafe {
+            match size {
+                8 => at.cast::<u64>().read_volatile(),
+                _ => at.cast::<u32>().read_volatile().into(),
+            }
+        })
+    }
+
     /// Runs `f` on the host address of `gpa`, whose page cannot be revoked meanwhile; `None` if it has no frame.
     fn if_resident<R>(&self, gpa: Gpa, f: impl FnOnce(*mut u8) -> R) -> Option<R> {
         let tables = self.tables.lock();

@@ -431,6 +431,9 @@ impl Path {
                 AccessKind::Write if i == last => ACCESSED | DIRTY,
                 _ => ACCESSED,
             };
+            if entry & marks == marks {
+                continue;
+            }
             // Tables that map themselves use an entry more than once on the way.
             let mut above = self.entries().iter().take(i).skip(first);
             let seen = above.any(|&(other, _)| other == at);

@@ -353,10 +353,14 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
         if !memory.is_ram(at) {
             return Ok(u64::MAX);
         }
-        let mut entry = [0; 8];
-        let bytes = entry.get_mut(..usize::from(size)).unwrap_or_default();
-        self.fetch(at, bytes)?;
-        Ok(u64::from_le_bytes(entry))
+        loop {
+            match memory.read_word_resident(at, size) {
+                Some(entry) => return Ok(entry),
+                // A table without a frame waits until its fill may sleep.
+                None if self.vcpu.in_window => return Err(Fault::Retry),
+                None => memory.fill(at).map_err(|_| Fault::Memory(at))?,
+            }
+        }
     }
 
     fn compare_exchange_entry(
