@@ -5,6 +5,7 @@ Also what is made from it or beside it: the debug kernel, and the stock kernels 
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from . import steps
 from .archive import Archive, sources
-from .cache import RECIPES, Failure, cache_dir, lock, made_whole, newest, recipe_hash
+from .cache import RECIPES, TOP, Failure, cache_dir, lock, made_whole, newest, recipe_hash
 
 SUITE = "trixie"
 BACKPORTS = "trixie-backports"
@@ -66,7 +67,10 @@ def privileged() -> list[str]:
     if os.geteuid() == 0:
         return []
     if not shutil.which("sudo"):
-        raise Failure("making the host root needs root: run `scripts/bootstrap` once as root, or install sudo")
+        cache = shlex.quote(str(cache_dir()))
+        line = f"env PATH={shlex.quote(os.environ['PATH'])} XDG_CACHE_HOME={shlex.quote(str(cache_dir().parent))} "
+        line += f"{shlex.quote(str(TOP / 'scripts/bootstrap'))} && chown -R {os.geteuid()}:{os.getegid()} {cache}"
+        raise Failure(f"making the host root needs root, and there is no sudo. Ask an administrator to run, once:\n  {line}")
     return ["sudo"]
 
 
