@@ -12,6 +12,7 @@ mod load;
 mod memory;
 mod modes;
 mod rtc;
+mod sleep;
 mod strings;
 mod time;
 
@@ -30,6 +31,7 @@ pub static ALL: &[&[Test]] = &[
     rtc::TESTS,
     modes::TESTS,
     load::TESTS,
+    sleep::TESTS,
     hostile::TESTS,
 ];
 
