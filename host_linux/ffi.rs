@@ -35,6 +35,8 @@ extern "C" {
     pub(crate) fn v3vee_set_running();
     pub(crate) fn v3vee_pin(task: *mut bindings::task_struct, cpu: u32) -> i32;
 
+    pub(crate) fn v3vee_tsc_stable() -> bool;
+
     pub(crate) fn v3vee_irq_disable();
     pub(crate) fn v3vee_irq_enable();
     pub(crate) fn v3vee_irq_save() -> usize;
@@ -51,6 +53,4 @@ extern "C" {
 
     pub(crate) fn v3vee_syscore_register();
     pub(crate) fn v3vee_syscore_unregister();
-    pub(crate) fn v3vee_power_register(block: *mut bindings::notifier_block) -> i32;
-    pub(crate) fn v3vee_power_unregister(block: *mut bindings::notifier_block);
 }

@@ -18,8 +18,8 @@
 #include <linux/sched/mm.h>
 #include <linux/sizes.h>
 #include <linux/spinlock.h>
-#include <linux/suspend.h>
 #include <linux/syscore_ops.h>
+#include <linux/timekeeping.h>
 #include <linux/vtime.h>
 #include <asm/debugreg.h>
 #include <asm/io.h>
@@ -149,6 +149,28 @@ int v3vee_pin(struct task_struct *task, unsigned int cpu)
 	if (cpu >= nr_cpu_ids || !cpu_online(cpu))
 		return -EINVAL;
 	return set_cpus_allowed_ptr(task, cpumask_of(cpu));
+}
+
+/* Time. */
+
+/*
+ * The kernel trusts the counter if it keeps its own time by it; it has then looked whether all CPUs agree, goes on looking,
+ * and marks it when they cease to. That it does not keep time by it now may have other reasons.
+ */
+bool v3vee_tsc_stable(void);
+bool v3vee_tsc_stable(void)
+{
+	static bool trusted;
+	struct system_time_snapshot now;
+
+	if (check_tsc_unstable())
+		return false;
+	if (!READ_ONCE(trusted)) {
+		ktime_get_snapshot_id(CLOCK_MONOTONIC, &now);
+		if (now.valid && now.cs_id == CSID_X86_TSC)
+			WRITE_ONCE(trusted, true);
+	}
+	return READ_ONCE(trusted);
 }
 
 /* The window: see window.rs. */
@@ -290,7 +312,7 @@ void v3vee_halt(void)
 	preempt_enable();
 }
 
-/* The last CPU before sleep, the first after it, and the end of the host: see cpus.rs. */
+/* Sleep, wake-up and the end of the host: see cpus.rs. */
 
 void v3vee_cpu_suspend(void);
 void v3vee_cpu_resume(void);
@@ -330,18 +352,4 @@ void v3vee_syscore_unregister(void);
 void v3vee_syscore_unregister(void)
 {
 	unregister_syscore(&syscore);
-}
-
-/* Told before the host sleeps and after, where it can: see sleep.rs. */
-
-int v3vee_power_register(struct notifier_block *block);
-int v3vee_power_register(struct notifier_block *block)
-{
-	return register_pm_notifier(block);
-}
-
-void v3vee_power_unregister(struct notifier_block *block);
-void v3vee_power_unregister(struct notifier_block *block)
-{
-	unregister_pm_notifier(block);
 }

@@ -95,6 +95,11 @@ impl Host for Linux {
         u64::from(unsafe { bindings::tsc_khz }) * 1000
     }
 
+    fn tsc_stable(&self) -> bool {
+        // SAFETY: Any context.
+        unsafe { ffi::v3vee_tsc_stable() }
+    }
+
     fn thread(&self, name: fmt::Arguments<'_>, cpu: Option<CpuId>) -> Result<Thread, NoMemory> {
         Thread::new(name, cpu)
     }

@@ -15,7 +15,6 @@ mod machine;
 mod memory;
 mod misc;
 mod queue;
-mod sleep;
 mod stream;
 mod sync;
 mod threads;

@@ -17,11 +17,12 @@ fn main() -> ExitCode {
         ["avx"] => avx(),
         ["clock"] => clock(),
         ["sleep"] => sleep_a_second(),
+        ["watch"] => watch(),
         ["exit", value] => value
             .parse()
             .map_err(|e| format!("{e}"))
             .and_then(test_exit),
-        _ => Err("usage: probe hypervisor | avx | clock | sleep | exit N".into()),
+        _ => Err("usage: probe hypervisor | avx | clock | sleep | watch | exit N".into()),
     };
     match answer {
         Ok(text) => {
@@ -114,6 +115,32 @@ fn clock() -> Answer {
         "{READS} reads, {}",
         source.unwrap_or_default().trim()
     ))
+}
+
+/// Six seconds in which the host pauses the machine, between two lines on the console: no clock steps back, and they agree.
+fn watch() -> Answer {
+    const WATCH: Duration = Duration::from_secs(6);
+    const AGREE: Duration = Duration::from_millis(50);
+    std::fs::write("/dev/console", "guest: watching\n").map_err(|e| format!("{e}"))?;
+    let (start, day) = (Instant::now(), SystemTime::now());
+    let (mut last, mut last_tsc, mut reads) = (start, 0, 0u64);
+    while last - start < WATCH {
+        // SAFETY: every processor with 64-bit mode has the instruction.
+        let tsc = unsafe { std::arch::x86_64::_rdtsc() };
+        let now = Instant::now();
+        if now < last || tsc < last_tsc {
+            return Err(format!(
+                "stepped back after {:?}, {reads} reads",
+                now - start
+            ));
+        }
+        (last, last_tsc, reads) = (now, tsc, reads + 1);
+    }
+    let day = day.elapsed().map_err(|e| format!("{e}"))?;
+    match start.elapsed().abs_diff(day) {
+        apart if apart > AGREE => Err(format!("the clocks went {apart:?} apart")),
+        _ => Ok(format!("{reads} reads")),
+    }
 }
 
 /// A timer of one second takes a second by the running clock and by the clock of the day.

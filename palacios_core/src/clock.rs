@@ -10,6 +10,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 pub const NS_PER_S: u64 = 1_000_000_000;
 /// Not paused.
 const RUNNING: u64 = u64::MAX;
+/// The guest's counter is the host's, less a constant.
+const HOST_COUNTER: u64 = 1 << 63;
 
 /// A factor between two rates: `ticks * factor >> shift`, without a wide division on each use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,53 +50,109 @@ impl Ratio {
 }
 
 /// A VM's clock.
+///
+/// Guests take time from the counter: at [`VmClock::tsc_khz`] it counts nanoseconds since the VM first ran. Where the host
+/// vouches for its counters ([`Host::tsc_stable`]), the guest's is the host's, less a constant; it drifts against the host's
+/// clock as that is steered. Elsewhere CPUs' counts cannot be compared, and the guest's follows the host's clock.
 pub struct VmClock<H: Host> {
     host: H,
-    tsc_per_ns: Ratio,
+    tsc_of_ns: Ratio,
+    ns_of_tsc: Ratio,
     tsc_khz: u32,
     /// What the host's clock is ahead of the VM's.
     behind_ns: AtomicU64,
     /// What the host's counter is ahead of the guest's.
     behind_tsc: AtomicU64,
+    /// What this clock, in ticks, is ahead of the guest's counter; or [`HOST_COUNTER`].
+    behind_clock: AtomicU64,
     /// The VM's time at which it was paused, or [`RUNNING`].
     paused_ns: AtomicU64,
+    /// The guest's counter then.
+    paused_tsc: AtomicU64,
 }
 
 impl<H: Host> VmClock<H> {
     /// A clock that stands at zero; [`VmClock::resume`] starts it.
-    pub fn new(host: &H, host_tsc: u64) -> Self {
-        let hz = host.tsc_hz().max(1);
+    pub fn new(host: &H) -> Self {
+        let tsc_khz = u32::try_from(host.tsc_hz() / 1000).unwrap_or(u32::MAX);
+        let hz = u64::from(tsc_khz).wrapping_mul(1000);
+        // A counter of no known rate is passed on as it is.
+        let behind_clock = match host.tsc_stable() || hz == 0 {
+            true => HOST_COUNTER,
+            false => 0,
+        };
         Self {
-            tsc_per_ns: Ratio::new(NS_PER_S, hz),
-            tsc_khz: u32::try_from(hz / 1000).unwrap_or(u32::MAX),
-            behind_ns: AtomicU64::new(host.now_ns()),
-            behind_tsc: AtomicU64::new(host_tsc),
+            tsc_of_ns: Ratio::new(NS_PER_S, hz),
+            ns_of_tsc: Ratio::new(hz, NS_PER_S),
+            tsc_khz,
+            behind_ns: AtomicU64::new(0),
+            behind_tsc: AtomicU64::new(0),
+            behind_clock: AtomicU64::new(behind_clock),
             paused_ns: AtomicU64::new(0),
+            paused_tsc: AtomicU64::new(0),
             host: host.clone(),
         }
     }
-    /// Stops the clock.
-    pub fn pause(&self) {
-        self.paused_ns.store(self.now_ns(), Ordering::SeqCst);
+    /// Stops the clock. No vCPU may be in the guest, whose counter would go on. `host_tsc` is the host's counter now.
+    pub fn pause(&self, host_tsc: u64) {
+        if self.paused_ns.load(Ordering::SeqCst) == RUNNING {
+            self.paused_tsc.store(self.tsc(host_tsc), Ordering::SeqCst);
+            self.paused_ns.store(self.now_ns(), Ordering::SeqCst);
+        }
     }
     /// Starts the clock from where it stands. `host_tsc` is the host's counter now.
     pub fn resume(&self, host_tsc: u64) {
-        let paused_ns = self.paused_ns.swap(RUNNING, Ordering::SeqCst);
-        if paused_ns != RUNNING {
-            self.behind_ns
-                .store(self.host.now_ns().wrapping_sub(paused_ns), Ordering::SeqCst);
-            let guest_tsc = self.tsc_per_ns.of(paused_ns);
-            self.behind_tsc
-                .store(host_tsc.wrapping_sub(guest_tsc), Ordering::SeqCst);
+        let paused_ns = self.paused_ns.load(Ordering::SeqCst);
+        if paused_ns == RUNNING {
+            return;
+        }
+        let behind_ns = self.host.now_ns().wrapping_sub(paused_ns);
+        self.behind_ns.store(behind_ns, Ordering::SeqCst);
+        let paused_tsc = self.paused_tsc.load(Ordering::SeqCst);
+        let (behind, ahead) = match self.follows_clock() {
+            true => (&self.behind_clock, self.tsc_of_ns.of(paused_ns)),
+            false => (&self.behind_tsc, host_tsc),
+        };
+        behind.store(ahead.wrapping_sub(paused_tsc), Ordering::SeqCst);
+        self.paused_ns.store(RUNNING, Ordering::SeqCst);
+    }
+
+    /// The guest's counter on a CPU where the host's stands at `host_tsc`.
+    pub fn tsc(&self, host_tsc: u64) -> u64 {
+        if self.paused_ns.load(Ordering::SeqCst) != RUNNING {
+            return self.paused_tsc.load(Ordering::SeqCst);
+        }
+        match self.behind_clock.load(Ordering::SeqCst) {
+            HOST_COUNTER => host_tsc.wrapping_sub(self.behind_tsc.load(Ordering::SeqCst)),
+            behind => self.tsc_of_ns.of(self.now_ns()).wrapping_sub(behind),
         }
     }
-    /// What the guest's counter is ahead of the host's, modulo 2^64.
-    pub fn tsc_offset(&self) -> u64 {
-        self.behind_tsc.load(Ordering::SeqCst).wrapping_neg()
+    /// The counter must be set anew whenever a vCPU is loaded, for its CPU.
+    pub fn follows_clock(&self) -> bool {
+        self.behind_clock.load(Ordering::SeqCst) != HOST_COUNTER
     }
-    /// The counter's rate.
+    /// All vCPUs' counters show the same at any time, and count at one rate. Once `false`, never `true` again. `host_tsc` is
+    /// the host's counter now: where the host has just ceased to vouch for it, the guest's goes on from there by the clock.
+    pub fn tsc_stable(&self, host_tsc: u64) -> bool {
+        let stable = self.host.tsc_stable();
+        if !stable && self.tsc_khz != 0 && !self.follows_clock() {
+            let by_clock = self.tsc_of_ns.of(self.now_ns());
+            let behind = by_clock.wrapping_sub(self.tsc(host_tsc));
+            // Whoever comes first says it for all.
+            let (from, order) = (HOST_COUNTER, Ordering::SeqCst);
+            let _ = self
+                .behind_clock
+                .compare_exchange(from, behind, order, order);
+        }
+        stable && self.tsc_khz != 0 && !self.follows_clock()
+    }
+    /// The counter's rate; 0 where the host knows none.
     pub fn tsc_khz(&self) -> u32 {
         self.tsc_khz
+    }
+    /// Nanoseconds that the counter takes for `ticks`.
+    pub fn ns_of_tsc(&self, ticks: u64) -> u64 {
+        self.ns_of_tsc.of(ticks)
     }
     /// A time of this clock on the host's scale.
     pub fn host_ns(&self, at_ns: u64) -> u64 {

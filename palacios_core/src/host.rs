@@ -65,8 +65,11 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn now_ns(&self) -> u64;
     /// Nanoseconds since 1970-01-01 UTC. *Any.*
     fn wall_ns(&self) -> u64;
-    /// The rate of the time stamp counter, if this machine has one that is constant.
+    /// The rate of the time stamp counter; 0 where it is not known.
     fn tsc_hz(&self) -> u64;
+    /// The counters of all CPUs count at that one rate, idle or not, and show the same at any time: what was read on one may
+    /// be used on another. A host that is not sure says `false`. May become `false`, for good. *Any*, often.
+    fn tsc_stable(&self) -> bool;
 
     // Threads and locks
 

@@ -101,6 +101,9 @@ impl Host for FakeHost {
     fn tsc_hz(&self) -> u64 {
         0
     }
+    fn tsc_stable(&self) -> bool {
+        true
+    }
     fn thread(&self, _: fmt::Arguments<'_>, _: Option<CpuId>) -> Result<Nothing, NoMemory> {
         Err(NoMemory)
     }

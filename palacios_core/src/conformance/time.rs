@@ -60,5 +60,9 @@ pub fn sane<H: Host>(host: &H) -> Outcome {
         hz == 0 || (SLOWEST_TSC_HZ..FASTEST_TSC_HZ).contains(&hz),
         "tsc_hz is in Hz, or 0 where there is none",
     )?;
-    ensure(hz == host.tsc_hz(), "tsc_hz does not change")
+    ensure(hz == host.tsc_hz(), "tsc_hz does not change")?;
+    ensure(
+        hz != 0 || !host.tsc_stable(),
+        "a stable counter has a known rate",
+    )
 }

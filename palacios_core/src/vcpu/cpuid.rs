@@ -31,6 +31,8 @@ pub struct Cpu {
     pub xcr0_allowed: u64,
     /// The local APIC is enabled in its base register.
     pub apic_enabled: bool,
+    /// All vCPUs' time stamp counters agree, and run at one rate in all states.
+    pub tsc_stable: bool,
 }
 
 const fn bits(list: &[u32]) -> u32 {
@@ -79,6 +81,9 @@ const LEAF_8_8_EBX: u32 = bits(&[0, 2]);
 /// XSAVEOPT, XSAVEC, XGETBV with ECX 1.
 const LEAF_D_1_EAX: u32 = bits(&[0, 1, 2]);
 
+/// In EDX of leaf 0x8000_0007.
+const INVARIANT_TSC: u32 = 1 << 8;
+
 const MAX_LEAF: u32 = 0xd;
 const MAX_EXTENDED_LEAF: u32 = 0x8000_0008;
 
@@ -112,8 +117,7 @@ pub fn answer(
         }
         // The brand, and the caches.
         0x8000_0002..=0x8000_0006 => native(leaf, 0),
-        // The counter runs at one rate in all states, if the host's does.
-        0x8000_0007 => [0, 0, 0, native(leaf, 0)[3] & 1 << 8],
+        0x8000_0007 if cpu.tsc_stable => [0, 0, 0, native(leaf, 0)[3] & INVARIANT_TSC],
         0x8000_0008 => {
             let [eax, ebx, _, _] = native(leaf, 0);
             [
@@ -242,6 +246,7 @@ mod tests {
         xcr0: 1,
         xcr0_allowed: 7,
         apic_enabled: true,
+        tsc_stable: true,
     };
 
     fn all_ones(leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -268,6 +273,12 @@ mod tests {
         assert_eq!(answer(&CPU, 7, 0, all_ones)[1] & AVX_512_EBX, 0);
         assert_eq!(answer(&CPU, 0x8000_000a, 0, all_ones), [0; 4]);
         assert_eq!(answer(&CPU, 0, 0, all_ones)[0], MAX_LEAF);
+        assert_eq!(answer(&CPU, 0x8000_0007, 0, all_ones)[3], INVARIANT_TSC);
+        let unstable = Cpu {
+            tsc_stable: false,
+            ..CPU
+        };
+        assert_eq!(answer(&unstable, 0x8000_0007, 0, all_ones), [0; 4]);
     }
 
     #[test]

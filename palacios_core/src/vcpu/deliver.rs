@@ -89,11 +89,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             self.arch.flush_tlb();
             here.shared.stats.add(Counter::TlbFlushes, 1);
         }
-        let tsc_offset = here.vm.clock().tsc_offset();
-        if tsc_offset != self.tsc_offset {
-            self.tsc_offset = tsc_offset;
-            self.arch.set_tsc_offset(tsc_offset);
-        }
         self.accept_vectors(here);
         self.deliver(here);
         true

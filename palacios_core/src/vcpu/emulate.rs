@@ -8,7 +8,6 @@ use crate::backend::{Backend, BackendVcpu};
 use crate::devices::GuestMemory;
 use crate::emulator::{self, Cpu, Fault};
 use crate::host::Host;
-use crate::interrupts::apic_timer::Now;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
 use crate::memory::walk::{self, Access, GuestTables, Paging, WalkError};
@@ -62,11 +61,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(super) fn in_64_bit_mode(&self) -> bool {
         let code = self.arch.segment(Seg::Cs).attributes;
         self.arch.control().efer & efer::LMA != 0 && code.has(SegmentAttributes::L)
-    }
-
-    /// The instant, on the clocks that the local APIC counts.
-    pub(super) fn now(&self, here: &Here<'_, H, B>) -> Now {
-        here.vm.now()
     }
 
     /// Passes on what an access to the local APIC asks for.

@@ -2,6 +2,7 @@
 //! The instructions that always exit, but for memory and ports.
 #![forbid(unsafe_code)]
 
+use super::pvclock::{FEATURES_LEAF, SIGNATURE_LEAF};
 use super::{cpuid, Activity, Here, Vcpu};
 use crate::backend::{Backend, BackendVcpu};
 use crate::host::Host;
@@ -21,10 +22,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             xcr0: self.arch.xcr0(),
             xcr0_allowed: self.msrs.features().xcr0,
             apic_enabled: self.apic.mode() != ApicMode::Disabled,
+            tsc_stable: self.pvclock.is_stable(),
         };
-        let answer = cpuid::answer(&cpu, leaf, subleaf, |leaf, subleaf| {
-            backend.cpuid(leaf, subleaf)
-        });
+        let native = |leaf, subleaf| backend.cpuid(leaf, subleaf);
+        let answer = match leaf {
+            SIGNATURE_LEAF | FEATURES_LEAF => self.pvclock.cpuid(leaf, here.vm.clock().tsc_khz()),
+            _ => cpuid::answer(&cpu, leaf, subleaf, native),
+        };
         let gprs = self.arch.gprs_mut();
         for (reg, value) in [Reg::Rax, Reg::Rbx, Reg::Rcx, Reg::Rdx]
             .into_iter()

@@ -8,7 +8,9 @@ mod deliver;
 mod emulate;
 mod instructions;
 mod msr;
+mod pvclock;
 mod shared;
+mod tsc;
 
 use crate::backend::{Backend, BackendVcpu, Event, Exit, NestedFault, PortAccess};
 use crate::emulator::Fault;
@@ -51,7 +53,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     ext_int: bool,
     /// The memory generation that the last flush covers.
     generation: u64,
-    tsc_offset: u64,
+    tsc: tsc::Tsc,
+    pvclock: pvclock::PvClock,
     armed_ns: Option<u64>,
     /// The length of the instruction that exited, where the hardware gives none.
     length: Option<u8>,
@@ -85,7 +88,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             nmi_pending: false,
             ext_int: false,
             generation: 0,
-            tsc_offset: 0,
+            tsc: tsc::Tsc::default(),
+            pvclock: pvclock::PvClock::default(),
             armed_ns: None,
             length: None,
             rearm: false,
@@ -99,6 +103,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(crate) fn reset(&mut self, vm: &Vm<H, B>) {
         self.msrs = msr::Msrs::new(vm.backend());
         self.apic = new_apic(self.index, vm.backend());
+        self.pvclock = pvclock::PvClock::default();
+        self.tsc.reset();
         let first = self.index == 0;
         let state = if first { vm.boot_state() } else { RESET };
         self.init(&state);
@@ -150,6 +156,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 self.idle(&here);
                 continue;
             }
+            if !self.publish_clock(&here) {
+                continue;
+            }
             if let Some(exit) = self.enter(&here) {
                 self.dispatch(&here, exit);
             }
@@ -173,10 +182,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let (host, backend) = (here.vm.host(), here.vm.backend());
         self.arch.load(host, backend, cpu);
         self.in_window = true;
+        self.load_tsc(here);
         let exit = match self.timer_came(here) {
             true => None,
             false => self.entries(here),
         };
+        self.unload_tsc(here);
         self.in_window = false;
         self.arch.unload(host, backend);
         exit
@@ -197,10 +208,15 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 return Some(exit);
             }
             here.shared.stats.add(Counter::Settled, 1);
-            if self.rearm || self.stopping.is_some() || host.window_must_end() {
+            if self.must_leave() || host.window_must_end() {
                 return None;
             }
         }
+    }
+
+    /// There is something to do before the next entry that needs more than a window.
+    fn must_leave(&self) -> bool {
+        self.rearm || self.pvclock.is_due() || self.stopping.is_some()
     }
 
     /// The armed time came. If that was before the window opened, its kick found nobody in the guest.
@@ -362,7 +378,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Does what is due, and has the host call when the next is.
     fn tick(&mut self, here: &Here<'_, H, B>) {
         let vm = here.vm;
-        let now = vm.now();
+        let now = self.now(here);
         let now_ns = now.ns;
         if self.apic.deadline_ns(now).is_some_and(|at| at <= now_ns) {
             self.apic.tick(now);

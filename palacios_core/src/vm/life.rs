@@ -6,7 +6,7 @@
 
 use super::Vm;
 use crate::backend::Backend;
-use crate::devices::{Clock, PowerRequest};
+use crate::devices::PowerRequest;
 use crate::emulator::InstructionBytes;
 use crate::host::{Host, Level, Lock, NoMemory, Thread};
 use crate::interrupts::pending::Events;
@@ -258,11 +258,16 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// Has the VM stand still. *Thread.*
     pub fn pause(&self) -> Result<(), LifeError> {
+        let _control = self.control.lock();
         if !self.change(RunState::Running, RunState::Paused) {
             return Err(LifeError::WrongState(self.state()));
         }
-        self.clock.pause();
         self.call_all();
+        // What a guest has seen of its clock cannot be taken back: it stops when nobody can look.
+        for slot in &self.vcpus {
+            slot.shared.leave_guest(&self.host, u64::MAX);
+        }
+        self.clock.pause(self.backend.tsc());
         self.observer.state_changed();
         Ok(())
     }
@@ -342,7 +347,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     fn thread_ended(&self) {
         if self.alive.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.clock.pause();
+            self.clock.pause(self.backend.tsc());
             self.run_state
                 .store(RunState::Stopped as u8, Ordering::SeqCst);
             if let State::Stopped(reason) = self.state() {
@@ -401,7 +406,6 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         *self.chipset.lock() = crate::interrupts::chipset::Chipset::new();
         self.bus.reset();
         self.reset_shared();
-        let _ = self.clock.now_ns();
         self.load_image()
             .map_err(|error| self.log(Level::Error, format_args!("reset: {error}")))
     }

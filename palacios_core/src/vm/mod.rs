@@ -167,7 +167,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let parsed = Image::parse((*image).as_ref()).map_err(CreateError::Image)?;
         let machine = parsed.machine().map_err(CreateError::Image)?;
         let memory = Memory::new(host, ram, machine.memory_bytes, backend.table_format())?;
-        let clock = VmClock::new(host, backend.tsc());
+        let clock = VmClock::new(host);
         let mut vcpus = Vec::new();
         for index in 0..machine.vcpus {
             let pin = machine.pin(index).map(CpuId);

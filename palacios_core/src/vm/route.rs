@@ -30,13 +30,9 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// The instant, on the clocks that local APICs count.
     pub(crate) fn now(&self) -> Now {
-        let (ns, tsc) = (
-            self.clock.now_ns(),
-            self.backend.tsc().wrapping_add(self.clock.tsc_offset()),
-        );
         Now {
-            ns,
-            tsc,
+            ns: self.clock.now_ns(),
+            tsc: self.clock.tsc(self.backend.tsc()),
             tsc_khz: self.clock.tsc_khz(),
         }
     }

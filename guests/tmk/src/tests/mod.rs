@@ -11,8 +11,8 @@ mod interrupts;
 mod load;
 mod memory;
 mod modes;
+mod pvclock;
 mod rtc;
-mod sleep;
 mod strings;
 mod time;
 
@@ -28,10 +28,10 @@ pub static ALL: &[&[Test]] = &[
     strings::TESTS,
     interrupts::TESTS,
     time::TESTS,
+    pvclock::TESTS,
     rtc::TESTS,
     modes::TESTS,
     load::TESTS,
-    sleep::TESTS,
     hostile::TESTS,
 ];
 

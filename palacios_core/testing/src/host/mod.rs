@@ -31,7 +31,7 @@ use palacios_core::host::{CpuId, Host, Level, LockClass, NoMemory, PageRequest, 
 use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,7 @@ struct Inner {
     log: Mutex<Vec<LogLine>>,
     processors: Processors,
     records: Mutex<Vec<Record>>,
+    tsc_stable: AtomicBool,
 }
 
 /// What a vCPU did in its life.
@@ -174,6 +175,7 @@ impl TestHost {
             log: Mutex::default(),
             processors: Processors::new(config.processor.clone(), config.cpus),
             records: Mutex::default(),
+            tsc_stable: AtomicBool::new(true),
             config,
         }));
         struct End<'a>(&'a TestHost);
@@ -264,6 +266,10 @@ impl TestHost {
     /// Goes down, as far as guests see it: switches SVM off on all CPUs, under whoever uses it.
     pub fn go_down(&self) {
         self.on_each_cpu(&|cpu| self.processors().cpu(cpu).svm.switch_off());
+    }
+    /// From now on its CPUs' time stamp counters cannot be compared.
+    pub fn tsc_becomes_unstable(&self) {
+        self.0.tsc_stable.store(false, SeqCst);
     }
     /// What guests broke so far; forgotten from now on.
     pub fn take_violations(&self) -> Vec<Violation> {
@@ -406,6 +412,9 @@ impl Host for TestHost {
     }
     fn tsc_hz(&self) -> u64 {
         1_000_000_000
+    }
+    fn tsc_stable(&self) -> bool {
+        self.0.tsc_stable.load(SeqCst)
     }
 
     fn thread(&self, name: fmt::Arguments<'_>, cpu: Option<CpuId>) -> Result<TestThread, NoMemory> {

@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Linux' paravirtual clock (Linux: Documentation/virt/kvm/x86/cpuid.rst and msr.rst), as Linux guests look for it: its
+//! CPUID leaves at 0x4000_0100, and two MSRs that take the address of a page.
+//!
+//! Such a page says how the vCPU's time stamp counter converts to nanoseconds. Ours counts at one rate and from zero on,
+//! pauses left out, so the page changes only with the counter itself. It is guest memory: what lies there is never read.
+#![forbid(unsafe_code)]
+
+use crate::addr::{Gpa, NotRam};
+use crate::clock::NS_PER_S;
+use crate::devices::GuestMemory;
+use crate::interrupts::lapic::GeneralProtection;
+use core::sync::atomic::{fence, Ordering};
+
+/// The first leaf: signature and last leaf.
+pub(super) const SIGNATURE_LEAF: u32 = 0x4000_0100;
+/// The second one: features.
+pub(super) const FEATURES_LEAF: u32 = 0x4000_0101;
+const SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
+/// The clock is at the MSRs below.
+const CLOCKSOURCE2: u32 = 1 << 3;
+/// No vCPU's clock is ever behind another's: the flag in the page may be trusted.
+const CLOCKSOURCE_STABLE: u32 = 1 << 24;
+
+/// Where to write the wall-clock time at which the system time was zero.
+pub(super) const WALL_CLOCK: u32 = 0x4b56_4d00;
+/// Where to write how the counter converts; bit 0 enables.
+pub(super) const SYSTEM_TIME: u32 = 0x4b56_4d01;
+const ENABLE: u64 = 1;
+/// Addresses are aligned to this.
+const ALIGN: u64 = 4;
+/// `struct pvclock_wall_clock`.
+const WALL_CLOCK_BYTES: u64 = 12;
+/// `struct pvclock_vcpu_time_info`.
+const SYSTEM_TIME_BYTES: u64 = 32;
+/// All vCPUs' clocks agree.
+const FLAG_STABLE: u8 = 1;
+
+/// The instant of a publication.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Instant {
+    /// Nanoseconds since 1970.
+    pub(super) wall_ns: u64,
+    /// Nanoseconds since the VM first ran, by the counter.
+    pub(super) system_ns: u64,
+    /// What the vCPU's counter showed when the VM first ran, modulo 2^64.
+    pub(super) tsc_zero: u64,
+    /// The counter's rate.
+    pub(super) tsc_khz: u32,
+}
+
+/// One vCPU's clock.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PvClock {
+    /// The MSRs.
+    wall_clock: u64,
+    system_time: u64,
+    /// The pages are to be written before the next entry.
+    wall_clock_due: bool,
+    system_time_due: bool,
+    /// That of the last page written, which is even.
+    version: u32,
+    /// The counters of all vCPUs agree.
+    stable: bool,
+}
+
+impl PvClock {
+    /// CPUID, for a counter of this rate.
+    pub(super) fn cpuid(&self, leaf: u32, tsc_khz: u32) -> [u32; 4] {
+        let stable = if self.stable { CLOCKSOURCE_STABLE } else { 0 };
+        match leaf {
+            _ if tsc_khz == 0 => [0; 4],
+            SIGNATURE_LEAF => [FEATURES_LEAF, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]],
+            FEATURES_LEAF => [CLOCKSOURCE2 | stable, 0, 0, 0],
+            _ => [0; 4],
+        }
+    }
+
+    /// One of its two MSRs.
+    pub(super) fn read_msr(&self, index: u32) -> u64 {
+        match index {
+            WALL_CLOCK => self.wall_clock,
+            _ => self.system_time,
+        }
+    }
+
+    /// A write to one of them: an address, aligned and in RAM.
+    pub(super) fn write_msr(
+        &mut self,
+        index: u32,
+        value: u64,
+        is_ram: impl Fn(Gpa) -> bool,
+    ) -> Result<(), GeneralProtection> {
+        let (at, bytes, wanted) = match index {
+            WALL_CLOCK => (value, WALL_CLOCK_BYTES, true),
+            _ => (value & !ENABLE, SYSTEM_TIME_BYTES, value & ENABLE != 0),
+        };
+        let last = at.checked_add(bytes - 1);
+        let fits = is_ram(Gpa(at)) && last.is_some_and(|last| is_ram(Gpa(last)));
+        if wanted && !(fits && at % ALIGN == 0) {
+            return Err(GeneralProtection);
+        }
+        match index {
+            WALL_CLOCK => (self.wall_clock, self.wall_clock_due) = (value, true),
+            _ => (self.system_time, self.system_time_due) = (value, wanted),
+        }
+        Ok(())
+    }
+
+    /// What the page says is no longer so.
+    pub(super) fn counter_changed(&mut self) {
+        self.system_time_due = self.system_time & ENABLE != 0;
+    }
+    /// The counters of all vCPUs agree, or no longer do.
+    pub(super) fn set_stable(&mut self, stable: bool) {
+        if self.stable != stable {
+            self.stable = stable;
+            self.counter_changed();
+        }
+    }
+    /// The counters of all vCPUs agree.
+    pub(super) fn is_stable(&self) -> bool {
+        self.stable
+    }
+    /// [`PvClock::publish`] has something to do.
+    pub(super) fn is_due(&self) -> bool {
+        self.wall_clock_due || self.system_time_due
+    }
+
+    /// Writes what is due. Sleeps, if the guest's memory has no frame there yet.
+    pub(super) fn publish(&mut self, memory: &dyn GuestMemory, now: Instant) -> Result<(), NotRam> {
+        if self.wall_clock_due {
+            let zero_ns = now.wall_ns.saturating_sub(now.system_ns);
+            let (seconds, rest_ns) = (zero_ns / NS_PER_S, zero_ns % NS_PER_S);
+            let at = Gpa(self.wall_clock);
+            self.write(memory, at, &[seconds as u32, rest_ns as u32])?;
+            self.wall_clock_due = false;
+        }
+        if self.system_time_due {
+            let (scale, shift) = scale(now.tsc_khz);
+            let flags = if self.stable { FLAG_STABLE } else { 0 };
+            let [low, high] = [now.tsc_zero as u32, (now.tsc_zero >> 32) as u32];
+            let last = u32::from_le_bytes([shift as u8, flags, 0, 0]);
+            let at = Gpa(self.system_time & !ENABLE);
+            // Padding, the counter at a time, that time, how it goes on.
+            self.write(memory, at, &[0, low, high, 0, 0, scale, last])?;
+            self.system_time_due = false;
+        }
+        Ok(())
+    }
+
+    /// Writes the words behind a page's version, which is odd meanwhile.
+    fn write(&mut self, memory: &dyn GuestMemory, at: Gpa, words: &[u32]) -> Result<(), NotRam> {
+        let put = |index: u64, word: u32| {
+            memory.write(at.wrapping_add(4 * index), &word.to_le_bytes())?;
+            // In this order, as another vCPU may be reading.
+            fence(Ordering::Release);
+            Ok(())
+        };
+        let writing = self.version | 1;
+        self.version = writing.wrapping_add(1);
+        put(0, writing)?;
+        for (index, word) in (1..).zip(words) {
+            put(index, *word)?;
+        }
+        put(0, self.version)
+    }
+}
+
+/// The factors by which ticks are nanoseconds: `(ticks << shift) * scale >> 32`, where a negative shift is one to the right.
+fn scale(khz: u32) -> (u32, i8) {
+    let (mut ns, mut ticks, mut shift) = (1_000_000u64, u64::from(khz.max(1)), 0i8);
+    while ns >= ticks {
+        (ticks, shift) = (ticks << 1, shift + 1);
+    }
+    while ns << 1 < ticks {
+        (ns, shift) = (ns << 1, shift - 1);
+    }
+    // Their quotient is from a half up to one, and both are below 2^32.
+    let scale = (ns << 32).checked_div(ticks).unwrap_or(0);
+    (scale as u32, shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::TestMachine;
+    use proptest::prelude::*;
+
+    const RAM: u64 = 0x4000;
+
+    fn is_ram(at: Gpa) -> bool {
+        at.0 < RAM
+    }
+
+    fn now() -> Instant {
+        Instant {
+            wall_ns: 1_800_000_000_000_000_007,
+            system_ns: 3,
+            tsc_zero: 77,
+            tsc_khz: 2_600_000,
+        }
+    }
+
+    /// What a guest computes, in the order in which the documentation says it.
+    fn guest_ns(page: &[u8], tsc: u64) -> u64 {
+        let u64_at = |at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+        let u32_at = |at: usize| u32::from_le_bytes(page[at..at + 4].try_into().unwrap());
+        let delta = tsc.wrapping_sub(u64_at(8));
+        let delta = match page[28] as i8 {
+            shift @ 0.. => delta << shift,
+            shift => delta >> -shift,
+        };
+        let ns = (u128::from(delta) * u128::from(u32_at(24))) >> 32;
+        u64_at(16) + ns as u64
+    }
+
+    fn page(memory: &dyn GuestMemory, at: u64) -> [u8; 32] {
+        let mut page = [0; 32];
+        memory.read(Gpa(at), &mut page).unwrap();
+        page
+    }
+
+    fn machine() -> TestMachine {
+        let machine = TestMachine::new();
+        machine.ram.borrow_mut().resize(RAM as usize, 0);
+        machine
+    }
+
+    #[test]
+    fn says_how_the_counter_converts_and_when_it_began() {
+        let (mut clock, machine) = (PvClock::default(), machine());
+        let enable = clock.write_msr(SYSTEM_TIME, 0x1ffc | ENABLE, is_ram);
+        assert_eq!(enable, Ok(()));
+        assert_eq!(clock.write_msr(WALL_CLOCK, 0x2100, is_ram), Ok(()));
+        assert!(clock.is_due());
+        clock.publish(&machine, now()).unwrap();
+        assert!(!clock.is_due());
+        let first = page(&machine, 0x1ffc);
+        assert_eq!(guest_ns(&first, 77), 0);
+        assert!(guest_ns(&first, 77 + 26_000_000_000).abs_diff(10_000_000_000) <= 5);
+        assert_eq!((first[0] & 1, first[29]), (0, 0));
+        let wall = page(&machine, 0x2100);
+        assert_eq!(wall[4..8], 1_800_000_000u32.to_le_bytes());
+        assert_eq!(wall[8..12], 4u32.to_le_bytes());
+    }
+
+    #[test]
+    fn is_written_again_when_what_it_says_changes_and_only_then() {
+        let (mut clock, machine) = (PvClock::default(), machine());
+        clock.set_stable(true);
+        assert!(!clock.is_due(), "nobody enabled it");
+        clock
+            .write_msr(SYSTEM_TIME, 0x1000 | ENABLE, is_ram)
+            .unwrap();
+        clock.publish(&machine, now()).unwrap();
+        let first = page(&machine, 0x1000);
+        clock.set_stable(true);
+        assert!(first[29] == FLAG_STABLE && !clock.is_due());
+        clock.set_stable(false);
+        clock.publish(&machine, now()).unwrap();
+        let second = page(&machine, 0x1000);
+        assert!(second[29] == 0 && second[0] != first[0]);
+        clock.write_msr(SYSTEM_TIME, 0, is_ram).unwrap();
+        clock.counter_changed();
+        assert!(!clock.is_due(), "disabled");
+    }
+
+    /// Notes the version before each write of something else.
+    struct Reader {
+        machine: TestMachine,
+        versions: std::cell::RefCell<Vec<u8>>,
+    }
+
+    impl GuestMemory for Reader {
+        fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
+            self.machine.read(at, buf)
+        }
+        fn write(&self, at: Gpa, data: &[u8]) -> Result<(), NotRam> {
+            if at != Gpa(0x1000) {
+                let version = page(&self.machine, 0x1000)[0];
+                self.versions.borrow_mut().push(version);
+            }
+            self.machine.write(at, data)
+        }
+    }
+
+    #[test]
+    fn the_version_is_odd_while_the_page_is_written() {
+        let mut clock = PvClock::default();
+        let reader = Reader {
+            machine: machine(),
+            versions: Default::default(),
+        };
+        for round in 1..=2 {
+            clock
+                .write_msr(SYSTEM_TIME, 0x1000 | ENABLE, is_ram)
+                .unwrap();
+            clock.publish(&reader, now()).unwrap();
+            let versions = reader.versions.take();
+            assert_eq!(versions, [2 * round - 1; 7]);
+            assert_eq!(page(&reader, 0x1000)[0], 2 * round);
+        }
+    }
+
+    #[test]
+    fn addresses_that_are_not_ram_or_not_aligned_fault() {
+        let mut clock = PvClock::default();
+        let last = RAM - SYSTEM_TIME_BYTES;
+        for (index, value) in [
+            (SYSTEM_TIME, (last + 4) | ENABLE),
+            (SYSTEM_TIME, 0x1002 | ENABLE),
+            (SYSTEM_TIME, u64::MAX),
+            (WALL_CLOCK, u64::MAX - 3),
+            (WALL_CLOCK, 0x1001),
+            (WALL_CLOCK, RAM - 8),
+        ] {
+            let answer = clock.write_msr(index, value, is_ram);
+            assert_eq!(answer, Err(GeneralProtection), "{value:#x}");
+            assert!(!clock.is_due());
+        }
+        let answer = clock.write_msr(SYSTEM_TIME, last | ENABLE, is_ram);
+        assert_eq!(answer, Ok(()));
+        assert_eq!(clock.read_msr(SYSTEM_TIME), last | ENABLE);
+    }
+
+    #[test]
+    fn offers_what_is_true() {
+        let mut clock = PvClock::default();
+        let [last, b, c, d] = clock.cpuid(SIGNATURE_LEAF, 1);
+        let text: Vec<u8> = [b, c, d].into_iter().flat_map(u32::to_le_bytes).collect();
+        assert_eq!(
+            (last, text.as_slice()),
+            (FEATURES_LEAF, b"KVMKVMKVM\0\0\0".as_slice())
+        );
+        assert_eq!(clock.cpuid(FEATURES_LEAF, 1), [1 << 3, 0, 0, 0]);
+        clock.set_stable(true);
+        assert_eq!(clock.cpuid(FEATURES_LEAF, 1)[0], 1 << 3 | 1 << 24);
+        assert_eq!(clock.cpuid(SIGNATURE_LEAF, 0), [0; 4], "no known rate");
+    }
+
+    proptest! {
+        #[test]
+        fn the_scale_is_exact_to_one_part_in_a_billion(khz in 1000u32.., ticks in 0u64..1 << 50) {
+            let (scale, shift) = scale(khz);
+            let shifted = match shift {
+                0.. => u128::from(ticks) << shift,
+                _ => u128::from(ticks >> -shift),
+            };
+            let ours = (shifted * u128::from(scale)) >> 32;
+            let exact = u128::from(ticks) * 1_000_000 / u128::from(khz);
+            prop_assert!(ours.abs_diff(exact) <= (exact >> 30) + 2, "{ours} {exact}");
+        }
+    }
+}
