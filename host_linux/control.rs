@@ -4,6 +4,7 @@
 use crate::machine::Hardware;
 use crate::memory;
 use crate::misc::{Device, Operations};
+use crate::sleep::{Awake, Notifier};
 use crate::user::{self, must_be_zero, Text};
 use crate::vm_node::{ImageCopy, NoVm, VmNode};
 use crate::{error, VERSION};
@@ -41,6 +42,12 @@ impl Slot {
             Self::Busy(name) | Self::Used(name, _) => Some(name),
         }
     }
+    fn node(&self) -> Option<&Arc<VmNode>> {
+        match self {
+            Self::Used(_, node) => Some(node),
+            Self::Free | Self::Busy(_) => None,
+        }
+    }
 }
 
 /// The module's control node.
@@ -49,6 +56,9 @@ pub(crate) struct Control {
     /// The first to be dropped, so that nobody comes any more.
     #[pin]
     device: Device,
+    #[pin]
+    notifier: Notifier,
+    awake: Arc<Awake>,
     #[pin]
     table: Mutex<KVec<Slot>>,
     hardware: Hardware,
@@ -113,19 +123,50 @@ impl fmt::Display for Refusal {
 }
 
 impl Control {
+    /// Where its notifier lies in it.
+    pub(crate) const NOTIFIER: usize = core::mem::offset_of!(Self, notifier);
+
     /// Makes the node appear.
     pub(crate) fn new(hardware: Hardware) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("v3vee"))?;
+        let awake = Arc::pin_init(Awake::new(), GFP_KERNEL)?;
         let control = Arc::pin_init(
             pin_init!(Self {
                 device <- Device::new(name, &OPERATIONS),
+                notifier <- Notifier::new(),
+                awake,
                 table <- new_mutex!(KVec::new(), "v3vee_table"),
                 hardware,
             }),
             GFP_KERNEL,
         )?;
+        // SAFETY: It is this control's.
+        unsafe { control.notifier.register() }?;
         control.device.register()?;
         Ok(control)
+    }
+
+    /// All VMs stand still, and none starts, until [`Control::host_wakes`].
+    pub(crate) fn host_sleeps(&self) -> Result {
+        self.awake.set(false);
+        let stand_still = || {
+            for slot in self.table.lock().iter() {
+                slot.node().map_or(Ok(()), |node| node.host_sleeps())?;
+            }
+            Ok(())
+        };
+        stand_still().inspect_err(|_| self.host_wakes())
+    }
+
+    /// Those go on that ran.
+    pub(crate) fn host_wakes(&self) {
+        let table = self.table.lock();
+        table
+            .iter()
+            .filter_map(Slot::node)
+            .for_each(|node| node.host_wakes());
+        drop(table);
+        self.awake.set(true);
     }
 
     /// Removes the node.
@@ -200,7 +241,14 @@ impl Control {
         let mut image = VVec::new();
         let from = UserPtr::from_addr(user::pointer(create.image)?);
         UserSlice::new(from, len).read_all(&mut image, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-        Ok(VmNode::new(&self.hardware, id, name, ImageCopy(image))?)
+        let awake = self.awake.clone();
+        Ok(VmNode::new(
+            &self.hardware,
+            awake,
+            id,
+            name,
+            ImageCopy(image),
+        )?)
     }
 
     /// Takes the lowest free number, and the name.
@@ -233,19 +281,16 @@ impl Control {
     }
 
     fn node(&self, id: u32) -> Result<Arc<VmNode>> {
-        match self.table.lock().get(id as usize) {
-            Some(Slot::Used(_, node)) => Ok(node.clone()),
-            _ => Err(ENOENT),
-        }
+        let table = self.table.lock();
+        let node = table.get(id as usize).and_then(Slot::node);
+        Ok(node.ok_or(ENOENT)?.clone())
     }
 
     /// All VMs, by their numbers.
     fn nodes(&self) -> Result<KVec<Arc<VmNode>>> {
         let mut nodes = KVec::new();
-        for slot in self.table.lock().iter() {
-            if let Slot::Used(_, node) = slot {
-                nodes.push(node.clone(), GFP_KERNEL)?;
-            }
+        for node in self.table.lock().iter().filter_map(Slot::node) {
+            nodes.push(node.clone(), GFP_KERNEL)?;
         }
         Ok(nodes)
     }

@@ -13,10 +13,11 @@ use palacios_core::host::{CpuId, Host};
 
 /// More than any x86 kernel is built for.
 const MAX_CPUS: usize = 8192;
-/// The CPUs on which guests can run, a bit each.
+/// The CPUs on which guests may be entered, a bit each: all that are online and not about to go. On a host that goes down
+/// they stay, and an entry finds virtualization gone.
 static ENABLED: [AtomicU64; MAX_CPUS / 64] = [const { AtomicU64::new(0) }; MAX_CPUS / 64];
 
-/// Guests can run on `cpu`. Stable while interrupts are off there.
+/// Guests may be entered on `cpu`. Stable while interrupts are off there.
 pub(crate) fn is_enabled(cpu: CpuId) -> bool {
     let word = ENABLED.get(cpu.0 as usize / 64);
     word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (cpu.0 % 64)) != 0)
@@ -61,18 +62,19 @@ fn with_switch<R>(f: impl FnOnce(&dyn Switch) -> R) -> Option<R> {
     unsafe { &*SWITCH.0.get() }.as_deref().map(f)
 }
 
-/// Switches this CPU on; atomic.
+/// Switches this CPU on; atomic. Says why, if it cannot.
 fn switch_on() -> Result<(), Unsupported> {
     let cpu = current_cpu();
     let result = with_switch(|switch| switch.on(cpu)).unwrap_or(Ok(()));
-    set_enabled(cpu, result.is_ok());
+    if let Err(why) = &result {
+        pr_err!("{}\n", format_args!("cannot use CPU {}: {why}", cpu.0));
+    }
     result
 }
 
 /// Switches this CPU off; atomic.
 fn switch_off() {
     let cpu = current_cpu();
-    set_enabled(cpu, false);
     with_switch(|switch| switch.off(cpu));
 }
 
@@ -91,20 +93,17 @@ fn atomic<R>(f: impl FnOnce() -> R) -> R {
 /// # Safety
 /// For the hotplug core to call.
 unsafe extern "C" fn cpu_online(cpu: u32) -> i32 {
-    match atomic(switch_on) {
-        Ok(()) => 0,
-        Err(why) => {
-            pr_err!("{}\n", format_args!("cannot use CPU {cpu}: {why}"));
-            error::of_backend(why).to_errno()
-        }
-    }
+    let result = atomic(switch_on);
+    set_enabled(CpuId(cpu), result.is_ok());
+    result.map_or_else(|why| error::of_backend(why).to_errno(), |()| 0)
 }
 
 /// A CPU goes; on that CPU.
 ///
 /// # Safety
 /// For the hotplug core to call.
-unsafe extern "C" fn cpu_offline(_cpu: u32) -> i32 {
+unsafe extern "C" fn cpu_offline(cpu: u32) -> i32 {
+    set_enabled(CpuId(cpu), false);
     atomic(switch_off);
     0
 }
@@ -115,13 +114,14 @@ extern "C" fn v3vee_cpu_suspend() {
     switch_off();
 }
 
-/// The first CPU, after a suspend; interrupts are off. If it fails, guests stay off it.
+/// The first CPU, after a suspend; interrupts are off. If it fails, VMs that run there find virtualization gone.
 #[no_mangle]
 extern "C" fn v3vee_cpu_resume() {
     let _ = switch_on();
 }
 
-/// Reboot, power-off, kexec: processors that have virtualization on may ignore INIT.
+/// Reboot, power-off, kexec: processors that have virtualization on may ignore INIT. No guest runs when this returns, and
+/// VMs end as soon as they try.
 #[no_mangle]
 extern "C" fn v3vee_shutdown() {
     Linux.on_each_cpu(&|_| switch_off());

@@ -53,4 +53,6 @@ extern "C" {
 
     pub(crate) fn v3vee_syscore_register();
     pub(crate) fn v3vee_syscore_unregister();
+    pub(crate) fn v3vee_power_register(block: *mut bindings::notifier_block) -> i32;
+    pub(crate) fn v3vee_power_unregister(block: *mut bindings::notifier_block);
 }

@@ -18,6 +18,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sizes.h>
 #include <linux/spinlock.h>
+#include <linux/suspend.h>
 #include <linux/syscore_ops.h>
 #include <linux/timekeeping.h>
 #include <linux/vtime.h>
@@ -312,7 +313,7 @@ void v3vee_halt(void)
 	preempt_enable();
 }
 
-/* Sleep, wake-up and the end of the host: see cpus.rs. */
+/* The last CPU before sleep, the first after it, and the end of the host: see cpus.rs. */
 
 void v3vee_cpu_suspend(void);
 void v3vee_cpu_resume(void);
@@ -352,4 +353,18 @@ void v3vee_syscore_unregister(void);
 void v3vee_syscore_unregister(void)
 {
 	unregister_syscore(&syscore);
+}
+
+/* Told before the host sleeps and after, where it can: see sleep.rs. */
+
+int v3vee_power_register(struct notifier_block *block);
+int v3vee_power_register(struct notifier_block *block)
+{
+	return register_pm_notifier(block);
+}
+
+void v3vee_power_unregister(struct notifier_block *block);
+void v3vee_power_unregister(struct notifier_block *block)
+{
+	unregister_pm_notifier(block);
 }

@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod misc;
 mod queue;
+mod sleep;
 mod stream;
 mod sync;
 mod threads;

@@ -64,11 +64,16 @@ impl Queue {
     }
 
     /// Sleeps until there are other events than `seen`, or, without an error, until `deadline_ns` on the monotonic clock.
+    /// With no lock held: the host may freeze the waiter here for as long as it sleeps itself.
     pub(crate) fn wait(&self, seen: Seen, until: Until, deadline_ns: Option<u64>) -> Result {
         let state = match until {
-            Until::Killed => bindings::TASK_WAKEKILL | bindings::TASK_UNINTERRUPTIBLE,
+            // Whoever waits for a guest is no load, whatever the guest does.
+            Until::Killed => {
+                bindings::TASK_WAKEKILL | bindings::TASK_UNINTERRUPTIBLE | bindings::TASK_NOLOAD
+            }
             Until::Interrupted => bindings::TASK_INTERRUPTIBLE,
         };
+        let state = state | bindings::TASK_FREEZABLE;
         let entry = Opaque::<bindings::wait_queue_entry>::uninit();
         // SAFETY: Memory for an entry, which is off the queue again before this returns.
         unsafe { bindings::init_wait_entry(entry.get(), 0) };

@@ -4,7 +4,7 @@
 //! The node outlives its VM: a file that is open when the VM is freed answers `ENODEV`. Whoever uses the VM for the length of
 //! a call counts a reference to [`Held`]; a call that waits does so without one.
 //!
-//! Lock order: `VmNode::vm`, the core's locks, `Watch::streams`.
+//! Lock order: [`Awake`], `VmNode::vm`, the core's locks, `Watch::streams`.
 
 use crate::counters::VMS;
 use crate::host::Linux;
@@ -12,6 +12,7 @@ use crate::machine::{Hardware, Machine};
 use crate::memory::Ram;
 use crate::misc::{Device, Operations, Poll};
 use crate::queue::{Queue, Until};
+use crate::sleep::Awake;
 use crate::stream::{Attachment, DeviceEnd, Stream};
 use crate::user::{self, must_be_zero};
 use crate::{error, info, THIS_MODULE};
@@ -34,7 +35,9 @@ use palacios_core::devices::ByteStream;
 use palacios_core::host::{Host, NoMemory};
 use palacios_core::image::Image;
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
-use palacios_core::vm::{CreateError, ImageBytes, Observer, Parts, State, StopReason, VmName};
+use palacios_core::vm::{
+    CreateError, ImageBytes, LifeError, Observer, Parts, State, StopReason, VmName,
+};
 use v3_abi as abi;
 
 /// What learns of a VM's changes.
@@ -153,6 +156,9 @@ impl AsRef<[u8]> for ImageCopy {
 pub(crate) struct VmNode {
     id: u32,
     watch: Arc<Watch>,
+    awake: Arc<Awake>,
+    /// It stands still because the host sleeps, and goes on when it wakes.
+    sleeps: AtomicBool,
     /// The name of the stream that the image makes the console.
     console: Option<CString>,
     #[pin]
@@ -185,6 +191,7 @@ impl VmNode {
     /// Makes a VM and its node.
     pub(crate) fn new(
         hardware: &Hardware,
+        awake: Arc<Awake>,
         id: u32,
         name: VmName,
         image: ImageCopy,
@@ -216,6 +223,8 @@ impl VmNode {
             pin_init!(Self {
                 id,
                 watch,
+                awake,
+                sleeps: AtomicBool::new(false),
                 console,
                 vm <- new_mutex!(Some(held), "v3vee_vm_node"),
                 device <- Device::new(file_name, &OPERATIONS),
@@ -309,14 +318,15 @@ impl VmNode {
 
     fn pause(&self) -> Result {
         let held = self.held()?;
+        let paused = match held.machine.state() {
+            State::Paused => Ok(()),
+            _ => stand_still(&held.machine),
+        };
+        // If it was for the host's sleep that it stands still, it is for longer now.
+        self.sleeps.store(false, Ordering::SeqCst);
         match held.machine.state() {
             State::Paused => Ok(()),
-            _ => {
-                held.machine.pause().map_err(error::of_life)?;
-                // An interrupt on every CPU ends what guest is there, and is taken after the guest's window: none runs on.
-                Linux.on_each_cpu(&|_| {});
-                Ok(())
-            }
+            _ => paused,
         }
     }
 
@@ -325,6 +335,32 @@ impl VmNode {
         match held.machine.state() {
             State::Running => Ok(()),
             _ => held.machine.resume().map_err(error::of_life),
+        }
+    }
+
+    /// The host falls asleep: a VM that runs stands still until [`VmNode::host_wakes`].
+    pub(crate) fn host_sleeps(&self) -> Result {
+        let running = |held: &Held| held.machine.state() == State::Running;
+        let Some(held) = self.held().ok().filter(|held| running(held)) else {
+            return Ok(());
+        };
+        self.sleeps.store(true, Ordering::SeqCst);
+        stand_still(&held.machine).or_else(|why| {
+            self.sleeps.store(false, Ordering::SeqCst);
+            // It may have stopped meanwhile, or been paused by somebody else.
+            if running(&held) {
+                Err(why)
+            } else {
+                Ok(())
+            }
+        })
+    }
+
+    /// The host is awake.
+    pub(crate) fn host_wakes(&self) {
+        if self.sleeps.swap(false, Ordering::SeqCst) {
+            // One that was stopped or freed meanwhile does not mind.
+            let _ = self.resume();
         }
     }
 
@@ -391,6 +427,27 @@ impl VmNode {
     }
 }
 
+/// Pauses a VM that runs. No guest code runs when this returns.
+fn stand_still(machine: &Machine) -> Result {
+    /// A guest that resets itself over and over can be paused in between only.
+    const TRIES: u32 = 1000;
+    for _ in 0..TRIES {
+        match machine.pause() {
+            Err(LifeError::WrongState(State::Running)) => {
+                // SAFETY: An ordinary sleep, a tick long.
+                unsafe { bindings::schedule_timeout_idle(1) };
+            }
+            result => {
+                result.map_err(error::of_life)?;
+                // An interrupt on every CPU ends what guest is there, and is taken after the guest's window: none runs on.
+                Linux.on_each_cpu(&|_| {});
+                return Ok(());
+            }
+        }
+    }
+    Err(EBUSY)
+}
+
 fn now_ns() -> u64 {
     // SAFETY: Reads a clock.
     unsafe { bindings::ktime_get() as u64 }
@@ -438,10 +495,10 @@ impl MiscDevice for VmFile {
         }
         let node = &me.node;
         match cmd {
-            abi::V3_VM_LAUNCH => node.launch(),
+            abi::V3_VM_LAUNCH => node.awake.during(|| node.launch()),
             abi::V3_VM_STOP => node.stop(),
             abi::V3_VM_PAUSE => node.pause(),
-            abi::V3_VM_CONTINUE => node.resume(),
+            abi::V3_VM_CONTINUE => node.awake.during(|| node.resume()),
             abi::V3_VM_WAIT => node.wait(arg),
             abi::V3_VM_INFO => user::write(arg, &node.info()?),
             abi::V3_VM_STATS => node.stats(arg),

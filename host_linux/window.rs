@@ -44,7 +44,7 @@ impl Window {
         }
     }
 
-    /// Comes to rest on a CPU that no other thread wants and that can run guests; returns with interrupts off.
+    /// Comes to rest on a CPU that no other thread wants and that is here to stay; returns with interrupts off.
     fn settle() -> CpuId {
         loop {
             // SAFETY: Thread context with interrupts on.
@@ -60,7 +60,7 @@ impl Window {
                 if wanted {
                     bindings::schedule();
                 } else {
-                    // This CPU is about to go offline, or the whole host is: the scheduler will move us.
+                    // This CPU is about to go: the scheduler will move us.
                     bindings::schedule_timeout_idle(1);
                 }
             }

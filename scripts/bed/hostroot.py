@@ -66,11 +66,11 @@ def privileged() -> list[str]:
     """What to put before a command that needs root."""
     if os.geteuid() == 0:
         return []
-    if not shutil.which("sudo"):
+    if not shutil.which("sudo") or subprocess.run(["sudo", "true"], check=False).returncode != 0:
         cache = shlex.quote(str(cache_dir()))
         line = f"env PATH={shlex.quote(os.environ['PATH'])} XDG_CACHE_HOME={shlex.quote(str(cache_dir().parent))} "
         line += f"{shlex.quote(str(TOP / 'scripts/bootstrap'))} && chown -R {os.geteuid()}:{os.getegid()} {cache}"
-        raise Failure(f"making the host root needs root, and there is no sudo. Ask an administrator to run, once:\n  {line}")
+        raise Failure(f"making the host root needs root, and sudo is not to be had. Ask an administrator to run, once:\n  {line}")
     return ["sudo"]
 
 
@@ -90,6 +90,7 @@ def make_root(archive: Archive) -> Path:
         os.utime(target)
         return target
     steps.say(f"making the host root: {SUITE} with kernel {release} ({version}); about 3 minutes, 4 GB")
+    privileged()
     with made_whole_as_root(target) as root:
         install_packages(root, release, version)
         (root / "v3vee.release").write_text(release + "\n")

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A reader of flattened device trees (Devicetree Specification 0.4, chapter 5): bounds-checked, without allocation.
 //!
-//! It is our own because no crate passes: `hermit-dtb`, `fdt` and `flat_device_tree` panic on malformed trees, `fdt-rs` is
-//! no longer kept, and `dtoolkit` needs a newer compiler than the kernel's. [`Tree::parse`] walks the whole tree once;
-//! what it accepts the other calls read without failing. A property is looked up in time linear in its node.
+//! It is our own because no crate passes: `hermit-dtb`, `fdt` and `flat_device_tree` panic on malformed trees, `fdt-rs` was
+//! last released in February 2024, and `dtoolkit` needs a newer compiler than the kernel's. [`Tree::parse`] walks the whole
+//! tree once; what it accepts the other calls read without failing. A property is looked up in time linear in its node.
 #![forbid(unsafe_code)]
 
 use super::ImageError;

@@ -13,6 +13,7 @@ mod memory;
 mod modes;
 mod pvclock;
 mod rtc;
+mod sleep;
 mod strings;
 mod time;
 
@@ -32,6 +33,7 @@ pub static ALL: &[&[Test]] = &[
     rtc::TESTS,
     modes::TESTS,
     load::TESTS,
+    sleep::TESTS,
     hostile::TESTS,
 ];
 

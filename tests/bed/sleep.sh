@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# The host sleeps and wakes under guests: to RAM, and as far as hibernation goes without a disk.
+# bed: --kernel stock --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 300
+check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+held() { cat /sys/kernel/debug/v3vee/$1; }
+nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+
+# image NAME TEST [VCPU LINES]: NAME.img
+image() {
+	printf 'name = "%s"\nmemory = "32M"\nkernel = "tmk"\ncmdline = "test=%s"\n%s\n' $1 $2 "${3-}" >$1.toml
+	v3 build $1.toml -o $1.img && v3 create $1.img $1 >/dev/null
+}
+state() { v3 info $1 | grep -q "state: $2"; }
+entries() { v3 stats $1 | awk '$2 == "entries" { print $3 }'; }
+# Entered again after now: an interrupt of the host ends a guest that spins.
+runs() { before=$(entries $1); until [ "$(entries $1)" -gt "$before" ]; do :; done; }
+passes() { v3 run --kernel tmk --mem 32 --append test=$1 --timeout 200 </dev/null >$1.out 2>&1; [ $? = 1 ] || { cat $1.out; return 1; }; }
+
+# What a host may find: a VM that never gives up its CPU, one that waits, one on a CPU that goes, one that was paused, one that
+# was never started, and programs that wait for them.
+image spin spin_without_interrupts
+image halt halt_for_ever
+image pinned spin_without_interrupts 'pins = [1]'
+image paused spin_without_interrupts
+image young cpuid_signature
+for vm in spin halt pinned paused; do v3 launch $vm; done
+v3 pause paused
+v3 wait halt & waiter=$!
+passes sleep_is_not_counted & clock=$!
+until grep -q ticking sleep_is_not_counted.out 2>/dev/null; do :; done
+
+alarm=/sys/class/rtc/rtc0/wakealarm
+sleeps() { echo 0 >$alarm && echo +4 >$alarm && echo mem >/sys/power/state; }
+grep -q deep /sys/power/mem_sleep && echo deep >/sys/power/mem_sleep
+for vm in spin halt pinned; do check "$vm runs" state $vm running; done
+check "the host sleeps and wakes" sleeps
+for vm in spin halt pinned; do check "$vm runs on" state $vm running; done
+for vm in spin pinned; do check "$vm is entered again" runs $vm; done
+check "the paused one is still paused" state paused paused
+check "the waiter still waits" kill -0 $waiter
+check "a guest's clocks stood still" wait $clock
+check "the young one starts" sh -c 'v3 launch young && { v3 wait young; [ $? = 1 ]; }'
+check "timers and interrupts come in a new one" passes apic_timer_periodic,pic_timer,rtc_periodic
+
+# Each step of a hibernation, and back: processes, devices, CPUs, the last CPU.
+if grep -q core /sys/power/pm_test; then
+	[ ! -e /sys/module/suspend/parameters/pm_test_delay ] || echo 0 >/sys/module/suspend/parameters/pm_test_delay
+	hibernates() { echo $1 >/sys/power/pm_test && echo disk >/sys/power/state; }
+	for step in freezer devices platform processors core; do
+		check "hibernation as far as $step, and back" hibernates $step
+		for vm in spin pinned; do check "$vm runs after $step" runs $vm; done
+	done
+	echo none >/sys/power/pm_test
+fi
+
+v3 stop halt
+wait $waiter
+for vm in spin halt pinned paused young; do v3 free -f $vm; done
+check "nothing is held" nothing_held
+check "rmmod" rmmod v3vee
