@@ -24,10 +24,12 @@ LAST_WORDS_S = 5.0
 
 @dataclass
 class KernelLog:
-    """The kernel's lines; those between the marks `begin` and `end` count."""
+    """The kernel's lines; those after the mark `begin` count."""
 
     token: str
     copy: BinaryIO | None = None
+    # What the kernel is yet to say.
+    expected: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     first_splat: int | None = None
     begun: bool = False
@@ -46,7 +48,10 @@ class KernelLog:
         self.lines.append(line)
         self.begun |= f"{self.token} begin" in line
         self.ended |= f"{self.token} end" in line
-        if self.begun and self.first_splat is None and splats.is_splat(line):
+        awaited = next((text for text in self.expected if text in line), None) if self.begun else None
+        if awaited is not None:
+            self.expected.remove(awaited)
+        elif self.begun and self.first_splat is None and splats.is_splat(line):
             self.first_splat = len(self.lines) - 1
 
     def report(self) -> list[str]:
@@ -54,8 +59,8 @@ class KernelLog:
 
 
 class Session:
-    def __init__(self, machine: Machine, job: Job, log: KernelLog, on_sections) -> None:
-        self.machine, self.job, self.log, self.on_sections = machine, job, log, on_sections
+    def __init__(self, machine: Machine, job: Job, log: KernelLog, on_sections, goes_down: bool = False) -> None:
+        self.machine, self.job, self.log, self.on_sections, self.goes_down = machine, job, log, on_sections, goes_down
         self.status: int | None = None
         self.failure = ""
         self._control = b""
@@ -80,9 +85,16 @@ class Session:
                 self._step(last - time.monotonic())
             while self._step(0):
                 pass
-        if self.status is None:
-            return self._verdict("the emulated host went down before the command ended", BROKEN)
-        return self._verdict("", self.status)
+        return self._verdict(*self._end())
+
+    def _end(self) -> tuple[str, int]:
+        """Why the run is a failure, if it is, and its status."""
+        down = self.status is None
+        if down != self.goes_down:
+            return ("the emulated host went down before the command ended" if down else "the emulated host did not go down"), BROKEN
+        if self.log.expected:
+            return f"the kernel did not say: {'; '.join(self.log.expected)}", BROKEN
+        return "", self.status or 0
 
     def _step(self, wait: float | None) -> bool:
         """Waits for something to happen and handles it; false when nothing came in time."""

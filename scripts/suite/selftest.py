@@ -27,7 +27,7 @@ def bed(*words: str) -> subprocess.CompletedProcess:
 
 
 def run(results: Results) -> None:
-    for test in (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, debug_kernel,
+    for test in (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
                  instruction_clock, two_at_once, terminal, debugger, bootstrap_is_quick):
         good, seen = test()
         results.check(test.__name__.replace("_", " "), good)
@@ -83,6 +83,14 @@ def timeout():
 def host_goes_down():
     done = bed("--no-module", "--", "echo c >/proc/sysrq-trigger")
     return done.returncode == SPLAT and b"Kernel panic" in done.stderr, done
+
+
+def expected_end():
+    """An end that was asked for is none to complain of; a promise that is not kept is, and another fault than the expected one."""
+    crash = ("--no-module", "--goes-down", "--expect", "Kernel panic - not syncing: sysrq triggered crash", "--")
+    runs = [bed(*crash, "echo c >/proc/sysrq-trigger"), bed(*crash, "reboot -f"), bed(*crash, "exit 0"),
+            bed(*crash, "echo 'WARNING: CPU: 0 PID: 1 at elsewhere' >/dev/kmsg; echo c >/proc/sysrq-trigger")]
+    return [done.returncode for done in runs] == [0, BROKEN, BROKEN, SPLAT], runs
 
 
 def debug_kernel():

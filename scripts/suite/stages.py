@@ -3,6 +3,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,7 +103,7 @@ def bed(results: Results) -> None:
     """tests/bed/*: each runs inside the emulated host, on every kernel it names."""
     for test in sorted((TOP / "tests" / "bed").glob("*.sh")):
         options = re.findall(r"^# bed: (.*)$", test.read_text(), re.MULTILINE)
-        words = " ".join(options).split()
+        words = shlex.split(" ".join(options))
         kernels = KERNELS
         if "--kernel" in words:
             at = words.index("--kernel")
