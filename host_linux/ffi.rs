@@ -36,6 +36,7 @@ extern "C" {
     pub(crate) fn v3vee_pin(task: *mut bindings::task_struct, cpu: u32) -> i32;
 
     pub(crate) fn v3vee_tsc_stable() -> bool;
+    pub(crate) fn v3vee_waited_ns(task: *const bindings::task_struct) -> u64;
 
     pub(crate) fn v3vee_irq_disable();
     pub(crate) fn v3vee_irq_enable();

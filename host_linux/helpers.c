@@ -174,6 +174,20 @@ bool v3vee_tsc_stable(void)
 	return READ_ONCE(trusted);
 }
 
+/*
+ * What the scheduler counts whenever it lets a task run: how long that was on a run queue. Without CONFIG_SCHED_INFO, which
+ * accounting and scheduler statistics select, nobody knows.
+ */
+u64 v3vee_waited_ns(const struct task_struct *task);
+u64 v3vee_waited_ns(const struct task_struct *task)
+{
+#ifdef CONFIG_SCHED_INFO
+	return READ_ONCE(task->sched_info.run_delay);
+#else
+	return 0;
+#endif
+}
+
 /* The window: see window.rs. */
 
 void v3vee_irq_disable(void);

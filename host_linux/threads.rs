@@ -314,6 +314,11 @@ impl host::Thread for Thread {
         }
     }
 
+    fn waited_ns(&self) -> u64 {
+        // SAFETY: The task is alive as long as this `Thread`.
+        unsafe { ffi::v3vee_waited_ns(self.0.task()) }
+    }
+
     fn move_to(&self, cpu: CpuId) -> Result<(), NoSuchCpu> {
         self.0.cpu.store(cpu.0, Ordering::Relaxed);
         // SAFETY: The task is alive as long as this `Thread`.

@@ -173,6 +173,9 @@ pub trait Thread: Send + Sync {
     /// From `at_ns` (on [`Host::now_ns`]'s scale) on, it is unparked and kicked, once. Replaces the time armed before;
     /// `None` disarms. Only on itself.
     fn arm(&self, at_ns: Option<u64>);
+    /// How long it has been ready to run without running, because other threads had the CPU: nanoseconds since it was made,
+    /// never less than before. It need not count the wait that still lasts. *Any*, often.
+    fn waited_ns(&self) -> u64;
     /// Moves it to another CPU; running or not. *Thread.*
     fn move_to(&self, cpu: CpuId) -> Result<(), NoSuchCpu>;
     /// Sleeps until its body has returned; at once if it was never started. *Thread*, but not itself.

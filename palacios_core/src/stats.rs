@@ -78,10 +78,14 @@ counters! {
     Kicks = "kicks",
     /// TLB flushes asked for it.
     TlbFlushes = "tlb_flushes",
-    /// Nanoseconds parked in `HLT` or waiting to be started.
+    /// Nanoseconds parked: in `HLT`, paused, or waiting to be started.
     IdleNs = "idle_ns",
-    /// Nanoseconds in windows, mostly in the guest.
+    /// Nanoseconds in the guest.
     GuestNs = "guest_ns",
+    /// Nanoseconds of the VMM's work for it.
+    HandlingNs = "handling_ns",
+    /// Nanoseconds ready to run, while other threads of the host had the CPU.
+    WaitingNs = "waiting_ns",
 }
 
 /// One vCPU's counters.

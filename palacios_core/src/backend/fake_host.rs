@@ -28,6 +28,9 @@ impl Thread for Nothing {
     fn unpark(&self) {}
     fn kick(&self) {}
     fn arm(&self, _: Option<u64>) {}
+    fn waited_ns(&self) -> u64 {
+        match *self {}
+    }
     fn move_to(&self, _: CpuId) -> Result<(), NoSuchCpu> {
         match *self {}
     }

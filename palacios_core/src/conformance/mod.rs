@@ -52,7 +52,7 @@ pub struct Check<H> {
 }
 
 /// All checks that need nothing but a host.
-pub fn checks<H: Host>() -> [Check<H>; 28] {
+pub fn checks<H: Host>() -> [Check<H>; 29] {
     let check = |name, run| Check { name, run };
     [
         check("time: passes", time::passes),
@@ -81,6 +81,7 @@ pub fn checks<H: Host>() -> [Check<H>; 28] {
         check("threads: a storm of wake-ups", threads::storm),
         check("threads: late calls are harmless", threads::late_calls),
         check("threads: move", threads::moves),
+        check("threads: waiting for a CPU counts", threads::waiting),
         check("timers: not early, once, again", timers::fires_once),
         check("timers: re-arm, disarm, past", timers::rearm_and_disarm),
         check("timers: in order", timers::in_order),

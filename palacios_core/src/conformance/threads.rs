@@ -4,6 +4,7 @@
 use super::crew::{online, Team};
 use super::{ensure, eventually, Outcome};
 use crate::host::{CpuId, Host, NoSuchCpu, Thread};
+use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 const ROUNDS: u32 = 500;
@@ -231,4 +232,53 @@ pub fn moves<H: Host>(host: &H) -> Outcome {
         thread.move_to(nowhere) == Err(NoSuchCpu(nowhere)),
         "a move to no CPU is an error",
     )
+}
+
+/// Two threads that want one CPU each wait while the other has it; a thread that sleeps does not.
+pub fn waiting<H: Host>(host: &H) -> Outcome {
+    const ENOUGH_NS: u64 = 2_000_000;
+    const SLEEP_NS: u64 = 20_000_000;
+    let first = online(host)?.first().copied();
+    let begin_ns = host.now_ns();
+    let team = Team::<H, _>::start(host, &[first; 2], AtomicU32::new(0), |crew, me| {
+        crew.meet();
+        let enough = || {
+            crew.threads
+                .get(me)
+                .is_none_or(|t| t.waited_ns() > ENOUGH_NS)
+        };
+        while !enough() && !crew.stopped() {
+            crew.host.window(|_| (0..2_000).for_each(|_| spin_loop()));
+        }
+        // The other may have nobody to wait for any more: until both have.
+        crew.state.fetch_add(1, SeqCst);
+        while crew.state.load(SeqCst) < 2 && !crew.stopped() {
+            crew.host.window(|_| (0..2_000).for_each(|_| spin_loop()));
+        }
+    })?;
+    ensure(team.finished(), "threads that want one CPU wait for it")?;
+    let passed_ns = host.now_ns() - begin_ns;
+    let most = |thread: &H::Thread| thread.waited_ns() <= passed_ns;
+    ensure(
+        team.threads.iter().all(most),
+        "nobody waits longer than time passes",
+    )?;
+    let slept = AtomicU32::new(0);
+    let team = Team::<H, _>::start(host, &[first], slept, |crew, _| {
+        let Some(thread) = crew.threads.first() else {
+            return;
+        };
+        // The best of several: another thread may come first.
+        for _ in 0..20 {
+            let (begin_ns, waited_ns) = (crew.host.now_ns(), thread.waited_ns());
+            thread.arm(Some(begin_ns + SLEEP_NS));
+            thread.park();
+            if thread.waited_ns() - waited_ns < SLEEP_NS / 2 {
+                crew.state.store(1, SeqCst);
+                break;
+            }
+        }
+    })?;
+    ensure(team.finished(), "threads run")?;
+    ensure(team.state.load(SeqCst) == 1, "a sleep is not waiting")
 }

@@ -10,6 +10,7 @@ mod instructions;
 mod msr;
 mod pvclock;
 mod shared;
+mod times;
 mod tsc;
 
 use crate::backend::{Backend, BackendVcpu, Event, Exit, NestedFault, PortAccess};
@@ -22,6 +23,7 @@ use crate::stats::Counter;
 use crate::vm::life::{Go, StopReason};
 use crate::vm::Vm;
 pub use shared::VcpuShared;
+use times::Doing;
 
 /// What a vCPU does when nobody stops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     generation: u64,
     tsc: tsc::Tsc,
     pvclock: pvclock::PvClock,
+    /// Ticks of the host's counter in the guest, since the window opened.
+    guest_ticks: u64,
     armed_ns: Option<u64>,
     /// The length of the instruction that exited, where the hardware gives none.
     length: Option<u8>,
@@ -90,6 +94,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             generation: 0,
             tsc: tsc::Tsc::default(),
             pvclock: pvclock::PvClock::default(),
+            guest_ticks: 0,
             armed_ns: None,
             length: None,
             rearm: false,
@@ -130,6 +135,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Runs until the VM stops.
     pub(crate) fn run(&mut self, vm: &Vm<H, B>, shared: &VcpuShared<H>) {
         let here = Here { vm, shared };
+        shared.turn_to(vm.host(), Doing::Handling, 0);
         loop {
             self.take_events(&here);
             if let Some(reason) = self.stopping.take() {
@@ -164,17 +170,18 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             }
         }
         shared.thread().arm(None);
+        shared.turn_to(vm.host(), Doing::Nothing, 0);
     }
 
     /// One window: enters the guest, again and again as long as its exits are settled quickly. `None`: nothing is left to
     /// do outside.
     fn enter(&mut self, here: &Here<'_, H, B>) -> Option<Exit> {
-        let host = here.vm.host();
-        let begin_ns = host.now_ns();
+        let (host, shared) = (here.vm.host(), here.shared);
+        shared.turn_to(host, Doing::Guest, 0);
+        self.guest_ticks = 0;
         let exit = host.window(|cpu| self.in_window(here, cpu));
-        here.shared
-            .stats
-            .add(Counter::GuestNs, host.now_ns().saturating_sub(begin_ns));
+        let guest_ns = here.vm.clock().ns_of_tsc(self.guest_ticks);
+        shared.turn_to(host, Doing::Handling, guest_ns);
         exit
     }
 
@@ -195,14 +202,17 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Enters until an exit needs more than a window.
     fn entries(&mut self, here: &Here<'_, H, B>) -> Option<Exit> {
-        let host = here.vm.host();
+        let (host, backend) = (here.vm.host(), here.vm.backend());
         loop {
             if !self.before_entry(here) {
                 here.shared.stats.count_exit(&Exit::Pending);
                 return None;
             }
             here.shared.stats.add(Counter::Entries, 1);
+            let begin = backend.tsc();
             let exit = self.arch.enter(host);
+            let ticks = backend.tsc().wrapping_sub(begin);
+            self.guest_ticks = self.guest_ticks.wrapping_add(ticks);
             self.after_exit(here, &exit);
             if !self.settle(here, exit) {
                 return Some(exit);
@@ -405,14 +415,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Sleeps until something is pending.
     fn idle(&mut self, here: &Here<'_, H, B>) {
-        let host = here.vm.host();
-        let begin_ns = host.now_ns();
         let pending = &here.shared.pending;
-        here.shared
-            .park_unless(|| pending.has_events() || pending.has_vectors());
-        here.shared
-            .stats
-            .add(Counter::IdleNs, host.now_ns().saturating_sub(begin_ns));
+        here.shared.park_unless(here.vm.host(), || {
+            pending.has_events() || pending.has_vectors()
+        });
     }
 
     /// Delivers an exception at the next entry, together with what was under way (SDM 3A: 6.15, table 6-5).

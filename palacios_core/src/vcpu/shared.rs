@@ -2,6 +2,7 @@
 //! What others see of a vCPU: its pending word, its thread, its counters, and whether it is in the guest.
 #![forbid(unsafe_code)]
 
+use super::times::{Doing, Reading, Times};
 use crate::host::{Host, Thread};
 use crate::interrupts::destination::DestinationFilter;
 use crate::interrupts::pending::Pending;
@@ -25,6 +26,7 @@ pub struct VcpuShared<H: Host> {
     generation: AtomicU64,
     pub(crate) pending: Pending,
     pub(crate) stats: Stats,
+    times: Times,
 }
 
 impl<H: Host> VcpuShared<H> {
@@ -37,6 +39,7 @@ impl<H: Host> VcpuShared<H> {
             generation: AtomicU64::new(0),
             pending: Pending::new(),
             stats: Stats::new(),
+            times: Times::new(),
         }
     }
     pub(crate) fn index(&self) -> u32 {
@@ -81,12 +84,41 @@ impl<H: Host> VcpuShared<H> {
     }
 
     /// Parks the vCPU's own thread, unless `awake` holds. May return early.
-    pub(crate) fn park_unless(&self, awake: impl FnOnce() -> bool) {
+    pub(crate) fn park_unless(&self, host: &H, awake: impl FnOnce() -> bool) {
         self.mode.store(PARKED, Ordering::SeqCst);
         if !awake() {
+            self.turn_to(host, Doing::Idle, 0);
             self.thread.park();
+            self.turn_to(host, Doing::Handling, 0);
         }
         self.mode.store(OUTSIDE, Ordering::SeqCst);
+    }
+
+    /// The vCPU's own thread turns to something else; of a window, `guest_ns` were the guest's.
+    pub(crate) fn turn_to(&self, host: &H, next: Doing, guest_ns: u64) {
+        let reading = self.reading(host);
+        self.times.turn_to(next, reading, guest_ns, &self.stats);
+    }
+    fn reading(&self, host: &H) -> Reading {
+        Reading {
+            now_ns: host.now_ns(),
+            waited_ns: self.thread.waited_ns(),
+        }
+    }
+    /// A counter; those of time up to now. *Thread.*
+    pub(crate) fn counter(&self, host: &H, which: Counter) -> u64 {
+        match which {
+            Counter::GuestNs | Counter::HandlingNs | Counter::IdleNs | Counter::WaitingNs => {
+                let read = || self.times.get(which, &self.stats, || self.reading(host));
+                loop {
+                    match read() {
+                        Some(ns) => return ns,
+                        None => host.yield_now(),
+                    }
+                }
+            }
+            _ => self.stats.get(which),
+        }
     }
 
     /// Returns once the vCPU is out of the guest, or in it since it saw `generation`.

@@ -386,7 +386,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         while self.run_state() == state {
             // Taken, so that the next change is news again, and comes with a call.
             shared.pending.take(Events::STATE);
-            shared.park_unless(|| self.run_state() != state);
+            shared.park_unless(&self.host, || self.run_state() != state);
         }
     }
 

@@ -226,7 +226,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     pub fn counter(&self, vcpu: u32, which: Counter) -> u64 {
         self.vcpus
             .get(vcpu as usize)
-            .map_or(0, |slot| slot.shared.stats.get(which))
+            .map_or(0, |slot| slot.shared.counter(&self.host, which))
     }
     /// The devices' saved state, with the interrupt controllers' first.
     pub fn bus(&self) -> &Bus<H> {

@@ -71,6 +71,43 @@ fn hlt_parks_and_its_time_is_counted<B: TestBackend>() {
     });
 }
 
+/// What a VM's only vCPU has spent, and between which times it was so.
+fn time_spent<B: TestBackend>(host: &TestHost, vm: &TestVm<B>) -> ([u64; 4], [u64; 2]) {
+    use Counter::*;
+    let from_ns = host.now_ns();
+    let spent = [GuestNs, HandlingNs, IdleNs, WaitingNs].map(|which| vm.count(which));
+    (spent, [from_ns, host.now_ns()])
+}
+
+/// Two vCPUs share the host's CPUs: one halts most of the time, one never.
+fn all_of_a_vcpus_time_is_counted<B: TestBackend>() {
+    on_each::<B>(|host, hypervisor| {
+        let halts = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[20, 2_000_000])));
+        let spins = hypervisor.launch(&Spec::new(guests::spin_for_ticks(&[60, 500_000])));
+        for vm in [&halts, &spins] {
+            while vm.count(Counter::Entries) == 0 {
+                std::thread::yield_now();
+            }
+            let (first, [begin, begun]) = time_spent(host, vm);
+            while vm.count(Counter::InjectedInterrupt) < 15 {
+                std::thread::yield_now();
+            }
+            let (last, [end, ended]) = time_spent(host, vm);
+            let sum = |spent: [u64; 4]| spent.into_iter().sum::<u64>();
+            let passed_ns = sum(last) - sum(first);
+            // Whatever it was at, and also while it was at it.
+            assert!(
+                passed_ns >= end.saturating_sub(begun) && passed_ns <= ended - begin,
+                "{first:?} {last:?} {begin} {begun} {end} {ended}"
+            );
+        }
+        assert_eq!((halts.wait(), spins.wait()), (GOOD, GOOD));
+        let [guest_ns, handling_ns, idle_ns, _] = time_spent(host, &spins).0;
+        assert!(guest_ns > 0 && handling_ns > 0 && idle_ns == 0);
+        assert!(time_spent(host, &halts).0[2] > 0);
+    });
+}
+
 /// No exit of the guest's own brings it out: each tick must.
 fn timers_end_guest_mode<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
@@ -376,6 +413,7 @@ macro_rules! on_both_backends {
 on_both_backends! {
     exits_are_counted_one_by_one,
     hlt_parks_and_its_time_is_counted,
+    all_of_a_vcpus_time_is_counted,
     timers_end_guest_mode,
     vcpus_wake_each_other,
     revocation_under_running_vcpus,

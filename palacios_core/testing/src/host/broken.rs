@@ -27,6 +27,8 @@ pub enum Broken {
     TimerTwice,
     TimerNotReplaced,
     TimersOutOfOrder,
+    WaitNotCounted,
+    SleepIsWaiting,
     KickOftenLost,
     RamNotZeroed,
     RamForgets,

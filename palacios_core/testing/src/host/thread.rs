@@ -26,6 +26,8 @@ pub struct ThreadState {
     sleeps: AtomicBool,
     run: Mutex<Run>,
     ended: Condvar,
+    /// Nanoseconds spent waiting for a turn on its CPU.
+    waited_ns: AtomicU64,
     /// How often it was kicked.
     kicks: AtomicU64,
     /// How often it slept in `park`.
@@ -58,6 +60,7 @@ impl TestThread {
             sleeps: AtomicBool::new(false),
             run: Mutex::default(),
             ended: Condvar::new(),
+            waited_ns: AtomicU64::new(0),
             kicks: AtomicU64::new(0),
             parks: AtomicU64::new(0),
         }))
@@ -86,6 +89,12 @@ impl ThreadState {
     /// Sends a thread that is not pinned elsewhere, as a scheduler does.
     pub fn migrate(&self, cpu: CpuId) {
         self.cpu.store(cpu.0, SeqCst);
+    }
+    /// It waited for a CPU.
+    pub fn add_wait(&self, ns: u64) {
+        if !self.host.breaks(Broken::WaitNotCounted) {
+            self.waited_ns.fetch_add(ns, SeqCst);
+        }
     }
     /// Says that it is in a window on `cpu`, unless it was moved meanwhile.
     pub fn open_window(&self, cpu: CpuId) -> bool {
@@ -177,6 +186,7 @@ impl Thread for TestThread {
             self.0.parks.fetch_add(1, SeqCst);
         }
         self.0.sleeps.store(true, SeqCst);
+        let begin_ns = self.0.host.clock.now_ns();
         while !*wake && !self.0.host.breaks(Broken::ParkReturns) {
             wake = self
                 .0
@@ -186,6 +196,9 @@ impl Thread for TestThread {
         }
         *wake = false;
         self.0.sleeps.store(false, SeqCst);
+        if self.0.host.breaks(Broken::SleepIsWaiting) {
+            self.0.add_wait(self.0.host.clock.now_ns() - begin_ns);
+        }
     }
 
     fn unpark(&self) {
@@ -199,6 +212,10 @@ impl Thread for TestThread {
     fn arm(&self, at_ns: Option<u64>) {
         assert!(self.0.is_current(), "{} is armed by another", self.0.name);
         self.0.host.arm(&self.0, at_ns);
+    }
+
+    fn waited_ns(&self) -> u64 {
+        self.0.waited_ns.load(SeqCst)
     }
 
     fn move_to(&self, cpu: CpuId) -> Result<(), NoSuchCpu> {
