@@ -17,12 +17,13 @@ fn main() -> ExitCode {
         ["avx"] => avx(),
         ["clock"] => clock(),
         ["sleep"] => sleep_a_second(),
+        ["spin"] => spin(),
         ["watch"] => watch(),
         ["exit", value] => value
             .parse()
             .map_err(|e| format!("{e}"))
             .and_then(test_exit),
-        _ => Err("usage: probe hypervisor | avx | clock | sleep | watch | exit N".into()),
+        _ => Err("usage: probe hypervisor | avx | clock | sleep | spin | watch | exit N".into()),
     };
     match answer {
         Ok(text) => {
@@ -115,6 +116,21 @@ fn clock() -> Answer {
         "{READS} reads, {}",
         source.unwrap_or_default().trim()
     ))
+}
+
+/// Keeps every processor busy for ever.
+fn spin() -> Answer {
+    let cpus = thread::available_parallelism().map_err(|e| format!("{e}"))?;
+    std::fs::write("/dev/console", format!("guest: spinning {cpus}\n"))
+        .map_err(|e| format!("{e}"))?;
+    for _ in 1..cpus.get() {
+        thread::spawn(|| loop {
+            std::hint::black_box(());
+        });
+    }
+    loop {
+        std::hint::black_box(());
+    }
 }
 
 /// Six seconds in which the host pauses the machine, between two lines on the console: no clock steps back, and they agree.
