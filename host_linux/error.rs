@@ -4,7 +4,7 @@
 use kernel::{bindings, prelude::*};
 use palacios_core::backend::Unsupported;
 use palacios_core::image::ImageError;
-use palacios_core::vm::{CreateError, LifeError};
+use palacios_core::vm::{CreateError, LifeError, MoveError};
 
 fn errno(number: u32) -> Error {
     Error::from_errno(-(number as i32))
@@ -21,6 +21,15 @@ pub(crate) fn of_life(error: LifeError) -> Error {
         LifeError::WrongState(_) => wrong_state(),
         LifeError::NoMemory => ENOMEM,
         LifeError::NotLoadable => EIO,
+    }
+}
+
+/// Why a vCPU was not moved.
+pub(crate) fn of_move(error: MoveError) -> Error {
+    match error {
+        MoveError::NoSuchVcpu => ENOENT,
+        MoveError::NoSuchCpu(_) => ENXIO,
+        MoveError::Stopped => wrong_state(),
     }
 }
 

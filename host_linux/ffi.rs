@@ -34,6 +34,7 @@ extern "C" {
     pub(crate) fn v3vee_set_idle();
     pub(crate) fn v3vee_set_running();
     pub(crate) fn v3vee_pin(task: *mut bindings::task_struct, cpu: u32) -> i32;
+    pub(crate) fn v3vee_unpin(task: *mut bindings::task_struct) -> i32;
 
     pub(crate) fn v3vee_tsc_stable() -> bool;
     pub(crate) fn v3vee_waited_ns(task: *const bindings::task_struct) -> u64;

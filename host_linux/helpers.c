@@ -152,6 +152,12 @@ int v3vee_pin(struct task_struct *task, unsigned int cpu)
 	return set_cpus_allowed_ptr(task, cpumask_of(cpu));
 }
 
+int v3vee_unpin(struct task_struct *task);
+int v3vee_unpin(struct task_struct *task)
+{
+	return set_cpus_allowed_ptr(task, cpu_possible_mask);
+}
+
 /* Time. */
 
 /*

@@ -11,10 +11,10 @@ use palacios_core::addr::Gpa;
 use palacios_core::backend::svm::Svm;
 use palacios_core::backend::{Backend, Features};
 use palacios_core::devices::ByteStream;
-use palacios_core::host::NoMemory;
+use palacios_core::host::{CpuId, NoMemory};
 use palacios_core::memory::Memory;
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, LifeError, Parts, State, Vm};
+use palacios_core::vm::{CreateError, LifeError, MoveError, Parts, State, Vm};
 
 /// The processor's virtualization, on every CPU until this is dropped.
 pub(crate) struct Hardware {
@@ -102,6 +102,12 @@ impl Machine {
     }
     pub(crate) fn vcpus(&self) -> u32 {
         each!(self, vm => vm.vcpus())
+    }
+    pub(crate) fn pin(&self, vcpu: u32) -> Option<CpuId> {
+        each!(self, vm => vm.pin(vcpu))
+    }
+    pub(crate) fn move_vcpu(&self, vcpu: u32, cpu: Option<CpuId>) -> Result<(), MoveError> {
+        each!(self, vm => vm.move_vcpu(vcpu, cpu))
     }
     pub(crate) fn counter(&self, vcpu: u32, which: Counter) -> u64 {
         each!(self, vm => vm.counter(vcpu, which))

@@ -9,9 +9,11 @@ use crate::ffi;
 use crate::THIS_MODULE;
 use core::mem::offset_of;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use kernel::{
-    bindings, fmt, new_condvar, new_mutex, new_spinlock,
+    bindings,
+    error::to_result,
+    fmt, new_condvar, new_mutex, new_spinlock,
     prelude::*,
     str::CString,
     sync::{Arc, CondVar, Mutex, SpinLock},
@@ -19,8 +21,6 @@ use kernel::{
 };
 use palacios_core::host::{self, CpuId, NoMemory, NoSuchCpu};
 
-/// [`Inner::cpu`]: any CPU.
-const ANY_CPU: u32 = u32::MAX;
 /// Timers are absolute, fire in hard-interrupt context, and stay on the CPU where they were armed: most often the guest's,
 /// where their interrupt alone ends the guest's run.
 const TIMER_MODE: bindings::hrtimer_mode = bindings::hrtimer_mode_HRTIMER_MODE_ABS_PINNED_HARD;
@@ -32,8 +32,9 @@ pub(crate) struct Thread(Arc<Inner>);
 struct Inner {
     /// A counted reference. Written once, before anybody else has a reference to this.
     task: AtomicPtr<bindings::task_struct>,
-    /// The CPU it is pinned to, or [`ANY_CPU`].
-    cpu: AtomicU32,
+    /// The CPU it is pinned to. Locked over each change, so that the scheduler knows the last one.
+    #[pin]
+    pin: Mutex<Option<CpuId>>,
     unparked: AtomicBool,
     /// Its [`Thread`] was dropped by the thread itself: it ends after this job.
     orphaned: AtomicBool,
@@ -96,10 +97,10 @@ impl Drop for Job {
 }
 
 impl Inner {
-    fn new(cpu: u32) -> impl PinInit<Self> {
+    fn new(cpu: Option<CpuId>) -> impl PinInit<Self> {
         pin_init!(Self {
             task: AtomicPtr::new(ptr::null_mut()),
-            cpu: AtomicU32::new(cpu),
+            pin <- new_mutex!(cpu, "v3vee_thread_pin"),
             unparked: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
             // SAFETY: The slot is memory for a timer, pinned until the timer is cancelled.
@@ -120,6 +121,16 @@ impl Inner {
     fn is_current(&self) -> bool {
         // SAFETY: Reads a pointer.
         self.task() == unsafe { bindings::get_current() }
+    }
+
+    /// Tells the scheduler where it may run.
+    fn allow(&self, cpu: Option<CpuId>) -> Result {
+        // SAFETY: The task is alive, as in `wake`.
+        to_result(match cpu {
+            Some(cpu) => unsafe { ffi::v3vee_pin(self.task(), cpu.0) },
+            // SAFETY: As above.
+            None => unsafe { ffi::v3vee_unpin(self.task()) },
+        })
     }
 
     fn wake(&self) {
@@ -157,11 +168,12 @@ impl Inner {
 
     /// The thread's life.
     fn serve(&self) {
-        let cpu = self.cpu.load(Ordering::Relaxed);
-        if cpu != ANY_CPU {
-            // SAFETY: The current task. A CPU that went offline is no loss: any other will do.
-            unsafe { ffi::v3vee_pin(self.task(), cpu) };
+        let pin = self.pin.lock();
+        if pin.is_some() {
+            // A CPU that went offline is no loss: any other will do.
+            let _ = self.allow(*pin);
         }
+        drop(pin);
         while let Some(job) = self.sleep_until(|| self.next()) {
             job.run();
             *self.busy.lock() = false;
@@ -216,7 +228,6 @@ unsafe extern "C" fn thread_main(data: *mut c_void) -> i32 {
 
 impl Thread {
     pub(crate) fn new(name: fmt::Arguments<'_>, cpu: Option<CpuId>) -> Result<Self, NoMemory> {
-        let cpu = cpu.map_or(ANY_CPU, |cpu| cpu.0);
         let inner = Arc::pin_init(Inner::new(cpu), GFP_KERNEL_ACCOUNT).map_err(|_| NoMemory)?;
         let name = CString::try_from_fmt(name).map_err(|_| NoMemory)?;
         // SAFETY: A descriptor or a VM holds the module at least until this returns.
@@ -319,13 +330,18 @@ impl host::Thread for Thread {
         unsafe { ffi::v3vee_waited_ns(self.0.task()) }
     }
 
-    fn move_to(&self, cpu: CpuId) -> Result<(), NoSuchCpu> {
-        self.0.cpu.store(cpu.0, Ordering::Relaxed);
-        // SAFETY: The task is alive as long as this `Thread`.
-        match unsafe { ffi::v3vee_pin(self.0.task(), cpu.0) } {
-            0 => Ok(()),
-            _ => Err(NoSuchCpu(cpu)),
+    fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu> {
+        let mut pin = self.0.pin.lock();
+        if self.0.allow(cpu).is_err() {
+            // All CPUs are always allowed.
+            return cpu.map_or(Ok(()), |cpu| Err(NoSuchCpu(cpu)));
         }
+        *pin = cpu;
+        Ok(())
+    }
+
+    fn pin(&self) -> Option<CpuId> {
+        *self.0.pin.lock()
     }
 
     fn join(&self) {

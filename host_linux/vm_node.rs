@@ -32,7 +32,7 @@ use kernel::{
 use palacios_core::addr::{Gpa, PAGE_SIZE};
 use palacios_core::alloc_ext::try_box;
 use palacios_core::devices::ByteStream;
-use palacios_core::host::{Host, NoMemory};
+use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::Image;
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 use palacios_core::vm::{
@@ -409,6 +409,31 @@ impl VmNode {
         Ok(())
     }
 
+    /// Moves a vCPU.
+    fn move_vcpu(&self, arg: usize) -> Result {
+        let to: abi::v3_vcpu = user::read(arg)?;
+        let held = self.held()?;
+        // A VM that was stopped before it was launched is no longer `Created`, which the core does not know.
+        if let State::Stopped(_) = held.state() {
+            return Err(error::wrong_state());
+        }
+        let cpu = (to.cpu != abi::V3_CPU_ANY).then_some(CpuId(to.cpu));
+        let moved = held.machine.move_vcpu(to.vcpu, cpu);
+        moved.map_err(error::of_move)
+    }
+
+    /// Says where a vCPU may run.
+    fn vcpu(&self, arg: usize) -> Result {
+        let mut vcpu: abi::v3_vcpu = user::read(arg)?;
+        let held = self.held()?;
+        if vcpu.vcpu >= held.machine.vcpus() {
+            return Err(ENOENT);
+        }
+        let pin = held.machine.pin(vcpu.vcpu);
+        vcpu.cpu = pin.map_or(abi::V3_CPU_ANY, |cpu| cpu.0);
+        user::write(arg, &vcpu)
+    }
+
     /// The stream of a name; the console's without one.
     fn find_stream(&self, name: &[u8]) -> Option<Arc<Stream>> {
         let console = self.console.as_ref().map(|name| name.to_bytes());
@@ -504,6 +529,8 @@ impl MiscDevice for VmFile {
             abi::V3_VM_STATS => node.stats(arg),
             abi::V3_VM_STREAM => me.attach(arg),
             abi::V3_VM_RELOCATE => node.relocate(arg),
+            abi::V3_VM_MOVE => node.move_vcpu(arg),
+            abi::V3_VM_VCPU => node.vcpu(arg),
             _ => Err(ENOTTY),
         }?;
         Ok(0)

@@ -176,8 +176,11 @@ pub trait Thread: Send + Sync {
     /// How long it has been ready to run without running, because other threads had the CPU: nanoseconds since it was made,
     /// never less than before. It need not count the wait that still lasts. *Any*, often.
     fn waited_ns(&self) -> u64;
-    /// Moves it to another CPU; running or not. *Thread.*
-    fn move_to(&self, cpu: CpuId) -> Result<(), NoSuchCpu>;
+    /// Pins it to a CPU, where it is when this returns or as soon as it runs; `None` lets it run on any. Running or not.
+    /// On an error it stays as it is. *Thread.*
+    fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu>;
+    /// The CPU that it is pinned to. *Thread.*
+    fn pin(&self) -> Option<CpuId>;
     /// Sleeps until its body has returned; at once if it was never started. *Thread*, but not itself.
     fn join(&self);
 }

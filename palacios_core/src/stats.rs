@@ -74,6 +74,8 @@ counters! {
     InjectedNmi = "injected_nmis",
     /// Exceptions injected.
     InjectedException = "injected_exceptions",
+    /// Windows on another host CPU than the one before.
+    CpuChanges = "cpu_changes",
     /// Kicks sent to it.
     Kicks = "kicks",
     /// TLB flushes asked for it.

@@ -119,6 +119,8 @@ pub enum Command {
     Stream(Stream),
     /// Give a VM other host memory for some of its pages
     Relocate(Relocate),
+    /// Move a virtual CPU to a CPU of the host, running or not
+    CoreMove(CoreMove),
     /// Print the versions of this program and of the module
     Version(Format),
     /// Print the completions for a shell
@@ -162,6 +164,9 @@ pub enum Link {
     /// Print a VM's counters
     #[command(name = "v3_stats")]
     Stats(Stats),
+    /// Move a virtual CPU to a CPU of the host, running or not
+    #[command(name = "v3_core_move")]
+    CoreMove(CoreMove),
 }
 
 impl From<Link> for Command {
@@ -176,6 +181,7 @@ impl From<Link> for Command {
             Link::Console(args) => Self::Console(args),
             Link::Stream(args) => Self::Stream(args),
             Link::Stats(args) => Self::Stats(args),
+            Link::CoreMove(args) => Self::CoreMove(args),
         }
     }
 }
@@ -346,6 +352,31 @@ pub struct Relocate {
     pub len: u64,
 }
 
+#[derive(Args)]
+pub struct CoreMove {
+    /// Name, number, or /dev/v3-vmN
+    pub vm: String,
+    /// Number of the virtual CPU, from 0
+    pub vcpu: u32,
+    /// Number of the host's CPU, where it then stays; or `any`
+    #[arg(value_parser = parse_cpu)]
+    pub cpu: Cpu,
+}
+
+/// A CPU of the host, or any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu(pub Option<u32>);
+
+fn parse_cpu(text: &str) -> Result<Cpu, String> {
+    match text {
+        "any" => Ok(Cpu(None)),
+        number => match number.parse() {
+            Ok(cpu) if cpu != v3_abi::V3_CPU_ANY => Ok(Cpu(Some(cpu))),
+            _ => Err("give the number of a CPU of the host, or `any`".into()),
+        },
+    }
+}
+
 /// The control character of a key: `]` is 0x1d, `a` is 0x01.
 fn parse_escape(key: &str) -> Result<u8, String> {
     match key.as_bytes() {
@@ -419,6 +450,12 @@ mod tests {
             Command::Free(Free { force: false, .. })
         ));
         assert!(matches!(link("v3_cons /dev/v3-vm0"), Command::Console(_)));
+        match link("v3_core_move /dev/v3-vm0 2 1") {
+            Command::CoreMove(CoreMove { vm, vcpu, cpu }) => {
+                assert_eq!((vm.as_str(), vcpu, cpu), ("/dev/v3-vm0", 2, Cpu(Some(1))));
+            }
+            _ => panic!(),
+        }
     }
 
     #[test]
@@ -455,6 +492,12 @@ mod tests {
         assert_eq!(parse_number("0x1000"), Ok(4096));
         assert_eq!(parse_number("4096"), Ok(4096));
         assert!(parse_number("1000h").is_err());
+        assert_eq!(parse_cpu("7"), Ok(Cpu(Some(7))));
+        assert_eq!(parse_cpu("any"), Ok(Cpu(None)));
+        assert!(["-1", "4294967295", "none", ""]
+            .map(parse_cpu)
+            .iter()
+            .all(Result::is_err));
         assert_eq!((parse_escape("]"), parse_escape("a")), (Ok(0x1d), Ok(1)));
         assert!(parse_escape("]]").is_err());
     }

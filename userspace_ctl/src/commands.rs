@@ -7,7 +7,7 @@ mod make;
 mod run;
 mod show;
 
-use crate::cli::{Command, Free, Relocate};
+use crate::cli::{Command, CoreMove, Free, Relocate};
 use crate::failure::Failure;
 use crate::Outcome;
 use std::io::{self, Write};
@@ -31,6 +31,7 @@ pub fn execute(command: Command) -> Outcome {
         Command::Console(args) => console::console(&args),
         Command::Stream(args) => console::stream(&args),
         Command::Relocate(args) => relocate(&args),
+        Command::CoreMove(args) => core_move(&args),
         Command::Version(args) => show::version(&args),
         Command::Completions { shell } => docs::completions(shell),
         Command::Man { dir } => docs::man(dir.as_deref()),
@@ -57,6 +58,10 @@ fn free(args: &Free) -> Outcome {
 
 fn relocate(args: &Relocate) -> Outcome {
     with(&args.vm, |vm| vm.relocate(args.gpa, args.len))
+}
+
+fn core_move(args: &CoreMove) -> Outcome {
+    with(&args.vm, |vm| vm.move_vcpu(args.vcpu, args.cpu.0))
 }
 
 /// Prints to standard output. A reader that left early, such as `head`, is no failure.

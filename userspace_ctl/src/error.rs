@@ -84,6 +84,16 @@ impl Error {
                 ..
             } => "the image names the streams: `[[serial]]` of its TOML file",
             Self::Call {
+                what: "core-move",
+                errno: Errno::NXIO,
+                ..
+            } => "/sys/devices/system/cpu/online shows the host's CPUs",
+            Self::Call {
+                what: "core-move",
+                errno: Errno::NOENT,
+                ..
+            } => "they count from 0; `v3 info VM` says how many there are",
+            Self::Call {
                 errno: Errno::BADFD,
                 ..
             } => "`v3 info VM` shows its state",
@@ -104,12 +114,14 @@ fn is_absent(errno: Errno) -> bool {
 /// What an error number means here.
 fn meaning(what: &str, errno: Errno) -> String {
     match (what, errno) {
+        ("core-move", Errno::NXIO) => "the host has no such CPU, or it is offline".into(),
         (_, Errno::NODEV | Errno::NXIO) => "no such device".into(),
         ("free", Errno::BUSY) => "the VM still runs".into(),
         ("stream", Errno::BUSY) => "another program is attached to it".into(),
         ("stream", Errno::NOENT) => "the VM has no such stream".into(),
+        ("core-move" | "pin", Errno::NOENT) => "the VM has no such virtual CPU".into(),
         ("launch", Errno::BADFD) => "it was launched before; a VM runs once".into(),
-        ("pause" | "continue" | "relocate", Errno::BADFD) => {
+        ("pause" | "continue" | "relocate" | "core-move", Errno::BADFD) => {
             "the VM's state does not allow it".into()
         }
         ("relocate", Errno::RANGE) => "not all of it is memory of the guest".into(),
@@ -217,6 +229,10 @@ mod tests {
             .hint()
             .unwrap()
             .contains("v3 stop"));
+        assert_eq!(
+            call("core-move", Errno::NXIO).to_string(),
+            "/dev/v3-vm0: core-move: the host has no such CPU, or it is offline"
+        );
         assert_eq!(
             call("stop", Errno::NODEV).to_string(),
             "/dev/v3-vm0: stop: no such device"

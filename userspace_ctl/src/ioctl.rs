@@ -53,6 +53,8 @@ calls! {
     stats_raw: inout<v3_stats> = V3_VM_STATS;
     stream: input<v3_stream> = V3_VM_STREAM;
     relocate: input<v3_relocate> = V3_VM_RELOCATE;
+    move_vcpu: input<v3_vcpu> = V3_VM_MOVE;
+    vcpu_raw: inout<v3_vcpu> = V3_VM_VCPU;
 }
 
 fn address<T>(data: *const T) -> u64 {
@@ -88,6 +90,14 @@ pub(crate) fn wait(fd: impl AsFd, timeout_ns: i64) -> Result<v3_wait, Errno> {
     // SAFETY: There are no addresses in the struct.
     unsafe { wait_raw(fd, &mut arg) }?;
     Ok(arg)
+}
+
+/// The host's CPU on which a virtual CPU alone runs, or `V3_CPU_ANY`.
+pub(crate) fn pin(fd: impl AsFd, vcpu: u32) -> Result<u32, Errno> {
+    let mut arg = v3_vcpu { vcpu, cpu: 0 };
+    // SAFETY: There are no addresses in the struct.
+    unsafe { vcpu_raw(fd, &mut arg) }?;
+    Ok(arg.cpu)
 }
 
 pub(crate) fn list(fd: impl AsFd) -> Result<Vec<v3_info>, Errno> {

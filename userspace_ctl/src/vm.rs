@@ -6,7 +6,7 @@ use crate::{ioctl, node_of, number_of, Control, Error, Info, Stat, Stopped, Stre
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::time::Duration;
-use v3_abi::v3_relocate;
+use v3_abi::{v3_relocate, v3_vcpu, V3_CPU_ANY};
 
 /// An open VM. It lives on when this is dropped.
 #[derive(Debug)]
@@ -103,5 +103,17 @@ impl Vm {
     /// Has the host take the memory behind these guest pages away and give other, with the same contents.
     pub fn relocate(&self, gpa: u64, len: u64) -> Result<(), Error> {
         ioctl::relocate(&self.fd, v3_relocate { gpa, len }).map_err(self.failed("relocate"))
+    }
+
+    /// Moves a virtual CPU to a CPU of the host, where it then stays; with `None` it may run on any.
+    pub fn move_vcpu(&self, vcpu: u32, cpu: Option<u32>) -> Result<(), Error> {
+        let cpu = cpu.unwrap_or(V3_CPU_ANY);
+        ioctl::move_vcpu(&self.fd, v3_vcpu { vcpu, cpu }).map_err(self.failed("core-move"))
+    }
+
+    /// The host's CPU on which a virtual CPU alone runs; `None` if it may run on any.
+    pub fn pin(&self, vcpu: u32) -> Result<Option<u32>, Error> {
+        let cpu = ioctl::pin(&self.fd, vcpu).map_err(self.failed("pin"))?;
+        Ok((cpu != V3_CPU_ANY).then_some(cpu))
     }
 }

@@ -39,6 +39,8 @@ fn without_the_module_every_call_says_so() {
         "run a.img",
         "run --kernel k",
         "relocate 0 0 4096",
+        "core-move x 0 1",
+        "core-move x 0 any",
     ]
     .map(String::from);
     for line in named.chain(others) {
@@ -74,6 +76,8 @@ fn a_wrong_command_line_is_125() {
         "stats",
         "create",
         "console x --escape 7",
+        "core-move x 0",
+        "core-move x 0 nowhere",
     ] {
         v3(line)
             .assert()

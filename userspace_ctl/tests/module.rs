@@ -167,6 +167,7 @@ fn a_life_in_order() {
     assert_eq!(errno(vm.pause()), Errno::BADFD);
     assert_eq!(errno(vm.resume()), Errno::BADFD);
     assert_eq!(errno(vm.relocate(0, 4096)), Errno::BADFD);
+    assert_eq!(errno(vm.move_vcpu(0, Some(0))), Errno::BADFD);
 }
 
 #[test]
@@ -228,11 +229,13 @@ fn descriptors_of_a_freed_vm_answer_enodev() {
         vm.pause(),
         vm.resume(),
         vm.relocate(0, 4096),
+        vm.move_vcpu(0, None),
     ] {
         assert_eq!(errno(result), Errno::NODEV);
     }
     assert_eq!(errno(vm.info()), Errno::NODEV);
     assert_eq!(errno(vm.stats()), Errno::NODEV);
+    assert_eq!(errno(vm.pin(0)), Errno::NODEV);
     assert_eq!(errno(vm.wait(None)), Errno::NODEV);
     assert_eq!(
         call(&fd, V3_VM_STREAM, &mut v3_stream::zeroed()),
@@ -376,6 +379,52 @@ fn counters_count_exactly() {
     assert_eq!(arg.count as usize, stats.len());
     assert_eq!(two[1].value, stats[1].value);
     assert!(two[1].name[0] != 0 && two[2].name[0] == 0);
+}
+
+/// The host's CPUs that are online.
+fn online() -> Vec<u32> {
+    let list = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    let ends = |range: &str| {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        [from, to].map(|end| end.trim().parse::<u32>().unwrap())
+    };
+    let ranges = list.split(',').map(ends);
+    ranges.flat_map(|[from, to]| from..=to).collect()
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn virtual_cpus_are_moved() {
+    let vm = Owned::create("wanderer", SPIN);
+    let counter = |name| {
+        let stats = vm.stats().unwrap();
+        stats.iter().find(|s| s.name == name).unwrap().value
+    };
+    assert_eq!(vm.pin(0), Ok(None));
+    let cpus = online();
+    vm.move_vcpu(0, cpus.last().copied()).unwrap();
+    assert_eq!(vm.pin(0), Ok(cpus.last().copied()));
+    vm.launch().unwrap();
+    for cpu in cpus.iter().cycle().take(2 * cpus.len()) {
+        let (entries, changes) = (counter("entries"), counter("cpu_changes"));
+        vm.move_vcpu(0, Some(*cpu)).unwrap();
+        assert_eq!(vm.pin(0), Ok(Some(*cpu)));
+        while counter("entries") < entries + 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(cpus.len() == 1 || counter("cpu_changes") == changes + 1);
+    }
+    for nowhere in [cpus.last().unwrap() + 1, 1 << 20, V3_CPU_ANY - 1] {
+        assert_eq!(errno(vm.move_vcpu(0, Some(nowhere))), Errno::NXIO);
+        assert_eq!(vm.pin(0), Ok(cpus.last().copied()), "stays where it was");
+    }
+    for nobody in [1, u32::MAX] {
+        assert_eq!(errno(vm.move_vcpu(nobody, Some(0))), Errno::NOENT);
+        assert_eq!(errno(vm.pin(nobody)), Errno::NOENT);
+    }
+    vm.pause().unwrap();
+    vm.move_vcpu(0, None).unwrap();
+    assert_eq!(vm.pin(0), Ok(None));
 }
 
 #[test]

@@ -233,6 +233,19 @@ struct v3_relocate {
 	__u64 len;
 };
 
+/* v3_vcpu.cpu: the virtual CPU may run on any. */
+#define V3_CPU_ANY		0xffffffffU
+
+/**
+ * struct v3_vcpu - the argument of V3_VM_MOVE and V3_VM_VCPU.
+ * @vcpu: Number of the virtual CPU.
+ * @cpu: Number of the host's CPU on which alone it runs, or V3_CPU_ANY.
+ */
+struct v3_vcpu {
+	__u32 vcpu;
+	__u32 cpu;
+};
+
 /*
  * Calls of /dev/v3vee. They are enumerators, not macros, so that bindgen sees
  * their values.
@@ -331,6 +344,22 @@ __extension__ enum v3_vm_ioctl {
 	 *   EBADFD      the VM is stopped
 	 */
 	V3_VM_RELOCATE = _IOW(V3_IOCTL_TYPE, 0x28, struct v3_relocate),
+
+	/*
+	 * Moves a virtual CPU to a CPU of the host, where it then stays, or lets it
+	 * run on any. The guest, running or not, sees nothing of it. A virtual CPU
+	 * that runs has left its old CPU when this returns.
+	 *   ENOENT  the VM has no such virtual CPU
+	 *   ENXIO   the host has no such CPU, or it is offline
+	 *   EBADFD  the VM is stopped
+	 */
+	V3_VM_MOVE = _IOW(V3_IOCTL_TYPE, 0x29, struct v3_vcpu),
+
+	/*
+	 * Says where a virtual CPU may run.
+	 *   ENOENT  the VM has no such virtual CPU
+	 */
+	V3_VM_VCPU = _IOWR(V3_IOCTL_TYPE, 0x2a, struct v3_vcpu),
 };
 
 #endif /* _UAPI_V3VEE_H */

@@ -31,7 +31,10 @@ impl Thread for Nothing {
     fn waited_ns(&self) -> u64 {
         match *self {}
     }
-    fn move_to(&self, _: CpuId) -> Result<(), NoSuchCpu> {
+    fn move_to(&self, _: Option<CpuId>) -> Result<(), NoSuchCpu> {
+        match *self {}
+    }
+    fn pin(&self) -> Option<CpuId> {
         match *self {}
     }
     fn join(&self) {}

@@ -219,19 +219,24 @@ pub fn moves<H: Host>(host: &H) -> Outcome {
     let thread = team.threads.first().ok_or(super::Failure("a thread"))?;
     for (i, cpu) in cpus.iter().cycle().take(2 * cpus.len() + 1).enumerate() {
         team.state.sleep.store(i % 2 == 1, SeqCst);
-        ensure(thread.move_to(*cpu).is_ok(), "a thread can be moved")?;
+        ensure(thread.move_to(Some(*cpu)).is_ok(), "a thread can be moved")?;
         team.state.sleep.store(false, SeqCst);
         thread.unpark();
         ensure(
             eventually(host, || seen(&team.state, *cpu)),
             "a moved thread runs on its new CPU",
         )?;
+        ensure(thread.pin() == Some(*cpu), "a moved thread is pinned")?;
     }
     let nowhere = CpuId(u32::MAX);
+    let pin = thread.pin();
     ensure(
-        thread.move_to(nowhere) == Err(NoSuchCpu(nowhere)),
+        thread.move_to(Some(nowhere)) == Err(NoSuchCpu(nowhere)),
         "a move to no CPU is an error",
-    )
+    )?;
+    ensure(thread.pin() == pin, "a move to no CPU changes nothing")?;
+    ensure(thread.move_to(None).is_ok(), "a thread can be let go")?;
+    ensure(thread.pin().is_none(), "a thread let go is not pinned")
 }
 
 /// Two threads that want one CPU each wait while the other has it; a thread that sleeps does not.

@@ -68,6 +68,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     stopping: Option<StopReason>,
     /// In a window, where nothing may sleep.
     in_window: bool,
+    /// The host CPU of its last window.
+    cpu: Option<CpuId>,
 }
 
 /// Where a vCPU runs: what its methods need besides itself.
@@ -100,6 +102,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             rearm: false,
             stopping: None,
             in_window: false,
+            cpu: None,
         }
     }
 
@@ -187,6 +190,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     fn in_window(&mut self, here: &Here<'_, H, B>, cpu: CpuId) -> Option<Exit> {
         let (host, backend) = (here.vm.host(), here.vm.backend());
+        if self.cpu.replace(cpu).is_some_and(|last| last != cpu) {
+            here.shared.stats.add(Counter::CpuChanges, 1);
+        }
         self.arch.load(host, backend, cpu);
         self.in_window = true;
         self.load_tsc(here);

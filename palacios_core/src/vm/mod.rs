@@ -14,7 +14,7 @@ use crate::boot::{self, BootError};
 use crate::clock::VmClock;
 use crate::devices::bus::Bus;
 use crate::devices::{ByteStream, Cx, PowerRequest};
-use crate::host::{CpuId, Host, Level, Lock, LockClass, NoMemory, Scope};
+use crate::host::{CpuId, Host, Level, Lock, LockClass, NoMemory, NoSuchCpu, Scope, Thread};
 use crate::image::{Image, ImageError};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
@@ -120,6 +120,23 @@ impl fmt::Display for CreateError {
     }
 }
 
+/// Why a vCPU was not moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MoveError {
+    /// The VM has no vCPU of that number.
+    NoSuchVcpu,
+    /// The host has no such CPU, or it is not online.
+    NoSuchCpu(CpuId),
+    /// The VM has stopped, or is about to.
+    Stopped,
+}
+
+impl From<NoSuchCpu> for MoveError {
+    fn from(NoSuchCpu(cpu): NoSuchCpu) -> Self {
+        Self::NoSuchCpu(cpu)
+    }
+}
+
 /// A virtual machine on host `H`, run by backend `B`.
 pub struct Vm<H: Host, B: Backend<H>> {
     name: VmName,
@@ -221,6 +238,19 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         self.vcpus
             .get(vcpu as usize)
             .map(|slot| slot.shared.thread())
+    }
+    /// The CPU to which a vCPU is pinned; `None` if it may run on any. *Thread.*
+    pub fn pin(&self, vcpu: u32) -> Option<CpuId> {
+        self.thread(vcpu)?.pin()
+    }
+    /// Moves a vCPU, running or not, to `cpu`, where it then stays; with `None` it may run on any. The guest sees nothing
+    /// of it. *Thread.*
+    pub fn move_vcpu(&self, vcpu: u32, cpu: Option<CpuId>) -> Result<(), MoveError> {
+        let thread = self.thread(vcpu).ok_or(MoveError::NoSuchVcpu)?;
+        match self.state() {
+            State::Stopping | State::Stopped(_) => Err(MoveError::Stopped),
+            State::Created | State::Running | State::Paused => Ok(thread.move_to(cpu)?),
+        }
     }
     /// A vCPU's counter.
     pub fn counter(&self, vcpu: u32, which: Counter) -> u64 {

@@ -2,9 +2,9 @@
 //! Whole VMs: the core on a test host, with guests that execute.
 
 use palacios_core::addr::Gpa;
-use palacios_core::host::{CpuId, Host, Thread};
+use palacios_core::host::{CpuId, Host};
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, State, StopReason};
+use palacios_core::vm::{CreateError, MoveError, State, StopReason};
 use palacios_testing::host::{LargePages, Record, Usage};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, heap, processor, Config, TestHost};
@@ -123,6 +123,43 @@ fn vcpus_wake_each_other<B: TestBackend>() {
     });
 }
 
+/// They are moved meanwhile, to a CPU that they then stay on, or to any.
+fn vcpus_that_wake_each_other_are_moved<B: TestBackend>() {
+    on_each::<B>(|host, hypervisor| {
+        // A guest may be done before the host has come to it.
+        let mut moves = 0;
+        while moves < 20 {
+            let vm = hypervisor.launch(&smp(guests::ping_pong(&[1000]), 2));
+            while is_running(&vm) {
+                move_one(host, &vm);
+                moves += 1;
+            }
+            assert_eq!(vm.wait(), GOOD);
+            assert_eq!(vm.move_vcpu(0, None), Err(MoveError::Stopped));
+            assert_eq!(vm.move_vcpu(2, None), Err(MoveError::NoSuchVcpu));
+        }
+        let nowhere = CpuId(host.cpu_limit());
+        let again = hypervisor.create(&Spec::new(guests::spin(&[]))).unwrap();
+        let refused = again.move_vcpu(0, Some(nowhere));
+        assert_eq!(refused, Err(MoveError::NoSuchCpu(nowhere)));
+        assert_eq!((again.pin(0), again.pin(1)), (None, None));
+        again.move_vcpu(0, Some(CpuId(0))).unwrap();
+        assert_eq!(again.pin(0), Some(CpuId(0)));
+    });
+}
+
+/// Moves some vCPU somewhere, if the VM has not just stopped.
+fn move_one<B: TestBackend>(host: &TestHost, vm: &TestVm<B>) {
+    let cpus = u64::from(host.cpu_limit());
+    let cpu = Some(host.random() % (cpus + 1)).filter(|cpu| *cpu < cpus);
+    let vcpu = (host.random() % u64::from(vm.vcpus())) as u32;
+    let moved = vm.move_vcpu(vcpu, cpu.map(|cpu| CpuId(cpu as u32)));
+    assert!(
+        moved.is_ok() || moved == Err(MoveError::Stopped),
+        "{moved:?}"
+    );
+}
+
 fn is_running<B: TestBackend>(vm: &TestVm<B>) -> bool {
     vm.state() == State::Running
 }
@@ -154,9 +191,7 @@ fn revocation_under_running_vcpus<B: TestBackend>() {
 /// Takes some pages, and moves a thread. Returns how many frames went.
 fn disturb<B: TestBackend>(host: &TestHost, vm: &TestVm<B>) -> u64 {
     let (from, bytes) = (host.random() % (16 << 20), host.random() % (1 << 20));
-    let cpu = CpuId((host.random() % u64::from(host.cpu_limit())) as u32);
-    let vcpu = (host.random() % u64::from(vm.vcpus())) as u32;
-    vm.thread(vcpu).unwrap().move_to(cpu).unwrap();
+    move_one(host, vm);
     std::thread::yield_now();
     vm.revoke(Gpa(from), bytes)
 }
@@ -416,6 +451,7 @@ on_both_backends! {
     all_of_a_vcpus_time_is_counted,
     timers_end_guest_mode,
     vcpus_wake_each_other,
+    vcpus_that_wake_each_other_are_moved,
     revocation_under_running_vcpus,
     pauses_under_running_vcpus,
     stops_are_never_lost,

@@ -68,6 +68,7 @@ abi! {
     v3_stat: 56,
     v3_stream: 32,
     v3_relocate: 16,
+    v3_vcpu: 8,
 }
 
 /// Whether `name` may name a VM: see `v3_create.name` in the header.

@@ -26,6 +26,7 @@ pub const V3_REASON_GUEST_ERROR: u32 = 20;
 pub const V3_REASON_HOST_MEMORY: u32 = 32;
 pub const V3_REASON_HOST_ERROR: u32 = 33;
 pub const V3_STAT_VM: i32 = -1;
+pub const V3_CPU_ANY: u32 = 4294967295;
 pub type __s32 = crate::ctypes::c_int;
 pub type __u32 = crate::ctypes::c_uint;
 pub type __s64 = crate::ctypes::c_longlong;
@@ -113,6 +114,12 @@ pub struct v3_relocate {
     pub gpa: __u64,
     pub len: __u64,
 }
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_vcpu {
+    pub vcpu: __u32,
+    pub cpu: __u32,
+}
 pub const V3_VERSION: v3_control_ioctl = 2154321408;
 pub const V3_CREATE: v3_control_ioctl = 3228063233;
 pub const V3_LIST: v3_control_ioctl = 3222296066;
@@ -127,4 +134,6 @@ pub const V3_VM_INFO: v3_vm_ioctl = 2170574373;
 pub const V3_VM_STATS: v3_vm_ioctl = 3222296102;
 pub const V3_VM_STREAM: v3_vm_ioctl = 1075861031;
 pub const V3_VM_RELOCATE: v3_vm_ioctl = 1074812456;
+pub const V3_VM_MOVE: v3_vm_ioctl = 1074288169;
+pub const V3_VM_VCPU: v3_vm_ioctl = 3221771818;
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

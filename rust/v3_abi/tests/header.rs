@@ -69,6 +69,8 @@ fn c_and_rust_agree_on_numbers() {
         ("V3_VM_STATS", V3_VM_STATS),
         ("V3_VM_STREAM", V3_VM_STREAM),
         ("V3_VM_RELOCATE", V3_VM_RELOCATE),
+        ("V3_VM_MOVE", V3_VM_MOVE),
+        ("V3_VM_VCPU", V3_VM_VCPU),
     ];
     let source: String = calls
         .iter()

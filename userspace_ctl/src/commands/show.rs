@@ -20,11 +20,14 @@ pub fn list(args: &Format) -> Outcome {
 }
 
 pub fn info(args: &Info) -> Outcome {
-    let info = Vm::find(&args.vm)?.info()?;
+    let vm = Vm::find(&args.vm)?;
+    let info = vm.info()?;
+    let pins = (0..info.vcpus).map(|vcpu| vm.pin(vcpu));
+    let pins = pins.collect::<Result<Vec<_>, _>>()?;
     if args.format.json {
-        print_json(&info)?;
+        print_json(&Pinned { info: &info, pins })?;
     } else {
-        print(&description(&info))?;
+        print(&description(&info, &pins))?;
     }
     Ok(0)
 }
@@ -37,6 +40,14 @@ pub fn stats(args: &Stats) -> Outcome {
         print(&stat_lines(&stats, args.all))?;
     }
     Ok(0)
+}
+
+/// A VM, with the host's CPU of each virtual CPU that is pinned.
+#[derive(Serialize)]
+struct Pinned<'a> {
+    #[serde(flatten)]
+    info: &'a v3_ctl::Info,
+    pins: Vec<Option<u32>>,
 }
 
 /// This program, and the module if it is there.
@@ -106,13 +117,16 @@ fn table(vms: &[v3_ctl::Info]) -> String {
     rows.iter().map(line).collect()
 }
 
-fn description(vm: &v3_ctl::Info) -> String {
+fn description(vm: &v3_ctl::Info, pins: &[Option<u32>]) -> String {
+    let pin = |pin: &Option<u32>| pin.map_or("any".into(), |cpu| cpu.to_string());
+    let pins: Vec<String> = pins.iter().map(pin).collect();
     let mut text = format!(
-        "vm: {}\nname: {}\nstate: {}\nvcpus: {}\nmemory: {}\n",
+        "vm: {}\nname: {}\nstate: {}\nvcpus: {}\npins: {}\nmemory: {}\n",
         vm.vm,
         vm.name,
         vm.state.name(),
         vm.vcpus,
+        pins.join(", "),
         format_bytes(vm.memory_bytes)
     );
     for (key, value) in [("reason", &reason(vm)), ("message", &vm.message)] {
@@ -198,8 +212,10 @@ VM  NAME         STATE    VCPUS  MEMORY   REASON
 
     #[test]
     fn a_vm_is_described() {
-        assert!(!description(&vm(0, "a")).contains("reason"));
-        let text = description(&stopped());
+        let text = description(&vm(0, "a"), &[None, Some(3)]);
+        assert!(!text.contains("reason"));
+        assert!(text.contains("\npins: any, 3\n"));
+        let text = description(&stopped(), &[None]);
         assert!(text.ends_with("memory: 512 MiB\nreason: test-exit 85\nmessage: port 0xf4\n"));
     }
 

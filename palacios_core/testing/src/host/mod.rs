@@ -149,7 +149,7 @@ impl Inner {
         match here::thread() {
             None => self.any_cpu(),
             Some(thread) => {
-                if !thread.pinned && one_in > 0 && self.random() % one_in == 0 {
+                if !thread.pinned() && one_in > 0 && self.random() % one_in == 0 {
                     thread.migrate(self.any_cpu());
                 }
                 thread.cpu()

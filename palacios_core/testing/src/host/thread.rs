@@ -18,7 +18,7 @@ pub struct ThreadState {
     name: String,
     /// The CPU it is to run on.
     cpu: AtomicU32,
-    pub(super) pinned: bool,
+    pinned: AtomicBool,
     /// The CPU of the window it is in, plus one; 0 outside.
     window: AtomicU32,
     wake: Mutex<bool>,
@@ -53,7 +53,7 @@ impl TestThread {
             host,
             name,
             cpu: AtomicU32::new(cpu.0),
-            pinned: pin.is_some(),
+            pinned: AtomicBool::new(pin.is_some()),
             window: AtomicU32::new(0),
             wake: Mutex::new(false),
             woken: Condvar::new(),
@@ -85,6 +85,10 @@ impl ThreadState {
     /// The CPU it is to run on.
     pub fn cpu(&self) -> CpuId {
         CpuId(self.cpu.load(SeqCst))
+    }
+    /// Whether it is pinned there.
+    pub fn pinned(&self) -> bool {
+        self.pinned.load(SeqCst)
     }
     /// Sends a thread that is not pinned elsewhere, as a scheduler does.
     pub fn migrate(&self, cpu: CpuId) {
@@ -218,8 +222,12 @@ impl Thread for TestThread {
         self.0.waited_ns.load(SeqCst)
     }
 
-    fn move_to(&self, cpu: CpuId) -> Result<(), NoSuchCpu> {
+    fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu> {
         here::may_sleep("move_to");
+        let Some(cpu) = cpu else {
+            self.0.pinned.store(false, SeqCst);
+            return Ok(());
+        };
         if cpu.0 as usize >= self.0.host.cpus.len() {
             return match self.0.host.breaks(Broken::MoveToNowhere) {
                 true => Ok(()),
@@ -229,6 +237,7 @@ impl Thread for TestThread {
         if self.0.host.breaks(Broken::MoveIgnored) {
             return Ok(());
         }
+        self.0.pinned.store(true, SeqCst);
         self.0.cpu.store(cpu.0, SeqCst);
         // Out of a window elsewhere, as the move of a running thread takes.
         let elsewhere = |window: u32| window != 0 && window != cpu.0 + 1;
@@ -237,6 +246,11 @@ impl Thread for TestThread {
             std::thread::yield_now();
         }
         Ok(())
+    }
+
+    fn pin(&self) -> Option<CpuId> {
+        here::may_sleep("pin");
+        self.0.pinned().then(|| self.0.cpu())
     }
 
     fn join(&self) {
