@@ -4,7 +4,7 @@
 //!
 //! Written by hand, because `acpi_tables` allocates. Everything is fixed but the list of processors and serial ports.
 
-use super::layout::{ACPI_TABLES, HIGH_MEMORY, IO_APIC, LOCAL_APIC};
+use super::layout::{ACPI_TABLES, IO_APIC, LOCAL_APIC, MP_TABLES};
 use super::{align_up, BootError, Writer};
 use crate::addr::Gpa;
 use crate::devices::acpi::{
@@ -15,7 +15,7 @@ use crate::devices::GuestMemory;
 use crate::image::{Machine, Serial};
 
 /// The input of the I/O APIC to which the PIT's line 0 goes.
-const TIMER_GSI: u32 = 2;
+pub(super) const TIMER_GSI: u32 = 2;
 /// Room for the largest table, the MADT of 64 processors.
 const TABLE_BYTES: usize = 640;
 const HEADER_BYTES: usize = 36;
@@ -101,7 +101,7 @@ impl Table {
 }
 
 /// Copies what fits; `copy_from_slice` would have to panic where the lengths differ.
-fn copy(to: &mut [u8], from: &[u8]) {
+pub(super) fn copy(to: &mut [u8], from: &[u8]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = *from;
     }
@@ -116,7 +116,7 @@ fn checksum(bytes: &[u8]) -> u8 {
 fn place(to: &mut Writer<'_>, table: &[u8]) -> Result<u64, BootError> {
     to.at = Gpa(align_up(to.at.0, 64));
     let end = to.at.0.saturating_add(table.len() as u64);
-    if end > HIGH_MEMORY {
+    if end > MP_TABLES {
         return Err(BootError::TablesTooBig);
     }
     Ok(to.bytes(table)?.0)

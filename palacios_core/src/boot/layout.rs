@@ -8,6 +8,7 @@
 //! 0x0009_fc00  extended BIOS data area
 //! 0x000a_0000  where a display would be
 //! 0x000e_0000  ACPI tables
+//! 0x000f_0000  MP tables
 //! 0x0010_0000  kernel and its files
 //! 0xc000_0000  devices, if there is that much RAM
 //! 0xfec0_0000  I/O APIC
@@ -26,6 +27,8 @@ pub const EBDA: u64 = 0x9_fc00;
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
 /// Our ACPI tables, in the range that kernels search for the RSDP (ACPI 6.5: 5.2.5.1).
 pub const ACPI_TABLES: u64 = 0xe_0000;
+/// Our MP tables, in the range that kernels search for their pointer (MultiProcessor Specification 1.4: 4).
+pub const MP_TABLES: u64 = 0xf_0000;
 /// One megabyte: the end of what real mode reaches, and of the BIOS's range.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 /// Registers of the I/O APIC.

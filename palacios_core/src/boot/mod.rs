@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Puts a guest into memory, as firmware and boot loader would: ACPI tables, the kernel with its files, and the state in
+//! Puts a guest into memory, as firmware and boot loader would: ACPI and MP tables, the kernel with its files, and the state in
 //! which the first CPU enters it.
 //!
 //! Kernels are the caller's and may be malformed: each number of theirs is checked before anything is written.
@@ -11,6 +11,7 @@ mod elf;
 mod error;
 pub mod layout;
 mod linux;
+mod mp;
 mod multiboot;
 #[cfg(test)]
 mod testing;
@@ -29,6 +30,7 @@ use crate::state::CpuState;
 pub fn load(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<CpuState, BootError> {
     layout::write_bios_data(machine, memory)?;
     acpi::write(machine, memory)?;
+    mp::write(machine, memory)?;
     let is_linux = linux::is_bzimage(machine.kernel);
     match machine.boot {
         BootKind::Linux => linux::load(machine, memory),

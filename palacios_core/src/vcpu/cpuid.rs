@@ -5,6 +5,8 @@
 //! takes to virtualize it.
 #![forbid(unsafe_code)]
 
+mod topology;
+
 use crate::state::cr4;
 
 /// The signature in EBX, ECX and EDX of leaf 0x4000_0000.
@@ -85,7 +87,8 @@ const LEAF_D_1_EAX: u32 = bits(&[0, 1, 2]);
 const INVARIANT_TSC: u32 = 1 << 8;
 
 const MAX_LEAF: u32 = 0xd;
-const MAX_EXTENDED_LEAF: u32 = 0x8000_0008;
+/// The last one for which there is an answer: [`topology`]'s.
+const MAX_EXTENDED_LEAF: u32 = 0x8000_001e;
 
 /// The answer to `CPUID` with these EAX and ECX. `native` asks the host's CPU.
 pub fn answer(
@@ -103,7 +106,8 @@ pub fn answer(
         // The APIC timer goes on in all power states.
         6 => [1 << 2, 0, 0, 0],
         7 if subleaf == 0 => leaf_7(cpu, native(7, 0)),
-        0xb => topology(cpu, subleaf),
+        4 => topology::intel_caches(cpu, native(4, subleaf)),
+        0xb => topology::levels(cpu, subleaf),
         0xd => xsave(cpu, subleaf, native),
         HYPERVISOR_BASE => hypervisor(),
         0x4000_0001..=0x4fff_ffff => [0; 4],
@@ -113,22 +117,30 @@ pub fn answer(
         }
         0x8000_0001 => {
             let [eax, ebx, ecx, edx] = native(leaf, 0);
-            [eax, ebx, ecx & LEAF_8_1_ECX, edx & LEAF_8_1_EDX | apic(cpu)]
+            let ecx = ecx & LEAF_8_1_ECX | topology::features(cpu, ecx, is_amd(&native));
+            [eax, ebx, ecx, edx & LEAF_8_1_EDX | apic(cpu)]
         }
         // The brand, and the caches.
         0x8000_0002..=0x8000_0006 => native(leaf, 0),
         0x8000_0007 if cpu.tsc_stable => [0, 0, 0, native(leaf, 0)[3] & INVARIANT_TSC],
         0x8000_0008 => {
             let [eax, ebx, _, _] = native(leaf, 0);
-            [
-                eax & 0xffff,
-                ebx & LEAF_8_8_EBX,
-                cpu.count.wrapping_sub(1) & 0xff,
-                0,
-            ]
+            let ecx = topology::cores(cpu, is_amd(&native));
+            [eax & 0xffff, ebx & LEAF_8_8_EBX, ecx, 0]
         }
+        0x8000_001d | 0x8000_001e if !topology::is_extended(&native) => [0; 4],
+        0x8000_001d => topology::caches(cpu, native(leaf, subleaf)),
+        0x8000_001e => topology::extended(cpu),
         _ => [0; 4],
     }
+}
+
+/// AMD's processors, and Hygon's, which are of AMD's design.
+fn is_amd(native: impl Fn(u32, u32) -> [u32; 4]) -> bool {
+    let [_, first, ..] = native(0, 0);
+    [*b"Auth", *b"Hygo"]
+        .map(u32::from_le_bytes)
+        .contains(&first)
 }
 
 fn apic(cpu: &Cpu) -> u32 {
@@ -170,21 +182,6 @@ fn leaf_7(cpu: &Cpu, [_, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
         (b, c) = (b | AVX_512_EBX, c | AVX_512_ECX);
     }
     [0, ebx & b, ecx & c, edx & LEAF_7_EDX]
-}
-
-/// One core a vCPU, one thread a core (SDM 2A, CPUID leaf 0xb).
-fn topology(cpu: &Cpu, subleaf: u32) -> [u32; 4] {
-    const SMT: u32 = 1 << 8;
-    const CORE: u32 = 2 << 8;
-    let width = cpu
-        .count
-        .checked_next_power_of_two()
-        .map_or(31, u32::trailing_zeros);
-    match subleaf {
-        0 => [0, 1, SMT, cpu.index],
-        1 => [width, cpu.count, CORE | 1, cpu.index],
-        _ => [0, 0, subleaf & 0xff, cpu.index],
-    }
 }
 
 fn xsave(cpu: &Cpu, subleaf: u32, native: impl Fn(u32, u32) -> [u32; 4]) -> [u32; 4] {
