@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a Linux guest can tell about the machine it runs on. One static program, one word a question.
 
+mod smp;
+
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, CpuidResult};
+use std::num::ParseIntError;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,11 +23,15 @@ fn main() -> ExitCode {
         ["sleep"] => sleep_a_second(),
         ["spin"] => spin(),
         ["watch"] => watch(),
-        ["exit", value] => value
-            .parse()
-            .map_err(|e| format!("{e}"))
-            .and_then(test_exit),
-        _ => Err("usage: probe hypervisor | avx | clock | sleep | spin | watch | exit N".into()),
+        ["load"] => smp::load_until_input(),
+        ["load", rounds] => number(rounds).and_then(smp::load),
+        ["clocks"] => smp::clocks(60),
+        ["clocks", seconds] => number(seconds).and_then(smp::clocks),
+        ["exit", value] => number(value).and_then(test_exit),
+        _ => Err(
+            "usage: probe hypervisor | avx | clock | sleep | spin | watch | load [ROUNDS] | clocks [SECONDS] | exit N"
+                .into(),
+        ),
     };
     match answer {
         Ok(text) => {
@@ -35,6 +43,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn number<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: ParseIntError| e.to_string())
 }
 
 /// CPUID. Older compilers call it unsafe, newer ones do not.

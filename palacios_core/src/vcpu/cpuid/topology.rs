@@ -98,6 +98,7 @@ mod tests {
             xcr0: 1,
             xcr0_allowed: 7,
             apic_enabled: true,
+            tsc_stable: true,
         }
     }
 

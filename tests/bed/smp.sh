@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# Stock Debian kernels on more CPUs than the host has: processes, pipes, futexes and shoot-downs on all of them, and clocks
+# that agree for a minute of guest time. The debug kernel, which is slower, runs one of them, and shorter.
+# bed: --timeout 1500 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
+# bed: --add build/guests/linux/vmlinuz-7
+check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+
+# guest SERIES CPUS STEPS [CMDLINE]: one boot and what it says of each step; its exit status in `status`.
+guest() {
+	what="$1 on $2 CPUs"
+	start=$(cut -d. -f1 /proc/uptime)
+	v3 run --name "smp-$1-$2" --cpus $2 --kernel "vmlinuz-$1" --initrd initramfs --append "console=ttyS0 quiet v3.script=$3 $4" \
+		--timeout 600 </dev/null >log 2>&1
+	status=$?
+	sed "s/^/$what| /" log
+	echo "$what took $(($(cut -d. -f1 /proc/uptime) - start)) s"
+	for step in $(echo "$3" | tr , ' '); do
+		case $step in
+		load:* | clocks:*) check "$what: $step" grep -q "^guest: ok $step $2 CPUs" log ;;
+		poweroff) check "$what: powers off" [ $status = 0 ] ;;
+		esac
+	done
+	check "$what: the guest's kernel saw nothing wrong" sh -c '! grep -E "BUG|WARNING|soft lockup|rcu.*stall|Call Trace" log'
+}
+
+if [ -e /proc/lockdep ]; then
+	guest 6.12 4 load:10,clocks:10,poweroff
+else
+	guest 6.1 4 load:20,clocks:5,poweroff
+	guest 6.12 4 load:20,clocks:60,poweroff
+	guest 7 4 load:20,clocks:5,poweroff
+	guest 7 16 load:5,clocks:5,poweroff
+	# The MP table alone tells of the other CPUs. Without ACPI there is no power-off.
+	guest 6.12 4 load:5,exit:21 acpi=off
+	check "the MP table brings up all CPUs" [ $status = 43 ]
+fi
+check "rmmod" rmmod v3vee
