@@ -8,6 +8,9 @@ extern crate alloc;
 #[cfg(all(not(test), feature = "test-support"))]
 extern crate std;
 
+// What vCPUs are called by. The models of `palacios_core/models` have loom's in their place.
+use core::sync::atomic;
+
 pub mod addr;
 pub mod alloc_ext;
 pub mod backend;

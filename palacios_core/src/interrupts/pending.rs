@@ -2,11 +2,19 @@
 //! The pending word: what others leave for a vCPU. They post from any context, hard interrupts included, and then kick.
 //!
 //! Its first 64 bytes are laid out like a posted-interrupt descriptor (SDM 3C: 30.6), so that hardware can one day post
-//! there too.
+//! there too: 256 requests, then the control word with ON, SN, NV and NDST, of which software needs ON alone. Hardware
+//! knows no level-triggered requests; those have a set of their own behind it.
+//!
+//! A post writes the request, then ON. A drain takes ON, then the requests. So what was posted before ON was taken is seen
+//! by that drain, and what was posted after it finds ON clear and announces itself. `palacios_core/models` proves it.
 #![forbid(unsafe_code)]
 
+use crate::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
 use bitflags::bitflags;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::array::from_fn;
 
 bitflags! {
     /// What a vCPU is to look at, other than vectors.
@@ -35,76 +43,85 @@ const ON: u64 = 1;
 /// One vCPU's pending word.
 #[repr(C, align(64))]
 pub struct Pending {
-    requests: [AtomicU64; 4],
+    /// PIR: the requests that are edges.
+    edges: [AtomicU64; 4],
     control: AtomicU64,
     reserved: [u64; 3],
-    /// Which of the requests are level-triggered; written before the request itself.
-    level: [AtomicU64; 4],
+    /// The requests that are level-triggered.
+    levels: [AtomicU64; 4],
     events: AtomicU32,
 }
 
+#[cfg(not(loom))]
 const _: () = assert!(core::mem::offset_of!(Pending, control) == 32);
 
 impl Pending {
     /// Nothing pending.
-    pub const fn new() -> Self {
+    pub fn new() -> Self {
         Self {
-            requests: [const { AtomicU64::new(0) }; 4],
+            edges: from_fn(|_| AtomicU64::new(0)),
             control: AtomicU64::new(0),
             reserved: [0; 3],
-            level: [const { AtomicU64::new(0) }; 4],
+            levels: from_fn(|_| AtomicU64::new(0)),
             events: AtomicU32::new(0),
         }
     }
 
     /// Posts an interrupt. `true`: the vCPU has not been told of one yet, so kick it.
     pub fn post_vector(&self, vector: u8, level: bool) -> bool {
-        let (word, bit) = (usize::from(vector >> 6), 1 << (vector & 63));
-        let (Some(levels), Some(requests)) = (self.level.get(word), self.requests.get(word)) else {
+        let requests = if level { &self.levels } else { &self.edges };
+        let Some(word) = requests.get(usize::from(vector >> 6)) else {
             return false;
         };
-        if level {
-            levels.fetch_or(bit, Ordering::Relaxed);
-        } else {
-            levels.fetch_and(!bit, Ordering::Relaxed);
-        }
-        requests.fetch_or(bit, Ordering::Release);
-        self.control.fetch_or(ON, Ordering::SeqCst) & ON == 0
+        word.fetch_or(1 << (vector & 63), Relaxed);
+        self.control.fetch_or(ON, AcqRel) & ON == 0
     }
 
     /// Posts events. `true`: some of them are new, so kick it.
     pub fn post(&self, events: Events) -> bool {
-        let before = self.events.fetch_or(events.bits(), Ordering::SeqCst);
+        let before = self.events.fetch_or(events.bits(), AcqRel);
         before & events.bits() != events.bits()
     }
 
-    /// Posts a start-up message; of several that were not taken yet the last one counts.
+    /// Posts an INIT. A start-up message that was not taken yet came before it, and is void.
+    pub fn post_init(&self) -> bool {
+        let void = Events::STARTUP | Events::STARTUP_PAGE;
+        let before = self.change(|now| now & !void.bits() | Events::INIT.bits());
+        before & Events::INIT.bits() == 0
+    }
+
+    /// Posts a start-up message. Of several the first counts: it starts the vCPU, which then heeds no other.
     pub fn post_startup(&self, page: u8) -> bool {
         let bits = Events::STARTUP.bits() | u32::from(page) << 8;
-        let change = |now: u32| Some(now & !Events::STARTUP_PAGE.bits() | bits);
-        let _ = self
-            .events
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
-        true
+        let posted = |now: u32| now & Events::STARTUP.bits() != 0;
+        let before = self.change(|now| if posted(now) { now } else { now | bits });
+        !posted(before)
+    }
+
+    /// Changes the events in one step; what they were before.
+    fn change(&self, change: impl Fn(u32) -> u32) -> u32 {
+        let changed = |now| Some(change(now));
+        let before = self.events.fetch_update(AcqRel, Acquire, changed);
+        before.unwrap_or_else(|before| before)
     }
 
     /// Whether events wait.
     pub fn has_events(&self) -> bool {
-        self.events.load(Ordering::SeqCst) != 0
+        self.events.load(Acquire) != 0
     }
     /// Whether interrupts wait.
     pub fn has_vectors(&self) -> bool {
-        self.control.load(Ordering::SeqCst) & ON != 0
+        self.control.load(Acquire) & ON != 0
     }
 
     /// Takes the events.
     pub fn take_events(&self) -> Events {
-        Events::from_bits_retain(self.events.swap(0, Ordering::SeqCst))
+        Events::from_bits_retain(self.events.swap(0, AcqRel))
     }
 
     /// Takes only these events, and leaves the others.
     pub fn take(&self, which: Events) {
-        self.events.fetch_and(!which.bits(), Ordering::SeqCst);
+        self.events.fetch_and(!which.bits(), AcqRel);
     }
 
     /// Forgets everything, before its vCPU runs.
@@ -114,20 +131,30 @@ impl Pending {
     }
 
     /// Takes the interrupts, each with whether it is level-triggered. Only the vCPU's own thread drains.
+    ///
+    /// A vector that was posted both ways comes twice, as a level last: its end is told to the I/O APICs, so that none
+    /// waits for it for ever.
     pub fn drain(&self, mut accept: impl FnMut(u8, bool)) {
         if !self.has_vectors() {
             return;
         }
-        self.control.fetch_and(!ON, Ordering::SeqCst);
-        let words = self.requests.iter().zip(&self.level);
-        for (base, (requests, level)) in [0u8, 64, 128, 192].into_iter().zip(words) {
-            let mut waiting = requests.swap(0, Ordering::Acquire);
-            let level = level.load(Ordering::Relaxed);
-            while waiting != 0 {
-                let bit = waiting.trailing_zeros() as u8;
-                accept(base.wrapping_add(bit), level >> bit & 1 != 0);
-                waiting &= waiting - 1;
-            }
+        self.control.fetch_and(!ON, AcqRel);
+        take_all(&self.edges, |vector| accept(vector, false));
+        take_all(&self.levels, |vector| accept(vector, true));
+    }
+}
+
+/// Takes every request of a set.
+fn take_all(requests: &[AtomicU64; 4], mut accept: impl FnMut(u8)) {
+    for (base, word) in [0u8, 64, 128, 192].into_iter().zip(requests) {
+        // Most words are empty, and a read costs less than an exchange.
+        let mut waiting = match word.load(Relaxed) {
+            0 => 0,
+            _ => word.swap(0, Relaxed),
+        };
+        while waiting != 0 {
+            accept(base.wrapping_add(waiting.trailing_zeros() as u8));
+            waiting &= waiting.wrapping_sub(1);
         }
     }
 }
@@ -138,9 +165,19 @@ impl Default for Pending {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    fn drained(pending: &Pending) -> Vec<(u8, bool)> {
+        let mut seen = Vec::new();
+        pending.drain(|vector, level| seen.push((vector, level)));
+        seen
+    }
+
+    fn page(events: Events) -> u32 {
+        (events & Events::STARTUP_PAGE).bits() >> 8
+    }
 
     #[test]
     fn each_vector_arrives_once_with_its_trigger_mode() {
@@ -148,23 +185,55 @@ mod tests {
         assert!(pending.post_vector(0x31, false));
         assert!(!pending.post_vector(0xff, true), "already told");
         assert!(!pending.post_vector(0xff, true));
-        let mut seen = Vec::new();
-        pending.drain(|v, l| seen.push((v, l)));
-        assert_eq!(seen, [(0x31, false), (0xff, true)]);
-        pending.drain(|_, _| panic!("nothing is left"));
+        assert_eq!(drained(&pending), [(0x31, false), (0xff, true)]);
+        assert_eq!(drained(&pending), []);
         assert!(pending.post_vector(0x31, false), "told again");
     }
 
     #[test]
-    fn events_are_new_once_and_the_last_startup_page_counts() {
+    fn every_vector_has_a_place_in_both_sets() {
+        let pending = Pending::new();
+        for vector in 0..=255 {
+            for level in [false, true] {
+                assert!(pending.post_vector(vector, level));
+                assert_eq!(drained(&pending), [(vector, level)]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_vector_posted_both_ways_ends_as_a_level() {
+        let pending = Pending::new();
+        pending.post_vector(0x41, true);
+        pending.post_vector(0x41, false);
+        assert_eq!(drained(&pending), [(0x41, false), (0x41, true)]);
+    }
+
+    #[test]
+    fn events_are_new_once() {
         let pending = Pending::new();
         assert!(pending.post(Events::NMI));
         assert!(!pending.post(Events::NMI));
-        pending.post_startup(0x12);
-        pending.post_startup(0x9f);
-        let events = pending.take_events();
-        assert!(events.contains(Events::NMI | Events::STARTUP));
-        assert_eq!((events & Events::STARTUP_PAGE).bits() >> 8, 0x9f);
+        assert!(pending.post(Events::STATE));
+        pending.take(Events::STATE);
+        assert!(pending.post(Events::STATE), "new again");
+        assert_eq!(pending.take_events(), Events::NMI | Events::STATE);
         assert!(!pending.has_events());
+    }
+
+    #[test]
+    fn the_first_startup_after_an_init_counts() {
+        let pending = Pending::new();
+        assert!(pending.post_startup(0x77), "to a vCPU that runs");
+        assert!(pending.post_init());
+        assert!(!pending.post_init());
+        assert_eq!(pending.take_events(), Events::INIT);
+
+        pending.post_init();
+        assert!(pending.post_startup(0x12));
+        assert!(!pending.post_startup(0x9f));
+        let events = pending.take_events();
+        assert!(events.contains(Events::INIT | Events::STARTUP));
+        assert_eq!(page(events), 0x12);
     }
 }

@@ -8,6 +8,7 @@ mod deliver;
 mod emulate;
 mod instructions;
 mod msr;
+mod presence;
 mod pvclock;
 mod shared;
 mod times;

@@ -2,28 +2,20 @@
 //! What others see of a vCPU: its pending word, its thread, its counters, and whether it is in the guest.
 #![forbid(unsafe_code)]
 
+use super::presence::{Call, Presence};
 use super::times::{Doing, Reading, Times};
 use crate::host::{Host, Thread};
 use crate::interrupts::destination::DestinationFilter;
 use crate::interrupts::pending::Pending;
 use crate::stats::{Counter, Stats};
-use core::sync::atomic::{AtomicU64, AtomicU8, Ordering};
-
-/// Looks at its pending word before it enters or parks.
-const OUTSIDE: u8 = 0;
-/// In the guest, or past its last look at the pending word.
-const IN_GUEST: u8 = 1;
-/// Parked, or past its last look at the pending word.
-const PARKED: u8 = 2;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The part of a vCPU that everybody may touch.
 pub struct VcpuShared<H: Host> {
     index: u32,
     thread: H::Thread,
-    mode: AtomicU8,
+    presence: Presence,
     filter: AtomicU64,
-    /// The memory generation of its last entry.
-    generation: AtomicU64,
     pub(crate) pending: Pending,
     pub(crate) stats: Stats,
     times: Times,
@@ -34,9 +26,8 @@ impl<H: Host> VcpuShared<H> {
         Self {
             index,
             thread,
-            mode: AtomicU8::new(OUTSIDE),
+            presence: Presence::new(),
             filter: AtomicU64::new(DestinationFilter::default().to_bits()),
-            generation: AtomicU64::new(0),
             pending: Pending::new(),
             stats: Stats::new(),
             times: Times::new(),
@@ -57,41 +48,35 @@ impl<H: Host> VcpuShared<H> {
     }
 
     /// Has the vCPU look at its pending word, which the caller has just written. Any context.
-    ///
-    /// It needs no call when it has not yet made its last look: both sides write first and then read, sequentially
-    /// consistent, so at least one of them sees the other.
     pub(crate) fn kick(&self) {
-        match self.mode.load(Ordering::SeqCst) {
-            IN_GUEST => {
+        match self.presence.call() {
+            Call::Kick => {
                 self.stats.add_shared(Counter::Kicks);
                 self.thread.kick();
             }
-            PARKED => self.thread.unpark(),
-            _ => {}
+            Call::Unpark => self.thread.unpark(),
+            Call::Nothing => {}
         }
     }
 
-    /// The vCPU is about to enter; what is posted from now on comes with a kick.
+    /// The vCPU is about to enter; what is posted from now on comes with a kick. Returns the memory generation.
     pub(crate) fn entering_guest(&self, generation: impl FnOnce() -> u64) -> u64 {
-        self.mode.store(IN_GUEST, Ordering::SeqCst);
-        let generation = generation();
-        self.generation.store(generation, Ordering::SeqCst);
-        generation
+        self.presence.enter(generation)
     }
     /// The vCPU is out again.
     pub(crate) fn left_guest(&self) {
-        self.mode.store(OUTSIDE, Ordering::SeqCst);
+        self.presence.leave();
     }
 
     /// Parks the vCPU's own thread, unless `awake` holds. May return early.
     pub(crate) fn park_unless(&self, host: &H, awake: impl FnOnce() -> bool) {
-        self.mode.store(PARKED, Ordering::SeqCst);
+        self.presence.park();
         if !awake() {
             self.turn_to(host, Doing::Idle, 0);
             self.thread.park();
             self.turn_to(host, Doing::Handling, 0);
         }
-        self.mode.store(OUTSIDE, Ordering::SeqCst);
+        self.presence.leave();
     }
 
     /// The vCPU's own thread turns to something else; of a window, `guest_ns` were the guest's.
@@ -123,14 +108,10 @@ impl<H: Host> VcpuShared<H> {
 
     /// Returns once the vCPU is out of the guest, or in it since it saw `generation`.
     pub(crate) fn leave_guest(&self, host: &H, generation: u64) {
-        let stale = || {
-            self.mode.load(Ordering::SeqCst) == IN_GUEST
-                && self.generation.load(Ordering::SeqCst) < generation
-        };
-        if stale() {
-            self.thread.kick();
+        if self.presence.is_stale(generation) {
+            self.kick();
         }
-        while stale() {
+        while self.presence.is_stale(generation) {
             host.yield_now();
         }
     }

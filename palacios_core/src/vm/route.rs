@@ -102,7 +102,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
                 pending.post_vector(message.vector, message.level)
             }
             Delivery::Nmi => pending.post(Events::NMI),
-            Delivery::Init(true) => pending.post(Events::INIT),
+            Delivery::Init(true) => pending.post_init(),
             Delivery::Startup => pending.post_startup(message.vector),
             Delivery::ExtInt => pending.post(Events::EXT_INT),
             Delivery::Smi | Delivery::Init(false) => false,

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Proofs that no call to a vCPU is lost, and none made without need: loom runs every order of the steps, and every value
+//! that a weakly ordered processor could read.
+//!
+//! What is proved is the core's own source: `pending.rs` and `presence.rs`, compiled against loom's atomics. What stands
+//! around them here, a vCPU's loop and a host's kick, is cut down to the order of its steps. Each model runs again with all
+//! orderings relaxed or a step left out, and must then fail: it proves something.
+#![cfg(test)]
+
+mod atomic;
+mod models;
+#[path = "../../src/interrupts/pending.rs"]
+#[expect(dead_code, reason = "the models need a part of it")]
+mod pending;
+#[path = "../../src/vcpu/presence.rs"]
+mod presence;
+mod vcpu;

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The models. Each is run in every order, and again weakened, when it must fail.
+
+use crate::atomic::{AtomicU64, Ordering, Orderings};
+use crate::pending::Events;
+use crate::vcpu::{Taken, Vcpu};
+use loom::sync::Notify;
+use loom::thread;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+// Not loom's, which minds being dropped by a model that fails.
+use std::sync::Arc;
+
+/// Looks that a vCPU takes at most before it stays where it is.
+const LOOKS: u32 = 3;
+
+/// What another thread does to a vCPU.
+type Other = Box<dyn FnOnce(&Vcpu)>;
+
+fn all(others: &[fn(&Vcpu)]) -> Vec<Other> {
+    let boxed = |&other: &fn(&Vcpu)| Box::new(other) as Other;
+    others.iter().map(boxed).collect()
+}
+
+/// Runs `others` beside `own`, which is given what waits for their ends.
+fn beside(others: Vec<Other>, own: impl FnOnce(&Vcpu, &mut dyn FnMut())) {
+    let vcpu = Arc::new(Vcpu::new());
+    let others = others.into_iter().map(|other| {
+        let vcpu = vcpu.clone();
+        thread::spawn(move || other(&vcpu))
+    });
+    let mut others: Vec<_> = others.collect();
+    let mut join = || others.drain(..).for_each(|other| other.join().unwrap());
+    own(&vcpu, &mut join);
+    join();
+}
+
+/// `others` against a vCPU that runs. When they have ended it has no work left, or was kicked out; and it was not kicked
+/// more often than it entered. `check` is given all that came.
+fn running(others: &[fn(&Vcpu)], check: fn(Taken)) {
+    beside(all(others), |vcpu, join| {
+        let (mut taken, mut entries) = (Taken::default(), 0);
+        while entries < LOOKS {
+            entries += 1;
+            if vcpu.enter(&mut taken) && !vcpu.is_interrupted() {
+                join();
+                assert!(vcpu.is_interrupted() || !vcpu.has_work(), "a kick was lost");
+                break;
+            }
+            vcpu.presence.leave();
+            taken.events |= vcpu.pending.take_events().bits();
+        }
+        join();
+        assert!(vcpu.kicks.load(SeqCst) <= entries, "kicked without need");
+        vcpu.take(&mut taken);
+        check(taken);
+    });
+}
+
+/// `others` against a vCPU that sleeps.
+fn sleeping(others: &[fn(&Vcpu)], check: fn(Taken)) {
+    beside(all(others), |vcpu, join| {
+        let (mut taken, mut sleeps) = (Taken::default(), 0);
+        while sleeps < LOOKS {
+            sleeps += 1;
+            vcpu.presence.park();
+            if !vcpu.has_work() && !vcpu.take_unpark() {
+                join();
+                assert!(!vcpu.has_work() || vcpu.take_unpark(), "it sleeps on");
+                break;
+            }
+            vcpu.presence.leave();
+            vcpu.take(&mut taken);
+        }
+        join();
+        assert!(vcpu.unparks.load(SeqCst) <= sleeps, "woken without need");
+        assert_eq!(vcpu.kicks.load(SeqCst), 0, "it was never in the guest");
+        vcpu.take(&mut taken);
+        check(taken);
+    });
+}
+
+const POST: fn(&Vcpu) = |vcpu| vcpu.post_vector(0x31, false);
+const POST_OTHER: fn(&Vcpu) = |vcpu| vcpu.post_vector(0x32, false);
+const POST_LEVEL: fn(&Vcpu) = |vcpu| vcpu.post_vector(0x31, true);
+const POST_NMI: fn(&Vcpu) = |vcpu| vcpu.post(Events::NMI);
+const START: fn(&Vcpu) = |vcpu| {
+    if vcpu.pending.post_init() {
+        vcpu.kick();
+    }
+    if vcpu.pending.post_startup(0x12) {
+        vcpu.kick();
+    }
+};
+
+fn one(taken: Taken) {
+    assert_eq!(taken.vectors, [(0x31, false)]);
+}
+fn nmi(taken: Taken) {
+    assert_eq!(taken.events, Events::NMI.bits());
+}
+fn one_and_nmi(taken: Taken) {
+    assert_eq!(taken.events, Events::NMI.bits());
+    one(taken);
+}
+fn both(mut taken: Taken) {
+    taken.vectors.sort();
+    assert_eq!(taken.vectors, [(0x31, false), (0x32, false)]);
+}
+/// Neither trigger mode turned into the other.
+fn both_modes(mut taken: Taken) {
+    taken.vectors.sort();
+    assert_eq!(taken.vectors, [(0x31, false), (0x31, true)]);
+}
+fn started(taken: Taken) {
+    let all = Events::INIT.bits() | Events::STARTUP.bits() | 0x12 << 8;
+    assert_eq!(taken.events, all);
+}
+
+/// A timer's interrupt kicks and unparks as the host does, whatever the vCPU's presence. What it brings is that the time
+/// has come, which the vCPU looks for in its window: `look`.
+fn timer_against_entry(look: bool) {
+    let clock = Arc::new(AtomicU64::new(0));
+    let of_timer = clock.clone();
+    let timer = move |vcpu: &Vcpu| {
+        of_timer.store(1, Ordering::Release);
+        vcpu.unpark();
+        vcpu.raise_interrupt();
+    };
+    beside(vec![Box::new(timer)], |vcpu, _| {
+        vcpu.open_window();
+        if !look || clock.load(Ordering::Acquire) == 0 {
+            vcpu.presence.enter(|| 0);
+            vcpu.stay();
+        }
+    });
+}
+
+/// What a revocation is about: one frame.
+#[derive(Clone)]
+struct Frame {
+    mapped: Arc<AtomicU64>,
+    generation: Arc<AtomicU64>,
+    /// The vCPU has come or gone.
+    moved: Arc<Notify>,
+    /// Not part of the model.
+    released: Arc<AtomicBool>,
+}
+
+impl Frame {
+    fn new() -> Self {
+        Self {
+            mapped: Arc::new(AtomicU64::new(1)),
+            generation: Arc::new(AtomicU64::new(0)),
+            moved: Arc::new(Notify::new()),
+            released: Arc::default(),
+        }
+    }
+    /// As `Memory::revoke` and `VcpuShared::leave_guest`.
+    fn revoke(&self, vcpu: &Vcpu) {
+        self.mapped.store(0, Ordering::Relaxed);
+        let new = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        if vcpu.presence.is_stale(new) {
+            vcpu.kick();
+        }
+        while vcpu.presence.is_stale(new) {
+            self.moved.wait();
+        }
+        self.released.store(true, SeqCst);
+    }
+    /// As a processor that keeps a translation in `cached` until it is flushed.
+    fn access(&self, cached: &mut Option<u64>) {
+        let mapped = *cached.get_or_insert_with(|| self.mapped.load(Ordering::Relaxed)) == 1;
+        assert!(
+            !mapped || !self.released.load(SeqCst),
+            "a stale translation"
+        );
+    }
+}
+
+/// Nobody uses a frame through a translation from before its revocation once it was released. A vCPU that has such a one
+/// stays in the guest until it is kicked.
+fn revocation(mut others: Vec<Other>) {
+    let frame = Frame::new();
+    let of_revoker = frame.clone();
+    others.push(Box::new(move |vcpu| of_revoker.revoke(vcpu)));
+    beside(others, |vcpu, _| {
+        let (mut flushed_at, mut cached) = (0, None);
+        while flushed_at == 0 {
+            vcpu.open_window();
+            let now = vcpu
+                .presence
+                .enter(|| frame.generation.load(Ordering::Acquire));
+            frame.moved.notify();
+            if now != flushed_at {
+                (flushed_at, cached) = (now, None);
+            }
+            vcpu.take(&mut Taken::default());
+            frame.access(&mut cached);
+            if now == 0 {
+                vcpu.stay();
+                frame.access(&mut cached);
+            }
+            vcpu.presence.leave();
+            frame.moved.notify();
+        }
+    });
+}
+
+/// All orders of a model's steps.
+const ALL: Option<usize> = None;
+
+/// Runs a model in all orders in which its threads are interrupted at most so often. Those with three threads, or one that
+/// waits in a loop, have too many orders to run all.
+fn run(
+    interruptions: Option<usize>,
+    orderings: Orderings,
+    body: impl Fn() + Sync + Send + 'static,
+) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = interruptions;
+    model.check(move || {
+        orderings.set();
+        body();
+    });
+}
+
+/// `name: interruptions, body; fails: orderings, body, how`: two tests.
+macro_rules! models {
+    ($($name:ident: $bound:expr, $good:expr; fails: $orderings:ident, $bad:expr, $how:literal;)*) => {$(
+        mod $name {
+            use super::*;
+
+            #[test]
+            fn holds() {
+                run($bound, Orderings::AsWritten, || $good);
+            }
+            #[test]
+            #[should_panic(expected = $how)]
+            fn fails_when_weakened() {
+                run($bound, Orderings::$orderings, || $bad);
+            }
+        }
+    )*};
+}
+
+models! {
+    interrupt_against_entry: ALL, running(&[POST], one);
+        fails: Relaxed, running(&[POST], one), "a kick was lost";
+    event_against_entry: ALL, running(&[POST_NMI], nmi);
+        fails: Relaxed, running(&[POST_NMI], nmi), "a kick was lost";
+    interrupt_against_sleep: ALL, sleeping(&[POST], one);
+        fails: Relaxed, sleeping(&[POST], one), "it sleeps on";
+    event_against_sleep: ALL, sleeping(&[POST_NMI], nmi);
+        fails: Relaxed, sleeping(&[POST_NMI], nmi), "it sleeps on";
+    init_and_startup_against_sleep: ALL, sleeping(&[START], started);
+        fails: Relaxed, sleeping(&[START], started), "it sleeps on";
+    two_interrupts_against_drain: Some(4), running(&[POST, POST_OTHER], both);
+        fails: Relaxed, running(&[POST, POST_OTHER], both), "a kick was lost";
+    trigger_modes_against_drain: Some(4), running(&[POST, POST_LEVEL], both_modes);
+        fails: Relaxed, running(&[POST, POST_LEVEL], both_modes), "a kick was lost";
+    interrupt_and_event_against_entry: Some(4), running(&[POST, POST_NMI], one_and_nmi);
+        fails: Relaxed, running(&[POST, POST_NMI], one_and_nmi), "a kick was lost";
+    interrupt_and_event_against_sleep: Some(4), sleeping(&[POST, POST_NMI], one_and_nmi);
+        fails: Relaxed, sleeping(&[POST, POST_NMI], one_and_nmi), "it sleeps on";
+    timer_against_entry: ALL, timer_against_entry(true);
+        fails: AsWritten, timer_against_entry(false), "deadlock";
+    timer_and_interrupt_against_sleep: Some(4), sleeping(&[Vcpu::unpark, POST], one);
+        fails: Relaxed, sleeping(&[Vcpu::unpark, POST], one), "it sleeps on";
+    revocation_against_entry: Some(4), revocation(vec![]);
+        fails: Relaxed, revocation(vec![]), "deadlock";
+    revocation_beside_interrupt: Some(2), revocation(all(&[POST]));
+        fails: Relaxed, revocation(all(&[POST])), "deadlock";
+}
