@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A VM's state and counters in the words of `v3vee.h`.
 
+use crate::host::Linux;
 use crate::stream::Stream;
 use crate::user::Text;
 use crate::vm_node::Held;
 use core::fmt;
 use kernel::{prelude::*, sync::Arc};
+use palacios_core::host::Host;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{State, StopReason};
 use v3_abi as abi;
@@ -61,6 +63,7 @@ pub(crate) fn stats(held: &Held, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v
         let name = Text::of(name).field;
         all.push(abi::v3_stat { vcpu, name, value }, GFP_KERNEL_ACCOUNT)
     };
+    add(abi::V3_STAT_VM, format_args!("read_at_ns"), Linux.now_ns())?;
     let (large, small) = vm.memory().frames();
     add(
         abi::V3_STAT_VM,
