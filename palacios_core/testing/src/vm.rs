@@ -7,7 +7,7 @@ use crate::{formats, heap, AdversarialBackend, TestHost};
 use palacios_core::backend::svm::Svm;
 use palacios_core::backend::Backend;
 use palacios_core::devices::ByteStream;
-use palacios_core::host::{Host, NoMemory};
+use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::write;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
@@ -125,6 +125,15 @@ impl<B: TestBackend> Hypervisor<B> {
         host.on_each_cpu(&|cpu| backend.enable_cpu(cpu).expect("the CPU is there"));
         let host = host.clone();
         Self { host, backend }
+    }
+    /// A CPU goes, and comes back at once. What its processor keeps it still has; what the backend knew of it may be wrong.
+    pub fn cycle(&self, which: CpuId) {
+        self.host.on_each_cpu(&|cpu| {
+            if cpu == which {
+                self.backend.disable_cpu(cpu);
+                self.backend.enable_cpu(cpu).expect("the CPU is there");
+            }
+        });
     }
     /// Makes a VM, and launches nothing.
     pub fn create(&self, spec: &Spec) -> Result<TestVm<B>, CreateError> {

@@ -196,6 +196,24 @@ fn disturb<B: TestBackend>(host: &TestHost, vm: &TestVm<B>) -> u64 {
     vm.revoke(Gpa(from), bytes)
 }
 
+/// CPUs go and come back under two VMs that change hands of pages meanwhile: no tag from before is good.
+fn cpus_go_and_come_under_vms<B: TestBackend>() {
+    on_each::<B>(|host, hypervisor| {
+        let spec = smp(guests::workers(&[2, 10, 30, 0x1f000]), 2);
+        let vms = [hypervisor.launch(&spec), hypervisor.launch(&spec)];
+        let mut cycles = 0;
+        while vms.iter().any(is_running) {
+            for vm in vms.iter().filter(|vm| is_running(vm)) {
+                disturb(host, vm);
+            }
+            hypervisor.cycle(CpuId((host.random() % u64::from(host.cpu_limit())) as u32));
+            cycles += 1;
+        }
+        assert!(vms.iter().all(|vm| vm.wait() == GOOD));
+        assert!(cycles > 0);
+    });
+}
+
 /// The pages that go are also those that the VMM itself needs: code to decode, stacks, descriptor tables.
 fn revocation_under_emulation<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
@@ -456,6 +474,7 @@ on_both_backends! {
     pauses_under_running_vcpus,
     stops_are_never_lost,
     revocation_under_emulation,
+    cpus_go_and_come_under_vms,
     nmis_come_one_by_one,
     resets_start_all_vcpus_again,
     a_guest_stops_only_itself,
