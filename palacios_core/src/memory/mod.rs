@@ -12,6 +12,7 @@ use crate::devices::GuestMemory;
 use crate::host::{GuestRam, Host, Lock, LockClass, NoMemory, PageSize, RamError, Release};
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use table::{Format, Leaf, SparePages, Tables};
+use walk::GuestTables;
 
 /// RAM below this address; the rest of a big guest's lies above 4 GiB.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
@@ -213,48 +214,29 @@ impl<H: Host> Memory<H> {
         }
     }
 
-    /// Copies out of guest RAM what already has frames. Never sleeps.
-    pub fn read_resident(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
-        let (mut gpa, mut rest) = (at, buf);
-        while !rest.is_empty() {
-            let (piece, more) = rest.split_at_mut(Self::piece(gpa, rest.len()));
-            // SAFETY: the piece ends in the page that the closure is given.
-            self.if_resident(gpa, |from| unsafe { copy_from_guest(piece, from) })
-                .ok_or(NotRam(gpa))?;
-            gpa = gpa.checked_add(piece.len() as u64).ok_or(NotRam(gpa))?;
-            rest = more;
+    /// The aligned word of `size` (4 or 8) bytes that holds `gpa`, in one access. Sleeps if the page has no frame yet.
+    pub fn read_word(&self, gpa: Gpa, size: u8) -> Result<u64, NotRam> {
+        let first = aligned(gpa, size);
+        // SAFETY: `size` bytes, aligned to that, of a frame that stays mapped meanwhile.
+        self.with_page(first, |at| unsafe { read_word(at, size) })
+    }
+
+    /// What has frames now; nothing is revoked while it is held. Never sleeps, nor may its holder.
+    pub fn resident(&self) -> Resident<'_, H> {
+        Resident {
+            memory: self,
+            tables: self.tables.lock(),
         }
-        Ok(())
-    }
-
-    /// The aligned word of `size` (4 or 8) bytes that holds `gpa`, in one access; `None` if it has no frame yet. Never
-    /// sleeps.
-    pub fn read_word_resident(&self, gpa: Gpa, size: u8) -> Option<u64> {
-        let first = if size == 8 { gpa.0 & !7 } else { gpa.0 & !3 };
-        // SAFETY: 8 or 4 bytes, aligned to that, of a frame that stays mapped meanwhile.
-        self.if_resident(Gpa(first), |at| unsafe {
-            match size {
-                8 => at.cast::<u64>().read_volatile(),
-                _ => at.cast::<u32>().read_volatile().into(),
-            }
-        })
-    }
-
-    /// Runs `f` on the host address of `gpa`, whose page cannot be revoked meanwhile; `None` if it has no frame.
-    fn if_resident<R>(&self, gpa: Gpa, f: impl FnOnce(*mut u8) -> R) -> Option<R> {
-        let tables = self.tables.lock();
-        let leaf = tables.lookup(gpa)?;
-        let base = self.host.phys_to_virt(leaf.frame).as_ptr();
-        let offset = gpa.0.wrapping_sub(leaf.gpa.0) as usize;
-        Some(f(base.wrapping_add(offset)))
     }
 
     /// Runs `f` on the host address of `gpa`'s page while it cannot be revoked. Sleeps if the page has no frame yet.
     fn with_page<R>(&self, gpa: Gpa, mut f: impl FnMut(*mut u8) -> R) -> Result<R, NotRam> {
         loop {
-            if let Some(answer) = self.if_resident(gpa, &mut f) {
-                return Ok(answer);
+            let resident = self.resident();
+            if let Some(at) = resident.at(gpa) {
+                return Ok(f(at));
             }
+            drop(resident);
             self.fill(gpa).map_err(|_| NotRam(gpa))?;
         }
     }
@@ -272,6 +254,61 @@ impl<H: Host> Memory<H> {
     /// The piece of `len` bytes at `gpa` that lies in one page.
     fn piece(gpa: Gpa, len: usize) -> usize {
         len.min(PAGE_SIZE.wrapping_sub(gpa.page_offset()) as usize)
+    }
+}
+
+/// The part of a guest's RAM that has frames, held so that it stays.
+pub struct Resident<'a, H: Host> {
+    memory: &'a Memory<H>,
+    tables: <H::SpinLock<Tables<H>> as Lock<Tables<H>>>::Guard<'a>,
+}
+
+impl<H: Host> Resident<'_, H> {
+    /// The host address of `gpa`, good to the end of its page; `None` if it has no frame.
+    fn at(&self, gpa: Gpa) -> Option<*mut u8> {
+        let leaf = self.tables.lookup(gpa)?;
+        let base = self.memory.host.phys_to_virt(leaf.frame).as_ptr();
+        Some(base.wrapping_add(gpa.0.wrapping_sub(leaf.gpa.0) as usize))
+    }
+
+    /// Copies out of it.
+    pub fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
+        let (mut gpa, mut rest) = (at, buf);
+        while !rest.is_empty() {
+            let (piece, more) = rest.split_at_mut(Memory::<H>::piece(gpa, rest.len()));
+            let from = self.at(gpa).ok_or(NotRam(gpa))?;
+            // SAFETY: the piece ends in the page that `from` leads to.
+            unsafe { copy_from_guest(piece, from) };
+            gpa = gpa.checked_add(piece.len() as u64).ok_or(NotRam(gpa))?;
+            rest = more;
+        }
+        Ok(())
+    }
+}
+
+impl<H: Host> GuestTables for Resident<'_, H> {
+    /// It has no frame yet.
+    type Error = NotRam;
+
+    fn read_entry(&mut self, at: Gpa, size: u8) -> Result<u64, NotRam> {
+        match self.at(aligned(at, size)) {
+            // SAFETY: `size` bytes, aligned to that, of a frame that stays mapped meanwhile.
+            Some(at) => Ok(unsafe { read_word(at, size) }),
+            None if self.memory.is_ram(at) => Err(NotRam(at)),
+            None => Ok(u64::MAX),
+        }
+    }
+
+    fn compare_exchange_entry(
+        &mut self,
+        at: Gpa,
+        size: u8,
+        old: u64,
+        new: u64,
+    ) -> Result<bool, NotRam> {
+        let to = self.at(aligned(at, size)).ok_or(NotRam(at))?;
+        // SAFETY: as above.
+        Ok(unsafe { compare_exchange(to, size, old, new) })
     }
 }
 
@@ -311,6 +348,23 @@ impl<H: Host> Drop for Memory<H> {
                 leaf.size,
                 Release::Ended,
             );
+        }
+    }
+}
+
+/// Where the word of `size` (4 or 8) bytes begins that holds `gpa`.
+fn aligned(gpa: Gpa, size: u8) -> Gpa {
+    Gpa(gpa.0 & if size == 8 { !7 } else { !3 })
+}
+
+/// # Safety
+/// `at` is valid for reads of 8 bytes if `size` is that, else of 4, and aligned to them.
+unsafe fn read_word(at: *const u8, size: u8) -> u64 {
+    // SAFETY: by the contract above.
+    unsafe {
+        match size {
+            8 => at.cast::<u64>().read_volatile(),
+            _ => at.cast::<u32>().read_volatile().into(),
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::emulator::{self, Cpu, Fault};
 use crate::host::Host;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
-use crate::memory::walk::{self, Access, GuestTables, Paging, WalkError};
+use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};
 use crate::state::{cr0, cr4, efer, Exception, Gprs, Seg, Segment, SegmentAttributes};
 use crate::stats::Counter;
 
@@ -211,16 +211,15 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
-        let paging = self.vcpu.paging();
-        match walk::translate(&paging, access, at, self) {
-            Ok(translation) => Ok(translation.gpa),
-            Err(WalkError::PageFault { error_code }) => {
-                Err(Exception::page_fault(error_code, at.0).into())
-            }
-            Err(WalkError::NonCanonical) => Err(Exception::general_protection(0).into()),
-            Err(WalkError::Raced) => Err(Fault::Retry),
-            Err(WalkError::Tables(fault)) => Err(fault),
+        let (paging, memory) = (self.vcpu.paging(), self.here.vm.memory());
+        if self.vcpu.in_window {
+            // A table without a frame waits until its fill may sleep.
+            let walked = walk::translate(&paging, access, at, &mut memory.resident());
+            return translated(at, walked, |_| Fault::Retry);
         }
+        translated(at, walk::translate(&paging, access, at, self), |fault| {
+            fault
+        })
     }
 
     fn fetched(&self) -> &[u8] {
@@ -230,7 +229,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         let memory = self.here.vm.memory();
         if self.vcpu.in_window {
             // A page without a frame waits until its fill may sleep.
-            return memory.read_resident(at, buf).map_err(|_| Fault::Retry);
+            return memory.resident().read(at, buf).map_err(|_| Fault::Retry);
         }
         memory.read(at, buf).map_err(|_| Fault::Memory(at))
     }
@@ -321,6 +320,22 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
     }
 }
 
+/// What a walk of the guest's tables for `at` came to.
+fn translated<E>(
+    at: Gva,
+    walked: Result<Translation, WalkError<E>>,
+    tables: impl FnOnce(E) -> Fault,
+) -> Result<Gpa, Fault> {
+    walked
+        .map(|translation| translation.gpa)
+        .map_err(|error| match error {
+            WalkError::PageFault { error_code } => Exception::page_fault(error_code, at.0).into(),
+            WalkError::NonCanonical => Exception::general_protection(0).into(),
+            WalkError::Raced => Fault::Retry,
+            WalkError::Tables(error) => tables(error),
+        })
+}
+
 /// The largest aligned accesses of 1, 2, 4 or 8 bytes that make up `len` bytes at `at`: address, offset in the buffer, size.
 fn for_pieces(at: Gpa, len: usize, mut f: impl FnMut(Gpa, usize, u8)) {
     let mut done = 0usize;
@@ -347,14 +362,7 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
         if !memory.is_ram(at) {
             return Ok(u64::MAX);
         }
-        loop {
-            match memory.read_word_resident(at, size) {
-                Some(entry) => return Ok(entry),
-                // A table without a frame waits until its fill may sleep.
-                None if self.vcpu.in_window => return Err(Fault::Retry),
-                None => memory.fill(at).map_err(|_| Fault::Memory(at))?,
-            }
-        }
+        memory.read_word(at, size).map_err(|_| Fault::Memory(at))
     }
 
     fn compare_exchange_entry(
@@ -364,10 +372,6 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
         old: u64,
         new: u64,
     ) -> Result<bool, Fault> {
-        if self.vcpu.in_window {
-            // A bit would be set: that waits until the walk may sleep.
-            return Err(Fault::Retry);
-        }
         let memory = self.here.vm.memory();
         memory
             .compare_exchange(at, size, old, new)
