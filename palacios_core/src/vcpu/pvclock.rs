@@ -151,19 +151,21 @@ impl PvClock {
 
     /// Writes the words behind a page's version, which is odd meanwhile.
     fn write(&mut self, memory: &dyn GuestMemory, at: Gpa, words: &[u32]) -> Result<(), NotRam> {
-        let put = |index: u64, word: u32| {
-            memory.write(at.wrapping_add(4 * index), &word.to_le_bytes())?;
+        let put = |at: Gpa, word: u32| {
+            memory.write(at, &word.to_le_bytes())?;
             // In this order, as another vCPU may be reading.
             fence(Ordering::Release);
             Ok(())
         };
         let writing = self.version | 1;
         self.version = writing.wrapping_add(1);
-        put(0, writing)?;
-        for (index, word) in (1..).zip(words) {
-            put(index, *word)?;
+        put(at, writing)?;
+        let mut to = at;
+        for word in words {
+            to = to.wrapping_add(4);
+            put(to, *word)?;
         }
-        put(0, self.version)
+        put(at, self.version)
     }
 }
 
@@ -171,10 +173,10 @@ impl PvClock {
 fn scale(khz: u32) -> (u32, i8) {
     let (mut ns, mut ticks, mut shift) = (1_000_000u64, u64::from(khz.max(1)), 0i8);
     while ns >= ticks {
-        (ticks, shift) = (ticks << 1, shift + 1);
+        (ticks, shift) = (ticks << 1, shift.wrapping_add(1));
     }
     while ns << 1 < ticks {
-        (ns, shift) = (ns << 1, shift - 1);
+        (ns, shift) = (ns << 1, shift.wrapping_sub(1));
     }
     // Their quotient is from a half up to one, and both are below 2^32.
     let scale = (ns << 32).checked_div(ticks).unwrap_or(0);
