@@ -37,6 +37,7 @@ extern "C" {
     pub(crate) fn v3vee_unpin(task: *mut bindings::task_struct) -> i32;
 
     pub(crate) fn v3vee_tsc_stable() -> bool;
+    pub(crate) fn v3vee_yield_to(task: *mut bindings::task_struct) -> bool;
     pub(crate) fn v3vee_waited_ns(task: *const bindings::task_struct) -> u64;
 
     pub(crate) fn v3vee_irq_disable();

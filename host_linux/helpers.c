@@ -180,6 +180,13 @@ bool v3vee_tsc_stable(void)
 	return READ_ONCE(trusted);
 }
 
+/* Looks first, as yield_to() takes two run queues' locks to find out. */
+bool v3vee_yield_to(struct task_struct *task);
+bool v3vee_yield_to(struct task_struct *task)
+{
+	return task_is_running(task) && !READ_ONCE(task->on_cpu) && yield_to(task, true) > 0;
+}
+
 /*
  * What the scheduler counts whenever it lets a task run: how long that was on a run queue. Without CONFIG_SCHED_INFO, which
  * accounting and scheduler statistics select, nobody knows.

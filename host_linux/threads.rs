@@ -330,6 +330,11 @@ impl host::Thread for Thread {
         unsafe { ffi::v3vee_waited_ns(self.0.task()) }
     }
 
+    fn yield_to(&self) -> bool {
+        // SAFETY: The task is alive as long as this `Thread`; this is thread context, with interrupts on.
+        unsafe { ffi::v3vee_yield_to(self.0.task()) }
+    }
+
     fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu> {
         let mut pin = self.0.pin.lock();
         if self.0.allow(cpu).is_err() {

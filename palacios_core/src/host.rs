@@ -176,6 +176,9 @@ pub trait Thread: Send + Sync {
     /// How long it has been ready to run without running, because other threads had the CPU: nanoseconds since it was made,
     /// never less than before. It need not count the wait that still lasts. *Any*, often.
     fn waited_ns(&self) -> u64;
+    /// Lets it run in place of the caller, if it is ready to and has no CPU. `false`: it is not, or this host cannot; the
+    /// caller then goes on at once. *Thread.*
+    fn yield_to(&self) -> bool;
     /// Pins it to a CPU, where it is when this returns or as soon as it runs; `None` lets it run on any. Running or not.
     /// On an error it stays as it is. *Thread.*
     fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu>;

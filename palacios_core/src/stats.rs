@@ -76,6 +76,8 @@ counters! {
     InjectedException = "injected_exceptions",
     /// Windows on another host CPU than the one before.
     CpuChanges = "cpu_changes",
+    /// Times that it spun and let another vCPU of its VM run.
+    DirectedYields = "directed_yields",
     /// Kicks sent to it.
     Kicks = "kicks",
     /// TLB flushes asked for it.

@@ -31,6 +31,9 @@ impl Thread for Nothing {
     fn waited_ns(&self) -> u64 {
         match *self {}
     }
+    fn yield_to(&self) -> bool {
+        match *self {}
+    }
     fn move_to(&self, _: Option<CpuId>) -> Result<(), NoSuchCpu> {
         match *self {}
     }

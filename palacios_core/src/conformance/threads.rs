@@ -195,7 +195,7 @@ pub fn late_calls<H: Host>(host: &H) -> Outcome {
     thread.join();
     thread.unpark();
     thread.kick();
-    Ok(())
+    ensure(!thread.yield_to(), "nobody yields to a thread that sleeps")
 }
 
 /// A thread is moved to each CPU: before it starts, while it runs, and while it sleeps.
@@ -258,6 +258,9 @@ pub fn waiting<H: Host>(host: &H) -> Outcome {
         // The other may have nobody to wait for any more: until both have.
         crew.state.fetch_add(1, SeqCst);
         while crew.state.load(SeqCst) < 2 && !crew.stopped() {
+            if let Some(other) = crew.threads.get(1 - me) {
+                other.yield_to();
+            }
             crew.host.window(|_| (0..2_000).for_each(|_| spin_loop()));
         }
     })?;

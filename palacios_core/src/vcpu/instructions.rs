@@ -5,9 +5,10 @@
 use super::pvclock::{FEATURES_LEAF, SIGNATURE_LEAF};
 use super::{cpuid, Activity, Here, Vcpu};
 use crate::backend::{Backend, BackendVcpu};
-use crate::host::Host;
+use crate::host::{Host, Thread};
 use crate::interrupts::destination::ApicMode;
 use crate::state::{Exception, Reg};
+use crate::stats::Counter;
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(super) fn cpuid(&mut self, here: &Here<'_, H, B>) {
@@ -65,9 +66,21 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.activity = Activity::Halted;
     }
 
+    /// The guest spins, most likely for a lock whose holder has no CPU: another vCPU runs that could but does not, each in
+    /// its turn; or else whoever wants the CPU.
     pub(super) fn pause(&mut self, here: &Here<'_, H, B>) {
-        here.vm.host().yield_now();
         self.advance(here);
+        let last = self.yielded_to;
+        let others = (last.saturating_add(1)..self.count).chain(0..=last);
+        for other in others.filter(|other| *other != self.index) {
+            let other_thread = here.vm.thread(other);
+            if other_thread.is_some_and(|thread| thread.yield_to()) {
+                here.shared.stats.add(Counter::DirectedYields, 1);
+                self.yielded_to = other;
+                return;
+            }
+        }
+        here.vm.host().yield_now();
     }
 
     /// No hypercall is offered: all answer "unknown", as Palacios' do.

@@ -58,6 +58,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     generation: u64,
     tsc: tsc::Tsc,
     pvclock: pvclock::PvClock,
+    /// The vCPU that got the CPU when this one last spun.
+    yielded_to: u32,
     /// Ticks of the host's counter in the guest, since the window opened.
     guest_ticks: u64,
     armed_ns: Option<u64>,
@@ -97,6 +99,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             generation: 0,
             tsc: tsc::Tsc::default(),
             pvclock: pvclock::PvClock::default(),
+            yielded_to: index,
             guest_ticks: 0,
             armed_ns: None,
             length: None,

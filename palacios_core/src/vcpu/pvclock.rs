@@ -95,7 +95,7 @@ impl PvClock {
             WALL_CLOCK => (value, WALL_CLOCK_BYTES, true),
             _ => (value & !ENABLE, SYSTEM_TIME_BYTES, value & ENABLE != 0),
         };
-        let last = at.checked_add(bytes - 1);
+        let last = at.checked_add(bytes.wrapping_sub(1));
         let fits = is_ram(Gpa(at)) && last.is_some_and(|last| is_ram(Gpa(last)));
         if wanted && !(fits && at % ALIGN == 0) {
             return Err(GeneralProtection);

@@ -287,6 +287,66 @@ guest! {
 }
 
 guest! {
+    /// `p0` vCPUs take turns, `p1` in all, one after the other; whose turn it is not spins. Status 0.
+    pub fn turns =
+    "addr esi, start_z"
+    "mov edi, 0x8000"
+    "mov ecx, 64"
+    "2: mov eax, [esi]"
+    "mov [edi], eax"
+    "add esi, 4"
+    "add edi, 4"
+    "dec ecx"
+    "jnz 2b"
+    "lapic_write 0x300, 0xc4500"
+    "lapic_write 0x300, 0xc4608"
+    "lapic_write 0x300, 0xc4608"
+    // Whose turn it is, is at 0x7000; how many there were, at 0x7004.
+    "take_z: lea ebx, [ebp + 1]"
+    "cmp ebx, [0x100020]"
+    "jne 3f"
+    "xor ebx, ebx"
+    "3: pause"
+    "cmp [0x7000], ebp"
+    "jne 3b"
+    "inc dword ptr [0x7004]"
+    "mov eax, [0x7004]"
+    "cmp eax, [0x100024]"
+    "jae 4f"
+    "mov [0x7000], ebx"
+    "jmp 3b"
+    "4: exit 0"
+    ".code16"
+    "start_z:"
+    "cli"
+    "mov ax, cs"
+    "mov ds, ax"
+    // data32 lgdt [gdtr - start]
+    ".byte 0x66, 0x0f, 0x01, 0x16"
+    ".word gdtr_z - start_z"
+    "mov eax, cr0"
+    "or eax, 1"
+    "mov cr0, eax"
+    ".byte 0x66, 0xea"
+    ".long 0x100000 + protected_z - guest_begin_turns"
+    ".word 8"
+    ".balign 8"
+    "gdt_z: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
+    "gdtr_z: .word 23"
+    ".long 0x8000 + gdt_z - start_z"
+    ".code32"
+    "protected_z:"
+    "mov eax, 16"
+    "mov ds, eax"
+    "mov ss, eax"
+    "mov es, eax"
+    "lapic_read 0x20"
+    "shr eax, 24"
+    "mov ebp, eax"
+    "jmp take_z"
+}
+
+guest! {
     /// Two vCPUs wake each other by interrupts, `p0` times; both wait in HLT. Status 0.
     pub fn ping_pong =
     "gate 0x50, ring_e"

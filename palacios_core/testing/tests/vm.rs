@@ -82,8 +82,8 @@ fn time_spent<B: TestBackend>(host: &TestHost, vm: &TestVm<B>) -> ([u64; 4], [u6
 /// Two vCPUs share the host's CPUs: one halts most of the time, one never.
 fn all_of_a_vcpus_time_is_counted<B: TestBackend>() {
     on_each::<B>(|host, hypervisor| {
-        let halts = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[20, 2_000_000])));
-        let spins = hypervisor.launch(&Spec::new(guests::spin_for_ticks(&[60, 500_000])));
+        let halts = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[u32::MAX, 2_000_000])));
+        let spins = hypervisor.launch(&Spec::new(guests::spin_for_ticks(&[u32::MAX, 500_000])));
         for vm in [&halts, &spins] {
             while vm.count(Counter::Entries) == 0 {
                 std::thread::yield_now();
@@ -101,10 +101,27 @@ fn all_of_a_vcpus_time_is_counted<B: TestBackend>() {
                 "{first:?} {last:?} {begin} {begun} {end} {ended}"
             );
         }
-        assert_eq!((halts.wait(), spins.wait()), (GOOD, GOOD));
+        for vm in [&halts, &spins] {
+            vm.stop().unwrap();
+            assert_eq!(vm.wait(), StopReason::Requested);
+        }
         let [guest_ns, handling_ns, idle_ns, _] = time_spent(host, &spins).0;
         assert!(guest_ns > 0 && handling_ns > 0 && idle_ns == 0);
         assert!(time_spent(host, &halts).0[2] > 0);
+    });
+}
+
+/// More vCPUs than CPUs, and all but one spin: whoever spins gives way, to another that waits for a CPU if there is one.
+fn spinning_vcpus_give_way<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        // Whether another waits just then is chance.
+        let gives_way = |_| {
+            let vm = hypervisor.launch(&smp(guests::turns(&[4, 500]), 4));
+            assert_eq!(vm.wait(), GOOD);
+            assert!(vm.count(Counter::Pause) > 0);
+            vm.count(Counter::DirectedYields) > 0
+        };
+        assert!((0..200).any(gives_way));
     });
 }
 
@@ -467,6 +484,7 @@ on_both_backends! {
     exits_are_counted_one_by_one,
     hlt_parks_and_its_time_is_counted,
     all_of_a_vcpus_time_is_counted,
+    spinning_vcpus_give_way,
     timers_end_guest_mode,
     vcpus_wake_each_other,
     vcpus_that_wake_each_other_are_moved,

@@ -29,6 +29,7 @@ pub enum Broken {
     TimersOutOfOrder,
     WaitNotCounted,
     SleepIsWaiting,
+    YieldsToNobody,
     KickOftenLost,
     RamNotZeroed,
     RamForgets,

@@ -379,11 +379,11 @@ impl Host for TestHost {
         loop {
             let cpu = self.0.place();
             let shared = self.0.breaks(Broken::WindowShared);
-            let begin_ns = self.0.clock.now_ns();
-            let _turn = (!shared).then(|| self.0.cpus[cpu.0 as usize].take());
-            if let Some(thread) = &thread {
-                thread.add_wait(self.0.clock.now_ns() - begin_ns);
-            }
+            let take = || self.0.cpus[cpu.0 as usize].take();
+            let _turn = (!shared).then(|| match &thread {
+                Some(thread) => thread.waiting(take),
+                None => take(),
+            });
             let _on = here::OnCpu::enter(cpu);
             let _atomic = here::Atomic::enter();
             let stays = thread.as_ref().is_none_or(|thread| thread.open_window(cpu));

@@ -26,7 +26,9 @@ pub struct ThreadState {
     sleeps: AtomicBool,
     run: Mutex<Run>,
     ended: Condvar,
-    /// Nanoseconds spent waiting for a turn on its CPU.
+    /// It waits for a turn on its CPU.
+    waits: AtomicBool,
+    /// Nanoseconds spent so.
     waited_ns: AtomicU64,
     /// How often it was kicked.
     kicks: AtomicU64,
@@ -60,6 +62,7 @@ impl TestThread {
             sleeps: AtomicBool::new(false),
             run: Mutex::default(),
             ended: Condvar::new(),
+            waits: AtomicBool::new(false),
             waited_ns: AtomicU64::new(0),
             kicks: AtomicU64::new(0),
             parks: AtomicU64::new(0),
@@ -94,8 +97,16 @@ impl ThreadState {
     pub fn migrate(&self, cpu: CpuId) {
         self.cpu.store(cpu.0, SeqCst);
     }
-    /// It waited for a CPU.
-    pub fn add_wait(&self, ns: u64) {
+    /// It waits for a CPU, as long as `wait` takes.
+    pub fn waiting<R>(&self, wait: impl FnOnce() -> R) -> R {
+        let begin_ns = self.host.clock.now_ns();
+        self.waits.store(true, SeqCst);
+        let result = wait();
+        self.waits.store(false, SeqCst);
+        self.add_wait(self.host.clock.now_ns() - begin_ns);
+        result
+    }
+    fn add_wait(&self, ns: u64) {
         if !self.host.breaks(Broken::WaitNotCounted) {
             self.waited_ns.fetch_add(ns, SeqCst);
         }
@@ -220,6 +231,17 @@ impl Thread for TestThread {
 
     fn waited_ns(&self) -> u64 {
         self.0.waited_ns.load(SeqCst)
+    }
+
+    /// Turns on a CPU are taken in order: whoever waits gets one as soon as the caller, who has none now, stays out of its way.
+    fn yield_to(&self) -> bool {
+        here::may_sleep("yield_to");
+        here::holds_nothing("yield_to");
+        let waits = self.0.waits.load(SeqCst) || self.0.host.breaks(Broken::YieldsToNobody);
+        if waits {
+            std::thread::yield_now();
+        }
+        waits
     }
 
     fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu> {
