@@ -40,6 +40,7 @@ const VERSION: &str = "0.1.0";
 struct V3vee {
     control: Arc<control::Control>,
     _counters: counters::Directory,
+    _homecoming: threads::Homecoming,
 }
 
 impl kernel::Module for V3vee {
@@ -47,6 +48,7 @@ impl kernel::Module for V3vee {
         let hardware = machine::Hardware::enable()?;
         // What serves all VMs is not counted.
         counters::start_from_zero();
+        let homecoming = threads::Homecoming::enable()?;
         let features = hardware.features();
         let control = control::Control::new(hardware)?;
         pr_info!(
@@ -59,6 +61,7 @@ impl kernel::Module for V3vee {
         Ok(Self {
             control,
             _counters: counters,
+            _homecoming: homecoming,
         })
     }
 }

@@ -7,9 +7,9 @@
 use crate::counters::THREADS;
 use crate::ffi;
 use crate::THIS_MODULE;
-use core::mem::offset_of;
+use core::mem::{offset_of, transmute};
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicI32, Ordering};
 use kernel::{
     bindings,
     error::to_result,
@@ -35,6 +35,9 @@ struct Inner {
     /// The CPU it is pinned to. Locked over each change, so that the scheduler knows the last one.
     #[pin]
     pin: Mutex<Option<CpuId>>,
+    /// In the list of those that [`Homecoming`] brings back.
+    #[pin]
+    home: Opaque<bindings::hlist_node>,
     unparked: AtomicBool,
     /// Its [`Thread`] was dropped by the thread itself: it ends after this job.
     orphaned: AtomicBool,
@@ -101,6 +104,7 @@ impl Inner {
         pin_init!(Self {
             task: AtomicPtr::new(ptr::null_mut()),
             pin <- new_mutex!(cpu, "v3vee_thread_pin"),
+            home: Opaque::new(Default::default()),
             unparked: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
             // SAFETY: The slot is memory for a timer, pinned until the timer is cancelled.
@@ -197,8 +201,11 @@ impl PinnedDrop for Inner {
         unsafe { bindings::hrtimer_cancel(self.timer.get()) };
         let task = self.task();
         if !task.is_null() {
-            // SAFETY: The reference that `Thread::new` took.
-            unsafe { bindings::put_task_struct(task) };
+            // SAFETY: `Thread::new` put it into the list, and took the reference.
+            unsafe {
+                Homecoming::remove(self.home.get());
+                bindings::put_task_struct(task);
+            }
         }
     }
 }
@@ -252,6 +259,8 @@ impl Thread {
         // those who call it after its end.
         unsafe { bindings::get_task_struct(task) };
         inner.task.store(task, Ordering::Relaxed);
+        // SAFETY: In an `Inner` that has its task now, and stays where it is until it is dropped.
+        unsafe { Homecoming::add(inner.home.get()) };
         THREADS.add(1);
         inner.wake();
         Ok(Self(inner))
@@ -355,4 +364,75 @@ impl host::Thread for Thread {
             self.0.ended.wait(&mut busy);
         }
     }
+}
+
+/// Brings threads back to the CPU they are pinned to when it comes back, until dropped. When it went, the scheduler moved those
+/// that it found there, and forgot where they belong.
+pub(crate) struct Homecoming(());
+
+/// The hotplug state whose instances are threads, while there is a [`Homecoming`].
+static HOMECOMING: AtomicI32 = AtomicI32::new(0);
+
+impl Homecoming {
+    /// There may be one at a time, which outlives all threads.
+    pub(crate) fn enable() -> Result<Self> {
+        // SAFETY: Of a state with instances the callback gets the instance, too: the kernel's own type for both is that of
+        // the other kind.
+        let came = unsafe {
+            transmute::<
+                unsafe extern "C" fn(u32, *mut bindings::hlist_node) -> i32,
+                unsafe extern "C" fn(u32) -> i32,
+            >(cpu_came)
+        };
+        // SAFETY: The callback stays until `drop`.
+        let state = unsafe {
+            bindings::__cpuhp_setup_state(
+                bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
+                c"v3vee:threads".as_char_ptr(),
+                false,
+                Some(came),
+                None,
+                true,
+            )
+        };
+        to_result(state)?;
+        HOMECOMING.store(state, Ordering::Relaxed);
+        Ok(Self(()))
+    }
+
+    /// # Safety
+    /// `home` is that of an [`Inner`] with a task, and in no list.
+    unsafe fn add(home: *mut bindings::hlist_node) {
+        let state = HOMECOMING.load(Ordering::Relaxed);
+        // SAFETY: By the contract above. This fails for states without instances only.
+        unsafe { bindings::__cpuhp_state_add_instance(state, home, false) };
+    }
+
+    /// # Safety
+    /// `home` was added. No callback has it when this returns.
+    unsafe fn remove(home: *mut bindings::hlist_node) {
+        let state = HOMECOMING.load(Ordering::Relaxed);
+        // SAFETY: By the contract above.
+        unsafe { bindings::__cpuhp_state_remove_instance(state, home, false) };
+    }
+}
+
+impl Drop for Homecoming {
+    fn drop(&mut self) {
+        // SAFETY: Set up in `enable`; there are no threads any more.
+        unsafe { bindings::__cpuhp_remove_state(HOMECOMING.load(Ordering::Relaxed), false) };
+    }
+}
+
+/// # Safety
+/// For the hotplug core to call, with the home of an [`Inner`].
+unsafe extern "C" fn cpu_came(cpu: u32, home: *mut bindings::hlist_node) -> i32 {
+    // SAFETY: By the contract above; it is not dropped before it is out of the list.
+    let inner = unsafe { &*home.byte_sub(offset_of!(Inner, home)).cast::<Inner>() };
+    let pin = inner.pin.lock();
+    if *pin == Some(CpuId(cpu)) {
+        // It runs where it is if this fails.
+        let _ = inner.allow(*pin);
+    }
+    0
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The host is reset under VMs without any farewell, as the last of the magic keys does.
-# bed: --kernel stock --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 200 --expect "sysrq: Resetting" --goes-down
+# bed: --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 200 --expect "sysrq: Resetting" --goes-down
 for cpu in 0 1; do
 	for test in spin_without_interrupts halt_for_ever; do
 		name=$test-$cpu

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Three kernels, each started over the running VMs of the one before: by kexec, after a panic. The last one restarts the host.
+# The debug kernel cannot be loaded so: it is not relocatable.
 # bed: --kernel stock --cpus 2 --mem 1024 --with-kernel --add build/tools/kexec --add build/guests/tmk/tmk --timeout 300
 # bed: --expect "Kernel panic - not syncing: sysrq triggered crash" --expect "reboot: Restarting system" --goes-down
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }

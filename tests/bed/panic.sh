@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The host panics under VMs, with no kernel to take over: it restarts at once.
-# bed: --kernel stock --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 200 --expect "Kernel panic - not syncing: sysrq triggered crash" --goes-down
+# bed: --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 200 --expect "Kernel panic - not syncing: sysrq triggered crash" --goes-down
 for cpu in 0 1; do
 	for test in spin_without_interrupts halt_for_ever; do
 		name=$test-$cpu

@@ -93,7 +93,7 @@ pub enum CreateError {
     Image(ImageError),
     /// The image is good, but its kernel cannot be started.
     Boot(BootError),
-    /// A vCPU is pinned to a CPU that the host does not have.
+    /// A vCPU is pinned to a CPU that the host does not have, or that is offline.
     NoSuchCpu(CpuId),
 }
 
@@ -113,7 +113,7 @@ impl fmt::Display for CreateError {
             Self::Boot(error) => error.fmt(f),
             Self::NoSuchCpu(cpu) => write!(
                 f,
-                "a vCPU is pinned to CPU {}, which this host does not have",
+                "a vCPU is pinned to CPU {}, which this host does not have, or which is offline",
                 cpu.0
             ),
         }
@@ -339,8 +339,12 @@ impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
         memory: &Memory<H>,
         (name, index, count): (&VmName, u32, u32),
         pin: Option<CpuId>,
-    ) -> Result<Self, NoMemory> {
+    ) -> Result<Self, CreateError> {
         let thread = host.thread(format_args!("v3-{}/{index}", name.as_str()), pin)?;
+        if pin.is_some() {
+            let moved = thread.move_to(pin);
+            moved.map_err(|NoSuchCpu(cpu)| CreateError::NoSuchCpu(cpu))?;
+        }
         let mut arch = backend.vcpu(host)?;
         arch.set_table_root(memory.root());
         let vcpu = crate::alloc_ext::try_box(Vcpu::new(arch, backend, index, count))?;
