@@ -317,6 +317,17 @@ mod tests {
     }
 
     #[test]
+    fn a_deadline_missed_fires_once_however_late() {
+        let mut timer = timer(TimerMode::TscDeadline, 0, 0);
+        timer.write_tsc_deadline(9_000);
+        assert!(timer.settle(at(1_000_000)));
+        assert!(!timer.settle(at(2_000_000)));
+        timer.write_tsc_deadline(1);
+        assert!(timer.settle(at(2_000_000)), "one in the past fires at once");
+        assert_eq!(timer.deadline_ns(at(2_000_000)), None);
+    }
+
+    #[test]
     fn a_tsc_that_drifts_moves_the_deadline_only_when_it_must() {
         let mut timer = timer(TimerMode::TscDeadline, 0, 0);
         timer.write_tsc_deadline(3_000_000);

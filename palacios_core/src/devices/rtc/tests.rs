@@ -144,6 +144,22 @@ fn periodic_interrupts_have_their_rates() {
 }
 
 #[test]
+fn periods_missed_make_one_interrupt_and_the_phase_stays() {
+    let mut bench = Bench::new();
+    bench.write(register::A, 0x20 | 6);
+    bench.write(register::B, reg_b::HOURS_24 | reg_c::PERIODIC);
+    let period = S / 1024;
+    // The host comes ten periods and a half late.
+    bench.machine.now_ns.set(10 * period + period / 2);
+    bench.rtc.timed().unwrap().tick(&bench.machine.cx());
+    assert_eq!(bench.machine.edges(8), 1);
+    assert_ne!(bench.read(register::C) & reg_c::PERIODIC, 0);
+    assert_eq!(bench.read(register::C), 0, "no debt");
+    let due = bench.rtc.deadline_ns().unwrap();
+    assert!(due.abs_diff(11 * S / 1024) <= 1, "{due}");
+}
+
+#[test]
 fn a_held_divider_makes_no_events() {
     let mut bench = Bench::new();
     bench.write(register::A, 0x66);
