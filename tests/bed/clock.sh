@@ -40,7 +40,7 @@ for series in 6.1 6.12 7; do
 done
 
 for test in clock_is_offered clock_runs_with_the_tsc clock_follows_a_written_tsc tsc_can_be_written wall_clock_is_written \
-	bad_clock_addresses_fault clock_msrs_not_offered_fault; do
+	steal_time_is_written bad_clock_addresses_fault clock_msrs_not_offered_fault; do
 	v3 run --kernel tmk --append "test=$test" --timeout 60 </dev/null >log 2>&1
 	status=$?
 	check "$test" [ $status = 1 ]

@@ -115,7 +115,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(crate) fn reset(&mut self, vm: &Vm<H, B>) {
         self.msrs = msr::Msrs::new(vm.backend());
         self.apic = new_apic(self.index, vm.backend());
-        self.pvclock = pvclock::PvClock::default();
+        let waited_ns = vm.thread(self.index).map_or(0, |thread| thread.waited_ns());
+        self.pvclock = pvclock::PvClock::new(waited_ns);
         self.tsc.reset();
         let first = self.index == 0;
         let state = if first { vm.boot_state() } else { RESET };

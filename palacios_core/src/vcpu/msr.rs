@@ -2,7 +2,7 @@
 //! Model-specific registers that exit. One that nobody knows is a #GP, as on a CPU that lacks it.
 #![forbid(unsafe_code)]
 
-use super::pvclock::{SYSTEM_TIME, WALL_CLOCK};
+use super::pvclock::{STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
 use super::{Here, Vcpu};
 use crate::backend::{Backend, BackendVcpu, Features};
 use crate::host::Host;
@@ -92,7 +92,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             APIC_BASE => Ok(self.apic.base_msr()),
             X2APIC_FIRST..=X2APIC_LAST => Ok(self.apic.read_msr(index, now)?),
             TSC_DEADLINE => Ok(self.apic.tsc_deadline(now)),
-            WALL_CLOCK | SYSTEM_TIME if now.tsc_khz != 0 => Ok(self.pvclock.read_msr(index)),
+            WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now.tsc_khz != 0 => {
+                Ok(self.pvclock.read_msr(index))
+            }
             EFER => Ok(self.arch.control().efer),
             MTRR_CAP => Ok(MTRR_CAP_VALUE),
             DE_CFG => Ok(DE_CFG_LFENCE),
@@ -126,7 +128,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 let effect = self.apic.write_tsc_deadline(value, now);
                 self.apic_effect(here, effect);
             }
-            WALL_CLOCK | SYSTEM_TIME if now.tsc_khz != 0 => {
+            WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now.tsc_khz != 0 => {
                 let is_ram = |at| here.vm.memory().is_ram(at);
                 self.pvclock.write_msr(index, value, is_ram)?;
             }

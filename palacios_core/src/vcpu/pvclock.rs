@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Linux' paravirtual clock (Linux: Documentation/virt/kvm/x86/cpuid.rst and msr.rst), as Linux guests look for it: its
-//! CPUID leaves at 0x4000_0100, and two MSRs that take the address of a page.
+//! Linux' paravirtual clock and steal time (Linux: Documentation/virt/kvm/x86/cpuid.rst and msr.rst), as Linux guests look
+//! for them: CPUID leaves at 0x4000_0100, and MSRs that take the address of a page.
 //!
-//! Such a page says how the vCPU's time stamp counter converts to nanoseconds. Ours counts at one rate and from zero on,
-//! pauses left out, so the page changes only with the counter itself. It is guest memory: what lies there is never read.
+//! The clock's page says how the vCPU's time stamp counter converts to nanoseconds. Ours counts at one rate and from zero on,
+//! pauses left out, so the page changes only with the counter itself. That of steal time says how long the vCPU waited for a
+//! CPU of the host's. All is guest memory: what lies there is never read.
 #![forbid(unsafe_code)]
 
 use crate::addr::{Gpa, NotRam};
@@ -19,6 +20,8 @@ pub(super) const FEATURES_LEAF: u32 = 0x4000_0101;
 const SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
 /// The clock is at the MSRs below.
 const CLOCKSOURCE2: u32 = 1 << 3;
+/// Steal time is at its MSR.
+const STEAL: u32 = 1 << 5;
 /// No vCPU's clock is ever behind another's: the flag in the page may be trusted.
 const CLOCKSOURCE_STABLE: u32 = 1 << 24;
 
@@ -26,13 +29,15 @@ const CLOCKSOURCE_STABLE: u32 = 1 << 24;
 pub(super) const WALL_CLOCK: u32 = 0x4b56_4d00;
 /// Where to write how the counter converts; bit 0 enables.
 pub(super) const SYSTEM_TIME: u32 = 0x4b56_4d01;
+/// Where to write for how long the vCPU was ready and did not run; bit 0 enables.
+pub(super) const STEAL_TIME: u32 = 0x4b56_4d03;
 const ENABLE: u64 = 1;
-/// Addresses are aligned to this.
-const ALIGN: u64 = 4;
 /// `struct pvclock_wall_clock`.
 const WALL_CLOCK_BYTES: u64 = 12;
 /// `struct pvclock_vcpu_time_info`.
 const SYSTEM_TIME_BYTES: u64 = 32;
+/// `struct kvm_steal_time`, which is aligned to as many.
+const STEAL_TIME_BYTES: u64 = 64;
 /// All vCPUs' clocks agree.
 const FLAG_STABLE: u8 = 1;
 
@@ -55,31 +60,46 @@ pub(super) struct PvClock {
     /// The MSRs.
     wall_clock: u64,
     system_time: u64,
+    steal_time: u64,
     /// The pages are to be written before the next entry.
     wall_clock_due: bool,
     system_time_due: bool,
+    steal_time_due: bool,
     /// That of the last page written, which is even.
     version: u32,
     /// The counters of all vCPUs agree.
     stable: bool,
+    /// What its thread had waited for a CPU, at power-on and when last asked.
+    waited_at_reset_ns: u64,
+    waited_ns: u64,
 }
 
 impl PvClock {
+    /// After power-on, of a thread that has waited so long.
+    pub(super) fn new(waited_ns: u64) -> Self {
+        Self {
+            waited_at_reset_ns: waited_ns,
+            waited_ns,
+            ..Self::default()
+        }
+    }
+
     /// CPUID, for a counter of this rate.
     pub(super) fn cpuid(&self, leaf: u32, tsc_khz: u32) -> [u32; 4] {
         let stable = if self.stable { CLOCKSOURCE_STABLE } else { 0 };
         match leaf {
             _ if tsc_khz == 0 => [0; 4],
             SIGNATURE_LEAF => [FEATURES_LEAF, SIGNATURE[0], SIGNATURE[1], SIGNATURE[2]],
-            FEATURES_LEAF => [CLOCKSOURCE2 | stable, 0, 0, 0],
+            FEATURES_LEAF => [CLOCKSOURCE2 | STEAL | stable, 0, 0, 0],
             _ => [0; 4],
         }
     }
 
-    /// One of its two MSRs.
+    /// One of its MSRs.
     pub(super) fn read_msr(&self, index: u32) -> u64 {
         match index {
             WALL_CLOCK => self.wall_clock,
+            STEAL_TIME => self.steal_time,
             _ => self.system_time,
         }
     }
@@ -91,17 +111,20 @@ impl PvClock {
         value: u64,
         is_ram: impl Fn(Gpa) -> bool,
     ) -> Result<(), GeneralProtection> {
-        let (at, bytes, wanted) = match index {
-            WALL_CLOCK => (value, WALL_CLOCK_BYTES, true),
-            _ => (value & !ENABLE, SYSTEM_TIME_BYTES, value & ENABLE != 0),
+        let (at, enabled) = (value & !ENABLE, value & ENABLE != 0);
+        let (at, align, bytes, wanted) = match index {
+            WALL_CLOCK => (value, 4, WALL_CLOCK_BYTES, true),
+            STEAL_TIME => (at, STEAL_TIME_BYTES, STEAL_TIME_BYTES, enabled),
+            _ => (at, 4, SYSTEM_TIME_BYTES, enabled),
         };
         let last = at.checked_add(bytes.wrapping_sub(1));
         let fits = is_ram(Gpa(at)) && last.is_some_and(|last| is_ram(Gpa(last)));
-        if wanted && !(fits && at % ALIGN == 0) {
+        if wanted && !(fits && at & (align - 1) == 0) {
             return Err(GeneralProtection);
         }
         match index {
             WALL_CLOCK => (self.wall_clock, self.wall_clock_due) = (value, true),
+            STEAL_TIME => (self.steal_time, self.steal_time_due) = (value, wanted),
             _ => (self.system_time, self.system_time_due) = (value, wanted),
         }
         Ok(())
@@ -118,13 +141,20 @@ impl PvClock {
             self.counter_changed();
         }
     }
+    /// Its thread has waited so long for a CPU.
+    pub(super) fn set_waited(&mut self, waited_ns: u64) {
+        if self.waited_ns != waited_ns {
+            self.waited_ns = waited_ns;
+            self.steal_time_due = self.steal_time & ENABLE != 0;
+        }
+    }
     /// The counters of all vCPUs agree.
     pub(super) fn is_stable(&self) -> bool {
         self.stable
     }
     /// [`PvClock::publish`] has something to do.
     pub(super) fn is_due(&self) -> bool {
-        self.wall_clock_due || self.system_time_due
+        self.wall_clock_due || self.system_time_due || self.steal_time_due
     }
 
     /// Writes what is due. Sleeps, if the guest's memory has no frame there yet.
@@ -133,7 +163,8 @@ impl PvClock {
             let zero_ns = now.wall_ns.saturating_sub(now.system_ns);
             let (seconds, rest_ns) = (zero_ns / NS_PER_S, zero_ns % NS_PER_S);
             let at = Gpa(self.wall_clock);
-            self.write(memory, at, &[seconds as u32, rest_ns as u32])?;
+            let words = [seconds as u32, rest_ns as u32];
+            self.write(memory, at, at.wrapping_add(4), &words)?;
             self.wall_clock_due = false;
         }
         if self.system_time_due {
@@ -143,14 +174,28 @@ impl PvClock {
             let last = u32::from_le_bytes([shift as u8, flags, 0, 0]);
             let at = Gpa(self.system_time & !ENABLE);
             // Padding, the counter at a time, that time, how it goes on.
-            self.write(memory, at, &[0, low, high, 0, 0, scale, last])?;
+            let words = [0, low, high, 0, 0, scale, last];
+            self.write(memory, at, at.wrapping_add(4), &words)?;
             self.system_time_due = false;
+        }
+        if self.steal_time_due {
+            let stolen_ns = self.waited_ns.saturating_sub(self.waited_at_reset_ns);
+            let at = Gpa(self.steal_time & !ENABLE);
+            let words = [stolen_ns as u32, (stolen_ns >> 32) as u32];
+            self.write(memory, at.wrapping_add(8), at, &words)?;
+            self.steal_time_due = false;
         }
         Ok(())
     }
 
-    /// Writes the words behind a page's version, which is odd meanwhile.
-    fn write(&mut self, memory: &dyn GuestMemory, at: Gpa, words: &[u32]) -> Result<(), NotRam> {
+    /// Writes words into a page whose version, elsewhere in it, is odd meanwhile.
+    fn write(
+        &mut self,
+        memory: &dyn GuestMemory,
+        version_at: Gpa,
+        words_at: Gpa,
+        words: &[u32],
+    ) -> Result<(), NotRam> {
         let put = |at: Gpa, word: u32| {
             memory.write(at, &word.to_le_bytes())?;
             // In this order, as another vCPU may be reading.
@@ -159,13 +204,13 @@ impl PvClock {
         };
         let writing = self.version | 1;
         self.version = writing.wrapping_add(1);
-        put(at, writing)?;
-        let mut to = at;
+        put(version_at, writing)?;
+        let mut to = words_at;
         for word in words {
-            to = to.wrapping_add(4);
             put(to, *word)?;
+            to = to.wrapping_add(4);
         }
-        put(at, self.version)
+        put(version_at, self.version)
     }
 }
 
@@ -268,6 +313,30 @@ mod tests {
         assert!(!clock.is_due(), "disabled");
     }
 
+    #[test]
+    fn steal_time_is_what_was_waited_since_power_on() {
+        let (mut clock, machine) = (PvClock::new(1_000), machine());
+        clock.set_waited(3_000);
+        assert!(!clock.is_due(), "nobody enabled it");
+        clock
+            .write_msr(STEAL_TIME, 0x1040 | ENABLE, is_ram)
+            .unwrap();
+        clock.publish(&machine, now()).unwrap();
+        let stolen = |machine| u64::from_le_bytes(page(machine, 0x1040)[..8].try_into().unwrap());
+        assert_eq!(stolen(&machine), 2_000);
+        let version = page(&machine, 0x1040)[8];
+        assert!(version != 0 && version & 1 == 0);
+        clock.set_waited(3_000);
+        assert!(!clock.is_due());
+        clock.set_waited(5_000_000_000_000);
+        clock.publish(&machine, now()).unwrap();
+        assert_eq!(stolen(&machine), 4_999_999_999_000);
+        assert_eq!(page(&machine, 0x1040)[8], version + 2);
+        clock.write_msr(STEAL_TIME, 0, is_ram).unwrap();
+        clock.set_waited(6_000_000_000_000);
+        assert!(!clock.is_due(), "disabled");
+    }
+
     /// Notes the version before each write of something else.
     struct Reader {
         machine: TestMachine,
@@ -316,6 +385,8 @@ mod tests {
             (WALL_CLOCK, u64::MAX - 3),
             (WALL_CLOCK, 0x1001),
             (WALL_CLOCK, RAM - 8),
+            (STEAL_TIME, 0x1020 | ENABLE),
+            (STEAL_TIME, RAM | ENABLE),
         ] {
             let answer = clock.write_msr(index, value, is_ram);
             assert_eq!(answer, Err(GeneralProtection), "{value:#x}");
@@ -335,9 +406,10 @@ mod tests {
             (last, text.as_slice()),
             (FEATURES_LEAF, b"KVMKVMKVM\0\0\0".as_slice())
         );
-        assert_eq!(clock.cpuid(FEATURES_LEAF, 1), [1 << 3, 0, 0, 0]);
+        assert_eq!(clock.cpuid(FEATURES_LEAF, 1), [1 << 3 | 1 << 5, 0, 0, 0]);
         clock.set_stable(true);
-        assert_eq!(clock.cpuid(FEATURES_LEAF, 1)[0], 1 << 3 | 1 << 24);
+        let features = clock.cpuid(FEATURES_LEAF, 1)[0];
+        assert_eq!(features, 1 << 3 | 1 << 5 | 1 << 24);
         assert_eq!(clock.cpuid(SIGNATURE_LEAF, 0), [0; 4], "no known rate");
     }
 

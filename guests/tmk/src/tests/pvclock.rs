@@ -8,13 +8,14 @@ use core::sync::atomic::{fence, Ordering};
 
 tests!(
     tsc_can_be_written;
-    here: clock_is_offered, clock_runs_with_the_tsc, clock_follows_a_written_tsc, wall_clock_is_written,
+    here: clock_is_offered, clock_runs_with_the_tsc, clock_follows_a_written_tsc, wall_clock_is_written, steal_time_is_written,
     bad_clock_addresses_fault, clock_msrs_not_offered_fault
 );
 
 const TSC: u32 = 0x10;
 const WALL_CLOCK: u32 = 0x4b56_4d00;
 const SYSTEM_TIME: u32 = 0x4b56_4d01;
+const STEAL_TIME: u32 = 0x4b56_4d03;
 const FAR: u64 = 1 << 40;
 
 /// Memory that the host writes.
@@ -68,7 +69,10 @@ fn tsc_can_be_written() -> Outcome {
     let back = rdtsc();
     check!(back > before && back < before + FAR);
     let msr = rdmsr(TSC);
-    check!(msr >= back && rdtsc() >= msr, "RDMSR reads the same counter");
+    check!(
+        msr >= back && rdtsc() >= msr,
+        "RDMSR reads the same counter"
+    );
     Ok(())
 }
 
@@ -86,7 +90,10 @@ fn clock_is_offered() -> Outcome {
 fn clock_runs_with_the_tsc() -> Outcome {
     wrmsr(SYSTEM_TIME, page_at() | 1);
     check_eq!(rdmsr(SYSTEM_TIME), page_at() | 1);
-    check!(word(0) != 0 && word(0) & 1 == 0, "written before WRMSR is over");
+    check!(
+        word(0) != 0 && word(0) & 1 == 0,
+        "written before WRMSR is over"
+    );
     let stable = cpuid(0x4000_0101, 0)[0] >> 24 & 1;
     check_eq!(word(7) >> 8 & 1, stable, "the page says what CPUID says");
     let mut last = system_ns();
@@ -132,9 +139,28 @@ fn wall_clock_is_written() -> Outcome {
     Ok(())
 }
 
+fn steal_time_is_written() -> Outcome {
+    wrmsr(STEAL_TIME, page_at() | 1);
+    check!(word(2) != 0 && word(2) & 1 == 0);
+    let stolen_ns = || u64::from(word(0)) | u64::from(word(1)) << 32;
+    let (first, begin) = (stolen_ns(), super::time::pm_timer());
+    let ticks = super::time::PM_HZ / 10;
+    while super::time::pm_ticks_since(begin) < ticks {}
+    let more_ns = stolen_ns() - first;
+    check!(
+        more_ns <= super::time::pm_ticks_since(begin) * 280,
+        "no more than all of it"
+    );
+    wrmsr(STEAL_TIME, 0);
+    Ok(())
+}
+
 fn bad_clock_addresses_fault() -> Outcome {
     for value in [0x1002 | 1, 0xfee0_0000 | 1, u64::MAX, 1 << 52 | 1] {
         check_eq!(wrmsr_faults(SYSTEM_TIME, value), Some(13));
+    }
+    for value in [0x1020 | 1, 0xfee0_0000 | 1, u64::MAX] {
+        check_eq!(wrmsr_faults(STEAL_TIME, value), Some(13));
     }
     for value in [0x1001, 0xfee0_0000, u64::MAX & !3] {
         check_eq!(wrmsr_faults(WALL_CLOCK, value), Some(13));
@@ -144,7 +170,14 @@ fn bad_clock_addresses_fault() -> Outcome {
 
 /// The clock's old registers, and those of what is not offered at all.
 fn clock_msrs_not_offered_fault() -> Outcome {
-    for index in [0x11, 0x12, 0x4b56_4d02, 0x4b56_4d04, 0x4b56_4d05, 0x4b56_4d06] {
+    for index in [
+        0x11,
+        0x12,
+        0x4b56_4d02,
+        0x4b56_4d04,
+        0x4b56_4d05,
+        0x4b56_4d06,
+    ] {
         let read = fault!("rdmsr", in("ecx") index, out("eax") _, out("edx") _);
         check_eq!(read.map(|fault| fault.vector), Some(13));
         check_eq!(wrmsr_faults(index, 0), Some(13));
