@@ -12,7 +12,7 @@ from .cache import TOP, Failure
 from .cpio import Cpio
 
 # Modules of the host kernel that tests load by `modprobe`, with all they depend on.
-WANTED = ("kvm-amd", "kvm-intel", "msr")
+WANTED = ("kvm-amd", "kvm-intel", "msr", "brd")
 TOOLS = TOP / "build" / "tools"
 ALIASES = ("v3_create", "v3_launch", "v3_stop", "v3_free", "v3_cons", "v3_stream", "v3_stats")
 

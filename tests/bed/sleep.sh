@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# The host sleeps and wakes under guests: to RAM, and as far as a hibernation goes without a disk.
-# bed: --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 300
+# The host sleeps and wakes under guests: to RAM and to disk.
+# bed: --cpus 2 --mem 1024 --add build/guests/tmk/tmk --timeout 300
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 held() { cat /sys/kernel/debug/v3vee/$1; }
 nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
@@ -42,10 +42,11 @@ check "a guest's clocks stood still" wait $clock
 check "the young one starts" sh -c 'v3 launch young && { v3 wait young; [ $? = 1 ]; }'
 check "timers and interrupts come in a new one" passes apic_timer_periodic,pic_timer
 
-# A hibernation up to the point where the image would be written, and back.
-hibernates() { echo core >/sys/power/pm_test && echo disk >/sys/power/state && echo none >/sys/power/pm_test; }
-for delay in /sys/module/*/parameters/pm_test_delay; do echo 0 >$delay; done
-check "the host hibernates, but for the disk, and comes back" hibernates
+# A hibernation: the image is written to a disk in memory, and the host goes back to it at once, as after a cold start.
+modprobe brd rd_nr=1 rd_size=400000
+mkswap /dev/ram0 >/dev/null 2>&1 && swapon /dev/ram0 && cat /sys/block/ram0/dev >/sys/power/resume
+hibernates() { echo test_resume >/sys/power/disk && echo 0 >/sys/power/image_size && echo disk >/sys/power/state; }
+check "the host hibernates, and comes back from its image" hibernates
 for vm in spin pinned; do check "$vm is entered again after that" runs $vm; done
 
 v3 stop halt
