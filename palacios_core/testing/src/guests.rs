@@ -347,6 +347,30 @@ guest! {
 }
 
 guest! {
+    /// Reads the time stamp counter `p0` times, now and then with an exit in between. Status 0 if it never went back, else 1.
+    pub fn counter =
+    "xor esi, esi"
+    "xor edi, edi"
+    "mov ebp, [0x100020]"
+    "2: rdtsc"
+    "cmp edx, edi"
+    "jb 4f"
+    "ja 3f"
+    "cmp eax, esi"
+    "jb 4f"
+    "3: mov esi, eax"
+    "mov edi, edx"
+    "test ebp, 7"
+    "jnz 5f"
+    "xor eax, eax"
+    "cpuid"
+    "5: dec ebp"
+    "jnz 2b"
+    "exit 0"
+    "4: exit 1"
+}
+
+guest! {
     /// Two vCPUs wake each other by interrupts, `p0` times; both wait in HLT. Status 0.
     pub fn ping_pong =
     "gate 0x50, ring_e"

@@ -111,6 +111,27 @@ fn all_of_a_vcpus_time_is_counted<B: TestBackend>() {
     });
 }
 
+/// Paused and resumed over and over, on hosts that vouch for their counters, do so no longer, and never did.
+fn the_counter_never_goes_back<B: TestBackend>() {
+    on_each::<B>(|host, hypervisor| {
+        for round in 0..3 {
+            let vm = hypervisor.launch(&Spec::new(guests::counter(&[4_000])));
+            let mut pauses = 0;
+            while is_running(&vm) {
+                if vm.pause().is_ok() {
+                    let _ = vm.resume();
+                    pauses += 1;
+                }
+                if round == 1 && pauses == 3 {
+                    host.tsc_becomes_unstable();
+                }
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            assert_eq!(vm.wait(), GOOD, "in round {round}, after {pauses} pauses");
+        }
+    });
+}
+
 /// More vCPUs than CPUs, and all but one spin: whoever spins gives way, to another that waits for a CPU if there is one.
 fn spinning_vcpus_give_way<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
@@ -485,6 +506,7 @@ on_both_backends! {
     hlt_parks_and_its_time_is_counted,
     all_of_a_vcpus_time_is_counted,
     spinning_vcpus_give_way,
+    the_counter_never_goes_back,
     timers_end_guest_mode,
     vcpus_wake_each_other,
     vcpus_that_wake_each_other_are_moved,
