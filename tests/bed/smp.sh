@@ -2,7 +2,7 @@
 # Stock Debian kernels on more CPUs than the host has: processes, pipes, futexes and shoot-downs on all of them, and clocks
 # that agree for a minute of guest time. The debug kernel, which is slower, runs one of them, and shorter.
 # bed: --timeout 1500 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
-# bed: --add build/guests/linux/vmlinuz-7
+# bed: --add build/guests/linux/vmlinuz-7 --add build/guests/tmk/tmk
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 
 # guest SERIES CPUS STEPS: one boot and what it says of each step; its exit status in `status`.
@@ -23,6 +23,8 @@ guest() {
 	check "$what: the guest's kernel saw nothing wrong" sh -c '! grep -E "BUG|WARNING|soft lockup|rcu.*stall|Call Trace" log'
 }
 
+tables=mp_table_lists_the_processors,mp_table_wires_the_io_apic
+check "the MP table has 64 CPUs" sh -c "v3 run --cpus 64 --kernel tmk --append test=$tables --timeout 300 </dev/null; [ \$? = 1 ]"
 if [ -e /proc/lockdep ]; then
 	guest 6.12 4 load:10,clocks:10,poweroff
 else

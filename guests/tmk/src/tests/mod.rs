@@ -11,6 +11,7 @@ mod interrupts;
 mod load;
 mod memory;
 mod modes;
+mod mp_table;
 mod pvclock;
 mod rtc;
 mod sleep;
@@ -32,6 +33,7 @@ pub static ALL: &[&[Test]] = &[
     pvclock::TESTS,
     rtc::TESTS,
     modes::TESTS,
+    mp_table::TESTS,
     load::TESTS,
     sleep::TESTS,
     hostile::TESTS,
