@@ -4,6 +4,8 @@
 # bed: --timeout 1500 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 MOVES=1000
+# Ahead of the guest, so that moves come close upon each other.
+renice -n -15 -p $$
 cat >moved.toml <<TOML
 name = "moved"
 memory = "512M"
@@ -36,7 +38,7 @@ v3 core-move moved 3 any
 check "where its CPUs may run" sh -c 'v3 info moved | grep -qx "pins: 1, 1, 1, any"'
 v3 stats moved | grep cpu_changes
 changes=$(v3 stats moved | awk '/cpu_changes/ { sum += $NF } END { print sum }')
-check "it went from CPU to CPU ($changes times)" [ "$changes" -ge 100 ]
+check "it went from CPU to CPU ($changes times)" [ "$changes" -ge 250 ]
 
 echo >&3
 v3 wait moved --timeout 300
