@@ -55,6 +55,14 @@ class Machine:
     def monitor(self, line: str) -> None:
         self.ports["monitor"].sendall(line.encode() + b"\n")
 
+    def ended(self) -> str:
+        """How the emulator ended: a host that resets or switches itself off gives 0."""
+        try:
+            status = self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            return "QEMU still runs"
+        return f"QEMU: signal {-status}" if status < 0 else f"QEMU: status {status}"
+
     def stop(self) -> None:
         """Takes the power away."""
         self.process.kill()

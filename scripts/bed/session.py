@@ -90,8 +90,10 @@ class Session:
     def _end(self) -> tuple[str, int]:
         """Why the run is a failure, if it is, and its status."""
         down = self.status is None
-        if down != self.goes_down:
-            return ("the emulated host went down before the command ended" if down else "the emulated host did not go down"), BROKEN
+        if down and not self.goes_down:
+            return f"the emulated host went down before the command ended ({self.machine.ended()})", BROKEN
+        if self.goes_down and not down:
+            return "the emulated host did not go down", BROKEN
         if self.log.expected:
             return f"the kernel did not say: {'; '.join(self.log.expected)}", BROKEN
         return "", self.status or 0
