@@ -9,7 +9,7 @@ use core::fmt;
 use kernel::{prelude::*, sync::Arc};
 use palacios_core::host::Host;
 use palacios_core::stats::Counter;
-use palacios_core::vm::{State, StopReason};
+use palacios_core::vm::{State, StopReason, DEAD};
 use v3_abi as abi;
 
 /// A VM.
@@ -26,7 +26,7 @@ pub(crate) fn of(id: u32, held: &Held) -> abi::v3_info {
         reason: abi::V3_REASON_NONE,
         exit_status: 0,
         vcpus: vm.vcpus(),
-        pad: 0,
+        flags: 0,
         memory_bytes: vm.memory().bytes(),
         name: Text::of(format_args!("{}", vm.name())).field,
         message: [0; abi::V3_MESSAGE_LEN as usize],
@@ -34,6 +34,9 @@ pub(crate) fn of(id: u32, held: &Held) -> abi::v3_info {
     if let State::Stopped(why) = state {
         (info.reason, info.exit_status) = reason(why);
         info.message = Text::of(format_args!("{why}")).field;
+    } else if vm.is_dead() {
+        info.flags = abi::V3_INFO_DEAD;
+        info.message = Text::of(format_args!("{DEAD}")).field;
     }
     info
 }

@@ -97,6 +97,9 @@ impl Machine {
     pub(crate) fn state(&self) -> State {
         each!(self, vm => vm.state())
     }
+    pub(crate) fn is_dead(&self) -> bool {
+        each!(self, vm => vm.is_dead())
+    }
     pub(crate) fn name(&self) -> &str {
         each!(self, vm => vm.name())
     }

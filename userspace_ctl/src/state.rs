@@ -109,11 +109,13 @@ pub struct Info {
     /// For [`Reason::TestExit`]: (value written) × 2 + 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_status: Option<u32>,
+    /// It runs, but nothing can wake it any more: its CPUs are halted with interrupts off, or were never started.
+    pub dead: bool,
     /// Its virtual CPUs.
     pub vcpus: u32,
     /// Its RAM.
     pub memory_bytes: u64,
-    /// Why it stopped, for people; may be empty.
+    /// Why it stopped, or is dead, for people; may be empty.
     pub message: String,
 }
 
@@ -126,6 +128,7 @@ impl From<&v3_info> for Info {
             state: raw.state.into(),
             reason,
             exit_status: (reason == Reason::TestExit).then_some(raw.exit_status),
+            dead: raw.flags & V3_INFO_DEAD != 0,
             vcpus: raw.vcpus,
             memory_bytes: raw.memory_bytes,
             message: text(&raw.message),
@@ -182,15 +185,16 @@ mod tests {
         let json = serde_json::to_value(Info::from(&raw)).unwrap();
         let expected = serde_json::json!({
             "vm": 3, "name": "first", "state": "stopped", "reason": "test-exit", "exit_status": 85,
-            "vcpus": 2, "memory_bytes": 1u64 << 30, "message": "wrote ?[2J",
+            "dead": false, "vcpus": 2, "memory_bytes": 1u64 << 30, "message": "wrote ?[2J",
         });
         assert_eq!(json, expected);
         raw.state = 77;
         raw.reason = V3_REASON_NONE;
+        raw.flags = V3_INFO_DEAD | 1 << 31;
         let info = Info::from(&raw);
         assert_eq!(
-            (info.state.name().as_ref(), info.exit_status),
-            ("other-77", None)
+            (info.state.name().as_ref(), info.exit_status, info.dead),
+            ("other-77", None, true)
         );
     }
 

@@ -18,6 +18,8 @@ use v3_ctl::{node_of, Control, Error, Guest, Reason, State, Vm};
 const EXIT: &[u8] = b"\xb8\x2a\0\0\0\x66\xba\xf4\0\xef\xf4\xeb\xfd";
 /// `cli; 1: jmp 1b`.
 const SPIN: &[u8] = b"\xfa\xeb\xfe";
+/// `cli; 1: hlt; jmp 1b`.
+const HALT: &[u8] = b"\xfa\xf4\xeb\xfd";
 /// `lidt [0x100028]; int3`, then six zeroes at 0x100028: an empty IDT.
 const TRIPLE_FAULT: &[u8] = b"\x0f\x01\x1d\x28\0\x10\0\xcc\0\0\0\0\0\0";
 /// Sends back what it receives at com1; a `q` ends it with status 7.
@@ -199,6 +201,24 @@ fn a_vm_can_stop_before_it_was_launched() {
     vm.stop().unwrap();
     assert_eq!(vm.end().0, Reason::Request);
     assert_eq!(errno(vm.launch()), Errno::BADFD);
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn a_guest_that_halts_for_good_is_dead_and_can_be_stopped() {
+    let alive = Owned::launch("alive", SPIN);
+    let vm = Owned::launch("dead", HALT);
+    // When it has got there nothing tells.
+    while !vm.info().unwrap().dead {
+        std::thread::yield_now();
+    }
+    let info = vm.info().unwrap();
+    assert_eq!((info.state, info.reason), (State::Running, Reason::None));
+    assert!(info.message.starts_with("dead: "), "{}", info.message);
+    assert!(!alive.info().unwrap().dead);
+    vm.stop().unwrap();
+    assert_eq!(vm.end().0, Reason::Request);
+    assert!(!vm.info().unwrap().dead);
 }
 
 #[test]

@@ -121,6 +121,13 @@ struct v3_create {
 #define V3_REASON_HOST_MEMORY	32	/* no memory for a page of the guest */
 #define V3_REASON_HOST_ERROR	33	/* anything else; the message says what */
 
+/*
+ * v3_info.flags. Dead: nothing can wake the guest any more, as all its CPUs are
+ * halted with interrupts off, or were never started. It stays running, and can
+ * be stopped.
+ */
+#define V3_INFO_DEAD		(1U << 0)
+
 /**
  * struct v3_info - one VM: the answer to V3_VM_INFO, an entry of V3_LIST.
  * @vm: Number N of its /dev/v3-vmN.
@@ -129,10 +136,10 @@ struct v3_create {
  * @exit_status: For V3_REASON_TEST_EXIT: (value written) * 2 + 1, modulo 2^32;
  *	else zero.
  * @vcpus: Its virtual CPUs.
- * @pad: Zero.
+ * @flags: V3_INFO_ bits; a program ignores those that it does not know.
  * @memory_bytes: Its RAM.
  * @name: Its name.
- * @message: Why it stopped, for people; empty unless stopped.
+ * @message: Why it stopped, or is dead, for people; else empty.
  */
 struct v3_info {
 	__u32 vm;
@@ -140,7 +147,7 @@ struct v3_info {
 	__u32 reason;
 	__u32 exit_status;
 	__u32 vcpus;
-	__u32 pad;
+	__u32 flags;
 	__u64 memory_bytes;
 	char name[V3_NAME_LEN];
 	char message[V3_MESSAGE_LEN];

@@ -2,7 +2,7 @@
 //! Proofs that no call to a vCPU is lost, and none made without need: loom runs every order of the steps, and every value
 //! that a weakly ordered processor could read.
 //!
-//! What is proved is the core's own source: `pending.rs` and `presence.rs`, compiled against loom's atomics. What stands
+//! What is proved is the core's own source: `pending.rs`, `presence.rs` and `stuck.rs`, compiled against loom's atomics. What stands
 //! around them here, a vCPU's loop and a host's kick, is cut down to the order of its steps. Each model runs again with all
 //! orderings relaxed or a step left out, and must then fail: it proves something.
 #![cfg(test)]
@@ -14,4 +14,6 @@ mod models;
 mod pending;
 #[path = "../../src/vcpu/presence.rs"]
 mod presence;
+#[path = "../../src/vm/stuck.rs"]
+mod stuck;
 mod vcpu;

@@ -3,6 +3,7 @@
 
 use crate::atomic::{AtomicU64, Ordering, Orderings};
 use crate::pending::Events;
+use crate::stuck::Stuck;
 use crate::vcpu::{Taken, Vcpu};
 use loom::sync::Notify;
 use loom::thread;
@@ -224,6 +225,48 @@ fn run(
     });
 }
 
+/// One vCPU is stuck and the other sends it an NMI, then is stuck too; the first takes it, and is stuck again. Whoever finds
+/// the VM dead does so after that, and one does. `first`: a vCPU that moves says so before it takes what came.
+fn death(first: bool) {
+    let (stuck, taken) = (Arc::new(Stuck::new()), Arc::new(AtomicBool::new(false)));
+    let found = Arc::new(AtomicBool::new(false));
+    stuck.enter();
+    let find = {
+        let (stuck, taken, found) = (stuck.clone(), taken.clone(), found.clone());
+        move |vcpu: &Vcpu| {
+            stuck.enter();
+            if stuck.all(2, || !vcpu.pending.has_events()) {
+                assert!(taken.load(SeqCst), "dead with an NMI on its way");
+                found.store(true, SeqCst);
+            }
+        }
+    };
+    let of_other = find.clone();
+    let other = move |vcpu: &Vcpu| {
+        vcpu.pending.post(Events::NMI);
+        of_other(vcpu);
+    };
+    beside(vec![Box::new(other)], |vcpu, join| {
+        if !vcpu.pending.has_events() {
+            // Asleep until it is called.
+            join();
+        }
+        if first {
+            stuck.leave();
+        }
+        vcpu.pending.take_events();
+        if !first {
+            stuck.leave();
+        }
+        // What the NMI makes it do.
+        thread::yield_now();
+        taken.store(true, SeqCst);
+        find(vcpu);
+        join();
+        assert!(found.load(SeqCst), "nobody found it dead");
+    });
+}
+
 /// `name: interruptions, body; fails: orderings, body, how`: two tests.
 macro_rules! models {
     ($($name:ident: $bound:expr, $good:expr; fails: $orderings:ident, $bad:expr, $how:literal;)*) => {$(
@@ -266,6 +309,8 @@ models! {
         fails: AsWritten, timer_against_entry(false), "deadlock";
     timer_and_interrupt_against_sleep: Some(4), sleeping(&[Vcpu::unpark, POST], one);
         fails: Relaxed, sleeping(&[Vcpu::unpark, POST], one), "it sleeps on";
+    death: ALL, death(true);
+        fails: AsWritten, death(false), "dead with an NMI on its way";
     revocation_against_entry: Some(4), revocation(vec![]);
         fails: Relaxed, revocation(vec![]), "deadlock";
     revocation_beside_interrupt: Some(2), revocation(all(&[POST]));

@@ -77,6 +77,10 @@ impl Chipset {
         self.told = output;
     }
 
+    /// Whether a line may send what also a processor with interrupts off takes: an NMI or an INIT.
+    pub fn sends_events(&self) -> bool {
+        self.ioapic.sends_events()
+    }
     /// The PIC pair has an interrupt.
     pub fn output(&self) -> bool {
         self.pic.output()

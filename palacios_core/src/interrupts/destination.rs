@@ -2,7 +2,7 @@
 //! Who a message is for: the part of a local APIC's state that other threads must know to route to it.
 #![forbid(unsafe_code)]
 
-use super::Destination;
+use super::{Delivery, Destination, Message};
 
 /// How a local APIC is reached (SDM 3A: 10.12.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,9 @@ pub struct DestinationFilter {
     pub ldr: u8,
     /// xAPIC logical ids are clusters of four, not one bit each.
     pub cluster: bool,
+    /// The class, 0 to 15, of the most urgent of what it does or has waiting, as last told: what lowest-priority
+    /// arbitration goes by. It changes with every interrupt, and also without an exit, so it is told before each entry.
+    pub priority: u8,
 }
 
 impl DestinationFilter {
@@ -45,6 +48,7 @@ impl DestinationFilter {
             | mode << 32
             | (self.software_enabled as u64) << 34
             | (self.cluster as u64) << 35
+            | (self.priority as u64 & 0xf) << 36
             | (self.ldr as u64) << 40
     }
 
@@ -59,6 +63,7 @@ impl DestinationFilter {
             },
             software_enabled: bits >> 34 & 1 != 0,
             cluster: bits >> 35 & 1 != 0,
+            priority: (bits >> 36) as u8 & 0xf,
             ldr: (bits >> 40) as u8,
         }
     }
@@ -86,7 +91,8 @@ impl DestinationFilter {
     const fn matches_xapic_logical(self, to: u32) -> bool {
         let ldr = self.ldr as u32;
         match to {
-            0xff => true,
+            // All ones are everybody, also in the longer form of an x2APIC.
+            0xff | u32::MAX => true,
             0x100.. => false,
             _ if !self.cluster => to & ldr != 0,
             _ => (to >> 4 == 0xf || to >> 4 == ldr >> 4) && to & ldr & 0xf != 0,
@@ -97,6 +103,35 @@ impl DestinationFilter {
         let ldr = x2apic_ldr(self.id);
         to == u32::MAX || (to >> 16 == ldr >> 16 && to & ldr & 0xffff != 0)
     }
+}
+
+/// Whom a message from vCPU `from` is for: bit `n` for the `n`th of at most 64 vCPUs, whose filters these are.
+///
+/// One of lowest priority goes to one of those that it names and that are switched on (SDM 3A: 10.6.2.4): to one of those
+/// with the lowest priority, as far as they have told it, and always to the same of them for the same vector.
+pub fn targets(
+    filters: impl Iterator<Item = DestinationFilter>,
+    from: Option<u32>,
+    message: &Message,
+) -> u64 {
+    let lowest = message.delivery == Delivery::LowestPriority;
+    let (mut named, mut least) = (0u64, u8::MAX);
+    for (n, filter) in (0..64).zip(filters) {
+        let is_target = filter.matches(message.destination, from == Some(n));
+        if !is_target || lowest && (!filter.software_enabled || filter.priority > least) {
+            continue;
+        }
+        if lowest && filter.priority < least {
+            (named, least) = (0, filter.priority);
+        }
+        named |= 1 << n;
+    }
+    if !lowest || named == 0 {
+        return named;
+    }
+    let turn = u32::from(message.vector).wrapping_rem(named.count_ones());
+    (0..turn).for_each(|_| named &= named.wrapping_sub(1));
+    named & named.wrapping_neg()
 }
 
 /// The logical id that an x2APIC id implies: a cluster of 16 above, one bit of it below (SDM 3A: 10.12.10.2).
@@ -116,6 +151,7 @@ mod tests {
             software_enabled: true,
             ldr,
             cluster,
+            priority: 0,
         }
     }
 
@@ -172,9 +208,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packs_without_loss(id: u32, ldr: u8, mode in 0..3, software_enabled: bool, cluster: bool) {
+        fn packs_without_loss(
+            id: u32, ldr: u8, mode in 0..3, software_enabled: bool, cluster: bool, priority in 0u8..16,
+        ) {
             let mode = [ApicMode::Disabled, ApicMode::XApic, ApicMode::X2Apic][mode as usize];
-            let filter = DestinationFilter { id, mode, software_enabled, ldr, cluster };
+            let filter = DestinationFilter { id, mode, software_enabled, ldr, cluster, priority };
             prop_assert_eq!(DestinationFilter::from_bits(filter.to_bits()), filter);
         }
 

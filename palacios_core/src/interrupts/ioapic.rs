@@ -108,6 +108,14 @@ impl IoApic {
         *self = Self::new();
     }
 
+    /// Whether an input is set up to send an NMI or an INIT.
+    pub fn sends_events(&self) -> bool {
+        self.entries.iter().any(|entry| {
+            let event = matches!(entry.delivery(), Some(Delivery::Nmi | Delivery::Init(_)));
+            event && !entry.has(Entry::MASKED)
+        })
+    }
+
     /// Drives input `pin`; there are [`PINS`], others are ignored.
     pub fn set_line(&mut self, pin: u8, level: bool, sink: &dyn MessageSink) {
         let Some(entry) = self.entries.get_mut(usize::from(pin)) else {

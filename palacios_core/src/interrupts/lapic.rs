@@ -205,13 +205,14 @@ impl LocalApic {
     }
 
     /// What other threads need to route messages here.
-    pub const fn filter(&self) -> DestinationFilter {
+    pub fn filter(&self) -> DestinationFilter {
         DestinationFilter {
             id: self.id,
             mode: self.mode(),
             software_enabled: self.is_software_enabled(),
             ldr: self.ldr,
             cluster: self.dfr >> 28 == 0,
+            priority: self.arbitration_class(),
         }
     }
 }
@@ -271,6 +272,12 @@ impl LocalApic {
         }
     }
 
+    /// The class of the most urgent of what the processor does or has waiting (SDM 3A: 10.6.2.4).
+    fn arbitration_class(&self) -> u8 {
+        let waiting = self.requests.highest().unwrap_or(0);
+        self.ppr().max(waiting) >> 4
+    }
+
     /// CR8, the class of the task priority.
     pub const fn cr8(&self) -> u8 {
         self.tpr >> 4
@@ -286,6 +293,12 @@ impl LocalApic {
         let lint0 = self.lvt[Lvt::Lint0 as usize];
         let takes = matches!(Delivery::of_register(lint0), Some(Delivery::ExtInt));
         matches!(self.mode(), ApicMode::Disabled) || takes && lint0 & LVT_MASKED == 0
+    }
+
+    /// Whether the PIC pair's output is an NMI here.
+    pub const fn takes_pic_as_nmi(&self) -> bool {
+        let lint0 = self.lvt[Lvt::Lint0 as usize];
+        matches!(Delivery::of_register(lint0), Some(Delivery::Nmi)) && lint0 & LVT_MASKED == 0
     }
 
     /// A local source asserted itself. A vector it has is accepted here; what is for the processor is returned.

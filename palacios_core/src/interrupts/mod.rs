@@ -12,6 +12,11 @@ pub mod ioapic;
 pub mod lapic;
 pub mod pending;
 pub mod pic;
+#[cfg(any(test, feature = "test-support"))]
+pub mod testing;
+
+#[cfg(test)]
+mod routing_tests;
 
 /// How a message is to be delivered (SDM 3A: 10.6.1; APM 2: 16.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -83,9 +83,9 @@ impl Pending {
         before & events.bits() != events.bits()
     }
 
-    /// Posts an INIT. A start-up message that was not taken yet came before it, and is void.
+    /// Posts an INIT. What was not taken yet and came before it is void: a start-up message, an NMI.
     pub fn post_init(&self) -> bool {
-        let void = Events::STARTUP | Events::STARTUP_PAGE;
+        let void = Events::STARTUP | Events::STARTUP_PAGE | Events::NMI;
         let before = self.change(|now| now & !void.bits() | Events::INIT.bits());
         before & Events::INIT.bits() == 0
     }
@@ -225,6 +225,7 @@ mod tests {
     fn the_first_startup_after_an_init_counts() {
         let pending = Pending::new();
         assert!(pending.post_startup(0x77), "to a vCPU that runs");
+        pending.post(Events::NMI);
         assert!(pending.post_init());
         assert!(!pending.post_init());
         assert_eq!(pending.take_events(), Events::INIT);

@@ -16,6 +16,10 @@ const NO_TASK_PRIORITY: u8 = 16;
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Notes what others posted besides vectors.
     pub(super) fn take_events(&mut self, here: &Here<'_, H, B>) {
+        if !here.shared.pending.has_events() {
+            return;
+        }
+        self.unstick(here.vm);
         let events = here.shared.pending.take_events();
         if events.contains(Events::INIT) {
             self.take_init(here);
@@ -39,14 +43,17 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.activity = Activity::WaitForStartup;
     }
 
-    /// A start-up message: real mode at the beginning of a page below 1 MiB (SDM 3A: 8.4.3).
+    /// A start-up message: real mode at the beginning of a page below 1 MiB (SDM 3A: 8.4.3). An NMI that came since INIT
+    /// was held back, and comes now (SDM 3C: 24.4.2).
     fn start_at(&mut self, page: u32) {
         let mut state = CpuState { rip: 0, ..RESET };
         if let Some(cs) = state.segments.get_mut(Seg::Cs as usize) {
             cs.selector = (page << 8) as u16;
             cs.base = u64::from(page) << 12;
         }
+        let nmi_pending = self.nmi_pending;
         self.init(&state);
+        self.nmi_pending = nmi_pending;
         self.activity = Activity::Active;
     }
 
@@ -63,7 +70,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let interrupts = self.arch.rflags() & rflags::IF != 0;
         let vector = self.apic.next_interrupt().is_some() || self.takes_ext_int();
         let cut_short = self.fault.is_some() || self.interrupted.is_some() || self.held.is_some();
-        self.nmi_pending || cut_short || (interrupts && vector)
+        // An NMI that its predecessor's handler holds back does not end that handler's HLT.
+        let nmi = self.nmi_pending && self.arch.nmi_allowed();
+        nmi || cut_short || (interrupts && vector)
     }
 
     fn takes_ext_int(&self) -> bool {
@@ -91,7 +100,18 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
         self.accept_vectors(here);
         self.deliver(here);
+        self.tell_priority(here);
         true
+    }
+
+    /// Tells others how busy this processor is, for messages of lowest priority.
+    pub(super) fn tell_priority(&self, here: &Here<'_, H, B>) {
+        if self.count > 1 {
+            let filter = self.apic.filter();
+            if filter != here.shared.filter() {
+                here.shared.set_filter(filter);
+            }
+        }
     }
 
     /// Chooses what this entry delivers; what must wait gets a window.

@@ -52,6 +52,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     /// An interrupt or NMI that was cut short by an exception: to deliver again once the guest takes it.
     held: Option<Event>,
     nmi_pending: bool,
+    /// Counted among those that only another vCPU can wake.
+    stuck: bool,
     /// The PIC pair may have an interrupt for this vCPU.
     ext_int: bool,
     /// The memory generation that the last flush covers.
@@ -95,6 +97,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             interrupted: None,
             held: None,
             nmi_pending: false,
+            stuck: false,
             ext_int: false,
             generation: 0,
             tsc: tsc::Tsc::default(),
@@ -160,6 +163,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                     continue;
                 }
                 Go::Reset => {
+                    self.unstick(vm);
                     self.reset(vm);
                     continue;
                 }
@@ -177,6 +181,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 self.dispatch(&here, exit);
             }
         }
+        self.unstick(vm);
         shared.thread().arm(None);
         shared.turn_to(vm.host(), Doing::Nothing, 0);
     }
@@ -426,10 +431,32 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Sleeps until something is pending.
     fn idle(&mut self, here: &Here<'_, H, B>) {
+        self.tell_priority(here);
+        if !self.stuck && self.only_events_wake() {
+            self.stuck = true;
+            here.vm.vcpu_is_stuck();
+        }
         let pending = &here.shared.pending;
         here.shared.park_unless(here.vm.host(), || {
             pending.has_events() || pending.has_vectors()
         });
+    }
+
+    /// Halted with interrupts off, or never started, and with no line that is an NMI.
+    fn only_events_wake(&self) -> bool {
+        match self.activity {
+            Activity::Active => false,
+            Activity::WaitForStartup => true,
+            Activity::Halted => {
+                self.arch.rflags() & rflags::IF == 0 && !self.apic.takes_pic_as_nmi()
+            }
+        }
+    }
+
+    fn unstick(&mut self, vm: &Vm<H, B>) {
+        if core::mem::take(&mut self.stuck) {
+            vm.vcpu_moves();
+        }
     }
 
     /// Delivers an exception at the next entry, together with what was under way (SDM 3A: 6.15, table 6-5).

@@ -4,7 +4,7 @@
 //! The run state is one atomic byte. Whoever changes it then calls every vCPU ([`Vm::call_all`]); a vCPU looks at it before
 //! each entry. A reset waits until all vCPUs stand at that point, and the last to arrive does it.
 
-use super::Vm;
+use super::{VcpuSlot, Vm};
 use crate::backend::Backend;
 use crate::devices::PowerRequest;
 use crate::emulator::InstructionBytes;
@@ -152,6 +152,9 @@ impl fmt::Display for StopReason {
     }
 }
 
+/// What a dead VM is told to its owner as: see [`Vm::is_dead`].
+pub const DEAD: &str = "dead: every CPU is halted with interrupts off, or was never started";
+
 /// Why a call came at the wrong time, or failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LifeError {
@@ -205,6 +208,30 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
                 }
             }
         }
+    }
+
+    /// Whether nothing can wake the guest any more: it runs, but each vCPU halts with interrupts off, or waits for another to
+    /// start it, and nothing is on its way to any. It can still be stopped. *Thread.*
+    pub fn is_dead(&self) -> bool {
+        let nothing_waits = || {
+            let posted = |slot: &VcpuSlot<H, B>| slot.shared.pending.has_events();
+            self.run_state() == RunState::Running
+                && !self.vcpus.iter().any(posted)
+                && !self.chipset.lock().sends_events()
+        };
+        self.stuck.all(self.vcpus(), nothing_waits)
+    }
+
+    /// A vCPU is stuck from now on; the last one finds that the VM is dead.
+    pub(crate) fn vcpu_is_stuck(&self) {
+        self.stuck.enter();
+        if self.is_dead() && !self.told_dead.swap(true, Ordering::SeqCst) {
+            self.log(Level::Warning, format_args!("{DEAD}"));
+        }
+    }
+    /// A vCPU that was stuck no longer is; what woke it, it takes only now.
+    pub(crate) fn vcpu_moves(&self) {
+        self.stuck.leave();
     }
 
     /// Starts the VM; one that has stopped starts again from its image. *Thread.*
@@ -403,6 +430,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// Devices as after power-on, the kernel loaded again. The vCPUs do their own part.
     fn reset_machine(&self) -> Result<(), ()> {
         self.power.take();
+        self.told_dead.store(false, Ordering::SeqCst);
         *self.chipset.lock() = crate::interrupts::chipset::Chipset::new();
         self.bus.reset();
         self.reset_shared();

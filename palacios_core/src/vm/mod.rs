@@ -6,6 +6,7 @@
 pub(crate) mod life;
 mod pc;
 mod route;
+mod stuck;
 
 use crate::addr::{Gpa, NotRam};
 use crate::alloc_ext::TryPush;
@@ -24,8 +25,8 @@ use crate::vcpu::{Vcpu, VcpuShared};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU8};
-pub use life::{LifeError, State, StopReason};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8};
+pub use life::{LifeError, State, StopReason, DEAD};
 
 /// The bytes of an image, which the VM keeps: a reset starts it from them again.
 pub type ImageBytes = Box<dyn AsRef<[u8]> + Send + Sync>;
@@ -159,6 +160,9 @@ pub struct Vm<H: Host, B: Backend<H>> {
     /// Held over launch, stop and the like, one at a time.
     control: H::Mutex<()>,
     power: route::PowerSwitch,
+    stuck: stuck::Stuck,
+    /// The log has it that the VM is dead.
+    told_dead: AtomicBool,
 }
 
 struct VcpuSlot<H: Host, B: Backend<H>> {
@@ -208,6 +212,8 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             alive: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             power: route::PowerSwitch::new(),
+            stuck: stuck::Stuck::new(),
+            told_dead: AtomicBool::new(false),
             name,
             host: host.clone(),
             backend,

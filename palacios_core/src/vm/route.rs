@@ -8,8 +8,9 @@ use crate::devices::{Clock, IrqSink, PowerRequest, PowerSink};
 use crate::host::{Host, Lock};
 use crate::interrupts::apic_timer::Now;
 use crate::interrupts::chipset::Chipset;
+use crate::interrupts::destination::targets;
 use crate::interrupts::pending::Events;
-use crate::interrupts::{Delivery, Destination, Message, MessageSink};
+use crate::interrupts::{Delivery, Message, MessageSink};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 impl<H: Host, B: Backend<H>> IrqSink for Vm<H, B> {
@@ -84,17 +85,6 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
     }
 
-    fn matching(
-        &self,
-        from: Option<u32>,
-        to: Destination,
-    ) -> impl Iterator<Item = &VcpuSlot<H, B>> {
-        self.vcpus.iter().filter(move |slot| {
-            let is_sender = from == Some(slot.shared.index());
-            slot.shared.filter().matches(to, is_sender)
-        })
-    }
-
     fn post(slot: &VcpuSlot<H, B>, message: Message) {
         let pending = &slot.shared.pending;
         let news = match message.delivery {
@@ -115,20 +105,13 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
 impl<H: Host, B: Backend<H>> MessageSink for Vm<H, B> {
     fn send(&self, from: Option<u32>, message: Message) {
-        if message.delivery == Delivery::LowestPriority {
-            // All have the same priority as far as others can see: take those that are switched on in turn, by vector.
-            let able = || {
-                let slots = self.matching(from, message.destination);
-                slots.filter(|slot| slot.shared.filter().software_enabled)
-            };
-            let turn = usize::from(message.vector).checked_rem(able().count());
-            if let Some(slot) = turn.and_then(|turn| able().nth(turn)) {
+        let filters = self.vcpus.iter().map(|slot| slot.shared.filter());
+        let mut targets = targets(filters, from, &message);
+        while targets != 0 {
+            if let Some(slot) = self.vcpus.get(targets.trailing_zeros() as usize) {
                 Self::post(slot, message);
             }
-            return;
-        }
-        for slot in self.matching(from, message.destination) {
-            Self::post(slot, message);
+            targets &= targets.wrapping_sub(1);
         }
     }
 }

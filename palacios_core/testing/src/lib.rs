@@ -13,6 +13,7 @@ pub mod guests;
 pub mod heap;
 pub mod host;
 pub mod processor;
+pub mod storm;
 pub mod vm;
 
 pub use backend::AdversarialBackend;

@@ -135,6 +135,10 @@ impl<B: TestBackend> Hypervisor<B> {
             }
         });
     }
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
     /// Makes a VM, and launches nothing.
     pub fn create(&self, spec: &Spec) -> Result<TestVm<B>, CreateError> {
         let (parts, ram, watcher, output) = heap::exempt(|| {

@@ -4,7 +4,7 @@
 use palacios_core::addr::Gpa;
 use palacios_core::host::{CpuId, Host};
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, MoveError, State, StopReason};
+use palacios_core::vm::{CreateError, MoveError, State, StopReason, DEAD};
 use palacios_testing::host::{LargePages, Record, Usage};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, heap, processor, Config, TestHost};
@@ -277,6 +277,46 @@ fn nmis_come_one_by_one<B: TestBackend>() {
     });
 }
 
+/// All vCPUs halt with interrupts off or were never started: the VM is dead, which its log says once, and can be stopped.
+fn a_vm_that_nothing_wakes_is_dead<B: TestBackend>() {
+    on_each::<B>(|host, hypervisor| {
+        for vcpus in [1, 3] {
+            let lines = || {
+                let lines = host.log_lines();
+                lines.iter().filter(|line| line.text == DEAD).count()
+            };
+            let before = lines();
+            let vm = hypervisor.launch(&smp(guests::sleep(&[]), vcpus));
+            while !vm.is_dead() || lines() == before {
+                std::thread::yield_now();
+            }
+            vm.pause().unwrap();
+            assert!(!vm.is_dead(), "it is paused");
+            vm.resume().unwrap();
+            while !vm.is_dead() {
+                std::thread::yield_now();
+            }
+            assert_eq!((vm.state(), lines()), (State::Running, before + 1));
+            vm.stop().unwrap();
+            assert_eq!(vm.wait(), StopReason::Requested);
+            assert!(!vm.is_dead());
+        }
+    });
+}
+
+/// Never while an NMI or a start-up message is on its way, however little else there is.
+fn a_vm_with_an_nmi_under_way_is_not_dead<B: TestBackend>() {
+    on_each::<B>(|host, hypervisor| {
+        let vm = hypervisor.launch(&smp(guests::nmi_ping_pong(&[3000]), 2));
+        while vm.state() == State::Running {
+            assert!(!vm.is_dead(), "it has something to do");
+            std::thread::yield_now();
+        }
+        assert_eq!(vm.wait(), GOOD);
+        assert!(!host.log_lines().iter().any(|line| line.text == DEAD));
+    });
+}
+
 fn resets_start_all_vcpus_again<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
         let vm = hypervisor.launch(&smp(guests::resets(&[30]), 2));
@@ -516,6 +556,8 @@ on_both_backends! {
     revocation_under_emulation,
     cpus_go_and_come_under_vms,
     nmis_come_one_by_one,
+    a_vm_that_nothing_wakes_is_dead,
+    a_vm_with_an_nmi_under_way_is_not_dead,
     resets_start_all_vcpus_again,
     a_guest_stops_only_itself,
     a_full_host_stops_the_guest,

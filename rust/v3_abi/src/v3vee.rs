@@ -25,6 +25,7 @@ pub const V3_REASON_BAD_STATE: u32 = 19;
 pub const V3_REASON_GUEST_ERROR: u32 = 20;
 pub const V3_REASON_HOST_MEMORY: u32 = 32;
 pub const V3_REASON_HOST_ERROR: u32 = 33;
+pub const V3_INFO_DEAD: u32 = 1;
 pub const V3_STAT_VM: i32 = -1;
 pub const V3_CPU_ANY: u32 = 4294967295;
 pub type __s32 = crate::ctypes::c_int;
@@ -62,7 +63,7 @@ pub struct v3_info {
     pub reason: __u32,
     pub exit_status: __u32,
     pub vcpus: __u32,
-    pub pad: __u32,
+    pub flags: __u32,
     pub memory_bytes: __u64,
     pub name: [crate::ctypes::c_char; 64usize],
     pub message: [crate::ctypes::c_char; 256usize],

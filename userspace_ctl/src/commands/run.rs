@@ -15,7 +15,7 @@ use rustix::stdio::{stderr, stdin, stdout};
 use serde::Serialize;
 use serde_json::Value;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use v3_ctl::{Control, Error, Guest, Info, Reason, SerialPort, Vm};
 
 /// Exit status when the timeout passed, as of timeout(1).
@@ -149,7 +149,7 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
         set_nonblocking(console.as_fd())?;
     }
     vm.vm.launch()?;
-    let stopped = watch(&vm.vm)?;
+    let stopped = watch(&vm.vm, name.clone())?;
     let output = if args.json { stderr() } else { stdout() };
     let mut pump = Pump::new(console.as_ref().map(AsFd::as_fd), output, &signals);
     pump.input = Some(stdin());
@@ -194,13 +194,23 @@ fn guest(args: &Run) -> Option<Guest> {
     Some(guest)
 }
 
-/// A descriptor that polls as ready once the VM stopped. Waiting itself cannot be polled, so a thread does it.
-fn watch(vm: &Vm) -> Result<OwnedFd, Failure> {
+/// How soon after its death a guest is told to be dead.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A descriptor that polls as ready once the VM stopped. Waiting itself cannot be polled, so a thread does it; it also
+/// says, once, when nothing can wake the guest any more.
+fn watch(vm: &Vm, name: String) -> Result<OwnedFd, Failure> {
     let (ready, sender) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let vm = Vm::open(vm.number())?;
     thread::spawn(move || {
         // Whether it stopped or could not be waited for shows when it is asked for its state.
-        let _ = vm.wait(None);
+        while let Ok(None) = vm.wait(Some(LOOK_EVERY)) {
+            if let Some(info) = vm.info().ok().filter(|info| info.dead) {
+                eprintln!("v3: {name}: {}", info.message);
+                let _ = vm.wait(None);
+                break;
+            }
+        }
         drop(sender);
     });
     Ok(ready)
@@ -252,6 +262,7 @@ mod tests {
             state: State::Stopped,
             reason,
             exit_status,
+            dead: false,
             vcpus: 1,
             memory_bytes: 0,
             message: "why".into(),

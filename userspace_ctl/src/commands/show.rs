@@ -82,6 +82,12 @@ pub fn version(args: &Format) -> Outcome {
     Ok(0)
 }
 
+/// A state, and whether the guest is past waking.
+fn state(vm: &v3_ctl::Info) -> String {
+    let dead = if vm.dead { " (dead)" } else { "" };
+    format!("{}{dead}", vm.state.name())
+}
+
 /// A reason with what belongs to it; empty unless stopped.
 fn reason(vm: &v3_ctl::Info) -> String {
     match (vm.reason, vm.exit_status) {
@@ -94,7 +100,7 @@ fn reason(vm: &v3_ctl::Info) -> String {
 fn table(vms: &[v3_ctl::Info]) -> String {
     let head = ["VM", "NAME", "STATE", "VCPUS", "MEMORY", "REASON"].map(String::from);
     let rows = vms.iter().map(|vm| {
-        let (state, memory) = (vm.state.name().into(), format_bytes(vm.memory_bytes));
+        let (state, memory) = (state(vm), format_bytes(vm.memory_bytes));
         [
             vm.vm.to_string(),
             vm.name.clone(),
@@ -124,7 +130,7 @@ fn description(vm: &v3_ctl::Info, pins: &[Option<u32>]) -> String {
         "vm: {}\nname: {}\nstate: {}\nvcpus: {}\npins: {}\nmemory: {}\n",
         vm.vm,
         vm.name,
-        vm.state.name(),
+        state(vm),
         vm.vcpus,
         pins.join(", "),
         format_bytes(vm.memory_bytes)
@@ -181,6 +187,7 @@ mod tests {
             vm: number,
             name: name.into(),
             state: State::Running,
+            dead: false,
             reason: Reason::None,
             exit_status: None,
             vcpus: 1,
@@ -192,6 +199,7 @@ mod tests {
     fn stopped() -> v3_ctl::Info {
         v3_ctl::Info {
             state: State::Stopped,
+            dead: false,
             reason: Reason::TestExit,
             exit_status: Some(85),
             message: "port 0xf4".into(),

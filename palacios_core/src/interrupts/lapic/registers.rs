@@ -272,12 +272,12 @@ impl LocalApic {
         }
         let destination = match low >> 18 & 3 {
             0 => self.icr_destination(),
-            1 if has_vector => {
+            // Only fixed interrupts may be sent to oneself by shorthand, or to all and oneself (SDM 3A: table 10-3).
+            1 | 2 if delivery != Delivery::Fixed => return Effect::None,
+            1 => {
                 self.send_to_self(vector);
                 return Effect::None;
             }
-            // Only a vector may be sent to oneself by shorthand (SDM 3A: table 10-3).
-            1 => return Effect::None,
             2 => Destination::All,
             _ => Destination::Others,
         };

@@ -424,6 +424,7 @@ fn the_filter_mirrors_what_routing_needs() {
         software_enabled: true,
         ldr: 8,
         cluster: true,
+        priority: 0,
     };
     assert_eq!(apic.filter(), expected);
 }
