@@ -67,11 +67,15 @@ fn run(go_on: impl Fn(Instant, u64) -> bool + Sync) -> Answer {
     let cpus = thread::available_parallelism().map_err(|e| e.to_string())?;
     let cpus = cpus.get() as u32;
     let (start, over, clocks) = (Instant::now(), AtomicBool::new(false), Clocks::new());
-    let (over, clocks, go_on) = (&over, &clocks, &go_on);
+    let worked = AtomicU64::new(0);
+    let (over, worked, clocks, go_on) = (&over, &worked, &clocks, &go_on);
+    // However short the time, every CPU does a round.
+    let go_on = |done| go_on(start, done) || worked.load(SeqCst) < u64::from(cpus);
+    let go_on = &go_on;
     let ends: Vec<_> = thread::scope(|scope| {
         let workers = ring(cpus).into_iter().map(|mut worker| {
             scope.spawn(move || {
-                let done = worker.work(over, clocks, |done| go_on(start, done));
+                let done = worker.work(over, worked, clocks, go_on);
                 over.store(true, SeqCst);
                 done
             })
@@ -137,6 +141,7 @@ impl Worker {
     fn work(
         &mut self,
         over: &AtomicBool,
+        worked: &AtomicU64,
         clocks: &Clocks,
         go_on: impl Fn(u64) -> bool,
     ) -> Result<u64, String> {
@@ -151,6 +156,7 @@ impl Worker {
             }
             clocks.look(self.cpu)?;
             self.have_child(&mut end, pipe, done)?;
+            worked.fetch_add(u64::from(done == 0), SeqCst);
             done += 1;
         }
         Ok(done)
