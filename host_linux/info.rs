@@ -84,8 +84,9 @@ pub(crate) fn stats(held: &Held, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v
         )?;
     }
     for vcpu in 0..vm.vcpus() {
+        let counters = vm.counters(vcpu);
         for which in Counter::ALL {
-            let value = vm.counter(vcpu, *which);
+            let value = counters.get(*which);
             add(vcpu as i32, format_args!("{}", which.label()), value)?;
         }
     }

@@ -13,7 +13,7 @@ use palacios_core::backend::{Backend, Features};
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, NoMemory};
 use palacios_core::memory::Memory;
-use palacios_core::stats::Counter;
+use palacios_core::stats::Snapshot;
 use palacios_core::vm::{CreateError, LifeError, MoveError, Parts, State, Vm};
 
 /// The processor's virtualization, on every CPU until this is dropped.
@@ -112,8 +112,8 @@ impl Machine {
     pub(crate) fn move_vcpu(&self, vcpu: u32, cpu: Option<CpuId>) -> Result<(), MoveError> {
         each!(self, vm => vm.move_vcpu(vcpu, cpu))
     }
-    pub(crate) fn counter(&self, vcpu: u32, which: Counter) -> u64 {
-        each!(self, vm => vm.counter(vcpu, which))
+    pub(crate) fn counters(&self, vcpu: u32) -> Snapshot {
+        each!(self, vm => vm.counters(vcpu))
     }
     pub(crate) fn memory(&self) -> &Memory<Linux> {
         each!(self, vm => vm.memory())

@@ -104,6 +104,14 @@ impl Stats {
     pub fn get(&self, which: Counter) -> u64 {
         self.slot(which).load(Ordering::Relaxed)
     }
+    /// All of them.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut all = Snapshot::ZERO;
+        for which in Counter::ALL {
+            all.add(*which, self.get(*which));
+        }
+        all
+    }
     /// Adds to a counter that only the calling thread writes.
     pub fn add(&self, which: Counter, n: u64) {
         let slot = self.slot(which);
@@ -147,6 +155,25 @@ impl Stats {
     fn slot(&self, which: Counter) -> &AtomicU64 {
         // The array has one element a counter.
         self.0.get(which as usize).unwrap_or(&self.0[0])
+    }
+}
+
+/// One vCPU's counters, all at one instant.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot([u64; Counter::ALL.len()]);
+
+impl Snapshot {
+    /// All zero.
+    pub const ZERO: Self = Self([0; Counter::ALL.len()]);
+
+    /// A counter's value.
+    pub fn get(&self, which: Counter) -> u64 {
+        self.0.get(which as usize).copied().unwrap_or(0)
+    }
+    pub(crate) fn add(&mut self, which: Counter, n: u64) {
+        if let Some(value) = self.0.get_mut(which as usize) {
+            *value = value.wrapping_add(n);
+        }
     }
 }
 

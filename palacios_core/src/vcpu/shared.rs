@@ -7,7 +7,7 @@ use super::times::{Doing, Reading, Times};
 use crate::host::{Host, Thread};
 use crate::interrupts::destination::DestinationFilter;
 use crate::interrupts::pending::Pending;
-use crate::stats::{Counter, Stats};
+use crate::stats::{Counter, Snapshot, Stats};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The part of a vCPU that everybody may touch.
@@ -90,19 +90,13 @@ impl<H: Host> VcpuShared<H> {
             waited_ns: self.thread.waited_ns(),
         }
     }
-    /// A counter; those of time up to now. *Thread.*
-    pub(crate) fn counter(&self, host: &H, which: Counter) -> u64 {
-        match which {
-            Counter::GuestNs | Counter::HandlingNs | Counter::IdleNs | Counter::WaitingNs => {
-                let read = || self.times.get(which, &self.stats, || self.reading(host));
-                loop {
-                    match read() {
-                        Some(ns) => return ns,
-                        None => host.yield_now(),
-                    }
-                }
+    /// Its counters now. *Thread.*
+    pub(crate) fn counters(&self, host: &H) -> Snapshot {
+        loop {
+            match self.times.snapshot(&self.stats, || self.reading(host)) {
+                Some(all) => return all,
+                None => host.yield_now(),
             }
-            _ => self.stats.get(which),
         }
     }
 

@@ -5,7 +5,7 @@
 //! has passed since. Readers and the thread share no lock: a sequence number tells a reader that it must read again.
 #![forbid(unsafe_code)]
 
-use crate::stats::{Counter, Stats};
+use crate::stats::{Counter, Snapshot, Stats};
 use core::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
 
 /// What a vCPU's thread is at, unless it waits for a CPU.
@@ -100,25 +100,20 @@ impl Times {
             .store(sequence.wrapping_add(2), Ordering::Release);
     }
 
-    /// Any of the four counters, up to now. `None`: the thread is just writing, ask again.
-    pub(crate) fn get(
-        &self,
-        which: Counter,
-        stats: &Stats,
-        at: impl FnOnce() -> Reading,
-    ) -> Option<u64> {
+    /// All counters, those of time up to now. `None`: the thread is just writing, ask again.
+    pub(crate) fn snapshot(&self, stats: &Stats, at: impl FnOnce() -> Reading) -> Option<Snapshot> {
         let sequence = self.sequence.load(Ordering::Acquire);
-        let counted_ns = stats.get(which);
+        let mut all = stats.snapshot();
         let (doing, spent_ns, waited_ns) = self.passed(at());
         fence(Ordering::Acquire);
-        let steady = sequence & 1 == 0 && sequence == self.sequence.load(Ordering::Relaxed);
-        let more_ns = match doing {
-            Doing::Nothing => 0,
-            _ if which == Counter::WaitingNs => waited_ns,
-            _ if doing.counter() == Some(which) => spent_ns,
-            _ => 0,
-        };
-        steady.then(|| counted_ns.wrapping_add(more_ns))
+        if sequence & 1 != 0 || sequence != self.sequence.load(Ordering::Relaxed) {
+            return None;
+        }
+        if let Some(counter) = doing.counter() {
+            all.add(counter, spent_ns);
+            all.add(Counter::WaitingNs, waited_ns);
+        }
+        Some(all)
     }
 }
 
@@ -138,7 +133,8 @@ mod tests {
     }
 
     fn all(times: &Times, stats: &Stats, reading: Reading) -> [u64; 4] {
-        ALL.map(|which| times.get(which, stats, || reading).unwrap())
+        let all = times.snapshot(stats, || reading).unwrap();
+        ALL.map(|which| all.get(which))
     }
 
     #[test]
@@ -189,9 +185,10 @@ mod tests {
             });
             let mut last = 0;
             while !done.load(Ordering::SeqCst) {
-                let Some(idle_ns) = times.get(Counter::IdleNs, &stats, reading) else {
+                let Some(all) = times.snapshot(&stats, reading) else {
                     continue;
                 };
+                let idle_ns = all.get(Counter::IdleNs);
                 assert!(idle_ns >= last && idle_ns <= now.load(Ordering::SeqCst));
                 last = idle_ns;
             }

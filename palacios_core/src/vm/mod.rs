@@ -20,7 +20,7 @@ use crate::image::{Image, ImageError};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
 use crate::state::CpuState;
-use crate::stats::Counter;
+use crate::stats::Snapshot;
 use crate::vcpu::{Vcpu, VcpuShared};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -258,11 +258,11 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             State::Created | State::Running | State::Paused => Ok(thread.move_to(cpu)?),
         }
     }
-    /// A vCPU's counter.
-    pub fn counter(&self, vcpu: u32, which: Counter) -> u64 {
+    /// A vCPU's counters now, of which those of its time are all of its time. *Thread.*
+    pub fn counters(&self, vcpu: u32) -> Snapshot {
         self.vcpus
             .get(vcpu as usize)
-            .map_or(0, |slot| slot.shared.counter(&self.host, which))
+            .map_or(Snapshot::ZERO, |slot| slot.shared.counters(&self.host))
     }
     /// The devices' saved state, with the interrupt controllers' first.
     pub fn bus(&self) -> &Bus<H> {

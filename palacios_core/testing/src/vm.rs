@@ -240,7 +240,7 @@ impl<B: TestBackend> TestVm<B> {
     /// The sum of a counter over all vCPUs.
     pub fn count(&self, which: Counter) -> u64 {
         (0..self.vm.vcpus())
-            .map(|n| self.vm.counter(n, which))
+            .map(|n| self.vm.counters(n).get(which))
             .sum()
     }
     /// What the guest printed, to whichever stream.
