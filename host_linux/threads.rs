@@ -9,7 +9,7 @@ use crate::ffi;
 use crate::THIS_MODULE;
 use core::mem::{offset_of, transmute};
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
 use kernel::{
     bindings,
     error::to_result,
