@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import tempfile
@@ -119,20 +120,30 @@ def terminal():
     fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
     seen = b""
     try:
-        seen += expect(keyboard, b"# ")
-        os.write(keyboard, b"stty size; cat\r")
-        seen += expect(keyboard, b"33 111")
-        os.write(keyboard, b"\x03")
-        seen += expect(keyboard, b"# ")
+        # Each key only when what it is for is there: an answer of `cat` shows that it is.
+        for keys, answer in ((b"", b"# "), (b"stty size; cat\r", b"33 111"), (b"here\r", b"here\r\nhere"), (b"\x03", b"# ")):
+            os.write(keyboard, keys)
+            seen += expect(keyboard, answer)
         os.write(keyboard, b"exit 5\r")
-        while os.read(keyboard, 4096):
-            pass
+        seen += expect(keyboard, b"no more than this")
     except OSError:
         pass
+    if not ended(pid):
+        os.kill(pid, signal.SIGTERM)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5, seen
 
 
+def ended(pid: int) -> bool:
+    """Whether a child has ended or does so within a minute; its status can still be had."""
+    for _ in range(600):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def expect(keyboard: int, text: bytes) -> bytes:
+    """What came up to `text`; a minute of silence ends it."""
     seen = b""
     while text not in seen:
         if not select.select([keyboard], [], [], 60)[0]:
