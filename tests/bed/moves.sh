@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # A Linux guest on 4 CPUs boots and works while its CPUs are moved 1,000 times. Its load tells of each lost wake-up, child or
 # shoot-down, and of each clock that goes back.
-# bed: --timeout 1500 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
+# A host CPU of the debug kernel was seen to hang under several busy vCPUs: until that is understood, stock only.
+# bed: --kernel stock --timeout 1500 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 MOVES=1000
 # Ahead of the guest, so that moves come close upon each other.
