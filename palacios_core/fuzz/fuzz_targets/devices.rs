@@ -138,15 +138,6 @@ fn ioapic(steps: &[Step], record: &[u8]) {
     apic.eoi(record.first().copied().unwrap_or(0), &Nowhere);
 }
 
-const SOURCES: [Lvt; 6] = [
-    Lvt::Timer,
-    Lvt::Thermal,
-    Lvt::Performance,
-    Lvt::Lint0,
-    Lvt::Lint1,
-    Lvt::Error,
-];
-
 fn lapic(steps: &[Step], record: &[u8]) {
     let mut apic = LocalApic::new(0, true, 48);
     apic.enter_virtual_wire_mode();
@@ -178,7 +169,7 @@ fn lapic(steps: &[Step], record: &[u8]) {
                 assert!(apic.deadline_ns(now).is_none_or(|due| due > now.ns));
             }
             9 => _ = apic.write_tsc_deadline(u64::from(value) << (step[1] & 31), now),
-            10 => _ = apic.local_interrupt(SOURCES[usize::from(step[1]) % SOURCES.len()]),
+            10 => _ = apic.local_interrupt(Lvt::ALL[usize::from(step[1]) % Lvt::ALL.len()]),
             _ => {
                 let before = saved(|w| apic.save(w));
                 apic.restore(&mut StateReader::new(&before)).unwrap();

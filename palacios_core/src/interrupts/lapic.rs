@@ -61,6 +61,18 @@ pub enum Lvt {
     Error,
 }
 
+impl Lvt {
+    /// All of them, in that order.
+    pub const ALL: [Self; 6] = [
+        Self::Timer,
+        Self::Thermal,
+        Self::Performance,
+        Self::Lint0,
+        Self::Lint1,
+        Self::Error,
+    ];
+}
+
 /// The bits software can set in each entry.
 const LVT_WRITABLE: [u32; 6] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
 

@@ -14,15 +14,6 @@ use std::vec::Vec;
 /// The interrupt command register, whose high half is the next in xAPIC mode.
 const ICR: u32 = 0x30;
 const EOI: u32 = 0x0b;
-const SOURCES: [Lvt; 6] = [
-    Lvt::Timer,
-    Lvt::Thermal,
-    Lvt::Performance,
-    Lvt::Lint0,
-    Lvt::Lint1,
-    Lvt::Error,
-];
-
 /// A processor's share.
 pub struct Cpu {
     /// Its local APIC.
@@ -191,7 +182,7 @@ impl Apics {
             12 => {
                 _ = cpu
                     .apic
-                    .local_interrupt(SOURCES[usize::from(a) % SOURCES.len()])
+                    .local_interrupt(Lvt::ALL[usize::from(a) % Lvt::ALL.len()])
             }
             13 => self.ioapic.set_line(a, b & 1 != 0, &Bus(&self.cpus)),
             14 => {

@@ -13,6 +13,7 @@ const PARAMETERS: usize = 32;
 /// - `lapic_write register, value` and `lapic_read register` (to EAX) reach the local APIC;
 /// - an IDT at 0x6000, the local APIC switched on, and its id in EBP, when the lines begin;
 /// - `gate vector, label` sets a vector of that IDT;
+/// - `trampoline label, words` copies so many words of code to page 8, where other vCPUs can start;
 /// - `exit status` ends the VM.
 #[macro_export]
 macro_rules! guest {
@@ -41,6 +42,17 @@ macro_rules! guest {
             "shr eax, 16",
             "mov [0x6006 + 8 * \\vector], ax",
             ".endm",
+            ".macro trampoline label, words",
+            "addr esi, \\label",
+            "mov edi, 0x8000",
+            "mov ecx, \\words",
+            "2: mov eax, [esi]",
+            "mov [edi], eax",
+            "add esi, 4",
+            "add edi, 4",
+            "dec ecx",
+            "jnz 2b",
+            ".endm",
             ".macro exit status",
             "mov eax, \\status",
             "out 0xf4, al",
@@ -62,7 +74,7 @@ macro_rules! guest {
             "77: mov esp, 0x90000",
             concat!("call setup_", stringify!($name)),
             $($line,)*
-            ".purgem addr\n.purgem lapic_write\n.purgem lapic_read\n.purgem gate\n.purgem exit",
+            ".purgem addr\n.purgem lapic_write\n.purgem lapic_read\n.purgem gate\n.purgem trampoline\n.purgem exit",
             ".code64",
             concat!(".global guest_end_", stringify!($name), "\n"),
             concat!("guest_end_", stringify!($name), ":\n.popsection"),
@@ -200,15 +212,7 @@ guest! {
     /// `p0` vCPUs add to counters `p1` times, one in each of `p2` pages, `p3` bytes apart. Each also keeps a word of its
     /// own there. Status 0 if all of them add up, 1 if a word was not what its owner had written, 2 if a sum is wrong.
     pub fn workers =
-    "addr esi, start_d"
-    "mov edi, 0x8000"
-    "mov ecx, 64"
-    "2: mov eax, [esi]"
-    "mov [edi], eax"
-    "add esi, 4"
-    "add edi, 4"
-    "dec ecx"
-    "jnz 2b"
+    "trampoline start_d, 64"
     // INIT and two start-up messages at page 8, to all but oneself.
     "lapic_write 0x300, 0xc4500"
     "lapic_write 0x300, 0xc4608"
@@ -289,15 +293,7 @@ guest! {
 guest! {
     /// `p0` vCPUs take turns, `p1` in all, one after the other; whose turn it is not spins. Status 0.
     pub fn turns =
-    "addr esi, start_z"
-    "mov edi, 0x8000"
-    "mov ecx, 64"
-    "2: mov eax, [esi]"
-    "mov [edi], eax"
-    "add esi, 4"
-    "add edi, 4"
-    "dec ecx"
-    "jnz 2b"
+    "trampoline start_z, 64"
     "lapic_write 0x300, 0xc4500"
     "lapic_write 0x300, 0xc4608"
     "lapic_write 0x300, 0xc4608"
@@ -374,15 +370,7 @@ guest! {
     /// Two vCPUs wake each other by interrupts, `p0` times; both wait in HLT. Status 0.
     pub fn ping_pong =
     "gate 0x50, ring_e"
-    "addr esi, start_e"
-    "mov edi, 0x8000"
-    "mov ecx, 64"
-    "2: mov eax, [esi]"
-    "mov [edi], eax"
-    "add esi, 4"
-    "add edi, 4"
-    "dec ecx"
-    "jnz 2b"
+    "trampoline start_e, 64"
     "lapic_write 0x300, 0xc4500"
     "lapic_write 0x300, 0xc4608"
     "play_e:"
@@ -476,15 +464,7 @@ guest! {
 guest! {
     /// Resets the machine `p0` times, each time after a second vCPU has started; status 0. Memory outlives a reset.
     pub fn resets =
-    "addr esi, start_g"
-    "mov edi, 0x8000"
-    "mov ecx, 8"
-    "2: mov eax, [esi]"
-    "mov [edi], eax"
-    "add esi, 4"
-    "add edi, 4"
-    "dec ecx"
-    "jnz 2b"
+    "trampoline start_g, 8"
     "mov dword ptr [0x7004], 0"
     "lapic_write 0x300, 0xc4500"
     "lapic_write 0x300, 0xc4608"
@@ -544,15 +524,7 @@ guest! {
     /// Two vCPUs halt with interrupts off and wake each other by NMIs, `p0` times in all. Status 0.
     pub fn nmi_ping_pong =
     "gate 2, nmi_k"
-    "addr esi, start_k"
-    "mov edi, 0x8000"
-    "mov ecx, 64"
-    "2: mov eax, [esi]"
-    "mov [edi], eax"
-    "add esi, 4"
-    "add edi, 4"
-    "dec ecx"
-    "jnz 2b"
+    "trampoline start_k, 64"
     "cli"
     "lapic_write 0x300, 0xc4500"
     "lapic_write 0x300, 0xc4608"

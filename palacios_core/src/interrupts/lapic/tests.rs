@@ -520,15 +520,6 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..80)
 }
 
-const LVTS: [Lvt; 6] = [
-    Lvt::Timer,
-    Lvt::Thermal,
-    Lvt::Performance,
-    Lvt::Lint0,
-    Lvt::Lint1,
-    Lvt::Error,
-];
-
 fn run(apic: &mut LocalApic, ns: &mut u64, steps: &[Step]) -> Vec<String> {
     let mut seen = Vec::new();
     for step in steps {
@@ -542,7 +533,7 @@ fn run(apic: &mut LocalApic, ns: &mut u64, steps: &[Step]) -> Vec<String> {
             Step::Msr(msr, Some(value)) => format!("{:?}", apic.write_msr(msr, value, now)),
             Step::Base(value) => format!("{:?}", apic.write_base_msr(value)),
             Step::Deadline(tsc) => format!("{:?}", apic.write_tsc_deadline(tsc, now)),
-            Step::Local(at) => format!("{:?}", apic.local_interrupt(LVTS[at])),
+            Step::Local(at) => format!("{:?}", apic.local_interrupt(Lvt::ALL[at])),
             Step::Init => format!("{:?}", apic.init()),
             Step::Wait(more) => {
                 *ns += more;
