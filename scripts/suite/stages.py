@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bed.cache import TOP
 
-from . import selftest
+from . import oracle, selftest
 from .results import Results
 
 BUILD = TOP / "build"
@@ -154,6 +154,7 @@ ALL = [
     Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules, debug_kernel=True),
     Stage("tools", "the v3 command", tools),
     Stage("guests", "the guests", guests),
+    Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run),
     Stage("testbed", "the test bed tells good from bad", selftest.run, debug_kernel=True),
     Stage("bed", "tests inside the emulated host, on the stock and the debug kernel", bed, debug_kernel=True),
     Stage("fuzz", "the fuzz targets, shortly", fuzz),

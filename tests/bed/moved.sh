@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# A guest's memory moves under it while it runs: data, code, stacks and tables. It loses nothing and notices nothing.
+# bed: --add build/guests/tmk/tmk --timeout 600
+check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+held() { cat /sys/kernel/debug/v3vee/$1; }
+nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+
+# moved TEST FIRST LENGTH: runs a test of 192 MiB, all the while moving that part of its memory.
+moved() {
+	cat >guest.toml <<-TOML
+		name = "moved"
+		memory = "192M"
+		kernel = "tmk"
+		cmdline = "test=$1"
+	TOML
+	v3 build guest.toml -o moved.img && v3 create moved.img >/dev/null && v3 launch moved || return 1
+	rounds=0
+	while v3 info moved | grep -q "state: running"; do
+		v3 relocate moved $2 $3 >/dev/null 2>&1 && rounds=$((rounds + 1))
+	done
+	echo "$1: moved $rounds times"
+	[ $rounds -gt 3 ] && v3 info moved | grep -q "status 1$" || { v3 info moved; v3 console moved </dev/null | tail -n 3; false; }
+	good=$?
+	v3 free moved
+	return $good
+}
+check "data" moved "memory_while_moved rounds=3" 0x1000000 0x8000000
+check "code, stacks, tables, interrupts" moved "events_while_moved rounds=3000" 0x100000 0x800000
+check "what real mode uses" moved "real_mode,real_mode_interrupts,paging_with_pae,memory_while_moved rounds=3" 0 0x100000
+check "nothing is held" nothing_held
+check "rmmod" rmmod v3vee
