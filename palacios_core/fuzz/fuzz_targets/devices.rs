@@ -112,6 +112,7 @@ struct Nowhere;
 
 impl MessageSink for Nowhere {
     fn send(&self, _: Option<u32>, _: Message) {}
+    fn pic_output(&self) {}
 }
 
 fn ioapic(steps: &[Step], record: &[u8]) {

@@ -5,7 +5,7 @@
 
 use super::ioapic::{self, IoApic};
 use super::pic::{self, Pic};
-use super::{Delivery, Destination, Message, MessageSink};
+use super::MessageSink;
 use crate::addr::Gpa;
 use crate::state_io::{StateError, StateReader, StateWriter};
 
@@ -64,15 +64,7 @@ impl Chipset {
     pub fn tell_output(&mut self, sink: &dyn MessageSink) {
         let output = self.pic.output();
         if output && !self.told {
-            sink.send(
-                None,
-                Message {
-                    destination: Destination::Physical(0),
-                    delivery: Delivery::ExtInt,
-                    vector: 0,
-                    level: false,
-                },
-            );
+            sink.pic_output();
         }
         self.told = output;
     }

@@ -278,6 +278,7 @@ mod tests {
             assert_eq!(from, None);
             self.0.borrow_mut().push(message);
         }
+        fn pic_output(&self) {}
     }
 
     impl Sent {

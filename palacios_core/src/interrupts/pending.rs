@@ -27,7 +27,7 @@ bitflags! {
         /// A start-up message; its page is in bits 8 to 15.
         const STARTUP = 1 << 2;
         /// The output of the PIC pair rose.
-        const EXT_INT = 1 << 3;
+        const PIC_OUTPUT = 1 << 3;
         /// The VM's run state changed.
         const STATE = 1 << 4;
         /// A device's deadline came nearer.

@@ -5,7 +5,9 @@
 use super::{Activity, Here, Vcpu, RESET};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
+use crate::interrupts::lapic::Lvt;
 use crate::interrupts::pending::Events;
+use crate::interrupts::Delivery;
 use crate::state::{rflags, CpuState, Seg};
 use crate::stats::Counter;
 use crate::vm::life::RunState;
@@ -28,7 +30,15 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             self.start_at((events & Events::STARTUP_PAGE).bits() >> 8);
         }
         self.nmi_pending |= events.contains(Events::NMI);
-        self.ext_int |= events.contains(Events::EXT_INT);
+        if events.contains(Events::PIC_OUTPUT) {
+            self.ext_int = true;
+            self.pin(Lvt::Lint0);
+        }
+    }
+
+    /// A pin of the local APIC rose. What it makes a vector of waits there; ExtINT is looked at when it is delivered.
+    fn pin(&mut self, pin: Lvt) {
+        self.nmi_pending |= self.apic.local_interrupt(pin) == Some(Delivery::Nmi);
     }
 
     /// INIT: all registers but a few as after power-on, then wait for a start-up message (SDM 3A: 9.1). The first vCPU
@@ -37,7 +47,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if self.index == 0 {
             return here.vm.request_reset();
         }
-        self.init(&RESET);
+        self.init(&CpuState {
+            xcr0: self.arch.xcr0(),
+            ..RESET
+        });
         self.apic.init();
         here.shared.set_filter(self.apic.filter());
         self.activity = Activity::WaitForStartup;
@@ -46,7 +59,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// A start-up message: real mode at the beginning of a page below 1 MiB (SDM 3A: 8.4.3). An NMI that came since INIT
     /// was held back, and comes now (SDM 3C: 24.4.2).
     fn start_at(&mut self, page: u32) {
-        let mut state = CpuState { rip: 0, ..RESET };
+        let mut state = CpuState {
+            rip: 0,
+            xcr0: self.arch.xcr0(),
+            ..RESET
+        };
         if let Some(cs) = state.segments.get_mut(Seg::Cs as usize) {
             cs.selector = (page << 8) as u16;
             cs.base = u64::from(page) << 12;

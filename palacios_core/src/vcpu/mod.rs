@@ -140,7 +140,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.arch.set_interrupt_shadow(false);
         self.arch.request_interrupt_window(None);
         self.arch.request_nmi_window(false);
-        (self.fault, self.interrupted, self.nmi_pending, self.length) = (None, None, false, None);
+        (self.fault, self.interrupted, self.held) = (None, None, None);
+        (self.nmi_pending, self.length) = (false, None);
     }
 
     /// Runs until the VM stops.

@@ -94,8 +94,8 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             Delivery::Nmi => pending.post(Events::NMI),
             Delivery::Init(true) => pending.post_init(),
             Delivery::Startup => pending.post_startup(message.vector),
-            Delivery::ExtInt => pending.post(Events::EXT_INT),
-            Delivery::Smi | Delivery::Init(false) => false,
+            // The PIC pair's vector comes by its own wire alone: it has none to an input of the I/O APIC.
+            Delivery::ExtInt | Delivery::Smi | Delivery::Init(false) => false,
         };
         if news {
             slot.shared.kick();
@@ -112,6 +112,14 @@ impl<H: Host, B: Backend<H>> MessageSink for Vm<H, B> {
                 Self::post(slot, message);
             }
             targets &= targets.wrapping_sub(1);
+        }
+    }
+
+    fn pic_output(&self) {
+        if let Some(first) = self.shared(0) {
+            if first.pending.post(Events::PIC_OUTPUT) {
+                first.kick();
+            }
         }
     }
 }
