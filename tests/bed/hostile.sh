@@ -13,6 +13,8 @@ ends() {
 	[ $got = "$status" ] && grep -q "$text" log || { echo "status $got"; tail -n 3 log; return 1; }
 }
 check "a triple fault" ends 127 "triple fault at rip" triple_fault
+check "a triple fault of another CPU" ends 127 "triple fault at rip" triple_fault_elsewhere --cpus=2 --timeout=200
+check "INIT of the first CPU by another" ends 1 "after the reset" reset_by_init --cpus=2 --timeout=200
 check "a jump to nothing" ends 127 "no memory to execute" jump_to_nothing
 check "an instruction that no emulator knows" ends 127 "no emulation for the instruction" unknown_instruction
 check "a power-off" ends 0 "" power_off

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From the Multiboot 1 entry (32-bit, no paging) to `kernel_main` in 64-bit mode, with the first 4 GiB mapped one to one.
+//! From the Multiboot 1 entry (32-bit, no paging) to `kernel_main` in 64-bit mode, with the first 4 GiB mapped one to one;
+//! and from a start-up message (real mode, at any page below 1 MiB) to `ap_main`, for the other CPUs.
 
 use core::arch::global_asm;
 
@@ -37,7 +38,10 @@ global_asm!(
     "inc ecx",
     "cmp ecx, 2048",
     "jb 2b",
-    // CR4: PAE, OSFXSR, OSXMMEXCPT. EFER: LME, NXE. CR0: PG, WP, NE, MP, and not EM.
+    "lgdt [boot_gdt_register]",
+    "mov ebp, offset boot_64",
+    "boot_long_mode:",
+    // CR4: PAE, OSFXSR, OSXMMEXCPT. EFER: LME, NXE. CR0: PG, WP, NE, MP, and not EM, CD or NW.
     "mov eax, cr4",
     "or eax, 0x620",
     "mov cr4, eax",
@@ -48,28 +52,50 @@ global_asm!(
     "or eax, 0x900",
     "wrmsr",
     "mov eax, cr0",
-    "and eax, 0xfffffffb",
+    "and eax, 0x9ffffffb",
     "or eax, 0x80010022",
     "mov cr0, eax",
-    "lgdt [boot_gdt_register]",
     ".byte 0xea", // a far jump to 64-bit code
-    ".long boot_64",
+    ".long boot_segments",
     ".word 8",
     ".code64",
-    "boot_64:",
+    "boot_segments:",
     "mov eax, 16",
     "mov ds, eax",
     "mov es, eax",
     "mov ss, eax",
     "mov fs, eax",
     "mov gs, eax",
-    "mov rsp, offset boot_stack_top",
-    "xor ebp, ebp",
+    "mov esp, esp",
     "mov edi, edi",
     "mov esi, esi",
+    "mov eax, ebp",
+    "xor ebp, ebp",
+    "jmp rax",
+    "boot_64:",
     "call kernel_main",
     "boot_end: cli",
     "hlt",
+    "jmp boot_end",
+    //
+    // Another CPU, in protected mode: EBX is the page at which it began. Its number goes with its APIC's.
+    ".code32",
+    "boot_other:",
+    "mov eax, 16",
+    "mov ds, eax",
+    "mov es, eax",
+    "mov ss, eax",
+    "mov esi, ebx",
+    "mov eax, 1",
+    "cpuid",
+    "shr ebx, 24",
+    "movzx edi, byte ptr [boot_number_of + ebx]",
+    "mov esp, [boot_stack_of + edi * 4]",
+    "mov ebp, offset boot_other_64",
+    "jmp boot_long_mode",
+    ".code64",
+    "boot_other_64:",
+    "call ap_main",
     "jmp boot_end",
     ".popsection",
     //
@@ -85,9 +111,10 @@ global_asm!(
     ".quad 0x000093000000ffff", // 0x28: 16-bit data
     ".quad 0x00cff3000000ffff", // 0x30: user data
     ".quad 0x00affb000000ffff", // 0x38: user 64-bit code
-    ".globl boot_tss_descriptor",
-    "boot_tss_descriptor: .quad 0, 0", // 0x40: the TSS
-    ".quad 0x00cf13000000ffff",        // 0x50: data that is not present
+    ".quad 0, 0",               // 0x40: the first CPU's TSS
+    ".quad 0x00cf13000000ffff", // 0x50: data that is not present
+    ".quad 0",
+    ".skip 16 * 63", // 0x60: the TSSs of the others
     "boot_gdt_end:",
     ".globl boot_gdt_register",
     "boot_gdt_register: .word boot_gdt_end - boot_gdt - 1",
@@ -102,5 +129,32 @@ global_asm!(
     "boot_pd: .skip 16384",
     ".skip 65536",
     "boot_stack_top:",
+    ".globl boot_number_of, boot_stack_of",
+    "boot_number_of: .skip 256",
+    "boot_stack_of: .skip 256",
+    ".popsection",
+    //
+    // Where another CPU begins: copied to a page below 1 MiB, and told where that is by its code segment.
+    ".pushsection .rodata",
+    ".globl boot_low, boot_low_end",
+    "boot_low:",
+    ".code16",
+    "cli",
+    "mov ax, cs",
+    "mov ds, ax",
+    "movzx ebx, ax",
+    "shr ebx, 8",
+    ".byte 0x66, 0x0f, 0x01, 0x16", // a GDT register with an address of 32 bits
+    ".word boot_low_gdt - boot_low",
+    "mov eax, cr0",
+    "or al, 1",
+    "mov cr0, eax",
+    ".byte 0x66, 0xea", // a far jump to 32-bit code
+    ".long boot_other",
+    ".word 0x18",
+    "boot_low_gdt: .word boot_gdt_end - boot_gdt - 1",
+    ".long boot_gdt",
+    "boot_low_end:",
+    ".code64",
     ".popsection",
 );

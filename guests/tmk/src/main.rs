@@ -2,6 +2,7 @@
 //! Tiny test kernels: each test is one function, and one name on the command line.
 //!
 //! * `test=all` (or no name) runs all that come back; `test=NAME,NAME` runs those; `test=list` prints the names.
+//! * `test=several` runs those that need more than one processor; with one they are left out.
 //! * `machine=other` leaves out what only this project's VMM answers in its own way. All else must pass on any PC, which
 //!   is what makes another machine the judge of these tests.
 //!
@@ -12,11 +13,14 @@
 #![no_std]
 #![no_main]
 
+mod acpi;
+mod apic;
 mod boot;
 mod io;
 mod mem;
 mod multiboot;
 mod paging;
+mod smp;
 mod tests;
 mod trap;
 mod user;
@@ -33,6 +37,8 @@ pub enum When {
     Always,
     /// With `test=all`, on this project's VMM.
     Here,
+    /// With `test=all` and with `test=several`, on every machine of more than one processor.
+    Several,
     /// When it is named: it ends the VM, or needs a helper outside.
     Named,
 }
@@ -80,6 +86,9 @@ extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
         io::exit(99);
     };
     multiboot::remember(boot);
+    if let Err(why) = smp::find() {
+        println!("{why}");
+    }
     let wanted = multiboot::argument("test").unwrap_or("all");
     if wanted == "list" {
         list();
@@ -103,6 +112,7 @@ fn list() {
         let when = match test.when {
             When::Always => "always",
             When::Here => "here",
+            When::Several => "several",
             When::Named => "named",
         };
         println!("test {when} {}", test.name);
@@ -111,20 +121,25 @@ fn list() {
 
 /// Runs what is wanted; gives how many ran and how many failed.
 fn run(wanted: &str) -> (u32, u32) {
-    let elsewhere = multiboot::argument("machine") == Some("other");
     let (mut ran, mut failed) = (0, 0);
     for test in all() {
         let routine = match test.when {
             When::Always => true,
-            When::Here => !elsewhere,
+            When::Here => !multiboot::elsewhere(),
+            When::Several => smp::count() > 1,
             When::Named => false,
         };
+        let kind = wanted == "all" || wanted == "several" && test.when == When::Several;
         let named = wanted.split(',').any(|name| name == test.name);
-        if !named && (wanted != "all" || !routine) {
+        if !named && !(kind && routine) {
             continue;
         }
         ran += 1;
-        match (test.run)() {
+        let started = match test.when {
+            When::Several => smp::start(),
+            _ => Ok(()),
+        };
+        match started.and_then(|()| (test.run)()) {
             Ok(()) => println!("ok {}", test.name),
             Err(why) => {
                 failed += 1;

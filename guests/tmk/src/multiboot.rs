@@ -126,3 +126,7 @@ pub fn argument(name: &str) -> Option<&'static str> {
 pub fn number(name: &str) -> Option<u64> {
     argument(name)?.parse().ok()
 }
+/// Whether another machine than this project's VMM is to judge the tests.
+pub fn elsewhere() -> bool {
+    argument("machine") == Some("other")
+}

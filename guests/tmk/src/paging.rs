@@ -49,8 +49,13 @@ pub fn window(pages: u64) -> u64 {
 
 /// A frame of RAM, of which nothing is said; it is mapped one to one, too.
 pub fn frame() -> Result<u64, &'static str> {
-    let frame = NEXT_FRAME.fetch_add(PAGE, Ordering::Relaxed);
-    if frame + PAGE > UNTOUCHED.start.min(ram_end()) {
+    frames(1)
+}
+
+/// Several in a row.
+pub fn frames(count: u64) -> Result<u64, &'static str> {
+    let frame = NEXT_FRAME.fetch_add(count * PAGE, Ordering::Relaxed);
+    if frame + count * PAGE > UNTOUCHED.start.min(ram_end()) {
         return Err("no memory is left: give the machine 160 MiB");
     }
     Ok(frame)

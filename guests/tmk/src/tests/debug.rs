@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Single-stepping and breakpoints, also over instructions that a VMM executes (APM 2: 13.1).
 
+use crate::apic;
 use crate::io::{cpuid, inb};
 use crate::{check, check_eq, tests, trap, Outcome};
 use core::arch::asm;
@@ -11,13 +12,16 @@ tests!(
     single_step_over_exits,
     single_step_after_mov_ss,
     single_step_over_strings,
+    single_step_and_interrupts,
+    single_step_over_software_interrupts,
     execution_breakpoint,
     execution_breakpoint_at_an_exit,
     execution_breakpoint_behind_an_exit,
     data_breakpoint,
     debug_registers_keep,
     general_detect,
-    icebp
+    icebp;
+    here: single_step_over_hlt
 );
 
 /// Bits of DR6 (APM 2: 13.1.1.3).
@@ -113,6 +117,28 @@ fn single_step_after_mov_ss() -> Outcome {
     let over_cpuid = stepped!("push rbx; mov {t:e}, ss; xor eax, eax; mov ss, {t:e}; cpuid; pop rbx",
         t = out(reg) _, out("eax") _, out("ecx") _, out("edx") _);
     check_eq!(over_cpuid, 5, "CPUID in the shadow");
+    Ok(())
+}
+
+/// An interrupt in between is not stepped through, and takes no step away.
+fn single_step_and_interrupts() -> Outcome {
+    apic::on();
+    apic::self_ipi(0x66);
+    check_eq!(stepped!("sti; nop; nop; cli"), 4);
+    // The counts were forgotten as the steps began, and the interrupt came behind that.
+    check_eq!(trap::count(0x66), 1);
+    Ok(())
+}
+
+/// INT clears TF on its way, and IRET sets it again: the next trap comes behind the instruction that follows.
+fn single_step_over_software_interrupts() -> Outcome {
+    check_eq!(stepped!("int 0xa5; nop; nop"), 2);
+    Ok(())
+}
+
+/// The trap behind HLT ends it, interrupt or not.
+fn single_step_over_hlt() -> Outcome {
+    check_eq!(stepped!("cli; hlt; nop"), 3);
     Ok(())
 }
 

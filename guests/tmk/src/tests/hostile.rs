@@ -100,7 +100,7 @@ fn unknown_instruction() -> Outcome {
 
 /// Interrupts as fast as the controllers give them, from all timers at once, for `rounds=` HLTs.
 fn interrupt_storm() -> Outcome {
-    super::interrupts::apic_on();
+    crate::apic::on();
     super::interrupts::timer_every(0x6a, 1);
     for _ in 0..multiboot::number("rounds").unwrap_or(10_000) {
         // SAFETY: handlers are in place.
@@ -114,7 +114,7 @@ fn interrupt_storm() -> Outcome {
 const REMEMBERED: u8 = 0x5e;
 
 /// Resets the machine the first time it is called, and is content the second time.
-fn once(reset: impl Fn()) -> Outcome {
+pub fn once(reset: impl Fn()) -> Outcome {
     const MARK: u8 = 0xa5;
     if cmos(REMEMBERED) == MARK {
         set_cmos(REMEMBERED, 0);

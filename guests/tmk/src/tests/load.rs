@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Loads for what is done to a guest from outside while it runs.
 
-use super::interrupts::{apic_on, timer_every, timer_off};
+use super::interrupts::{timer_every, timer_off};
+use crate::apic;
 use crate::paging::{ram_end, UNTOUCHED};
 use crate::{check, check_eq, fault, multiboot, println, tests, trap, Outcome};
 use core::ptr::{read_volatile, write_volatile};
@@ -45,8 +46,8 @@ fn memory_while_moved() -> Outcome {
 /// code, stacks, tables and data.
 fn events_while_moved() -> Outcome {
     println!("ready");
-    apic_on();
-    timer_every(0x69, 50_000);
+    apic::on();
+    timer_every(0x69, 1_000_000);
     let missing = crate::paging::window(1);
     let rounds = multiboot::number("rounds").unwrap_or(1000);
     let mut seen = 0;

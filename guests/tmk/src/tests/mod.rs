@@ -8,15 +8,21 @@ mod emulated;
 mod exceptions;
 mod hostile;
 mod interrupts;
+mod ioapic;
+mod ipi;
 mod load;
+mod local_apic;
 mod memory;
 mod modes;
 mod mp_table;
 mod pvclock;
 mod rtc;
+mod shadows;
 mod sleep;
+mod smp;
+mod storm;
 mod strings;
-mod time;
+pub mod time;
 
 use crate::Test;
 
@@ -29,23 +35,32 @@ pub static ALL: &[&[Test]] = &[
     emulated::TESTS,
     strings::TESTS,
     interrupts::TESTS,
+    ioapic::TESTS,
+    local_apic::TESTS,
+    shadows::TESTS,
     time::TESTS,
     pvclock::TESTS,
     rtc::TESTS,
     modes::TESTS,
     mp_table::TESTS,
+    smp::TESTS,
+    ipi::TESTS,
+    storm::TESTS,
     load::TESTS,
     sleep::TESTS,
     hostile::TESTS,
 ];
 
-/// A list of tests by function name: those for every machine, those for this project's VMM, those that must be named.
+/// A list of tests by function name: those for every machine, those for this project's VMM, those for more than one
+/// processor, those that must be named.
 #[macro_export]
 macro_rules! tests {
-    ($($name:ident),* $(,)? $(; here: $($here:ident),* $(,)?)? $(; named: $($special:ident),* $(,)?)?) => {
+    ($($name:ident),* $(,)? $(; here: $($here:ident),* $(,)?)? $(; several: $($several:ident),* $(,)?)?
+        $(; named: $($special:ident),* $(,)?)?) => {
         pub static TESTS: &[$crate::Test] = &[
             $($crate::Test { name: stringify!($name), run: $name, when: $crate::When::Always },)*
             $($($crate::Test { name: stringify!($here), run: $here, when: $crate::When::Here },)*)?
+            $($($crate::Test { name: stringify!($several), run: $several, when: $crate::When::Several },)*)?
             $($($crate::Test { name: stringify!($special), run: $special, when: $crate::When::Named },)*)?
         ];
     };

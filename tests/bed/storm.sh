@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# Every virtual CPU sends interrupts to every one, twice as many as the host has CPUs: 100,000, and none is lost or comes
+# twice. By registers in memory and by MSRs; waiting in HLT, and looking all the time.
+# bed: --add build/guests/tmk/tmk --timeout 900
+storm() {
+	v3 run --kernel tmk --mem 64 --cpus 4 --append "test=storm $1" --timeout 400 </dev/null >log
+	status=$?
+	grep -E "not ok|interrupts among" log
+	[ $status = 1 ]
+}
+check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+check "a storm among CPUs that halt" storm "interrupts=40000"
+check "a storm in x2APIC mode" storm "interrupts=40000 x2apic=1"
+check "a storm among CPUs that spin" storm "interrupts=20000 spin=1"
+check "nothing is held" sh -c '[ "$(cat /sys/kernel/debug/v3vee/vms)" = 0 ]'
+check "rmmod" rmmod v3vee
