@@ -44,6 +44,8 @@ impl MessageSink for Bus<'_> {
             }
         }
     }
+
+    fn pic_output(&self) {}
 }
 
 impl Cpu {

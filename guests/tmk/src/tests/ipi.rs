@@ -265,13 +265,12 @@ fn ipi_nmi_x2apic() -> Outcome {
     nmis(Way::X2Cluster)
 }
 
+/// To all others; the shorthand that includes oneself is for vectors alone (SDM 3A: table 10-3).
 fn ipi_nmi_broadcasts() -> Outcome {
     set_up(Way::Physical)?;
     apic::send(0, OTHERS | NMI);
     until(|| all().skip(1).all(|cpu| count_of(cpu, 2) == 1))?;
-    apic::send(0, ALL | NMI);
-    until(|| all().skip(1).all(|cpu| count_of(cpu, 2) == 2))?;
-    expect(2, |cpu| if cpu == 0 { 1 } else { 2 })
+    expect(2, |cpu| (cpu != 0).into())
 }
 
 /// The register of x2APIC mode that sends to oneself.
