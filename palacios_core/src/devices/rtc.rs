@@ -12,7 +12,7 @@ mod tests;
 
 use self::calendar::{date_of, days_of, DAY_S};
 use super::ticks::{Frequency, NS_PER_S};
-use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, Timed};
+use super::{read_bytewise, write_bytewise, Clock, Cx, Device, IrqLine, PortIo, Timed};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 
@@ -80,6 +80,23 @@ const VALID: u8 = 0x80;
 const PM: u8 = 0x80;
 /// An alarm byte from here on matches any value.
 const ANY: u8 = 0xc0;
+
+/// When an access or a tick is: all of it, so that no event comes between a read of register C and its effect on the line.
+/// What came then would keep the line up, and an edge would be lost for ever.
+#[derive(Clone, Copy)]
+struct Instant {
+    now_ns: u64,
+    wall_ns: u64,
+}
+
+impl Instant {
+    fn of(clock: &dyn Clock) -> Self {
+        Self {
+            now_ns: clock.now_ns(),
+            wall_ns: clock.wall_ns(),
+        }
+    }
+}
 
 /// The clock and its memory.
 #[derive(Clone, Debug)]
@@ -165,8 +182,8 @@ impl Rtc {
     }
 
     /// Looks for events since it last did, and when the next will be.
-    fn settle(&mut self, cx: &Cx<'_>) {
-        let (now_ns, wall_ns) = (cx.clock.now_ns(), cx.clock.wall_ns());
+    fn settle(&mut self, at: Instant) {
+        let Instant { now_ns, wall_ns } = at;
         let tick = CRYSTAL.ticks_at(now_ns);
         if let Some(period) = self.period_ticks() {
             // A power of two.
@@ -473,27 +490,27 @@ impl PortIo for Rtc {
     }
 
     fn port_read(&mut self, cx: &Cx<'_>, port: u16, size: u8) -> u32 {
-        self.settle(cx);
-        let wall_ns = cx.clock.wall_ns();
+        let at = Instant::of(cx.clock);
+        self.settle(at);
         let value = read_bytewise(port, size, |port| match port {
-            DATA_PORT => self.read_data(wall_ns),
+            DATA_PORT => self.read_data(at.wall_ns),
             // The index is write-only.
             _ => 0xff,
         });
-        self.settle(cx);
+        self.settle(at);
         self.drive_line(cx);
         value
     }
 
     fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
-        self.settle(cx);
-        let wall_ns = cx.clock.wall_ns();
+        let at = Instant::of(cx.clock);
+        self.settle(at);
         write_bytewise(port, size, value, |port, byte| match port {
             INDEX_PORT => self.index = byte,
-            DATA_PORT => self.write_data(byte, wall_ns),
+            DATA_PORT => self.write_data(byte, at.wall_ns),
             _ => {}
         });
-        self.settle(cx);
+        self.settle(at);
         self.drive_line(cx);
     }
 }
@@ -516,7 +533,7 @@ impl Timed for Rtc {
     }
 
     fn tick(&mut self, cx: &Cx<'_>) {
-        self.settle(cx);
+        self.settle(Instant::of(cx.clock));
         self.drive_line(cx);
     }
 }

@@ -15,6 +15,8 @@ use std::vec::Vec;
 pub struct TestMachine {
     /// The VM's clock.
     pub now_ns: Cell<u64>,
+    /// What passes whenever a device looks at the clock: none, or that of a slow host.
+    pub look_ns: Cell<u64>,
     /// What the wall clock showed when the VM's clock was zero.
     pub wall_at_zero_ns: Cell<u64>,
     /// Each change of an interrupt line, in order.
@@ -85,11 +87,12 @@ impl TestMachine {
 
 impl Clock for TestMachine {
     fn now_ns(&self) -> u64 {
+        self.advance_ns(self.look_ns.get());
         self.now_ns.get()
     }
     fn wall_ns(&self) -> u64 {
         let wall = self.wall_at_zero_ns.get();
-        wall.saturating_add(self.now_ns.get())
+        wall.saturating_add(Clock::now_ns(self))
     }
 }
 

@@ -159,6 +159,26 @@ fn periods_missed_make_one_interrupt_and_the_phase_stays() {
     assert!(due.abs_diff(11 * S / 1024) <= 1, "{due}");
 }
 
+/// A period may end while register C is read. It counts before or after: the line falls, so that there is a next edge.
+#[test]
+fn each_read_of_its_flags_lets_the_next_edge_come() {
+    for look_ns in (1_000..150_000).step_by(7_001) {
+        let mut bench = Bench::new();
+        bench.write(register::A, 0x20 | 3);
+        bench.write(register::B, reg_b::HOURS_24 | reg_c::PERIODIC);
+        bench.machine.look_ns.set(look_ns);
+        for edge in 1..200 {
+            let due = bench.rtc.deadline_ns().expect("waits for the next one");
+            bench
+                .machine
+                .advance_ns(due.saturating_sub(bench.machine.now_ns.get()));
+            bench.rtc.tick(&bench.machine.cx());
+            assert_eq!(bench.machine.edges(8), edge);
+            assert_ne!(bench.read(register::C) & reg_c::PERIODIC, 0);
+        }
+    }
+}
+
 #[test]
 fn a_held_divider_makes_no_events() {
     let mut bench = Bench::new();
