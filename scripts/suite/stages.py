@@ -52,6 +52,9 @@ def style(results: Results) -> None:
              *TOP.glob("guests/linux/*.rs")]
     check(results, "rustfmt of the module and the guests", "rustfmt", "--check", "--edition=2021", *loose)
     check(results, "clippy", "cargo", "clippy", "--quiet", "--workspace", "--all-targets", "--", "-Dwarnings")
+    tmk = ("--manifest-path", TOP / "guests/tmk/Cargo.toml")
+    check(results, "cargo fmt of the test kernels", "cargo", "fmt", "--check", *tmk)
+    check(results, "clippy of the test kernels", "cargo", "clippy", "--quiet", "--locked", *tmk, "--", "-Dwarnings")
     check(results, "every source file names its licence", TOP / "scripts/check-licences")
 
 

@@ -179,7 +179,11 @@ fn init_in_an_nmi_handler() -> Outcome {
     static STAY: AtomicBool = AtomicBool::new(true);
     STAY.store(true, Release);
     apic::on();
-    trap::on_nmi(|| while me() == 1 && STAY.load(Acquire) {});
+    trap::on_nmi(|| {
+        while me() == 1 && STAY.load(Acquire) {
+            core::hint::spin_loop();
+        }
+    });
     apic::send(smp::id(1), NMI);
     until(|| count_of(1, 2) == 1)?;
     restart(1, START_PAGE)?;

@@ -33,7 +33,7 @@ static ANSWERED: Counts = zeros();
 static WRONG: AtomicBool = AtomicBool::new(false);
 
 fn vector(kind: u8, number: u32, name: usize) -> u32 {
-    u32::from(kind) + (number % CLASSES << 4) + name as u32
+    u32::from(kind) + ((number % CLASSES) << 4) + name as u32
 }
 
 /// Takes a message, and answers it; or an answer.
@@ -63,13 +63,13 @@ fn send_all(rounds: u32, halt: bool) -> Outcome {
         return Ok(());
     }
     for number in 1..=rounds {
-        for to in 0..targets {
-            SENT[me][to].store(number, Release);
+        for (to, sent) in SENT[me].iter().enumerate().take(targets) {
+            sent.store(number, Release);
             apic::send(smp::id(to), vector(MESSAGE, number, me));
         }
-        for to in 0..targets {
+        for answered in ANSWERED[me].iter().take(targets) {
             wait(halt, || {
-                ANSWERED[me][to].load(Acquire) == number || WRONG.load(Acquire)
+                answered.load(Acquire) == number || WRONG.load(Acquire)
             })?;
         }
     }
