@@ -300,7 +300,7 @@ impl VmNode {
     }
 
     fn stop(&self) -> Result {
-        {
+        let held = {
             let vm = self.vm.lock();
             let held = vm.as_ref().ok_or(ENODEV)?;
             if held.machine.state() == State::Created {
@@ -310,9 +310,12 @@ impl VmNode {
             }
             // What is not running any more needs no stopping.
             let _ = held.machine.stop();
-        }
-        self.wait_stopped(None)?;
-        self.held()?.machine.join();
+            held.clone()
+        };
+        // Who waits for its end may free it at once: it is stopped nevertheless.
+        let stopped = || matches!(held.state(), State::Stopped(_)).then_some(Ok(()));
+        self.wait_until(stopped, None)?;
+        held.machine.join();
         Ok(())
     }
 

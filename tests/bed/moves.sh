@@ -32,6 +32,7 @@ until grep -q "^guest: token moved" log; do
 	v3 info moved | grep -q "state: running" || break
 done
 echo "$done moves until it was up"
+v3 info moved | grep -q "state: running" || { v3 info moved; cat log; echo "not ok it comes up"; exit 1; }
 while [ $done -lt $MOVES ]; do move $done; done
 check "$MOVES moves" [ $failed = 0 ]
 check "the guest works on" sh -c 'v3 info moved | grep -q "state: running" && ! grep -q "^guest: .* load" log'
