@@ -6,7 +6,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,35 +105,57 @@ def guests(results: Results) -> None:
 
 
 def bed(results: Results) -> None:
-    """tests/bed/*: each runs inside the emulated host, on every kernel it names."""
-    for test in sorted((TOP / "tests" / "bed").glob("*.sh")):
-        options = re.findall(r"^# bed: (.*)$", test.read_text(), re.MULTILINE)
-        words = shlex.split(" ".join(options))
-        kernels = KERNELS
-        if "--kernel" in words:
-            at = words.index("--kernel")
-            kernels = (words[at + 1],)
-            del words[at:at + 2]
-        for kernel in kernels:
-            run_in_bed(results, test, kernel, words)
+    """tests/bed/*: each runs inside the emulated host, on every kernel it names. Two at a time: most of one is one CPU."""
+    runs = [run for test in sorted((TOP / "tests" / "bed").glob("*.sh")) for run in runs_of(test)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for run, told in zip(runs, pool.map(BedRun.output, runs)):
+            run.judge(results, *told)
 
 
-def run_in_bed(results: Results, test: Path, kernel: str, options: list[str]) -> None:
-    name = f"{test.stem} [{kernel}]"
-    status, text = output(f"bed-{test.stem}-{kernel}", "scripts/testbed", "run", "--kernel", kernel, *options, "--add", test, "--",
-                          "sh", f"./{test.name}")
-    before = len(results.failed)
-    told = results.read_tap(text, f" [{kernel}]")
-    if re.search(r"^running \d+ tests", text, re.MULTILINE):
-        results.read_cargo(text, suffix=f" [{kernel}]")
-        told = results.count()
-    if status != 0:
-        results.fail(f"{name}: status {status}")
-        print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)
-    elif told == 0:
-        results.ok(name)
-    elif len(results.failed) > before:
-        print(f"      the whole output: build/test/bed-{test.stem}-{kernel}.log", file=sys.stderr)
+def runs_of(test: Path) -> list["BedRun"]:
+    options = re.findall(r"^# bed: (.*)$", test.read_text(), re.MULTILINE)
+    words = shlex.split(" ".join(options))
+    kernels = KERNELS
+    if "--kernel" in words:
+        at = words.index("--kernel")
+        kernels = (words[at + 1],)
+        del words[at:at + 2]
+    return [BedRun(test, kernel, words) for kernel in kernels]
+
+
+@dataclass
+class BedRun:
+    """One test on the emulated host with one kernel."""
+
+    test: Path
+    kernel: str
+    options: list[str]
+
+    def log(self) -> str:
+        return f"bed-{self.test.stem}-{self.kernel}"
+
+    def output(self) -> tuple[int, str, float]:
+        """Its status, its output, and the seconds it took."""
+        start = time.monotonic()
+        status, text = output(self.log(), "scripts/testbed", "run", "--kernel", self.kernel, *self.options, "--add", self.test, "--",
+                              "sh", f"./{self.test.name}")
+        return status, text, time.monotonic() - start
+
+    def judge(self, results: Results, status: int, text: str, seconds: float) -> None:
+        name = f"{self.test.stem} [{self.kernel}]"
+        before, counted = len(results.failed), results.count()
+        told = results.read_tap(text, f" [{self.kernel}]")
+        if re.search(r"^running \d+ tests", text, re.MULTILINE):
+            results.read_cargo(text, suffix=f" [{self.kernel}]")
+            told = results.count()
+        if status != 0:
+            results.fail(f"{name}: status {status}")
+            print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)
+        elif told == 0:
+            results.ok(name)
+        elif len(results.failed) > before:
+            print(f"      the whole output: build/test/{self.log()}.log", file=sys.stderr)
+        print(f"    {name}: {results.count() - counted} tests in {seconds:.0f} s", flush=True)
 
 
 def fuzz(results: Results) -> None:
