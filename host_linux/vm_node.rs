@@ -4,30 +4,31 @@
 //! The node outlives its VM: a file that is open when the VM is freed answers `ENODEV`. Whoever uses the VM for the length of
 //! a call counts a reference to [`Held`]; a call that waits does so without one.
 //!
+//! What files do is in [`file`].
+//!
 //! Lock order: [`Awake`], `VmNode::vm`, the core's locks, `Watch::streams`.
+
+mod file;
 
 use crate::counters::VMS;
 use crate::host::Linux;
 use crate::machine::{Hardware, Machine};
 use crate::memory::Ram;
-use crate::misc::{Device, Operations, Poll};
+use crate::misc::{Device, Operations};
 use crate::queue::{Queue, Until};
 use crate::sleep::Awake;
-use crate::stream::{Attachment, DeviceEnd, Stream};
+use crate::stream::{DeviceEnd, Stream};
 use crate::user::{self, must_be_zero};
 use crate::{error, info, THIS_MODULE};
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, Ordering};
+use file::VmFile;
 use kernel::{
-    bindings,
-    fs::{File, Kiocb},
-    iov::{IovIterDest, IovIterSource},
-    miscdevice::{MiscDevice, MiscDeviceRegistration},
-    new_mutex,
+    bindings, new_mutex,
     prelude::*,
     static_lock_class,
     str::CString,
-    sync::{Arc, ArcBorrow, Mutex, SetOnce},
+    sync::{Arc, Mutex},
 };
 use palacios_core::addr::{Gpa, PAGE_SIZE};
 use palacios_core::alloc_ext::try_box;
@@ -489,150 +490,3 @@ fn console_of(image: &[u8]) -> Result<Option<CString>, NoVm> {
     let name = console.map(|name| CString::try_from_fmt(fmt!("{name}")));
     Ok(name.transpose()?)
 }
-
-/// An open file of a node; a stream, once it was told so.
-pub(crate) struct VmFile {
-    node: Arc<VmNode>,
-    stream: SetOnce<Attachment>,
-}
-
-#[vtable]
-impl MiscDevice for VmFile {
-    type Ptr = KBox<Self>;
-
-    fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
-        // SAFETY: Files of these operations are opened on the device of a `VmNode` only, which lives in an `Arc`, and
-        // the misc core keeps it registered until this returns.
-        let node = unsafe {
-            let device = Device::of(misc.as_raw());
-            let node = device
-                .byte_sub(core::mem::offset_of!(VmNode, device))
-                .cast::<VmNode>();
-            Arc::from(ArcBorrow::from_raw(node))
-        };
-        let file = Self {
-            node,
-            stream: SetOnce::new(),
-        };
-        Ok(KBox::new(file, GFP_KERNEL_ACCOUNT)?)
-    }
-
-    fn ioctl(me: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        if me.stream.as_ref().is_some() {
-            return Err(ENOTTY);
-        }
-        let node = &me.node;
-        match cmd {
-            abi::V3_VM_LAUNCH => node.awake.during(|| node.launch()),
-            abi::V3_VM_STOP => node.stop(),
-            abi::V3_VM_PAUSE => node.pause(),
-            abi::V3_VM_CONTINUE => node.awake.during(|| node.resume()),
-            abi::V3_VM_WAIT => node.wait(arg),
-            abi::V3_VM_INFO => user::write(arg, &node.info()?),
-            abi::V3_VM_STATS => node.stats(arg),
-            abi::V3_VM_STREAM => me.attach(arg),
-            abi::V3_VM_RELOCATE => node.relocate(arg),
-            abi::V3_VM_MOVE => node.move_vcpu(arg),
-            abi::V3_VM_VCPU => node.vcpu(arg),
-            _ => Err(ENOTTY),
-        }?;
-        Ok(0)
-    }
-
-    fn read_iter(kiocb: Kiocb<'_, KBox<Self>>, to: &mut IovIterDest<'_>) -> Result<usize> {
-        let (node, stream) = kiocb.file().attached()?;
-        loop {
-            let seen = stream.queue.seen();
-            // Before the look at the ring: what came before the end is still read.
-            let over = node.is_over();
-            match stream.read(to)? {
-                0 if over || to.is_empty() => return Ok(0),
-                0 => may_block(&kiocb)?,
-                len => return Ok(len),
-            }
-            stream.queue.wait(seen, Until::Interrupted, None)?;
-        }
-    }
-
-    fn write_iter(kiocb: Kiocb<'_, KBox<Self>>, from: &mut IovIterSource<'_>) -> Result<usize> {
-        let (node, stream) = kiocb.file().attached()?;
-        let mut done = 0;
-        let mut push = || loop {
-            let seen = stream.queue.seen();
-            let held = node.held().map_err(|_| EPIPE)?;
-            if let State::Stopped(_) = held.state() {
-                return Err(EPIPE);
-            }
-            let len = stream.write(from)?;
-            done = len.saturating_add(done);
-            if len > 0 {
-                held.machine.input_ready();
-            }
-            drop(held);
-            if from.is_empty() {
-                return Ok(());
-            }
-            may_block(&kiocb)?;
-            stream.queue.wait(seen, Until::Interrupted, None)?;
-        };
-        match push() {
-            Err(error) if done == 0 => Err(error),
-            _ => Ok(done),
-        }
-    }
-}
-
-/// `EAGAIN` for a file that does not want to wait.
-fn may_block<T: kernel::types::ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> Result {
-    // SAFETY: The kiocb of a call in progress, and its file.
-    let flags = unsafe { (*(*kiocb.as_raw()).ki_filp).f_flags };
-    match flags & bindings::O_NONBLOCK {
-        0 => Ok(()),
-        _ => Err(EAGAIN),
-    }
-}
-
-impl VmFile {
-    /// Makes this file a stream.
-    fn attach(&self, arg: usize) -> Result {
-        let wanted: abi::v3_stream = user::read(arg)?;
-        let name = abi::until_nul(&wanted.name).ok_or(EINVAL)?;
-        self.node.held()?;
-        let stream = self.node.find_stream(name).ok_or(ENOENT)?;
-        let attachment = Attachment::new(stream).ok_or(EBUSY)?;
-        self.stream.populate(attachment).then_some(()).ok_or(ENOTTY)
-    }
-
-    fn attached(&self) -> Result<(&VmNode, &Stream)> {
-        let stream = self.stream.as_ref().ok_or(EINVAL)?;
-        Ok((&self.node, stream))
-    }
-}
-
-impl Poll for VmFile {
-    unsafe fn poll(me: &Self, file: &File, table: *mut bindings::poll_table) -> u32 {
-        let Ok((node, stream)) = me.attached() else {
-            return POLLERR;
-        };
-        // SAFETY: The table of this call; the file holds the stream.
-        unsafe { stream.queue.poll(file, table) };
-        let over = node.is_over();
-        match (stream.readable(), over) {
-            (true, true) => POLLIN,
-            (false, true) => POLLIN | POLLHUP,
-            (readable, false) => {
-                let input = if readable { POLLIN } else { 0 };
-                input | if stream.writable() { POLLOUT } else { 0 }
-            }
-        }
-    }
-}
-
-/// Data can be read (`EPOLLIN`, `EPOLLRDNORM`).
-const POLLIN: u32 = 0x41;
-/// Data can be written (`EPOLLOUT`, `EPOLLWRNORM`).
-const POLLOUT: u32 = 0x104;
-/// Not a stream.
-const POLLERR: u32 = 0x8;
-/// The other end is gone.
-const POLLHUP: u32 = 0x10;
