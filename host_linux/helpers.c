@@ -161,23 +161,13 @@ int v3vee_unpin(struct task_struct *task)
 /* Time. */
 
 /*
- * The kernel trusts the counter if it keeps its own time by it; it has then looked whether all CPUs agree, goes on looking,
- * and marks it when they cease to. That it does not keep time by it now may have other reasons.
+ * The kernel compares the counters of all CPUs as it brings them up, goes on looking, and says for ever when they cease to
+ * agree. Whether it keeps its own time by them is another question: in its first seconds it does not yet.
  */
 bool v3vee_tsc_stable(void);
 bool v3vee_tsc_stable(void)
 {
-	static bool trusted;
-	struct system_time_snapshot now;
-
-	if (check_tsc_unstable())
-		return false;
-	if (!READ_ONCE(trusted)) {
-		ktime_get_snapshot_id(CLOCK_MONOTONIC, &now);
-		if (now.valid && now.cs_id == CSID_X86_TSC)
-			WRITE_ONCE(trusted, true);
-	}
-	return READ_ONCE(trusted);
+	return !check_tsc_unstable();
 }
 
 /* Looks first, as yield_to() takes two run queues' locks to find out. */
