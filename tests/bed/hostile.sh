@@ -28,7 +28,31 @@ check "a reset by the keyboard controller" ends 1 "after the reset" reset_by_key
 check "a reset by the chipset" ends 1 "after the reset" reset_by_chipset
 check "two hundred resets" ends 1 "passed, 0 failed" "reset_storm times=200"
 check "interrupts off, and spinning" ends 124 "timeout" spin_without_interrupts --timeout=3
-check "interrupts off, and halted" ends 124 "timeout" halt_without_interrupts --timeout=3
+
+# dies VCPUS TEST: nothing can wake the guest any more. The VM says so, does nothing, and stops when it is told to.
+state() { [ "$(v3 info dead | sed -n 's/^state: //p')" = "$1" ]; }
+dies() {
+	cat >dead.toml <<-TOML
+		name = "dead"
+		memory = "64M"
+		vcpus = $1
+		kernel = "tmk"
+		cmdline = "test=$2"
+	TOML
+	v3 build dead.toml -o dead.img && v3 create dead.img >/dev/null && v3 launch dead || return 1
+	tries=0
+	until state "running (dead)"; do
+		tries=$((tries + 1))
+		[ $tries -lt 200 ] && state "running" || break
+		sleep 1
+	done
+	state "running (dead)" && v3 stop dead && state "stopped" || { v3 info dead; false; }
+	good=$?
+	v3 free dead
+	return $good
+}
+check "one CPU, halted for good, is a dead VM" dies 1 halt_without_interrupts
+check "all CPUs halted for good are a dead VM" dies 4 all_halted_without_interrupts
 check "nothing is held" nothing_held
 
 # refused TEXT FILE [OPTION]…: the image makes no VM.

@@ -6,6 +6,7 @@ use crate::io::{cpuid, outb};
 use crate::paging;
 use crate::{check_eq, tests, Outcome};
 use core::arch::{asm, global_asm};
+use core::cell::UnsafeCell;
 
 tests!(
     real_mode,
@@ -297,6 +298,13 @@ fn real_mode_devices() -> Outcome {
     Ok(())
 }
 
+/// Those of the modes that leave this one altogether.
+pub fn go_through() -> Outcome {
+    real_mode()?;
+    real_mode_interrupts()?;
+    paging_with_pae()
+}
+
 fn check_32() -> Outcome {
     check_eq!(result(result::VENDOR_32), cpuid(0, 0)[1], "CPUID");
     check_eq!(result(result::IO_APIC_32) >> 16 & 0xff, 23, "a device");
@@ -337,7 +345,13 @@ fn paging_with_32_bit_entries() -> Outcome {
 
 /// Three levels, 2 MiB pages.
 fn paging_with_pae() -> Outcome {
-    let pointers = paging::frame()?;
+    /// The four entries of the highest table.
+    #[repr(align(32))]
+    struct Pointers(UnsafeCell<[u64; 4]>);
+    // SAFETY: only the first CPU does tests.
+    unsafe impl Sync for Pointers {}
+    static POINTERS: Pointers = Pointers(UnsafeCell::new([0; 4]));
+    let pointers = POINTERS.0.get() as u64;
     let directories = (&raw const boot_pd) as u64;
     (0..4).for_each(|n| poke(pointers + 8 * n, (directories + 4096 * n) | 1));
     go_down_and_up(Some((pointers, read_cr4())));
