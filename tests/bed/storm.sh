@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Every virtual CPU sends interrupts to every one, twice as many as the host has CPUs: 100,000, and none is lost or comes
-# twice. By registers in memory and by MSRs; waiting in HLT, and looking all the time.
-# Guests with several busy vCPUs were seen to die on the debug kernel, rarely: until that is understood, stock only.
-# bed: --kernel stock --add build/guests/tmk/tmk --timeout 900
+# twice. By registers in memory and by MSRs; waiting in HLT, and looking all the time. A tenth of that on the debug kernel, and
+# on one CPU: see "What the emulation does not show" in Documentation/testbed.md.
+# bed debug: --cpus 1
+# bed: --add build/guests/tmk/tmk --timeout 900
 storm() {
 	v3 run --kernel tmk --mem 64 --cpus 4 --append "test=storm $1" --timeout 400 </dev/null >log
 	status=$?
@@ -10,8 +11,10 @@ storm() {
 	[ $status = 1 ]
 }
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-check "a storm among CPUs that halt" storm "interrupts=40000"
-check "a storm in x2APIC mode" storm "interrupts=40000 x2apic=1"
-check "a storm among CPUs that spin" storm "interrupts=20000 spin=1"
+k=1000
+[ -e /sys/kernel/debug/kmemleak ] && k=100
+check "a storm among CPUs that halt" storm "interrupts=$((40 * k))"
+check "a storm in x2APIC mode" storm "interrupts=$((40 * k)) x2apic=1"
+check "a storm among CPUs that spin" storm "interrupts=$((20 * k)) spin=1"
 check "nothing is held" sh -c '[ "$(cat /sys/kernel/debug/v3vee/vms)" = 0 ]'
 check "rmmod" rmmod v3vee
