@@ -15,6 +15,7 @@
 #include <linux/nodemask.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/sched/isolation.h>
 #include <linux/sched/mm.h>
 #include <linux/sizes.h>
 #include <linux/spinlock.h>
@@ -152,10 +153,21 @@ int v3vee_pin(struct task_struct *task, unsigned int cpu)
 	return set_cpus_allowed_ptr(task, cpumask_of(cpu));
 }
 
+/* Any CPU but those that the administrator keeps for others, as a new thread has it. The mask is 1 KiB at most. */
 int v3vee_unpin(struct task_struct *task);
 int v3vee_unpin(struct task_struct *task)
 {
-	return set_cpus_allowed_ptr(task, cpu_possible_mask);
+	cpumask_var_t allowed;
+	int err;
+
+	if (!alloc_cpumask_var(&allowed, GFP_KERNEL | __GFP_NOFAIL))
+		return -ENOMEM;
+	rcu_read_lock();
+	cpumask_copy(allowed, housekeeping_cpumask(HK_TYPE_DOMAIN));
+	rcu_read_unlock();
+	err = set_cpus_allowed_ptr(task, allowed);
+	free_cpumask_var(allowed);
+	return err;
 }
 
 /* Time. */

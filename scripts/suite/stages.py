@@ -113,17 +113,14 @@ def bed(results: Results) -> None:
 
 
 def runs_of(test: Path) -> list["BedRun"]:
-    """On each kernel, or the one it names. A line `# bed KERNEL:` has options for that kernel alone."""
-
-    def options(pattern: str) -> list[str]:
-        return shlex.split(" ".join(re.findall(rf"^# bed{pattern}: (.*)$", test.read_text(), re.MULTILINE)))
-
-    words, kernels = options(""), KERNELS
+    """On each kernel, or the one it names."""
+    words = shlex.split(" ".join(re.findall(r"^# bed: (.*)$", test.read_text(), re.MULTILINE)))
+    kernels = KERNELS
     if "--kernel" in words:
         at = words.index("--kernel")
         kernels = (words[at + 1],)
         del words[at:at + 2]
-    return [BedRun(test, kernel, words + options(f" {kernel}")) for kernel in kernels]
+    return [BedRun(test, kernel, words) for kernel in kernels]
 
 
 @dataclass

@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Linux as a host, held against the core's contract.
-# bed: --cpus 2
+# bed: --timeout 300
 cat /sys/kernel/debug/v3vee/conformance

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The host's CPUs come and go, are taken from VMs and given back; VMs keep none busy for nothing.
-# bed: --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 300
+# bed: --mem 640 --add build/guests/tmk/tmk --timeout 300
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 held() { cat /sys/kernel/debug/v3vee/$1; }
 nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
@@ -26,13 +26,13 @@ image pinned spin_without_interrupts 'pins = [1]'
 image asleep halt_for_ever 'pins = [1]'
 image passes cpuid_signature,apic_timer_periodic 'pins = [1]'
 
-# CPU 1 goes away under guests, busy ones and idle ones, and comes back.
+# The CPUs are 1 and 2: see the manual of the test bed. CPU 1 goes away under guests, busy ones and idle ones, and comes back.
 for vm in spin halt pinned asleep; do start $vm; done
 check "a pinned one is where it belongs" [ $(allowed pinned) = 1 ]
-gone() { cpu 0 && runs spin && runs pinned && [ $(on pinned) = 0 ]; }
+gone() { cpu 0 && runs spin && runs pinned && [ $(on pinned) != 1 ]; }
 back() { cpu 1 && [ $(allowed pinned) = 1 ] && [ $(allowed asleep) = 1 ] && runs pinned && [ $(on pinned) = 1 ]; }
 for round in 1 2 3; do
-	check "CPU 1 goes: all run on CPU 0 ($round)" gone
+	check "CPU 1 goes: all run on ($round)" gone
 	check "CPU 1 comes: the pinned ones are back ($round)" back
 done
 for vm in spin halt pinned asleep; do check "$vm lived through it" running $vm; done
@@ -56,7 +56,7 @@ if grep -q cpuset $groups/cgroup.controllers; then
 	start pinned
 	echo +cpuset >$groups/cgroup.subtree_control
 	mkdir $groups/vms
-	for of in 0 1 0-1; do
+	for of in 1 2 1-2; do
 		echo $of >$groups/vms/cpuset.cpus
 		for vm in spin pinned; do
 			echo $(thread $vm) >$groups/vms/cgroup.procs

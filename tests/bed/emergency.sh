@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The host is reset under VMs without any farewell, as the last of the magic keys does.
-# bed: --cpus 2 --mem 640 --add build/guests/tmk/tmk --add tests/bed/panic.sh --timeout 200 --expect "sysrq: Resetting" --goes-down
+# bed: --mem 640 --add build/guests/tmk/tmk --add tests/bed/panic.sh --timeout 200 --expect "sysrq: Resetting" --goes-down
 key=b
 . ./panic.sh

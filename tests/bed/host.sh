@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # What the host does to VMs: memory that is not there, calls that race, allocations that fail. It stays well, and all comes back.
-# bed: --cpus 2 --mem 640 --add build/guests/tmk/tmk --timeout 600
+# bed: --mem 640 --add build/guests/tmk/tmk --timeout 600
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 held() { cat /sys/kernel/debug/v3vee/$1; }
 nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }

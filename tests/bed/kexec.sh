@@ -11,7 +11,7 @@ passes() { v3 run --kernel tmk --mem 32 --append test=$1 --timeout 200 </dev/nul
 check "$nth kernel: guests run" passes cpuid_signature,apic_timer_periodic
 
 # On each CPU a VM that never gives it up, and one that waits.
-for cpu in $(seq 0 $(($(nproc) - 1))); do
+for cpu in $(seq $(nproc)); do
 	for test in spin_without_interrupts halt_for_ever; do
 		name=$test-$cpu
 		printf 'memory = "32M"\nkernel = "tmk"\ncmdline = "test=%s"\npins = [%s]\n' $test $cpu >$name.toml

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# The tiny test kernels for several CPUs, with two and with four. On the debug kernel the host has one: see "What the emulation
-# does not show" in Documentation/testbed.md.
-# bed debug: --cpus 1
+# The tiny test kernels for several CPUs, with two and with four.
 # bed: --add build/guests/tmk/tmk --timeout 600
 run() { v3 run --kernel tmk --mem 256 --append "$1" --cpus "$2" --timeout 250 </dev/null | tr -d '\r'; }
 run test=list 1 | sed -n 's/^test several //p' >list

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The host sleeps and wakes under guests: to RAM and to disk.
-# bed: --cpus 2 --mem 1024 --add build/guests/tmk/tmk --timeout 300
+# bed: --mem 1024 --add build/guests/tmk/tmk --timeout 300
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 held() { cat /sys/kernel/debug/v3vee/$1; }
 nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
@@ -30,7 +30,7 @@ passes sleep_is_not_counted & clock=$!
 until grep -q ticking sleep_is_not_counted.out 2>/dev/null; do :; done
 
 alarm=/sys/class/rtc/rtc0/wakealarm
-sleeps() { echo 0 >$alarm && echo +4 >$alarm && echo mem >/sys/power/state; }
+sleeps() { echo 0 >$alarm && echo +15 >$alarm && echo mem >/sys/power/state; }
 grep -q deep /sys/power/mem_sleep && echo deep >/sys/power/mem_sleep
 for vm in spin halt pinned; do check "$vm runs" state $vm running; done
 check "the host sleeps and wakes" sleeps

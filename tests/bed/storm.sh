@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Every virtual CPU sends interrupts to every one, twice as many as the host has CPUs: 100,000, and none is lost or comes
-# twice. By registers in memory and by MSRs; waiting in HLT, and looking all the time. A tenth of that on the debug kernel, and
-# on one CPU: see "What the emulation does not show" in Documentation/testbed.md.
-# bed debug: --cpus 1
+# twice. By registers in memory and by MSRs; waiting in HLT, and looking all the time. A tenth of that on the debug kernel, which
+# is slow.
 # bed: --add build/guests/tmk/tmk --timeout 900
 storm() {
 	v3 run --kernel tmk --mem 64 --cpus 4 --append "test=storm $1" --timeout 400 </dev/null >log
