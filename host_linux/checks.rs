@@ -2,9 +2,9 @@
 //! `/sys/kernel/debug/v3vee/conformance`: reading it holds this host against the core's contract, line by line.
 
 use crate::counters::Directory;
+use crate::ffi::{self, THIS_MODULE};
 use crate::host::Linux;
 use crate::memory::Ram;
-use crate::{ffi, THIS_MODULE};
 use core::ptr::null_mut;
 use kernel::{bindings, prelude::*, seq_file::SeqFile, seq_print};
 use palacios_core::conformance::{self, Outcome};
@@ -18,7 +18,7 @@ struct Operations(bindings::file_operations);
 unsafe impl Sync for Operations {}
 
 static OPERATIONS: Operations = Operations(bindings::file_operations {
-    owner: THIS_MODULE.as_ptr(),
+    owner: THIS_MODULE,
     open: Some(open),
     read: Some(bindings::seq_read),
     llseek: Some(bindings::seq_lseek),

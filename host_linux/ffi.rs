@@ -4,6 +4,7 @@
 use kernel::{
     bindings,
     ffi::{c_char, c_void},
+    types::Opaque,
 };
 
 /// A control group of the memory controller, known by its address only.
@@ -12,9 +13,14 @@ pub(crate) struct MemCgroup {
     _opaque: [u8; 0],
 }
 
+/// The module itself. Linux 7.2 and those after it keep it in different places of the kernel crate.
+pub(crate) const THIS_MODULE: *mut bindings::module = (&raw const __this_module).cast_mut().cast();
+
 // The bindings of some kernel structs have no field, which other compilers would see as not FFI-safe.
 #[allow(improper_ctypes)]
 extern "C" {
+    static __this_module: Opaque<bindings::module>;
+
     pub(crate) fn v3vee_pages_alloc(order: u32, below_4g: bool, node: i32) -> *mut c_void;
     pub(crate) fn v3vee_can_spare(count: usize) -> bool;
     pub(crate) fn v3vee_ram_alloc(order: u32, zero: bool) -> *mut c_void;

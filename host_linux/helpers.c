@@ -40,7 +40,7 @@ static void *pages(gfp_t gfp, unsigned int order, int node)
 	if (node == NUMA_NO_NODE || !node_online(node))
 		page = alloc_pages(gfp, order);
 	else
-		page = __alloc_pages(gfp, order, node, NULL);
+		page = alloc_pages_node(node, gfp, order);
 	return page ? page_address(page) : NULL;
 }
 
@@ -306,9 +306,9 @@ static __always_inline void forget_returns(void)
 	asm_inline volatile(ALTERNATIVE("", "call entry_untrain_ret", X86_FEATURE_UNRET)
 			    : ASM_CALL_CONSTRAINT : : "memory");
 #endif
-	if (static_cpu_has(X86_FEATURE_IBPB_ON_VMEXIT))
+	if (cpu_feature_enabled(X86_FEATURE_IBPB_ON_VMEXIT))
 		native_wrmsrq(MSR_IA32_PRED_CMD, PRED_CMD_IBPB);
-	if (static_cpu_has(X86_FEATURE_RSB_VMEXIT))
+	if (cpu_feature_enabled(X86_FEATURE_RSB_VMEXIT))
 		asm volatile("1:\n"
 			     ANNOTATE_INTRA_FUNCTION_CALL "\n call 2f\n int3\n 2:\n"
 			     ANNOTATE_INTRA_FUNCTION_CALL "\n call 3f\n int3\n 3:\n"

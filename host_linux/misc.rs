@@ -4,7 +4,7 @@
 //! `kernel::miscdevice` of 7.2 leaves `fops.owner` unset, so an open file would not keep the module in; and it has no
 //! `poll`. So its table of operations is taken over and completed.
 
-use crate::THIS_MODULE;
+use crate::ffi::THIS_MODULE;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::{
     bindings,
@@ -40,7 +40,7 @@ impl Operations {
     pub(crate) const fn new<T: MiscDevice>() -> Self {
         // SAFETY: `into_raw` points at a static table.
         let mut operations = unsafe { *MiscDeviceOptions { name: c"" }.into_raw::<T>().fops };
-        operations.owner = THIS_MODULE.as_ptr();
+        operations.owner = THIS_MODULE;
         Self(operations)
     }
 

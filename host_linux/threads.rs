@@ -6,7 +6,7 @@
 
 use crate::counters::THREADS;
 use crate::ffi;
-use crate::THIS_MODULE;
+use crate::ffi::THIS_MODULE;
 use core::mem::{offset_of, transmute};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
@@ -24,6 +24,10 @@ use palacios_core::host::{self, CpuId, NoMemory, NoSuchCpu};
 /// Timers are absolute, fire in hard-interrupt context, and stay on the CPU where they were armed: most often the guest's,
 /// where their interrupt alone ends the guest's run.
 const TIMER_MODE: bindings::hrtimer_mode = bindings::hrtimer_mode_HRTIMER_MODE_ABS_PINNED_HARD;
+
+/// `HRTIMER_NORESTART`, which bindgen names in one way for Linux 7.2, and in another since.
+// SAFETY: A number, in whatever shape; this one is 0.
+const NO_RESTART: bindings::hrtimer_restart = unsafe { core::mem::zeroed() };
 
 /// A vCPU's thread.
 pub(crate) struct Thread(Arc<Inner>);
@@ -218,7 +222,7 @@ unsafe extern "C" fn timer_fired(timer: *mut bindings::hrtimer) -> bindings::hrt
     let inner = unsafe { &*timer.byte_sub(offset_of!(Inner, timer)).cast::<Inner>() };
     inner.unpark();
     inner.kick();
-    bindings::hrtimer_restart_HRTIMER_NORESTART
+    NO_RESTART
 }
 
 /// # Safety
@@ -230,7 +234,7 @@ unsafe extern "C" fn thread_main(data: *mut c_void) -> i32 {
     drop(inner);
     THREADS.sub(1);
     // SAFETY: The reference to the module that `Thread::new` took. Does not return here.
-    unsafe { bindings::__module_put_and_kthread_exit(THIS_MODULE.as_ptr(), 0) }
+    unsafe { bindings::__module_put_and_kthread_exit(THIS_MODULE, 0) }
 }
 
 impl Thread {
@@ -238,7 +242,7 @@ impl Thread {
         let inner = Arc::pin_init(Inner::new(cpu), GFP_KERNEL_ACCOUNT).map_err(|_| NoMemory)?;
         let name = CString::try_from_fmt(name).map_err(|_| NoMemory)?;
         // SAFETY: A descriptor or a VM holds the module at least until this returns.
-        unsafe { bindings::__module_get(THIS_MODULE.as_ptr()) };
+        unsafe { bindings::__module_get(THIS_MODULE) };
         let data = Arc::into_raw(inner.clone());
         // SAFETY: `thread_main` takes the reference in `data`; the format takes one string.
         let task = unsafe {
@@ -274,7 +278,7 @@ impl Thread {
         // SAFETY: By the contract above.
         unsafe {
             drop(Arc::from_raw(data));
-            bindings::module_put(THIS_MODULE.as_ptr());
+            bindings::module_put(THIS_MODULE);
         }
     }
 }

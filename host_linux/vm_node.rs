@@ -11,6 +11,7 @@
 mod file;
 
 use crate::counters::VMS;
+use crate::ffi::THIS_MODULE;
 use crate::host::Linux;
 use crate::machine::{Hardware, Machine};
 use crate::memory::Ram;
@@ -19,7 +20,7 @@ use crate::queue::{Queue, Until};
 use crate::sleep::Awake;
 use crate::stream::{DeviceEnd, Stream};
 use crate::user::{self, must_be_zero};
-use crate::{error, info, THIS_MODULE};
+use crate::{error, info};
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, Ordering};
 use file::VmFile;
@@ -119,7 +120,7 @@ struct ModuleReference;
 impl ModuleReference {
     fn new() -> Self {
         // SAFETY: The module is in use: the caller comes from one of its files.
-        unsafe { bindings::__module_get(THIS_MODULE.as_ptr()) };
+        unsafe { bindings::__module_get(THIS_MODULE) };
         Self
     }
 }
@@ -127,7 +128,7 @@ impl ModuleReference {
 impl Drop for ModuleReference {
     fn drop(&mut self) {
         // SAFETY: The reference that `new` took.
-        unsafe { bindings::module_put(THIS_MODULE.as_ptr()) };
+        unsafe { bindings::module_put(THIS_MODULE) };
     }
 }
 
