@@ -106,7 +106,7 @@ if modprobe msr; then
 	start halt
 	runs spin
 	runs pinned
-	off() { for n in 0 1; do switch_off $n 2>err || { cat err; return 1; }; done; }
+	off() { for n in 0 1 2; do switch_off $n 2>err || { cat err; return 1; }; done; }
 	check "virtualization is switched off by somebody" off
 	for vm in spin pinned; do
 		v3 wait $vm >/dev/null

@@ -10,8 +10,9 @@ printed() { stty raw -echo <&1; }
 passes() { v3 run --kernel tmk --mem 32 --append test=$1 --timeout 200 </dev/null; [ $? = 1 ]; }
 check "$nth kernel: guests run" passes cpuid_signature,apic_timer_periodic
 
-# On each CPU a VM that never gives it up, and one that waits.
-for cpu in $(seq $(nproc)); do
+# On each CPU a VM that never gives it up, and one that waits. The CPUs are FIRST-LAST, or the only one.
+cpus=$(sed -n 's/^Cpus_allowed_list:[^0-9]*//p' /proc/self/status)
+for cpu in $(seq ${cpus%-*} ${cpus#*-}); do
 	for test in spin_without_interrupts halt_for_ever; do
 		name=$test-$cpu
 		printf 'memory = "32M"\nkernel = "tmk"\ncmdline = "test=%s"\npins = [%s]\n' $test $cpu >$name.toml
