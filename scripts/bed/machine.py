@@ -24,12 +24,13 @@ class Shape:
     memory_mib: int = 2048
     icount: bool = False
     gdb_port: int | None = None
+    use_cpu_0: bool = False
 
     def aside(self) -> int:
         """How many CPUs run no guest. QEMU 11 clears a flag of its first CPU whenever another CPU restores floating-point state,
         and does so without a lock: the first CPU now and then loses a change of GIF or of nested paging at that moment. So
         where there are others, it gets nothing to do."""
-        return 0 if self.icount or self.cpus == 1 else 1
+        return 0 if self.icount or self.cpus == 1 or self.use_cpu_0 else 1
 
 
 class Machine:
