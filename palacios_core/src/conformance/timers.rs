@@ -56,6 +56,9 @@ pub fn fires_once<H: Host>(host: &H) -> Outcome {
 #[derive(Default)]
 struct Steps {
     early: AtomicBool,
+    /// A time that was to be replaced came first, so that of its successor may be just coming when it is disarmed: that may
+    /// wake the thread once more.
+    came: AtomicBool,
     steps: AtomicU32,
 }
 
@@ -74,7 +77,8 @@ pub fn rearm_and_disarm<H: Host>(host: &H) -> Outcome {
             // The thread may have been held up for so long that the first time came.
             let came = from_ns.is_some_and(|from_ns| crew.host.now_ns() >= from_ns);
             thread.park();
-            let early = crew.host.now_ns() < to_ns && !came;
+            let excused = crew.state.came.swap(came, SeqCst) || came;
+            let early = crew.host.now_ns() < to_ns && !excused;
             crew.state.early.fetch_or(early, SeqCst);
             crew.state.steps.fetch_add(1, SeqCst);
         };
