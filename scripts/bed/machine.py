@@ -60,9 +60,6 @@ class Machine:
     def heard(self, data: bytes) -> None:
         """What came on a wire that is the emulator's own."""
 
-    def hang_up(self) -> None:
-        """The host has said all: what is still on the wires shall come at once."""
-
     def ended(self) -> str:
         """How the emulator ended."""
         try:
@@ -71,10 +68,13 @@ class Machine:
             return f"{self.NAME} still runs"
         return f"{self.NAME}: signal {-status}" if status < 0 else f"{self.NAME}: status {status}"
 
-    def stop(self) -> None:
-        """Takes the power away."""
+    def power_off(self) -> None:
+        """What is on the wires can still be read, up to their ends."""
         self.process.kill()
         self.process.wait()
+
+    def stop(self) -> None:
+        self.power_off()
         for port in self.ports.values():
             port.close()
 

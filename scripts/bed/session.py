@@ -83,8 +83,9 @@ class Session:
             last = time.monotonic() + LAST_WORDS_S
             while self._open and not self.log.ended and time.monotonic() < last:
                 self._step(last - time.monotonic())
-            self.machine.hang_up()
-            while self._step(0):
+            if self.status is not None:
+                self.machine.power_off()
+            while self._step(1) and self._open:
                 pass
         return self._verdict(*self._end())
 
