@@ -24,6 +24,7 @@
 #include <linux/timekeeping.h>
 #include <linux/vtime.h>
 #include <asm/debugreg.h>
+#include <asm/desc.h>
 #include <asm/io.h>
 #include <asm/msr.h>
 #include <asm/nospec-branch.h>
@@ -330,6 +331,13 @@ noinstr void v3vee_guest_exit(void)
 	instrumentation_begin();
 	trace_hardirqs_off_finish();
 	instrumentation_end();
+}
+
+/* Says that TR's limit is cut: the next task with an I/O permission map has it loaded again. */
+void v3vee_task_segment_cut(void);
+void v3vee_task_segment_cut(void)
+{
+	invalidate_tss_limit();
 }
 
 /* Waits for an interrupt in a window, and takes it there. For checks only. */

@@ -9,7 +9,8 @@ use alloc::boxed::Box;
 use kernel::prelude::*;
 use palacios_core::addr::Gpa;
 use palacios_core::backend::svm::Svm;
-use palacios_core::backend::{Backend, Features};
+use palacios_core::backend::vmx::Vmx;
+use palacios_core::backend::{Backend, Features, Unsupported};
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, NoMemory};
 use palacios_core::memory::Memory;
@@ -24,25 +25,29 @@ pub(crate) struct Hardware {
 
 enum Vendor {
     Svm(Shared<Svm<Linux>>),
+    Vmx(Shared<Vmx<Linux>>),
 }
 
 impl Hardware {
     /// Looks for it and switches it on.
     pub(crate) fn enable() -> Result<Self> {
-        let svm = Svm::probe(&Linux).map_err(|why| {
+        let vendor = Vendor::probe().map_err(|why| {
             pr_err!("{}\n", format_args!("cannot run guests here: {why}"));
             error::of_backend(why)
         })?;
-        let svm = Shared::new(svm).map_err(|_| ENOMEM)?;
         Ok(Self {
-            _cpus: Cpus::enable(svm.clone())?,
-            vendor: Vendor::Svm(svm),
+            _cpus: match &vendor {
+                Vendor::Svm(svm) => Cpus::enable(svm.clone()),
+                Vendor::Vmx(vmx) => Cpus::enable(vmx.clone()),
+            }?,
+            vendor,
         })
     }
 
     pub(crate) fn features(&self) -> Features {
         match &self.vendor {
             Vendor::Svm(svm) => svm.features(),
+            Vendor::Vmx(vmx) => vmx.features(),
         }
     }
 
@@ -57,7 +62,21 @@ impl Hardware {
                 let vm = Vm::new(&Linux, svm.clone(), parts, stream)?;
                 Machine::Svm(Shared::new(vm)?)
             }
+            Vendor::Vmx(vmx) => {
+                let vm = Vm::new(&Linux, vmx.clone(), parts, stream)?;
+                Machine::Vmx(Shared::new(vm)?)
+            }
         })
+    }
+}
+
+impl Vendor {
+    /// Whichever this processor has.
+    fn probe() -> Result<Self, Unsupported> {
+        match Svm::probe(&Linux) {
+            Err(Unsupported::NoCpu) => Ok(Self::Vmx(Shared::new(Vmx::probe(&Linux)?)?)),
+            svm => Ok(Self::Svm(Shared::new(svm?)?)),
+        }
     }
 }
 
@@ -67,6 +86,7 @@ pub(crate) type OpenStream<'a> = &'a mut dyn FnMut(&str) -> Result<Box<dyn ByteS
 /// A VM on whatever hardware.
 pub(crate) enum Machine {
     Svm(Shared<Vm<Linux, Svm<Linux>>>),
+    Vmx(Shared<Vm<Linux, Vmx<Linux>>>),
 }
 
 /// Calls the same method on whichever VM it is.
@@ -74,6 +94,7 @@ macro_rules! each {
     ($self:expr, $vm:ident => $call:expr) => {
         match $self {
             Machine::Svm($vm) => $call,
+            Machine::Vmx($vm) => $call,
         }
     };
 }

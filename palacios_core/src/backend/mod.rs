@@ -7,6 +7,8 @@
 
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod cpu;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod debug;
 #[cfg(all(test, feature = "hardware", target_arch = "x86_64"))]
 mod fake_host;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
@@ -14,7 +16,15 @@ mod fpu;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod pages;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod paging;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 pub mod svm;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod switched;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod tags;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+pub mod vmx;
 
 use crate::addr::{Gpa, Hpa};
 use crate::host::{CpuId, Host, NoMemory};
@@ -79,6 +89,9 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn control(&self) -> Control;
     /// Sets the control registers and EFER; what changed of the paging mode is flushed.
     fn set_control(&mut self, control: Control);
+    /// The four entries of PAE paging that a processor keeps in registers, after the core has set control registers so that
+    /// the guest pages so. Of no use to a backend whose processor looks them up itself.
+    fn set_page_directories(&mut self, _: [u64; 4]) {}
     /// A segment register.
     fn segment(&self, seg: Seg) -> Segment;
     /// The current privilege level.
@@ -216,6 +229,8 @@ pub enum Exit {
     BadState(&'static str),
     /// Virtualization was switched off under us: the host goes down.
     Gone,
+    /// Somebody else on this host has taken the processor's virtualization since.
+    Busy,
     /// One that this backend does not know, with the vendor's numbers for the report.
     Unknown {
         /// The vendor's exit code.
@@ -275,12 +290,12 @@ impl From<NoMemory> for Unsupported {
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoCpu => f.write_str("this CPU has no AMD SVM"),
+            Self::NoCpu => f.write_str("this CPU has neither AMD SVM nor Intel VT-x"),
             Self::Firmware => f.write_str(
-                "virtualization is switched off in the firmware setup: enable SVM there",
+                "virtualization is switched off in the firmware setup: enable SVM or VT-x there",
             ),
             Self::Busy => f.write_str(
-                "virtualization is in use: unload the other hypervisor first (rmmod kvm_amd)",
+                "virtualization is in use: unload the other hypervisor first (rmmod kvm_amd or kvm_intel)",
             ),
             Self::Missing(what) => write!(f, "this CPU lacks {what}"),
             Self::NoMemory => f.write_str("out of memory"),
