@@ -51,6 +51,11 @@ pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     fn tsc(&self) -> u64;
     /// The entry format and the number of levels of nested tables.
     fn table_format(&self) -> Format;
+    /// A model-specific register that kernels of this vendor's processors read without asking CPUID first, and what a guest
+    /// finds in it for ever.
+    fn fixed_msr(_index: u32) -> Option<u64> {
+        None
+    }
     /// A virtual CPU in the state after power-on.
     fn vcpu(&self, host: &H) -> Result<Self::Vcpu, NoMemory>;
 }

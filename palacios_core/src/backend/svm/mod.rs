@@ -187,6 +187,10 @@ impl<H: Host> Backend<H> for Svm<H> {
         self.caps.table_format()
     }
 
+    fn fixed_msr(index: u32) -> Option<u64> {
+        permission::fixed(index)
+    }
+
     fn vcpu(&self, host: &H) -> Result<Vcpu<H>, NoMemory> {
         Vcpu::new(host, self)
     }

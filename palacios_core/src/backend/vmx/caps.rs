@@ -9,12 +9,14 @@ use crate::state::{cr0, cr4};
 /// Numbers of model-specific registers.
 #[allow(missing_docs)]
 pub(super) mod msr {
+    pub const PLATFORM_ID: u32 = 0x17;
     pub const FEATURE_CONTROL: u32 = 0x3a;
     pub const ARCH_CAPABILITIES: u32 = 0x10a;
     pub const FLUSH_CMD: u32 = 0x10b;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
+    pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUGCTL: u32 = 0x1d9;
     pub const PAT: u32 = 0x277;
     pub const BASIC: u32 = 0x480;

@@ -23,6 +23,20 @@ pub(super) const IN_WINDOWS: [u32; 5] = [
     msr::KERNEL_GS_BASE,
 ];
 
+/// What a guest finds in registers that say what its processor is, and that its VMX is locked off (SDM 4: table 2-2).
+pub(super) fn fixed(index: u32) -> Option<u64> {
+    const FAST_STRINGS: u64 = 1 << 0;
+    const NO_BRANCH_TRACE: u64 = 1 << 11;
+    const NO_EVENT_SAMPLES: u64 = 1 << 12;
+    const LOCKED: u64 = 1 << 0;
+    Some(match index {
+        msr::FEATURE_CONTROL => LOCKED,
+        msr::MISC_ENABLE => FAST_STRINGS | NO_BRANCH_TRACE | NO_EVENT_SAMPLES,
+        msr::PLATFORM_ID => 0,
+        _ => return None,
+    })
+}
+
 /// A map that lets reads and writes of what is switched through.
 pub(super) fn msr_map<H: Host>(host: &H) -> Result<Pages<H>, NoMemory> {
     let mut map = Pages::new(host, 1)?;
