@@ -6,6 +6,8 @@
 //! CPU, inside a [`Host::window`]; what happens there is the fast path.
 
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+pub mod any;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod cpu;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod debug;
@@ -36,6 +38,9 @@ use core::fmt;
 pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     /// A virtual CPU.
     type Vcpu: BackendVcpu<H, Self>;
+    /// Kernels look for this vendor's cores and caches in the extended leaves of CPUID, 0x8000_0008 and 0x8000_001d and its
+    /// neighbour, and not in leaf 4.
+    const EXTENDED_TOPOLOGY: bool = false;
 
     /// Looks at the CPU this runs on, and takes what memory the whole host needs. Enables nothing.
     fn probe(host: &H) -> Result<Self, Unsupported>;

@@ -122,6 +122,7 @@ impl<H: Host> Svm<H> {
 
 impl<H: Host> Backend<H> for Svm<H> {
     type Vcpu = Vcpu<H>;
+    const EXTENDED_TOPOLOGY: bool = true;
 
     fn probe(host: &H) -> Result<Self, Unsupported> {
         Self::probe_by(host, cpu::cpuid)
