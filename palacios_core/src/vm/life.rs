@@ -151,7 +151,7 @@ impl fmt::Display for StopReason {
             Self::OutOfMemory => f.write_str("the host ran out of memory for guest RAM: free some, or give the guest less"),
             Self::HostGone => f.write_str("virtualization was switched off on this host"),
             Self::HostTaken => f.write_str(
-                "another hypervisor took the processor's virtualization: unload it (rmmod kvm_intel), and launch again",
+                "another hypervisor took the processor's virtualization: unload it (rmmod kvm_intel), and start the VM anew",
             ),
             Self::ResetFailed => f.write_str("the guest asked for a reset, and its kernel could not be loaded again"),
         }
