@@ -29,7 +29,7 @@ def bed(*words: str) -> subprocess.CompletedProcess:
 
 def run(results: Results) -> None:
     for test in (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
-                 instruction_clock, two_at_once, terminal, debugger, bootstrap_is_quick):
+                 instruction_clock, two_at_once, terminal, debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick):
         good, seen = test()
         results.check(test.__name__.replace("_", " "), good)
         if not good:
@@ -47,10 +47,17 @@ def words_as_they_are():
 
 
 def output_is_not_changed():
-    """A hundred thousand lines, and every byte value."""
-    done = bed("--no-module", "--", "seq 20000; i=0; while [ $i -lt 256 ]; do printf \"\\\\$(printf %o $i)\"; i=$((i+1)); done")
-    want = "".join(f"{i}\n" for i in range(1, 20001)).encode() + bytes(range(256))
-    return done.stdout == want, (done.returncode, len(done.stdout), done.stdout[-300:])
+    """Many lines, and every byte value."""
+    done = bed("--no-module", "--", lines_and_bytes(20000))
+    return done.stdout == told_by(20000), (done.returncode, len(done.stdout), done.stdout[-300:])
+
+
+def lines_and_bytes(lines: int) -> str:
+    return f"seq {lines}; i=0; while [ $i -lt 256 ]; do printf \"\\\\$(printf %o $i)\"; i=$((i+1)); done"
+
+
+def told_by(lines: int) -> bytes:
+    return "".join(f"{i}\n" for i in range(1, lines + 1)).encode() + bytes(range(256))
 
 
 def files():
@@ -163,6 +170,28 @@ def debugger():
         return process.wait(60) == 3 and "in section .text" in gdb.stdout, gdb
     finally:
         process.kill()
+
+
+def bochs(*words: str) -> subprocess.CompletedProcess:
+    return bed("--machine", "vtx", "--cpus", "1", "--no-module", *words)
+
+
+def bochs_output_and_status():
+    done = bochs("--", lines_and_bytes(5000) + "; exit 7")
+    return (done.returncode, done.stdout) == (7, told_by(5000)), (done.returncode, len(done.stdout), done.stderr)
+
+
+def bochs_sees_what_goes_wrong():
+    """A warning, a triple fault, a reset that was expected, the time; and what is not for it."""
+    words = [("--", "echo 'WARNING: CPU: 0 PID: 1 at somewhere' >/dev/kmsg"),
+             ("--", "echo triple >/sys/kernel/reboot/type; reboot -f"),
+             ("--goes-down", "--", "reboot -f"),
+             ("--timeout", "3", "--", "true"),
+             ("--icount", "--", "true")]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        runs = list(pool.map(lambda run: bochs(*run), words))
+    statuses = [done.returncode for done in runs]
+    return statuses == [SPLAT, BROKEN, 0, TIMEOUT, BROKEN] and b"exception with no resolution" in runs[1].stderr, runs
 
 
 def bootstrap_is_quick():
