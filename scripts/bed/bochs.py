@@ -16,6 +16,7 @@ from .machine import BOOT_OPTIONS, Machine, Shape, in_memory, rooted
 IPS = 50_000_000
 IPS_WITH_TERMINAL = 100_000_000
 MOST_CPUS = 2
+MOST_MEMORY_MIB = 2048
 START_S = 60
 SHOWN_LINES = 20
 # What Bochs says when the host is down: a power-off and a triple fault end it, and a reset would start the host again.
@@ -28,6 +29,8 @@ class Bochs(Machine):
     def __init__(self, root: Path, image: Path, initramfs: bytes, shape: Shape) -> None:
         if shape.cpus > MOST_CPUS:
             raise Failure(f"the machine {shape.kind} has at most {MOST_CPUS} CPUs")
+        if shape.memory_mib > MOST_MEMORY_MIB:
+            raise Failure(f"the machine {shape.kind} has at most {MOST_MEMORY_MIB} MiB of memory")
         self.log = shape.emulator_log
         self.words: list[str] = []
         self.reason = ""
