@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # VT-x is held only while guests run, so KVM can take it in between: VMs say so, and run again when it has gone.
-# bed: --machines vtx --cpus 1 --no-module --add build/guests/tmk/tmk --timeout 300
+# bed: --machines vtx --no-module --add build/guests/tmk/tmk --timeout 300
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 refused() { text=$1; shift; said=$("$@" 2>&1) && return 1; case $said in *"$text"*) ;; *) echo "$said"; return 1 ;; esac; }
 said() { dmesg | tail -n 5 | grep -q "$1"; }
