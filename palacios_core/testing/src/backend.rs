@@ -201,6 +201,7 @@ impl AdversarialVcpu {
                 root: self.root,
                 format: processors.config.format,
                 tag,
+                owner: Default::default(),
             },
         };
         self.guest.run(&mut bus, || host.interrupted())

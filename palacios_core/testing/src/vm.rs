@@ -5,6 +5,7 @@ use crate::host::{LargePages, TestRam, TestShared};
 use crate::processor::{self, trap};
 use crate::{formats, heap, AdversarialBackend, TestHost};
 use palacios_core::backend::svm::Svm;
+use palacios_core::backend::vmx::Vmx;
 use palacios_core::backend::Backend;
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
@@ -84,6 +85,9 @@ impl Spec {
 
 /// A backend that runs on the test host's processors.
 pub trait TestBackend: Backend<TestHost> {
+    /// How much longer than others it takes for an exit: each instruction that the machine beneath refuses takes it some
+    /// ten microseconds.
+    const SLOWNESS: u32 = 1;
     /// Finds them.
     fn find(host: &TestHost) -> Self;
     /// The processors nearest to these that it runs on.
@@ -109,6 +113,41 @@ impl TestBackend for Svm<TestHost> {
             format: formats::npt(processor.format.levels),
             ..processor
         }
+    }
+}
+
+/// The other real one.
+impl TestBackend for Vmx<TestHost> {
+    const SLOWNESS: u32 = 8;
+    fn find(host: &TestHost) -> Self {
+        trap::install();
+        let tags = host.processors().config.tags;
+        Self::probe_with_cpuid(host, trap::cpuid(host), tags).expect("the test host's VT-x")
+    }
+    fn adapt(processor: processor::Config) -> processor::Config {
+        processor::Config {
+            format: formats::ept(processor.format.levels),
+            vmx: Some(vt_x(processor.next_rip)),
+            ..processor
+        }
+    }
+}
+
+/// A processor that has all that the backend can use, or one that has nothing that it can do without.
+fn vt_x(new: bool) -> processor::VmxConfig {
+    const TRUE_CONTROLS: (u32, u64) = (0x480, 1 << 55);
+    const PREEMPTION_TIMER: (u32, u64) = (0x481, 1 << 38);
+    const RDTSCP_SPIN_EXITS_INVPCID: (u32, u64) = (0x48b, (1 << 3 | 1 << 10 | 1 << 12) << 32);
+    const ACCESSED_DIRTY: (u32, u64) = (0x48c, 1 << 21);
+    let optional = [
+        TRUE_CONTROLS,
+        PREEMPTION_TIMER,
+        RDTSCP_SPIN_EXITS_INVPCID,
+        ACCESSED_DIRTY,
+    ];
+    processor::VmxConfig {
+        lacks: if new { Vec::new() } else { optional.into() },
+        machine_check_one_in: 64,
     }
 }
 

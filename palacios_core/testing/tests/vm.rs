@@ -32,6 +32,14 @@ fn configs<B: TestBackend>() -> [Config; 3] {
     ]
 }
 
+/// A host of the usual kind.
+fn config<B: TestBackend>() -> Config {
+    Config {
+        processor: B::adapt(processor::Config::default()),
+        ..Config::default()
+    }
+}
+
 fn on_each<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
     for config in configs::<B>() {
         TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
@@ -47,18 +55,22 @@ fn smp(kernel: Vec<u8>, vcpus: usize) -> Spec {
 
 fn exits_are_counted_one_by_one<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
-        let vm = hypervisor.launch(&Spec::new(guests::cpuid_and_out(&[1234, 567])));
+        let [cpuids, outs] = [1234 / B::SLOWNESS, 567 / B::SLOWNESS];
+        let vm = hypervisor.launch(&Spec::new(guests::cpuid_and_out(&[cpuids, outs])));
         assert_eq!(vm.wait(), GOOD);
-        assert_eq!(vm.count(Counter::Cpuid), 1234);
-        assert_eq!(vm.count(Counter::PortOut), 567 + 1);
-        assert_eq!(vm.output(), [b'.'; 567]);
+        assert_eq!(vm.count(Counter::Cpuid), cpuids.into());
+        assert_eq!(vm.count(Counter::PortOut), u64::from(outs) + 1);
+        assert_eq!(vm.output(), vec![b'.'; outs as usize]);
     });
 }
 
 fn hlt_parks_and_its_time_is_counted<B: TestBackend>() {
     on_each::<B>(|host, hypervisor| {
         let begin_ns = host.now_ns();
-        let vm = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[10, 1_000_000])));
+        let vm = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[
+            10,
+            1_000_000 * B::SLOWNESS,
+        ])));
         assert_eq!(vm.wait(), GOOD);
         let idle_ns = vm.count(Counter::IdleNs);
         assert!(
@@ -116,7 +128,7 @@ fn all_of_a_vcpus_time_is_counted<B: TestBackend>() {
 fn the_counter_never_goes_back<B: TestBackend>() {
     on_each::<B>(|host, hypervisor| {
         for round in 0..3 {
-            let vm = hypervisor.launch(&Spec::new(guests::counter(&[4_000])));
+            let vm = hypervisor.launch(&Spec::new(guests::counter(&[4_000 / B::SLOWNESS])));
             let mut pauses = 0;
             while is_running(&vm) {
                 if vm.pause().is_ok() {
@@ -138,7 +150,7 @@ fn spinning_vcpus_give_way<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
         // Whether another waits just then is chance.
         let gives_way = |_| {
-            let vm = hypervisor.launch(&smp(guests::turns(&[4, 500]), 4));
+            let vm = hypervisor.launch(&smp(guests::turns(&[4, 500 / B::SLOWNESS]), 4));
             assert_eq!(vm.wait(), GOOD);
             assert!(vm.count(Counter::Pause) > 0);
             vm.count(Counter::DirectedYields) > 0
@@ -150,14 +162,17 @@ fn spinning_vcpus_give_way<B: TestBackend>() {
 /// No exit of the guest's own brings it out: each tick must.
 fn timers_end_guest_mode<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
-        let vm = hypervisor.launch(&Spec::new(guests::spin_for_ticks(&[300, 500])));
+        let vm = hypervisor.launch(&Spec::new(guests::spin_for_ticks(&[
+            300 / B::SLOWNESS,
+            500,
+        ])));
         assert_eq!(vm.wait(), GOOD);
     });
 }
 
 fn vcpus_wake_each_other<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
-        let vm = hypervisor.launch(&smp(guests::ping_pong(&[1000]), 2));
+        let vm = hypervisor.launch(&smp(guests::ping_pong(&[1000 / B::SLOWNESS]), 2));
         assert_eq!(vm.wait(), GOOD);
     });
 }
@@ -168,7 +183,7 @@ fn vcpus_that_wake_each_other_are_moved<B: TestBackend>() {
         // A guest may be done before the host has come to it.
         let mut moves = 0;
         while moves < 20 {
-            let vm = hypervisor.launch(&smp(guests::ping_pong(&[1000]), 2));
+            let vm = hypervisor.launch(&smp(guests::ping_pong(&[1000 / B::SLOWNESS]), 2));
             while is_running(&vm) {
                 move_one(host, &vm);
                 moves += 1;
@@ -238,7 +253,10 @@ fn disturb<B: TestBackend>(host: &TestHost, vm: &TestVm<B>) -> u64 {
 /// CPUs go and come back under two VMs that change hands of pages meanwhile: no tag from before is good.
 fn cpus_go_and_come_under_vms<B: TestBackend>() {
     on_each::<B>(|host, hypervisor| {
-        let spec = smp(guests::workers(&[2, 10, 30, 0x1f000]), 2);
+        let spec = smp(
+            guests::workers(&[2, (10 / B::SLOWNESS).max(2), 30, 0x1f000]),
+            2,
+        );
         let vms = [hypervisor.launch(&spec), hypervisor.launch(&spec)];
         let mut cycles = 0;
         while vms.iter().any(is_running) {
@@ -255,17 +273,18 @@ fn cpus_go_and_come_under_vms<B: TestBackend>() {
 
 /// The pages that go are also those that the VMM itself needs: code to decode, stacks, descriptor tables.
 fn revocation_under_emulation<B: TestBackend>() {
+    let rounds = 40 / B::SLOWNESS;
     on_each::<B>(|_, hypervisor| {
         let vm = hypervisor.launch(&Spec {
             large_pages: LargePages::Never,
-            ..Spec::new(guests::steady(&[40]))
+            ..Spec::new(guests::steady(&[rounds]))
         });
         while is_running(&vm) {
             vm.revoke(Gpa(0), 2 << 20);
             std::thread::yield_now();
         }
         assert_eq!(vm.wait(), GOOD);
-        assert_eq!(vm.count(Counter::Cpuid), 80);
+        assert_eq!(vm.count(Counter::Cpuid), 2 * u64::from(rounds));
     });
 }
 
@@ -308,7 +327,7 @@ fn a_vm_that_nothing_wakes_is_dead<B: TestBackend>() {
 /// Never while an NMI or a start-up message is on its way, however little else there is.
 fn a_vm_with_an_nmi_under_way_is_not_dead<B: TestBackend>() {
     on_each::<B>(|host, hypervisor| {
-        let vm = hypervisor.launch(&smp(guests::nmi_ping_pong(&[3000]), 2));
+        let vm = hypervisor.launch(&smp(guests::nmi_ping_pong(&[3000 / B::SLOWNESS]), 2));
         while vm.state() == State::Running {
             assert!(!vm.is_dead(), "it has something to do");
             std::thread::yield_now();
@@ -347,7 +366,7 @@ fn a_full_host_stops_the_guest<B: TestBackend>() {
     let config = Config {
         low_pages: 64,
         high_pages: 1024,
-        ..Config::default()
+        ..config::<B>()
     };
     TestHost::run(config, |host| {
         let hypervisor = Hypervisor::<B>::new(host);
@@ -415,6 +434,7 @@ fn stops_are_never_lost<B: TestBackend>() {
 /// Between two marks the guest does all that a running guest does. Its thread allocates nothing meanwhile, asks for no
 /// flush, and takes no lock that another VM's thread takes.
 fn steady_state_allocates_nothing_and_shares_no_lock<B: TestBackend>() {
+    let rounds = 100 / B::SLOWNESS;
     for mut config in configs::<B>() {
         config.processor.tags = 16;
         let usages = TestHost::run(config, |host| {
@@ -423,12 +443,12 @@ fn steady_state_allocates_nothing_and_shares_no_lock<B: TestBackend>() {
                 hypervisor.launch(&Spec {
                     name,
                     pins: vec![Some(0)],
-                    ..Spec::new(guests::steady(&[100]))
+                    ..Spec::new(guests::steady(&[rounds]))
                 })
             });
             for vm in &vms {
                 assert_eq!(vm.wait(), GOOD);
-                assert_eq!(vm.count(Counter::Cpuid), 200);
+                assert_eq!(vm.count(Counter::Cpuid), 2 * u64::from(rounds));
             }
             drop(vms);
             let records = host.records();
@@ -460,7 +480,7 @@ fn between_marks(record: &Record) -> Usage {
 
 /// Whichever allocation fails while a VM is made: an error, and nothing is left of it.
 fn making_a_vm_may_fail_anywhere<B: TestBackend>() {
-    TestHost::run(Config::default(), |host| {
+    TestHost::run(config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let spec = smp(guests::cpuid_and_out(&[1, 1]), 2);
         let before = host.pages_in_use();
@@ -479,7 +499,7 @@ fn making_a_vm_may_fail_anywhere<B: TestBackend>() {
 
 /// Made, run, stopped and freed, over and over: nothing piles up.
 fn vms_come_and_go<B: TestBackend>() {
-    TestHost::run(Config::default(), |host| {
+    TestHost::run(config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let spec = smp(guests::cpuid_and_out(&[10, 10]), 2);
         let before = host.pages_in_use();
@@ -506,11 +526,9 @@ fn a_second_launch_starts_from_the_image<B: TestBackend>() {
 }
 
 /// Whoever runs in the guest, or is about to, comes out with the news.
-#[test]
-fn svm_may_be_switched_off_under_a_vm() {
-    type Svm = palacios_core::backend::svm::Svm<TestHost>;
+fn virtualization_may_be_switched_off_under_a_vm<B: TestBackend>() {
     for round in 0..10 {
-        on_each::<Svm>(|host, hypervisor| {
+        on_each::<B>(|host, hypervisor| {
             let kernel = match round % 2 {
                 0 => guests::spin(&[]),
                 _ => guests::cpuid_and_out(&[u32::MAX, 1]),
@@ -525,7 +543,12 @@ fn svm_may_be_switched_off_under_a_vm() {
     }
 }
 
-macro_rules! on_both_backends {
+#[test]
+fn svm_may_be_switched_off_under_a_vm() {
+    virtualization_may_be_switched_off_under_a_vm::<palacios_core::backend::svm::Svm<TestHost>>();
+}
+
+macro_rules! on_all_backends {
     ($($name:ident,)*) => {
         mod adversarial {
             $(#[test]
@@ -539,10 +562,16 @@ macro_rules! on_both_backends {
                 super::$name::<palacios_core::backend::svm::Svm<palacios_testing::TestHost>>();
             })*
         }
+        mod vmx {
+            $(#[test]
+            fn $name() {
+                super::$name::<palacios_core::backend::vmx::Vmx<palacios_testing::TestHost>>();
+            })*
+        }
     };
 }
 
-on_both_backends! {
+on_all_backends! {
     exits_are_counted_one_by_one,
     hlt_parks_and_its_time_is_counted,
     all_of_a_vcpus_time_is_counted,

@@ -69,6 +69,8 @@ pub struct Vmx<H: Host> {
     fpu: Layout,
     cpus: Vec<PerCpu<H>>,
     msr_map: Pages<H>,
+    /// How many address-space tags a CPU has.
+    tags: u32,
     /// Names vCPUs for [`PerCpu::last_vcpu`], from 1.
     vcpus: AtomicU64,
 }
@@ -84,6 +86,7 @@ impl<H: Host> Vmx<H> {
             fpu,
             cpus,
             msr_map: permission::msr_map(host)?,
+            tags: VPIDS,
             vcpus: AtomicU64::new(0),
         })
     }
@@ -105,13 +108,17 @@ impl<H: Host> Vmx<H> {
         }
         Ok(Self::new(host, caps, Layout::probe())?)
     }
-    /// [`Backend::probe`] on a simulated processor: of all that is asked of it, CPUID alone cannot be caught.
+    /// [`Backend::probe`] on a simulated processor: of all that is asked of it, CPUID alone cannot be caught. It has fewer
+    /// tags, so that they are used again soon.
     #[cfg(feature = "test-support")]
     pub fn probe_with_cpuid(
         host: &H,
         cpuid: impl Fn(u32, u32) -> [u32; 4],
+        tags: u32,
     ) -> Result<Self, Unsupported> {
-        Self::probe_by(host, cpuid)
+        let mut found = Self::probe_by(host, cpuid)?;
+        found.tags = tags;
+        Ok(found)
     }
 
     fn cpu(&self, cpu: CpuId) -> Option<&PerCpu<H>> {
@@ -152,7 +159,7 @@ impl<H: Host> Backend<H> for Vmx<H> {
     fn features(&self) -> Features {
         Features {
             backend: "vmx",
-            address_space_tags: VPIDS,
+            address_space_tags: self.tags,
             next_rip: true,
             decode_assists: false,
             physical_bits: self.caps.guest_physical_bits(),

@@ -17,7 +17,7 @@ use super::super::paging;
 use super::super::switched::Switched;
 use super::super::tags::{Flush, Tag};
 use super::super::{BackendVcpu, Event, Exit};
-use super::caps::{msr, Caps, VPIDS};
+use super::caps::{msr, Caps};
 use super::controls::{self, blocking, event, primary};
 use super::events::{set_blocking, Events, Seen};
 use super::exit::{reason, Exited};
@@ -132,11 +132,11 @@ impl<H: Host> Vcpu<H> {
 
     /// Takes a place on `cpu`: a tag that is good there, and nothing the processor could have kept from elsewhere: what
     /// other CPUs were told to forget since this one saw the tables last, it was not (SDM 3C: 28.3.3.4).
-    fn take_place(&mut self, cpu: CpuId, here: &PerCpu<H>) {
+    fn take_place(&mut self, cpu: CpuId, here: &PerCpu<H>, tags: u32) {
         let place = &mut self.place;
         if place.cpu != Some(cpu) || !here.tags.is_current(place.tag) {
             place.cpu = Some(cpu);
-            place.tag = here.tags.assign(VPIDS);
+            place.tag = here.tags.assign(tags);
             // What the old tag had to have flushed, the new one has not.
             place.flush = here.tags.owed();
             place.nested_stale = true;
@@ -330,7 +330,7 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
             }
             self.fpu.load();
         }
-        self.take_place(cpu, here);
+        self.take_place(cpu, here, vmx.tags);
         self.place.loaded = true;
         self.place.refused = None;
     }

@@ -263,8 +263,9 @@ impl TestHost {
     pub fn violations(&self) -> Vec<Violation> {
         self.0.processors.violations()
     }
-    /// Goes down, as far as guests see it: switches SVM off on all CPUs, under whoever uses it.
+    /// Goes down, as far as guests see it: switches SVM or VMX off on all CPUs, under whoever uses it.
     pub fn go_down(&self) {
+        self.processors().go_down();
         self.on_each_cpu(&|cpu| self.processors().cpu(cpu).svm.switch_off());
     }
     /// From now on its CPUs' time stamp counters cannot be compared.
@@ -401,6 +402,11 @@ impl Host for TestHost {
     fn guest_enter(&self) {
         assert!(here::cpu().is_some(), "guest_enter outside of a window");
         here::holds_nothing("guest_enter");
+    }
+
+    fn task_segment_cut(&self) {
+        let cpu = here::cpu().expect("task_segment_cut outside of a window");
+        self.processors().cpu(cpu).vmx.task_segment_cut();
     }
 
     fn now_ns(&self) -> u64 {

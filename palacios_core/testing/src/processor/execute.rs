@@ -34,6 +34,15 @@ pub struct Policy {
     pub exceptions: u32,
     pub iret: bool,
     pub invlpg: bool,
+    /// Under VT-x, CR0 and CR4 exit bit by bit, and IRET lets NMIs in before it can fault.
+    pub masks: Option<Masks>,
+}
+
+/// Bits of CR0 and of CR4 that the VMM keeps for itself, and what the guest reads in them (SDM 3C: 24.6.6).
+#[derive(Clone, Copy, Debug)]
+pub struct Masks {
+    pub guarded: [u64; 2],
+    pub shadow: [u64; 2],
 }
 
 impl Default for Policy {
@@ -44,6 +53,7 @@ impl Default for Policy {
             exceptions: 0,
             iret: false,
             invlpg: true,
+            masks: None,
         }
     }
 }
@@ -55,13 +65,22 @@ pub struct Guest {
     /// Which register a move that exited was of: a number below 16 is a read of that control register, the next 16 are
     /// writes, then follow debug registers in the same way.
     pub moved: u64,
+    /// The other register of that move.
+    pub moved_with: Reg,
     /// The last exit was IRET's.
     pub returning: bool,
     pub state: CpuState,
     /// Interrupts are held off for one instruction.
     pub shadow: bool,
+    /// It is MOV SS that does so.
+    pub shadow_of_stack: bool,
     pub nmi_blocked: bool,
+    /// The last exit was IRET's, which had let NMIs in already.
+    pub nmi_unblocked: bool,
     pub cr8: u8,
+    /// An exit is wanted when CR8 is lower, and what the last exit was.
+    pub cr8_threshold: u8,
+    pub below_threshold: bool,
     /// What the next entry delivers.
     pub injected: Option<Event>,
     /// What the last exit cut short.
@@ -86,11 +105,16 @@ impl Default for Guest {
         Self {
             policy: Policy::default(),
             moved: 0,
+            moved_with: Reg::Rax,
             returning: false,
             state: CpuState::reset(),
             shadow: false,
+            shadow_of_stack: false,
             nmi_blocked: false,
+            nmi_unblocked: false,
             cr8: 0,
+            cr8_threshold: 0,
+            below_threshold: false,
             injected: None,
             interrupted: None,
             interrupt_window: None,
@@ -113,12 +137,17 @@ impl Guest {
     /// Runs until an exit. `interrupted` says whether the host wants the CPU.
     pub fn run(&mut self, bus: &mut Bus<'_>, interrupted: impl Fn() -> bool) -> Exit {
         (self.next_rip, self.returning) = (None, false);
+        self.nmi_unblocked = false;
         if let Some(event) = self.injected.take() {
             if let Err(stop) = self.deliver(bus, event) {
                 return self.cut_short(event, stop);
             }
         }
         loop {
+            self.below_threshold = self.cr8 < self.cr8_threshold;
+            if self.below_threshold {
+                return Exit::InterruptWindow;
+            }
             if interrupted() {
                 return Exit::HostInterrupt;
             }
@@ -221,8 +250,8 @@ impl Guest {
     }
 
     fn decode(&self, bytes: &[u8]) -> Option<Instruction> {
-        let mut decoder =
-            Decoder::with_ip(self.bits(), bytes, self.state.rip, DecoderOptions::NONE);
+        // CR8 has a name in 32-bit code on AMD's only; this processor knows it in any case.
+        let mut decoder = Decoder::with_ip(self.bits(), bytes, self.state.rip, DecoderOptions::AMD);
         let instruction = decoder.decode();
         (!instruction.is_invalid()).then_some(instruction)
     }

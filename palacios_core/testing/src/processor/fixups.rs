@@ -43,6 +43,15 @@ fn read() -> Vec<(u64, u64)> {
         .collect()
 }
 
+/// A section of this program in memory, if it has one of that name.
+pub fn section_of_this_program(name: &[u8]) -> Option<&'static [u8]> {
+    let program = std::fs::read("/proc/self/exe").expect("this program's own file");
+    let (_, address, bytes) = section(&program, name)?;
+    let base = &raw const PROGRAM;
+    // SAFETY: a section that is loaded with the program, and never unloaded.
+    Some(unsafe { std::slice::from_raw_parts(base.add(address as usize), bytes) })
+}
+
 fn field<const N: usize>(file: &[u8], at: usize) -> [u8; N] {
     file[at..at + N].try_into().expect("N bytes")
 }

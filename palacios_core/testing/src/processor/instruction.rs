@@ -9,11 +9,11 @@ use palacios_core::addr::Gpa;
 use palacios_core::backend::{Event, Exit, PortAccess};
 use palacios_core::state::{rflags, CpuState, Exception, Reg, Seg, Segment, SegmentAttributes};
 
-type Done = Result<(), Stop>;
+pub(super) type Done = Result<(), Stop>;
 
 const ARITHMETIC: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF | rflags::OF;
 
-fn exit(exit: Exit) -> Stop {
+pub(super) fn exit(exit: Exit) -> Stop {
     Stop::Exit(exit)
 }
 
@@ -68,7 +68,7 @@ fn segment(register: Register) -> Seg {
 }
 
 /// Register, shift and size in bytes.
-fn gpr(register: Register) -> (Reg, u32, usize) {
+pub(super) fn gpr(register: Register) -> (Reg, u32, usize) {
     let high = matches!(
         register,
         Register::AH | Register::BH | Register::CH | Register::DH
@@ -156,6 +156,7 @@ impl Guest {
             let seg = segment(i.op0_register());
             next.segments[seg as usize] = self.load_segment(bus, seg, selector)?;
             self.shadow = seg == Seg::Ss;
+            self.shadow_of_stack = self.shadow;
             return Ok(());
         }
         let value = match i.op1_register().is_segment_register() {
@@ -165,37 +166,6 @@ impl Guest {
             false => self.read(bus, i, 1)?,
         };
         self.write(bus, i, next, value)
-    }
-
-    /// A move to or from a control or debug register.
-    fn mov_special(&mut self, i: &Instruction, next: &mut CpuState) -> Done {
-        let write = !i.op0_register().is_gpr();
-        let register = i.op_register(u32::from(!write));
-        let n = register.number() as u64;
-        self.moved = n + if write { 16 } else { 0 } + if register.is_dr() { 32 } else { 0 };
-        let exits = match write {
-            true => self.policy.cr_writes,
-            false => self.policy.cr_reads,
-        };
-        if register.is_dr() || exits & 1 << n != 0 {
-            return Err(exit(Exit::Emulate));
-        }
-        let control = &mut next.control;
-        let place = match n {
-            0 => &mut control.cr0,
-            2 => &mut control.cr2,
-            3 => &mut control.cr3,
-            4 => &mut control.cr4,
-            _ => return Err(Stop::Exception(Exception::INVALID_OPCODE)),
-        };
-        match write {
-            true => *place = get(&self.state, i.op1_register()),
-            false => {
-                let value = *place;
-                set(next, i.op0_register(), value);
-            }
-        }
-        Ok(())
     }
 
     fn compute(&mut self, bus: &mut Bus<'_>, i: &Instruction, next: &mut CpuState) -> Done {
@@ -253,6 +223,7 @@ impl Guest {
             Mnemonic::Cli => next.rflags &= !rflags::IF,
             Mnemonic::Sti => {
                 self.shadow = self.state.rflags & rflags::IF == 0;
+                self.shadow_of_stack = false;
                 next.rflags |= rflags::IF;
             }
             Mnemonic::Pushfd => self.push(bus, next, self.state.rflags, 4)?,
@@ -261,6 +232,10 @@ impl Guest {
                 return Err(exit(Exit::Emulate));
             }
             Mnemonic::Iretd | Mnemonic::Iret => {
+                if self.policy.masks.is_some() {
+                    // Not yet, if it faults: see below.
+                    self.nmi_unblocked = std::mem::take(&mut self.nmi_blocked);
+                }
                 let [rip, cs, flags] = [(); 3].map(|()| self.pop(bus, next, word));
                 (next.rip, next.rflags) = (rip?, flags? | rflags::FIXED);
                 let code = &mut next.segments[Seg::Cs as usize];
@@ -268,7 +243,7 @@ impl Guest {
                 if word == 2 {
                     code.base = u64::from(code.selector) << 4;
                 }
-                self.nmi_blocked = false;
+                (self.nmi_blocked, self.nmi_unblocked) = (false, false);
             }
             _ if i.condition_code() != ConditionCode::None => {
                 if self.holds(i.condition_code()) {

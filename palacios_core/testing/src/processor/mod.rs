@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The processors of the test host: they execute guests, keep all that a processor may keep, and note what none allows.
 
+mod breakpoints;
 pub(crate) mod bus;
+mod control;
 pub(crate) mod execute;
 mod fixups;
 mod instruction;
@@ -9,6 +11,7 @@ pub(crate) mod svm;
 pub(crate) mod tlb;
 pub(crate) mod trap;
 mod vmcb;
+pub(crate) mod vmx;
 
 use crate::host::{Record, Usage};
 use execute::Guest;
@@ -16,8 +19,12 @@ use palacios_core::addr::{Gpa, Hpa};
 use palacios_core::backend::Event;
 use palacios_core::host::CpuId;
 use palacios_core::memory::table::Format;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tlb::Tlb;
+
+pub use vmx::Config as VmxConfig;
 
 /// What kind of processor it is.
 #[derive(Clone, Debug)]
@@ -32,6 +39,8 @@ pub struct Config {
     pub next_rip: bool,
     /// Of how many exits by a host interrupt one cuts an injection short; 0 is none.
     pub cut_short_one_in: u64,
+    /// It has VT-x, and no SVM.
+    pub vmx: Option<VmxConfig>,
 }
 
 impl Default for Config {
@@ -42,6 +51,7 @@ impl Default for Config {
             flush_by_tag: true,
             next_rip: true,
             cut_short_one_in: 4,
+            vmx: None,
         }
     }
 }
@@ -77,7 +87,10 @@ pub enum Violation {
     NotTaken(Event),
     /// An SVM instruction's conditions were not met; says which.
     Svm(&'static str),
-    /// The guest's state is not that of the VMCB: a field was changed, and its group called clean.
+    /// A VMX instruction's conditions were not met, or the host is not as it was; says which.
+    Vmx(&'static str),
+    /// The guest's state is not that of the VMCB: a field was changed, and its group called clean. Or the VMCS's host state
+    /// is not the host's.
     StaleField(&'static str),
     /// A vCPU was entered over and over though an interrupt of the host waits.
     HostStarved(CpuId),
@@ -90,9 +103,15 @@ pub(crate) struct Processors {
     cpus: Vec<Mutex<Core>>,
     violations: Mutex<Vec<Violation>>,
     lives: Mutex<Vec<Life>>,
+    /// The VMCSs.
+    regions: Mutex<vmx::Regions>,
+    /// Who uses which region for VMXON.
+    operations: Mutex<HashMap<u64, CpuId>>,
+    /// The host goes down, and has switched VMX off.
+    down: AtomicBool,
 }
 
-/// A guest that ran here, as its VMCB tells it from others.
+/// A guest that ran here, as its VMCB or VMCS tells it from others.
 #[derive(Debug)]
 struct Life {
     vmcb: u64,
@@ -101,7 +120,7 @@ struct Life {
 }
 
 /// One processor.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Core {
     pub tlb: Tlb,
     /// Virtualization is on.
@@ -115,9 +134,23 @@ pub(crate) struct Core {
     pub starved: u32,
     /// What SVM adds.
     pub svm: svm::Svm,
+    /// What VT-x adds.
+    pub vmx: vmx::Vmx,
 }
 
 impl Core {
+    fn new(cpu: CpuId) -> Self {
+        Self {
+            tlb: Tlb::default(),
+            enabled: false,
+            loaded: None,
+            generation: 0,
+            next_tag: 0,
+            starved: 0,
+            svm: svm::Svm::default(),
+            vmx: vmx::Vmx::new(cpu),
+        }
+    }
     /// No tag handed out before is good, and nothing is known under any.
     pub fn restart_tags(&mut self) {
         self.generation += 1;
@@ -134,13 +167,30 @@ impl Processors {
     pub fn new(config: Config, cpus: u32) -> Self {
         Self {
             config,
-            cpus: (0..cpus).map(|_| Mutex::default()).collect(),
+            cpus: (0..cpus).map(|n| Mutex::new(Core::new(CpuId(n)))).collect(),
             violations: Mutex::default(),
             lives: Mutex::default(),
+            regions: Mutex::default(),
+            operations: Mutex::default(),
+            down: AtomicBool::new(false),
         }
     }
     pub fn cpu(&self, cpu: CpuId) -> MutexGuard<'_, Core> {
         lock(&self.cpus[cpu.0 as usize])
+    }
+    pub fn regions(&self) -> MutexGuard<'_, vmx::Regions> {
+        lock(&self.regions)
+    }
+    /// Says who uses a region for VMXON first.
+    pub fn enter_operation(&self, region: u64, cpu: CpuId) -> CpuId {
+        *lock(&self.operations).entry(region).or_insert(cpu)
+    }
+    pub fn is_down(&self) -> bool {
+        self.down.load(SeqCst)
+    }
+    /// All CPUs leave VMX operation, whatever they are at.
+    pub fn go_down(&self) {
+        self.down.store(true, SeqCst);
     }
     /// Notes a violation, once.
     pub fn note(&self, violation: Violation) {
@@ -206,7 +256,11 @@ impl Processors {
     pub fn window_closes(&self, cpu: CpuId) {
         let mut core = self.cpu(cpu);
         core.starved = 0;
-        if let Some(violation) = core.svm.window_closes(cpu) {
+        let left = match self.config.vmx {
+            Some(_) => crate::heap::exempt(|| core.vmx.window_closes()),
+            None => core.svm.window_closes(cpu),
+        };
+        if let Some(violation) = left {
             self.note(violation);
         }
         if core.loaded.take().is_some() {

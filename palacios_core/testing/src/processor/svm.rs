@@ -104,14 +104,14 @@ impl Svm {
 }
 
 /// The host has supervisor state switched on, so that it matters.
-const HOST_XSS: u64 = 1 << 11;
+pub const HOST_XSS: u64 = 1 << 11;
 
-fn tsc() -> u64 {
+pub fn tsc() -> u64 {
     // SAFETY: every processor that this runs on has a time stamp counter.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
-fn host_xcr0() -> u64 {
+pub fn host_xcr0() -> u64 {
     // SAFETY: every 64-bit host of these tests has XSAVE on, or else this traps and the test fails.
     unsafe { std::arch::x86_64::_xgetbv(0) }
 }
@@ -229,6 +229,7 @@ impl Run<'_> {
                 exceptions: vmcb.u32(at::EXCEPTIONS),
                 iret: intercepts & 1 << 20 != 0,
                 invlpg: intercepts & 1 << 25 != 0,
+                masks: None,
             },
             shadow: vmcb.u64(at::SHADOW) & 1 != 0,
             cr8: (control & 15) as u8,
@@ -268,6 +269,7 @@ impl Run<'_> {
                 root: Hpa(vmcb.u64(at::N_CR3)),
                 format: processors.config.format,
                 tag: asid,
+                owner: Default::default(),
             },
         };
         guest.run(&mut bus, || self.host.interrupted())

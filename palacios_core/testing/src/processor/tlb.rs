@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A tagged TLB that never forgets: what it once read from nested tables it uses until it is flushed.
+//!
+//! Under VT-x there are two kinds of what it keeps (SDM 3C: 28.3.1): guest-physical translations of one EPT pointer, whoever
+//! uses it, and combined ones, which go from a guest's linear addresses all the way, of one tag and one EPT pointer.
 
 use super::Violation;
 use crate::TestHost;
@@ -12,20 +15,51 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// An address-space tag.
 pub type Tag = u32;
 
+/// The tag of guest-physical translations, which have none.
+const UNTAGGED: Tag = 0;
+/// Bits of an EPT pointer that translations are told apart by.
+const EPT_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// What a translation is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    tag: Tag,
+    /// 0 where the processor has no EPT.
+    ept: u64,
+    at: u64,
+    size: u64,
+}
+
 /// One CPU's TLB.
 #[derive(Debug, Default)]
 pub struct Tlb {
-    /// By tag, first address and size.
-    entries: HashMap<(Tag, u64, u64), Entry>,
+    entries: HashMap<Key, Entry>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// The tables it was read from.
     root: Hpa,
+    /// Whose linear addresses it is of.
+    linear: Linear,
     frame: Hpa,
     /// How often the frame had changed hands when this was read.
     owner: u32,
+}
+
+/// A space of linear addresses: a guest, and how it pages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Linear {
+    pub guest: u64,
+    pub paging: u64,
+}
+
+/// Whose translations are made and used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Owner {
+    /// Under VT-x the EPT pointer; 0 elsewhere.
+    pub ept: u64,
+    pub linear: Linear,
 }
 
 /// The nested tables of the guest that runs.
@@ -37,6 +71,14 @@ pub struct Space {
     pub format: Format,
     /// The tag of what is kept of them.
     pub tag: Tag,
+    /// What else it is kept under.
+    pub owner: Owner,
+}
+
+impl Space {
+    fn ept(&self) -> u64 {
+        self.owner.ept & EPT_ADDRESS
+    }
 }
 
 /// A translation in use.
@@ -64,7 +106,16 @@ impl Translation {
 impl Tlb {
     /// Forgets what has this tag.
     pub fn flush_tag(&mut self, tag: Tag) {
-        self.entries.retain(|(t, _, _), _| *t != tag);
+        self.entries.retain(|key, _| key.tag != tag);
+    }
+    /// Forgets what has any tag.
+    pub fn flush_tags(&mut self) {
+        self.entries.retain(|key, _| key.tag == UNTAGGED);
+    }
+    /// Forgets what was made through this EPT pointer, whatever its tag.
+    pub fn flush_ept(&mut self, pointer: u64) {
+        self.entries
+            .retain(|key, _| key.ept != pointer & EPT_ADDRESS);
     }
     /// Forgets everything.
     pub fn flush(&mut self) {
@@ -72,7 +123,7 @@ impl Tlb {
     }
     /// Where `gpa` is; `None` if neither the TLB nor the tables know.
     pub fn translate(&mut self, host: &TestHost, space: &Space, gpa: Gpa) -> Option<Translation> {
-        let known = self.find(space.tag, gpa);
+        let known = self.find(space, gpa);
         let (entry, size) = match known {
             Some(known) => known,
             None => {
@@ -84,17 +135,40 @@ impl Tlb {
         };
         Some(Translation {
             at: Hpa(entry.frame.0 + (gpa.0 & (size - 1))),
-            foreign: entry.root != space.root,
+            foreign: entry.root != space.root || entry.linear != space.owner.linear,
             frame: entry.frame,
             owner: entry.owner,
         })
     }
 
-    fn find(&self, tag: Tag, gpa: Gpa) -> Option<(Entry, u64)> {
+    fn find(&mut self, space: &Space, gpa: Gpa) -> Option<(Entry, u64)> {
+        let combined = self.find_tagged(space, space.tag, gpa);
+        if combined.is_some() || space.ept() == 0 {
+            return combined;
+        }
+        // The guest-physical one serves any guest; with what the guest's own tables say it makes a combined one.
+        let (entry, size) = self.find_tagged(space, UNTAGGED, gpa)?;
+        let entry = Entry {
+            linear: space.owner.linear,
+            ..entry
+        };
+        self.entries
+            .insert(Self::key(space, space.tag, gpa, size), entry);
+        Some((entry, size))
+    }
+    fn find_tagged(&self, space: &Space, tag: Tag, gpa: Gpa) -> Option<(Entry, u64)> {
         [PAGE_SIZE, LARGE_PAGE_SIZE].into_iter().find_map(|size| {
-            let entry = self.entries.get(&(tag, gpa.0 & !(size - 1), size))?;
+            let entry = self.entries.get(&Self::key(space, tag, gpa, size))?;
             Some((*entry, size))
         })
+    }
+    fn key(space: &Space, tag: Tag, gpa: Gpa, size: u64) -> Key {
+        Key {
+            tag,
+            ept: space.ept(),
+            at: gpa.0 & !(size - 1),
+            size,
+        }
     }
 
     /// Reads the tables, and keeps what they say.
@@ -116,11 +190,15 @@ impl Tlb {
                 let owner = host.owner(next);
                 let entry = Entry {
                     root: space.root,
+                    linear: space.owner.linear,
                     frame: next,
                     owner,
                 };
-                self.entries
-                    .insert((space.tag, gpa.0 & !(size - 1), size), entry);
+                for tag in [space.tag, UNTAGGED] {
+                    if tag != UNTAGGED || space.ept() != 0 {
+                        self.entries.insert(Self::key(space, tag, gpa, size), entry);
+                    }
+                }
                 return Some((entry, size));
             }
             (table, level) = (next, level - 1);

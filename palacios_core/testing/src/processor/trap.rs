@@ -2,9 +2,9 @@
 //! Privileged instructions in tests: the machine beneath refuses them, and the signal that tells so has them done by the
 //! test host's processor instead. The code under test is what a kernel would run, down to its assembly.
 
-use super::fixups;
 use super::svm::{self, Run, TSC_AUX};
 use super::vmcb::Vmcb;
+use super::{breakpoints, fixups, vmx};
 use crate::{heap, TestHost};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use palacios_core::host::CpuId;
@@ -18,6 +18,7 @@ pub fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         fixups::prepare();
+        breakpoints::set();
         for signal in [libc::SIGSEGV, libc::SIGILL] {
             // SAFETY: the handler is a function of the right type; all other fields may be zero.
             unsafe {
@@ -30,8 +31,8 @@ pub fn install() {
     });
 }
 
-/// The registers at the instruction.
-struct Registers<'a>(&'a mut [i64; 23]);
+/// The machine at the instruction: registers, and the process's memory.
+pub(crate) struct Machine<'a>(&'a mut [i64; 23]);
 
 /// Where each general register is, in the order of their numbers.
 const PLACES: [i32; 16] = [
@@ -53,26 +54,99 @@ const PLACES: [i32; 16] = [
     libc::REG_R15,
 ];
 
-impl Registers<'_> {
-    fn get(&self, n: usize) -> u64 {
+impl Machine<'_> {
+    /// A general register, as far as the instruction names it.
+    pub fn get(&self, register: Register) -> u64 {
+        let value = self.full(register.full_register().number());
+        value & (u64::MAX >> (64 - 8 * register.size() as u32))
+    }
+    pub fn set(&mut self, register: Register, value: u64) {
+        let n = register.full_register().number();
+        let value = match register.size() {
+            2 => self.full(n) & !0xffff | value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        };
+        self.0[PLACES[n] as usize] = value as i64;
+    }
+    fn full(&self, n: usize) -> u64 {
         self.0[PLACES[n] as usize] as u64
     }
-    fn set(&mut self, n: usize, value: u64) {
-        self.0[PLACES[n] as usize] = value as i64;
+    pub fn gprs(&self) -> Gprs {
+        Gprs(std::array::from_fn(|n| self.full(n)))
+    }
+    /// All but RSP.
+    pub fn set_gprs(&mut self, gprs: &Gprs) {
+        const RSP: usize = 4;
+        for (n, value) in gprs.0.into_iter().enumerate().filter(|(n, _)| *n != RSP) {
+            self.0[PLACES[n] as usize] = value as i64;
+        }
+    }
+    pub fn edx_eax(&self) -> u64 {
+        self.get(Register::RDX) << 32 | self.get(Register::EAX)
     }
     fn rip(&mut self) -> &mut i64 {
         &mut self.0[libc::REG_RIP as usize]
     }
-    fn edx_eax(&self) -> u64 {
-        self.get(2) << 32 | self.get(0) & 0xffff_ffff
+    /// Goes on elsewhere, with RFLAGS clear but for what user mode cannot do without.
+    pub fn go_on(&mut self, rip: u64, rsp: u64) {
+        const IF: i64 = 1 << 9;
+        *self.rip() = rip as i64;
+        self.0[libc::REG_RSP as usize] = rsp as i64;
+        self.0[libc::REG_EFL as usize] = IF | 2;
     }
+    pub fn set_flags(&mut self, which: u64, to: u64) {
+        let flags = &mut self.0[libc::REG_EFL as usize];
+        *flags = *flags & !(which as i64) | to as i64;
+    }
+    /// The address of the memory operand.
+    pub fn address(&self, i: &Instruction) -> u64 {
+        let part = |register: Register| match register {
+            Register::None | Register::RIP => 0,
+            register => self.get(register),
+        };
+        let index = part(i.memory_index()).wrapping_mul(i.memory_index_scale().into());
+        part(i.memory_base())
+            .wrapping_add(index)
+            .wrapping_add(i.memory_displacement64())
+    }
+    pub fn word(&self, at: u64) -> u64 {
+        // SAFETY: what the instruction would have read.
+        unsafe { (at as *const u64).read_unaligned() }
+    }
+    /// GDTR or IDTR in memory: limit and base.
+    pub fn load_table(&self, at: u64) -> (u16, u64) {
+        // SAFETY: as above.
+        let limit = unsafe { (at as *const u16).read_unaligned() };
+        (limit, self.word(at + 2))
+    }
+    pub fn store_table(&self, at: u64, limit: u16, base: u64) {
+        // SAFETY: what the instruction would have written.
+        unsafe {
+            (at as *mut u16).write_unaligned(limit);
+            (at as *mut u64).byte_add(2).write_unaligned(base);
+        }
+    }
+}
+
+/// What became of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// It is done; the next one follows.
+    Next,
+    /// It is done, and went on elsewhere.
+    Elsewhere,
+    /// It faults.
+    Faults,
+    /// This processor does not know it.
+    Unknown,
 }
 
 extern "C" fn handle(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes the context of the thread that it stopped.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    let mut registers = Registers(&mut context.uc_mcontext.gregs);
-    let done = heap::exempt(|| emulate(&mut registers));
+    let mut machine = Machine(&mut context.uc_mcontext.gregs);
+    let done = heap::exempt(|| emulate(&mut machine));
     if !done {
         // Somebody's mistake: it strikes again, and for good.
         // SAFETY: the default action is always allowed.
@@ -81,24 +155,32 @@ extern "C" fn handle(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c
 }
 
 /// Does the instruction at RIP; `false` if it is none that this knows, or not the test host's.
-fn emulate(registers: &mut Registers<'_>) -> bool {
+fn emulate(machine: &mut Machine<'_>) -> bool {
     let Some(host) = TestHost::here() else {
         return false;
     };
-    let rip = *registers.rip() as u64;
-    // SAFETY: the instruction was fetched just now; what follows it is code of this process as well.
-    let bytes = unsafe { std::slice::from_raw_parts(rip as *const u8, 15) };
-    let i = Decoder::with_ip(64, bytes, rip, DecoderOptions::AMD).decode();
-    let cpu = host.window_cpu().unwrap_or(CpuId(0));
-    let known = match i.mnemonic() {
-        _ if is_off(&host, cpu, &i) => return fault(registers),
-        Mnemonic::Mov => moved(&host, cpu, &i, registers),
-        _ => system(&host, cpu, &i, registers),
+    let rip = *machine.rip() as u64;
+    let bytes = breakpoints::code(rip);
+    let intel = host.processors().config.vmx.is_some();
+    let options = match intel {
+        true => DecoderOptions::NONE,
+        false => DecoderOptions::AMD,
     };
-    if known {
-        *registers.rip() += i.len() as i64;
+    let i = Decoder::with_ip(64, &bytes, rip, options).decode();
+    let cpu = host.window_cpu().unwrap_or(CpuId(0));
+    let done = match i.mnemonic() {
+        _ if intel => vmx::emulate(&host, cpu, &i, machine),
+        _ if is_off(&host, cpu, &i) => Done::Faults,
+        Mnemonic::Mov => moved(&host, cpu, &i, machine),
+        _ => system(&host, cpu, &i, machine),
+    };
+    match done {
+        Done::Next => *machine.rip() += i.len() as i64,
+        Done::Elsewhere => {}
+        Done::Faults => return fault(machine),
+        Done::Unknown => return false,
     }
-    known
+    true
 }
 
 /// The instruction faults as long as SVM is off.
@@ -111,15 +193,15 @@ fn is_off(host: &TestHost, cpu: CpuId, i: &Instruction) -> bool {
 }
 
 /// The instruction faults: goes on where the exception table says; `false` if that does not know.
-fn fault(registers: &mut Registers<'_>) -> bool {
-    let to = fixups::after(*registers.rip() as u64);
-    *registers.rip() = to.unwrap_or(*registers.rip() as u64) as i64;
+fn fault(machine: &mut Machine<'_>) -> bool {
+    let to = fixups::after(*machine.rip() as u64);
+    *machine.rip() = to.unwrap_or(*machine.rip() as u64) as i64;
     to.is_some()
 }
 
-fn system(host: &TestHost, cpu: CpuId, i: &Instruction, registers: &mut Registers<'_>) -> bool {
+fn system(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>) -> Done {
     let mut core = host.processors().cpu(cpu);
-    let rax = registers.get(0);
+    let rax = machine.get(Register::RAX);
     match i.mnemonic() {
         Mnemonic::Cli => core.svm.interrupts = false,
         Mnemonic::Sti => core.svm.interrupts = true,
@@ -128,34 +210,31 @@ fn system(host: &TestHost, cpu: CpuId, i: &Instruction, registers: &mut Register
         Mnemonic::Vmsave => core.svm.vmsave(cpu, Vmcb::new(host, rax)),
         Mnemonic::Vmload => core.svm.vmload(Vmcb::new(host, rax), rax),
         Mnemonic::Rdmsr => {
-            let index = registers.get(1) as u32;
+            let index = machine.get(Register::RCX) as u32;
             let value = match (index, core.svm.msrs.get(&index)) {
                 (TSC_AUX, None) => cpu.0.into(),
                 _ => core.svm.msr(index),
             };
-            registers.set(0, value & 0xffff_ffff);
-            registers.set(2, value >> 32);
+            machine.set(Register::RAX, value & 0xffff_ffff);
+            machine.set(Register::RDX, value >> 32);
         }
         Mnemonic::Wrmsr => {
-            let (index, value) = (registers.get(1) as u32, registers.edx_eax());
+            let (index, value) = (machine.get(Register::RCX) as u32, machine.edx_eax());
             core.svm.msrs.insert(index, value);
         }
-        Mnemonic::Xsetbv => core.svm.xcr0 = registers.edx_eax(),
+        Mnemonic::Xsetbv => core.svm.xcr0 = machine.edx_eax(),
         Mnemonic::Vmrun => {
             drop(core);
-            vmrun(host, cpu, registers);
+            vmrun(host, cpu, machine);
         }
-        _ => return false,
+        _ => return Done::Unknown,
     }
-    true
+    Done::Next
 }
 
-fn vmrun(host: &TestHost, cpu: CpuId, registers: &mut Registers<'_>) {
-    let mut gprs = Gprs::default();
-    for (n, value) in gprs.0.iter_mut().enumerate() {
-        *value = registers.get(n);
-    }
-    let (rax, rsp) = (registers.get(0), registers.get(4));
+fn vmrun(host: &TestHost, cpu: CpuId, machine: &mut Machine<'_>) {
+    let mut gprs = machine.gprs();
+    let rax = machine.get(Register::RAX);
     let run = Run {
         host,
         cpu,
@@ -163,39 +242,38 @@ fn vmrun(host: &TestHost, cpu: CpuId, registers: &mut Registers<'_>) {
         gprs: &mut gprs,
     };
     run.vmrun();
-    for (n, value) in gprs.0.into_iter().enumerate() {
-        registers.set(n, value);
-    }
-    // These two are the host's again.
-    registers.set(0, rax);
-    registers.set(4, rsp);
+    machine.set_gprs(&gprs);
+    // Like RSP, this is the host's again.
+    machine.set(Register::RAX, rax);
 }
 
 /// Moves to and from control and debug registers.
-fn moved(host: &TestHost, cpu: CpuId, i: &Instruction, registers: &mut Registers<'_>) -> bool {
+fn moved(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>) -> Done {
     let mut core = host.processors().cpu(cpu);
     let (to, from) = (i.op0_register(), i.op1_register());
-    let general = |register: Register| register.full_register().number();
     match (to, from) {
         (to, Register::CR4) => {
             let five = host.processors().config.format.levels == 5;
-            registers.set(general(to), if five { LA57 } else { 0 });
+            machine.set(to, if five { LA57 } else { 0 });
         }
-        (to, from) if from.is_cr() => registers.set(general(to), 0),
+        (to, from) if from.is_cr() => machine.set(to, 0),
         (to, from) if from.is_dr() => {
             let value = core.svm.debug_registers[from.number()];
-            registers.set(general(to), value);
+            machine.set(to, value);
         }
         (to, from) if to.is_dr() => {
-            core.svm.debug_registers[to.number()] = registers.get(general(from));
+            core.svm.debug_registers[to.number()] = machine.get(from);
         }
-        _ => return false,
+        _ => return Done::Unknown,
     }
-    true
+    Done::Next
 }
 
 /// The CPUID that the backend is to see.
 pub fn cpuid(host: &TestHost) -> impl Fn(u32, u32) -> [u32; 4] {
     let config = host.processors().config.clone();
-    move |leaf, _| svm::cpuid(leaf, config.next_rip, config.flush_by_tag, config.tags)
+    move |leaf, _| match config.vmx {
+        Some(_) => vmx::caps::cpuid(&config, leaf),
+        None => svm::cpuid(leaf, config.next_rip, config.flush_by_tag, config.tags),
+    }
 }
