@@ -548,6 +548,11 @@ fn svm_may_be_switched_off_under_a_vm() {
     virtualization_may_be_switched_off_under_a_vm::<palacios_core::backend::svm::Svm<TestHost>>();
 }
 
+#[test]
+fn vmx_may_be_switched_off_under_a_vm() {
+    virtualization_may_be_switched_off_under_a_vm::<palacios_core::backend::vmx::Vmx<TestHost>>();
+}
+
 macro_rules! on_all_backends {
     ($($name:ident,)*) => {
         mod adversarial {

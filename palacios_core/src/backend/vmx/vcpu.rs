@@ -30,7 +30,7 @@ use super::vmcs::Vmcs;
 use super::{check, enter, PerCpu, Vmx};
 use crate::addr::Hpa;
 use crate::host::{CpuId, Host, NoMemory};
-use crate::state::{Control, CpuState, Gprs, Reg, Seg, Segment};
+use crate::state::{rflags, Control, CpuState, Gprs, Reg, Seg, Segment};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// PAT after reset (SDM 3A: 11.12.4).
@@ -207,10 +207,10 @@ impl<H: Host> Vcpu<H> {
     }
 
     /// Takes in what the exit left in the VMCS.
-    fn after_exit(&mut self) -> Seen {
+    fn after_exit(&mut self) -> Result<Seen, vmx::Error> {
         self.exit = Exited::read(&self.vmcs);
         if self.exit.entry_failed {
-            return Seen::AsIs;
+            return Ok(Seen::AsIs);
         }
         let dr7 = self.vmcs.get(DR7);
         self.vmcs.guest_ran();
@@ -220,9 +220,12 @@ impl<H: Host> Vcpu<H> {
         }
         self.gprs[Reg::Rsp] = self.vmcs.learn(RSP).0;
         self.vmcs.learn(RIP);
-        self.vmcs.learn(RFLAGS);
         self.vmcs.learn(INTERRUPTIBILITY);
-        self.events.after(&mut self.vmcs, &self.exit, self.cr2)
+        // No guest's is zero (SDM 3C: 26.3.1.4). An NMI behind the exit has switched VMX off: there is nothing left to read.
+        if self.vmcs.learn(RFLAGS).0 & rflags::FIXED == 0 {
+            return Err(vmx::Error::Gone);
+        }
+        Ok(self.events.after(&mut self.vmcs, &self.exit, self.cr2))
     }
 
     /// One entry and exit.
@@ -249,7 +252,7 @@ impl<H: Host> Vcpu<H> {
         match ran {
             Ok(()) => {
                 self.cr2 = cpu::read_cr2();
-                Ok(self.after_exit())
+                self.after_exit()
             }
             Err(vmx::Error::Failed) => {
                 self.exit = Exited::failed(self.vmcs.info(INSTRUCTION_ERROR));
