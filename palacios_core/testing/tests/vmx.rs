@@ -154,6 +154,60 @@ fn on(cpus: u32, tags: u32, vcpus: usize, code: &[u8], test: impl Fn(&mut Bench)
     }
 }
 
+/// One entry while an interrupt of the host waits, on a processor on which a machine check strikes then.
+fn enter_into_machine_check(bench: &mut Bench) -> Exit {
+    let Bench {
+        host,
+        hypervisor,
+        vcpus,
+        ..
+    } = bench;
+    let backend = hypervisor.backend();
+    std::thread::scope(|scope| {
+        host.window(|cpu| {
+            scope.spawn(|| host.on_each_cpu(&|_| ()));
+            while !host.interrupted() {
+                std::thread::yield_now();
+            }
+            vcpus[0].load(host, backend, cpu);
+            let exit = vcpus[0].enter(host);
+            vcpus[0].unload(host, backend);
+            exit
+        })
+    })
+}
+
+#[test]
+fn an_event_outlives_a_machine_check_on_the_way_in() {
+    let mut processor = Backing::adapt(processor::Config::default());
+    processor.vmx.as_mut().unwrap().machine_check_one_in = 1;
+    let config = Config {
+        cpus: 1,
+        processor,
+        ..Config::default()
+    };
+    TestHost::run(config, |host| {
+        let bench = &mut Bench::new(host, 1, HALTS);
+        bench.gate(0x40, HALTS);
+        let interrupt = Event::Interrupt(0x40);
+        bench.vcpus[0].set_rflags(rflags::FIXED | rflags::IF);
+        bench.vcpus[0].inject(interrupt);
+        assert_eq!(enter_into_machine_check(bench), Exit::HostInterrupt);
+        // It is still on its way, so that nothing may take its place.
+        assert!(!bench.vcpus[0].interruptible() && !bench.vcpus[0].nmi_allowed());
+        assert_eq!(bench.enter(), Exit::Halt);
+        assert_eq!(bench.vcpus[0].rip(), HANDLERS + 0x40 * 16);
+        // A reset takes it along.
+        bench.vcpus[0].set_state(&flat());
+        bench.vcpus[0].set_rflags(rflags::FIXED | rflags::IF);
+        bench.vcpus[0].inject(interrupt);
+        assert_eq!(enter_into_machine_check(bench), Exit::HostInterrupt);
+        bench.vcpus[0].set_state(&flat());
+        assert_eq!(bench.enter(), Exit::Halt);
+        assert_eq!(bench.vcpus[0].rip(), CODE);
+    });
+}
+
 fn alone(code: &[u8], test: impl Fn(&mut Bench)) {
     on(1, 16, 1, code, test);
 }

@@ -58,11 +58,15 @@ impl Events {
     /// Fills in what the next entry is to deliver and to watch for.
     pub(super) fn before<H: Host>(&mut self, vmcs: &mut Vmcs<H>, cr2: &mut u64, cr8: u8) {
         self.injected = self.pending.take();
-        if let Some(event) = self.injected {
-            if let Event::Exception(Exception { cr2: Some(at), .. }) = event {
-                *cr2 = at;
+        match self.injected {
+            Some(event) => {
+                if let Event::Exception(Exception { cr2: Some(at), .. }) = event {
+                    *cr2 = at;
+                }
+                inject(event, vmcs);
             }
-            inject(event, vmcs);
+            // There still is one from an entry that failed, before which the guest was given another state.
+            None => vmcs.set(ENTRY_EVENT, 0),
         }
         settle_shadow(vmcs);
         self.watch(vmcs, cr8);
@@ -83,6 +87,11 @@ impl Events {
         }
         vmcs.set(PRIMARY_CONTROLS, controls);
         vmcs.set(TPR_THRESHOLD, held.unwrap_or(0).into());
+    }
+
+    /// The entry failed: what it was to deliver is still to be delivered (SDM 3C: 26.8).
+    pub(super) fn not_entered(&mut self) {
+        self.pending = self.injected.take();
     }
 
     /// Takes in what an exit says of events.

@@ -210,6 +210,7 @@ impl<H: Host> Vcpu<H> {
     fn after_exit(&mut self) -> Result<Seen, vmx::Error> {
         self.exit = Exited::read(&self.vmcs);
         if self.exit.entry_failed {
+            self.events.not_entered();
             return Ok(Seen::AsIs);
         }
         let dr7 = self.vmcs.get(DR7);
@@ -256,6 +257,7 @@ impl<H: Host> Vcpu<H> {
             }
             Err(vmx::Error::Failed) => {
                 self.exit = Exited::failed(self.vmcs.info(INSTRUCTION_ERROR));
+                self.events.not_entered();
                 Ok(Seen::AsIs)
             }
             Err(vmx::Error::Gone) => Err(vmx::Error::Gone),
