@@ -6,7 +6,7 @@ use super::caps::Caps;
 use super::controls::{blocking, entry, event};
 use super::exit::{reason, Exited};
 use super::field::*;
-use super::registers::cpl;
+use super::registers::{cpl, is_canonical};
 use super::vmcs::Vmcs;
 use crate::host::Host;
 use crate::state::{cr0, cr4, efer, rflags, Seg};
@@ -52,7 +52,9 @@ fn first(checks: &[Check]) -> Option<&'static str> {
 /// The guest-state area (SDM 3C: 26.3.1).
 fn guest_state<H: Host>(vmcs: &Vmcs<H>, caps: &Caps) -> &'static str {
     control_registers(vmcs, caps)
+        .or_else(|| system_segments(vmcs))
         .or_else(|| segments(vmcs))
+        .or_else(|| bases(vmcs))
         .or_else(|| rip_and_flags(vmcs))
         .or_else(|| events(vmcs))
         .unwrap_or("none of the documented checks fails")
@@ -106,16 +108,20 @@ fn control_registers<H: Host>(vmcs: &Vmcs<H>, caps: &Caps) -> Option<&'static st
     ])
 }
 
-/// SDM 3C: 26.3.1.2, 26.3.1.3.
-fn segments<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
-    let usable = |seg| vmcs.get(rights(seg)) & 1 << 16 == 0;
+fn is_usable<H: Host>(vmcs: &Vmcs<H>, seg: Seg) -> bool {
+    vmcs.get(rights(seg)) & 1 << 16 == 0
+}
+
+/// TR and LDTR (SDM 3C: 26.3.1.2).
+fn system_segments<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
     let kind = |seg| vmcs.get(rights(seg)) & 15;
     let long = vmcs.get(ENTRY_CONTROLS) & entry::LONG_MODE != 0;
-    let virtual_8086 = vmcs.get(RFLAGS).0 & rflags::VM != 0;
-    let data = [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs];
-    let code = vmcs.get(CS_RIGHTS);
+    let is_system = |seg| vmcs.get(rights(seg)) & 0x90 == 0x80;
     first(&[
-        (!usable(Seg::Tr), "TR holds no segment"),
+        (
+            !(is_usable(vmcs, Seg::Tr) && is_system(Seg::Tr)),
+            "TR holds no segment of the system's",
+        ),
         (
             !(kind(Seg::Tr) == 11 || kind(Seg::Tr) == 3 && !long),
             "TR holds no busy task-state segment",
@@ -125,9 +131,47 @@ fn segments<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
             "TR has a selector of the LDT",
         ),
         (
-            usable(Seg::Ldtr) && kind(Seg::Ldtr) != 2,
+            bad_limit(vmcs, Seg::Tr),
+            "TR's limit and granularity disagree",
+        ),
+        (
+            is_usable(vmcs, Seg::Ldtr) && !(kind(Seg::Ldtr) == 2 && is_system(Seg::Ldtr)),
             "LDTR holds no LDT",
         ),
+    ])
+}
+
+/// Bases (SDM 3C: 26.3.1.2).
+fn bases<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
+    let high = |seg| vmcs.get(base(seg)).0 >> 32 != 0;
+    let wild = |seg| !is_canonical(vmcs.get(base(seg)).0);
+    let data = [Seg::Ss, Seg::Ds, Seg::Es];
+    first(&[
+        (
+            high(Seg::Cs)
+                || data
+                    .into_iter()
+                    .any(|seg| is_usable(vmcs, seg) && high(seg)),
+            "the base of CS, SS, DS or ES has upper bits set",
+        ),
+        (
+            [Seg::Tr, Seg::Fs, Seg::Gs].into_iter().any(wild)
+                || is_usable(vmcs, Seg::Ldtr) && wild(Seg::Ldtr),
+            "the base of TR, FS, GS or LDTR is not canonical",
+        ),
+    ])
+}
+
+/// The others (SDM 3C: 26.3.1.2).
+fn segments<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
+    let usable = |seg| is_usable(vmcs, seg);
+    let kind = |seg| vmcs.get(rights(seg)) & 15;
+    let absent = |seg| usable(seg) && vmcs.get(rights(seg)) & 0x90 != 0x90;
+    let long = vmcs.get(ENTRY_CONTROLS) & entry::LONG_MODE != 0;
+    let virtual_8086 = vmcs.get(RFLAGS).0 & rflags::VM != 0;
+    let data = [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs];
+    let code = vmcs.get(CS_RIGHTS);
+    first(&[
         (
             !virtual_8086 && !matches!(kind(Seg::Cs), 3 | 9 | 11 | 13 | 15),
             "CS holds no code segment",
@@ -143,6 +187,10 @@ fn segments<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
         (
             !virtual_8086 && usable(Seg::Ss) && !matches!(kind(Seg::Ss), 3 | 7),
             "SS holds no stack segment",
+        ),
+        (
+            !virtual_8086 && (absent(Seg::Ss) || data.into_iter().any(absent)),
+            "a segment is not present, or one of the system's",
         ),
         (
             !virtual_8086
@@ -202,7 +250,8 @@ fn events<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
     let flags = vmcs.get(RFLAGS).0;
     let blocked = vmcs.get(INTERRUPTIBILITY);
     let injected = vmcs.get(ENTRY_EVENT);
-    let interrupt = injected & event::VALID != 0 && injected & event::TYPE == event::INTERRUPT;
+    let injects = |kind| injected & event::VALID != 0 && injected & event::TYPE == kind;
+    let interrupt = injects(event::INTERRUPT);
     let pending = vmcs.get(PENDING_DEBUG).0;
     let shadow = blocked & blocking::SHADOW != 0;
     first(&[
@@ -219,6 +268,10 @@ fn events<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
             "an interrupt is injected with RFLAGS.IF clear",
         ),
         (interrupt && shadow, "an interrupt is injected in a shadow"),
+        (
+            injects(event::NMI) && blocked & (blocking::NMI | blocking::MOV_SS) != 0,
+            "an NMI is injected while NMIs are blocked",
+        ),
         (
             shadow && (pending & 1 << 14 != 0) != (flags & rflags::TF != 0),
             "a pending single-step does not agree with RFLAGS.TF",
