@@ -75,8 +75,8 @@ pub(super) struct Exited {
     /// What was being delivered.
     pub vectoring: u32,
     /// The length of the instruction that exited, if one did.
-    length: u8,
-    gpa: u64,
+    pub length: u8,
+    pub gpa: u64,
 }
 
 impl Exited {
