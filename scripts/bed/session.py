@@ -83,7 +83,9 @@ class Session:
             last = time.monotonic() + LAST_WORDS_S
             while self._open and not self.log.ended and time.monotonic() < last:
                 self._step(last - time.monotonic())
-            while self._step(0):
+            if self.status is not None:
+                self.machine.power_off()
+            while self._step(1) and self._open:
                 pass
         return self._verdict(*self._end())
 
@@ -107,7 +109,7 @@ class Session:
         for source in ready:
             if source not in self._open:
                 self._typed(os.read(source.fileno(), 4096))
-            elif data := source.recv(65536):
+            elif data := received(source):
                 self._heard(self._open[source], data)
             else:
                 del self._open[source]
@@ -123,6 +125,8 @@ class Session:
             *lines, self._control = (self._control + data).split(b"\n")
             for line in lines:
                 self._told(line.decode(errors="replace").strip())
+        else:
+            self.machine.heard(data)
 
     def _told(self, line: str) -> None:
         token, _, message = line.partition(" ")
@@ -154,6 +158,14 @@ class Session:
             if not self.log.begun or status == TIMEOUT:
                 print("\n".join("  " + line for line in self.log.lines[-25:]), file=sys.stderr)
         return status
+
+
+def received(source) -> bytes:
+    """What a wire has; nothing when its far end is gone."""
+    try:
+        return os.read(source.fileno(), 65536)
+    except ConnectionResetError:
+        return b""
 
 
 def complain(text: str) -> None:

@@ -6,7 +6,7 @@ import subprocess
 
 from bed import hostroot
 from bed.cache import TOP
-from bed.machine import qemu
+from bed.qemu import qemu
 
 from .results import Results
 
