@@ -40,7 +40,11 @@ fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
         cpu::count(),
         memory::free_bytes() >> 20,
         time::tsc_hz() / 1_000_000,
-        if time::tsc_stable() { "" } else { ", not stable" }
+        if time::tsc_stable() {
+            ""
+        } else {
+            ", not stable"
+        }
     );
     let control = Thread::new(0).and_then(|control| {
         let job = memory::try_box(move || shim::main(boot))?;

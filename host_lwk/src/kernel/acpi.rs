@@ -14,6 +14,9 @@ const ENABLED: u32 = 1;
 /// SLP_EN of a PM1 control register (ACPI 6.5: 4.8.3.2.1).
 const SLEEP_ENABLE: u16 = 1 << 13;
 
+/// How long the machine may take to go off.
+const OFF_NS: u64 = 2_000_000_000;
+
 /// All memory is mapped where it is.
 #[derive(Clone)]
 struct Identity;
@@ -115,12 +118,15 @@ fn power_off_registers(tables: &AcpiTables<Identity>) -> Option<PowerOff> {
     let fadt = tables.find_table::<acpi::fadt::Fadt>().ok()?;
     let dsdt = tables.dsdt().ok()?;
     // SAFETY: firmware's own bytes, below 4 GiB.
-    let aml = unsafe { core::slice::from_raw_parts(dsdt.address as *const u8, dsdt.length as usize) };
+    let aml =
+        unsafe { core::slice::from_raw_parts(dsdt.address as *const u8, dsdt.length as usize) };
     let types = soft_off_types(aml)?;
     let a = fadt.pm1a_control_block().ok();
     let b = fadt.pm1b_control_block().ok().flatten();
     let register = |block: Option<acpi::address::GenericAddress>, kind: u8| {
-        let port = u16::try_from(block?.address).ok().filter(|port| *port != 0)?;
+        let port = u16::try_from(block?.address)
+            .ok()
+            .filter(|port| *port != 0)?;
         Some((port, u16::from(kind & 7) << 10 | SLEEP_ENABLE))
     };
     Some(PowerOff([register(a, types[0]), register(b, types[1])]))
@@ -157,6 +163,7 @@ pub fn power_off() -> ! {
         // SAFETY: ACPI says that this switches the machine off.
         unsafe { Port::<u16>::new(port).write(value) };
     }
+    super::time::spin_ns(OFF_NS);
     crate::log!("this machine cannot switch itself off");
     super::stop()
 }

@@ -74,7 +74,10 @@ impl LocalApic {
     pub fn stop_others(&mut self) {
         self.settle();
         // SAFETY: see above; their handler knows.
-        unsafe { self.0.send_nmi_all(lapic::IpiAllShorthand::AllExcludingSelf) }
+        unsafe {
+            self.0
+                .send_nmi_all(lapic::IpiAllShorthand::AllExcludingSelf)
+        }
     }
     /// Resets another CPU.
     pub fn send_init(&mut self, apic_id: u32) {

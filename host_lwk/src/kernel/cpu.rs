@@ -51,7 +51,9 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 /// All CPUs that run, in the order of their ids.
 pub fn all() -> impl Iterator<Item = &'static Cpu> {
     let cpus = CPUS.get().map(Vec::as_slice).unwrap_or_default();
-    cpus.iter().map(|cpu| &**cpu).filter(|cpu| cpu.started.load(Ordering::Acquire))
+    cpus.iter()
+        .map(|cpu| &**cpu)
+        .filter(|cpu| cpu.started.load(Ordering::Acquire))
 }
 
 /// How many CPUs run.
@@ -162,7 +164,8 @@ pub unsafe fn init(found: &Found) -> Result<(), NoMemory> {
     };
     let others = found.apic_ids().filter(|id| *id != first);
     let mut cpus = Vec::new();
-    cpus.try_reserve(found.apic_ids().count().max(1)).map_err(|_| NoMemory)?;
+    cpus.try_reserve(found.apic_ids().count().max(1))
+        .map_err(|_| NoMemory)?;
     for (id, apic_id) in (0..).zip([first].into_iter().chain(others)) {
         cpus.push(Cpu::new(id, apic_id)?);
     }

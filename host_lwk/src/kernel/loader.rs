@@ -54,6 +54,13 @@ impl Boot {
         tag.and_then(|tag| tag.cmdline().ok()).unwrap_or_default()
     }
 
+    /// Whether a word is on it.
+    pub fn option(&self, word: &str) -> bool {
+        self.command_line()
+            .split_whitespace()
+            .any(|other| other == word)
+    }
+
     /// The modules, in their order.
     pub fn modules(&'static self) -> impl Iterator<Item = Module> {
         self.0.module_tags().map(|tag| {
@@ -101,8 +108,15 @@ impl Boot {
     pub fn rsdp(&self) -> Option<usize> {
         /// Past the header of a tag.
         const RSDP: usize = 8;
-        let new = self.0.rsdp_v2_tag().map(|tag| core::ptr::from_ref(tag) as usize);
-        let old = || self.0.rsdp_v1_tag().map(|tag| core::ptr::from_ref(tag) as usize);
+        let new = self
+            .0
+            .rsdp_v2_tag()
+            .map(|tag| core::ptr::from_ref(tag) as usize);
+        let old = || {
+            self.0
+                .rsdp_v1_tag()
+                .map(|tag| core::ptr::from_ref(tag) as usize)
+        };
         Some(new.or_else(old)? + RSDP)
     }
 
@@ -133,7 +147,8 @@ impl Boot {
             symbol.info & 0xf == STT_FUNC && address.wrapping_sub(symbol.value) < symbol.size
         };
         let symbol = symbols.iter().find(holds)?;
-        let name = core::ffi::CStr::from_bytes_until_nul(names.get(symbol.name as usize..)?).ok()?;
+        let name =
+            core::ffi::CStr::from_bytes_until_nul(names.get(symbol.name as usize..)?).ok()?;
         Some((name.to_str().ok()?, address - symbol.value))
     }
 }

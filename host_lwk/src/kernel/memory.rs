@@ -192,10 +192,7 @@ fn gaps(
         }
         let next = taken.clone().map(|range| range.start);
         let end = next.filter(|at| *at >= start).fold(piece.end, u64::min);
-        let (start, end) = (
-            start.next_multiple_of(PAGE_BYTES),
-            end & !(PAGE_BYTES - 1),
-        );
+        let (start, end) = (start.next_multiple_of(PAGE_BYTES), end & !(PAGE_BYTES - 1));
         (start < end).then_some(start..end)
     })
 }
@@ -203,7 +200,9 @@ fn gaps(
 /// The first of `items`, where nothing can be allocated yet.
 fn collect<const N: usize>(items: impl Iterator<Item = u64>) -> [Option<u64>; N] {
     let mut all = [None; N];
-    all.iter_mut().zip(items).for_each(|(slot, item)| *slot = Some(item));
+    all.iter_mut()
+        .zip(items)
+        .for_each(|(slot, item)| *slot = Some(item));
     all
 }
 
@@ -251,7 +250,9 @@ where
     let frame = PhysFrame::<S>::containing_address(PhysAddr::new(phys));
     // SAFETY: the memory is mapped where nothing was before.
     let mapped = with_tables(|tables| unsafe {
-        tables.map_to(page, frame, WRITABLE, &mut TableFrames).map(|flush| flush.flush())
+        tables
+            .map_to(page, frame, WRITABLE, &mut TableFrames)
+            .map(|flush| flush.flush())
     });
     match mapped {
         Ok(()) | Err(MapToError::PageAlreadyMapped(_)) => Ok(()),

@@ -38,7 +38,7 @@ pub unsafe fn init(boot: &'static Boot) -> Result<acpi::Found, NoMemory> {
         let found = acpi::init(boot.rsdp())?;
         apic::close_pics();
         cpu::init(&found)?;
-        time::init();
+        time::init(boot.option("tsc=reliable"));
         apic::measure_timer(20_000_000);
         match memory::low_page(boot) {
             Some(page) => cpu::start_others(page)?,

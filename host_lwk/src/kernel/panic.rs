@@ -77,7 +77,10 @@ pub fn die(rbp: u64, rip: Option<u64>, what: fmt::Arguments<'_>) -> ! {
     }
     apic::local(apic::LocalApic::stop_others);
     serial::take_log();
-    log(format_args!("panic on CPU {}: {what}", super::cpu::current().id));
+    log(format_args!(
+        "panic on CPU {}: {what}",
+        super::cpu::current().id
+    ));
     rip.into_iter().for_each(tell);
     let mut frame = rbp;
     for _ in 0..DEPTH {

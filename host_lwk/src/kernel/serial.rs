@@ -46,7 +46,12 @@ pub fn init() {
 /// Has what comes in raise an interrupt on the CPU of `apic_id`, which wakes `reader`; it stays.
 pub fn listen(found: &Found, apic_id: u32, reader: &'static Thread) {
     READER.store(core::ptr::from_ref(reader).cast_mut(), Ordering::Release);
-    for (_, irq) in PLACES.into_iter().zip(&PORTS).filter(|(_, port)| port.lock().is_some()).map(|(place, _)| place) {
+    for (_, irq) in PLACES
+        .into_iter()
+        .zip(&PORTS)
+        .filter(|(_, port)| port.lock().is_some())
+        .map(|(place, _)| place)
+    {
         apic::route(found, irq, apic::SERIAL, apic_id);
     }
 }

@@ -254,7 +254,9 @@ impl<T> Shared<T> {
 impl<T> Clone for Shared<T> {
     fn clone(&self) -> Self {
         // SAFETY: counted, so it is there.
-        unsafe { self.0.as_ref() }.count.fetch_add(1, Ordering::Relaxed);
+        unsafe { self.0.as_ref() }
+            .count
+            .fetch_add(1, Ordering::Relaxed);
         Self(self.0)
     }
 }
@@ -270,7 +272,11 @@ impl<T> Deref for Shared<T> {
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
         // SAFETY: counted, so it is there.
-        if unsafe { self.0.as_ref() }.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if unsafe { self.0.as_ref() }
+            .count
+            .fetch_sub(1, Ordering::AcqRel)
+            == 1
+        {
             // SAFETY: boxed in `new`; this was the last reference.
             drop(unsafe { Box::from_raw(self.0.as_ptr()) });
         }

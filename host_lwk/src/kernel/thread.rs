@@ -417,7 +417,9 @@ fn enqueue(thread: &Thread) {
     let scheduler = &cpu.scheduler;
     let mut queue = scheduler.queue.lock();
     thread.home.store(to, Ordering::Release);
-    thread.ready_since_ns.store(time::now_ns(), Ordering::Relaxed);
+    thread
+        .ready_since_ns
+        .store(time::now_ns(), Ordering::Relaxed);
     queue.push(thread);
     let idles = scheduler.idles();
     if idles {
@@ -571,7 +573,9 @@ fn schedule(why: Why, ready: impl Fn() -> bool) {
             if goes {
                 leftover = Leftover::Send(before);
             } else {
-                before.ready_since_ns.store(time::now_ns(), Ordering::Relaxed);
+                before
+                    .ready_since_ns
+                    .store(time::now_ns(), Ordering::Relaxed);
                 queue.push(before);
             }
         }
@@ -583,7 +587,8 @@ fn schedule(why: Why, ready: impl Fn() -> bool) {
     let now_ns = time::now_ns();
     if !core::ptr::eq(next, &raw const *scheduler.idle) {
         let since_ns = next.ready_since_ns.load(Ordering::Relaxed);
-        next.waited_ns.fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
+        next.waited_ns
+            .fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
     }
     next.state.store(RUNNING, Ordering::Release);
     scheduler.current.set(next);
@@ -635,9 +640,7 @@ extern "C" fn thread_main() -> ! {
     x86_64::instructions::interrupts::enable();
     let me = current();
     loop {
-        sleep_until(|| {
-            me.has_job.load(Ordering::Acquire) || me.ends.load(Ordering::Acquire)
-        });
+        sleep_until(|| me.has_job.load(Ordering::Acquire) || me.ends.load(Ordering::Acquire));
         let job = me.job.lock().take();
         me.has_job.store(false, Ordering::Relaxed);
         let Some(job) = job else { break };

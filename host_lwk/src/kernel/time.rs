@@ -70,16 +70,18 @@ pub fn spin_ns(ns: u64) {
     }
 }
 
-/// Measures the counter and reads the wall clock.
-pub fn init() {
+/// Measures the counter and reads the wall clock. `trusted`: somebody knows that the counters of all CPUs agree, of a processor
+/// that does not promise it.
+pub fn init(trusted: bool) {
     const INVARIANT: u32 = 1 << 8;
     let hz = from_cpuid().unwrap_or_else(measure);
     TSC_HZ.store(hz, Ordering::Relaxed);
     NS_PER_TICK.store((NS_PER_S << 32) / hz.max(1), Ordering::Relaxed);
     BEGIN.store(tsc(), Ordering::Relaxed);
     BEGIN_WALL_NS.store(read_wall_ns(), Ordering::Relaxed);
-    let power = cpuid(0x8000_0000, 0)[0] >= 0x8000_0007 && cpuid(0x8000_0007, 0)[3] & INVARIANT != 0;
-    STABLE.store(power, Ordering::Relaxed);
+    let known = cpuid(0x8000_0000, 0)[0] >= 0x8000_0007;
+    let invariant = known && cpuid(0x8000_0007, 0)[3] & INVARIANT != 0;
+    STABLE.store(invariant || trusted, Ordering::Relaxed);
 }
 
 /// The rate as the processor states it (SDM 2A: CPUID 15H).
@@ -89,7 +91,9 @@ fn from_cpuid() -> Option<u64> {
     }
     let [denominator, numerator, crystal_hz, _] = cpuid(0x15, 0);
     let product = u64::from(crystal_hz) * u64::from(numerator);
-    product.checked_div(denominator.into()).filter(|hz| *hz != 0)
+    product
+        .checked_div(denominator.into())
+        .filter(|hz| *hz != 0)
 }
 
 /// Counts while the 8254's counter 2 runs down once.
@@ -97,8 +101,11 @@ fn measure() -> u64 {
     let count = PIT_HZ * MEASURE_MS / 1000;
     // SAFETY: counter 2 and its gate belong to the speaker, which nobody uses.
     unsafe {
-        let (mut gate, mut control, mut counter) =
-            (Port::<u8>::new(0x61), Port::<u8>::new(0x43), Port::<u8>::new(0x42));
+        let (mut gate, mut control, mut counter) = (
+            Port::<u8>::new(0x61),
+            Port::<u8>::new(0x43),
+            Port::<u8>::new(0x42),
+        );
         let speaker = gate.read() & !3;
         gate.write(speaker);
         control.write(0xb0_u8); // Counter 2, both bytes, mode 0.
@@ -150,7 +157,11 @@ fn read_clock() -> [u64; 6] {
             _ => (raw, false),
         };
         let binary = status & 4 != 0;
-        let value = if binary { value } else { (value >> 4) * 10 + (value & 0xf) };
+        let value = if binary {
+            value
+        } else {
+            (value >> 4) * 10 + (value & 0xf)
+        };
         let hours_12 = register == 4 && status & 2 == 0;
         u64::from(match (hours_12, pm) {
             (true, true) => value % 12 + 12,
@@ -172,8 +183,12 @@ fn read_cmos(register: u8) -> u8 {
 fn seconds([second, minute, hour, day, month, year]: [u64; 6]) -> u64 {
     const BEFORE_MONTH: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     const DAYS_TO_2000: u64 = 10_957;
-    let before = BEFORE_MONTH.get((month as usize).wrapping_sub(1)).copied().unwrap_or(0);
+    let before = BEFORE_MONTH
+        .get((month as usize).wrapping_sub(1))
+        .copied()
+        .unwrap_or(0);
     let leap_day = u64::from(year % 4 == 0 && month > 2);
-    let days = DAYS_TO_2000 + year * 365 + year.div_ceil(4) + before + leap_day + day.saturating_sub(1);
+    let days =
+        DAYS_TO_2000 + year * 365 + year.div_ceil(4) + before + leap_day + day.saturating_sub(1);
     ((days * 24 + hour) * 60 + minute) * 60 + second
 }

@@ -111,8 +111,7 @@ impl Tables {
 }
 
 /// The code segment: the first that [`Tables::load`] makes.
-const CODE: x86_64::structures::gdt::SegmentSelector =
-    x86_64::structures::gdt::SegmentSelector(8);
+const CODE: x86_64::structures::gdt::SegmentSelector = x86_64::structures::gdt::SegmentSelector(8);
 
 extern "C" {
     static trap_stubs: u8;
@@ -192,7 +191,9 @@ fn fixup(rip: u64) -> Option<u64> {
     // SAFETY: the linker script puts the entries there, one after the other.
     let all = unsafe { core::slice::from_raw_parts(begin, count) };
     let place = |field: &i32| (field as *const i32 as u64).wrapping_add_signed((*field).into());
-    all.iter().find(|entry| place(&entry.at) == rip).map(|entry| place(&entry.to))
+    all.iter()
+        .find(|entry| place(&entry.at) == rip)
+        .map(|entry| place(&entry.to))
 }
 
 /// The machine goes down: an NMI stops the CPU that takes it.
@@ -240,7 +241,10 @@ fn exception(vector: u64, frame: &mut Frame) {
         }
     }
     let cr2 = Cr2::read_raw();
-    let name = NAMES.get(vector as usize).copied().unwrap_or("an exception");
+    let name = NAMES
+        .get(vector as usize)
+        .copied()
+        .unwrap_or("an exception");
     let why = match vector {
         DOUBLE_FAULT if is_below_a_stack(cr2) => " (stack overflow)",
         _ => "",
@@ -260,9 +264,24 @@ fn machine_check_is_on() -> bool {
 }
 
 const NAMES: [&str; 20] = [
-    "#DE, division", "#DB, debug", "NMI", "#BP, breakpoint", "#OF, overflow", "#BR, bound",
-    "#UD, undefined instruction", "#NM, no FPU", "#DF, double fault", "vector 9", "#TS, task segment",
-    "#NP, segment not present", "#SS, stack segment", "#GP, general protection", "#PF, page fault",
-    "vector 15", "#MF, x87", "#AC, alignment", "#MC, machine check", "#XM, SIMD",
+    "#DE, division",
+    "#DB, debug",
+    "NMI",
+    "#BP, breakpoint",
+    "#OF, overflow",
+    "#BR, bound",
+    "#UD, undefined instruction",
+    "#NM, no FPU",
+    "#DF, double fault",
+    "vector 9",
+    "#TS, task segment",
+    "#NP, segment not present",
+    "#SS, stack segment",
+    "#GP, general protection",
+    "#PF, page fault",
+    "vector 15",
+    "#MF, x87",
+    "#AC, alignment",
+    "#MC, machine check",
+    "#XM, SIMD",
 ];
-

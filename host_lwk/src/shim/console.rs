@@ -47,7 +47,9 @@ impl Ring {
 
     fn fill(&mut self, buf: &mut [u8]) -> usize {
         let slots = buf.iter_mut();
-        slots.map_while(|slot| self.pop().map(|byte| *slot = byte)).count()
+        slots
+            .map_while(|slot| self.pop().map(|byte| *slot = byte))
+            .count()
     }
 }
 

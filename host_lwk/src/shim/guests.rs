@@ -41,7 +41,12 @@ impl Observer for Wake {
 }
 
 /// Makes and launches what is wished for, as guest number `n`; says why, if it cannot.
-pub fn launch(hardware: &Hardware, wish: Wish<'_>, module: Option<Module>, n: usize) -> Option<Guest> {
+pub fn launch(
+    hardware: &Hardware,
+    wish: Wish<'_>,
+    module: Option<Module>,
+    n: usize,
+) -> Option<Guest> {
     let image = wish.image;
     let made = match module {
         None => Err(Refusal::NoModule),
@@ -64,7 +69,9 @@ pub fn launch(hardware: &Hardware, wish: Wish<'_>, module: Option<Module>, n: us
         }
         Err(Refusal::Ram(bytes)) => {
             let (want, free) = (bytes >> 20, memory::free_bytes() >> 20);
-            log!("{image}: no {want} MiB of memory in one piece for the guest; {free} MiB are free");
+            log!(
+                "{image}: no {want} MiB of memory in one piece for the guest; {free} MiB are free"
+            );
             None
         }
         Err(Refusal::Vm(why)) => {
@@ -166,11 +173,16 @@ impl Guest {
         let used = self.machine.vcpus().min(MAX_CORES as u32) as usize;
         let mut list = [0; MAX_CORES];
         let homes = cores.iter().cycle().take(used);
-        list.iter_mut().zip(homes).for_each(|(slot, core)| *slot = core.0);
+        list.iter_mut()
+            .zip(homes)
+            .for_each(|(slot, core)| *slot = core.0);
         let (name, mib) = (self.name.as_str(), bytes >> 20);
         let homes = list.get(..used).unwrap_or_default();
         match self.port {
-            Some(port) => log!("{name}: {mib} MiB, on cores {homes:?}, console on serial port {}", port + 1),
+            Some(port) => log!(
+                "{name}: {mib} MiB, on cores {homes:?}, console on serial port {}",
+                port + 1
+            ),
             None => log!("{name}: {mib} MiB, on cores {homes:?}, no serial port for its console"),
         }
     }

@@ -22,7 +22,7 @@ const ESCAPE: u8 = 0x1d;
 
 /// The control thread.
 pub fn main(boot: &'static Boot) {
-    if boot.command_line().split_whitespace().any(|word| word == "conformance") {
+    if boot.option("conformance") {
         checks::run();
         acpi::power_off()
     }
@@ -35,7 +35,11 @@ pub fn main(boot: &'static Boot) {
 
 fn launch_all(boot: &'static Boot, hardware: &Hardware) -> Vec<Guest> {
     let features = hardware.features();
-    log!("{} with {} address-space tags", features.backend, features.address_space_tags);
+    log!(
+        "{} with {} address-space tags",
+        features.backend,
+        features.address_space_tags
+    );
     let mut guests = Vec::new();
     for wish in wishes::wishes(boot.command_line()) {
         let module = boot.modules().find(|module| module.name == wish.image);
@@ -69,13 +73,19 @@ fn serve(mut guests: Vec<Guest>) {
             }
         }
         // All are asked, as each tells of its own end.
-        let running = guests.iter_mut().filter_map(|guest| (!guest.has_ended()).then_some(())).count();
+        let running = guests
+            .iter_mut()
+            .filter_map(|guest| (!guest.has_ended()).then_some(()))
+            .count();
         if running == 0 {
             break;
         }
         thread::park();
     }
-    log!("{} allocations since the launch", memory::allocations() - allocations);
+    log!(
+        "{} allocations since the launch",
+        memory::allocations() - allocations
+    );
 }
 
 /// A key after Ctrl-].
@@ -83,7 +93,10 @@ fn command(guests: &[Guest], key: u8) {
     match key {
         b's' => guests.iter().for_each(Guest::say_statistics),
         b'q' => guests.iter().for_each(Guest::stop),
-        ESCAPE => guests.iter().take(1).for_each(|guest| guest.type_in(ESCAPE)),
+        ESCAPE => guests
+            .iter()
+            .take(1)
+            .for_each(|guest| guest.type_in(ESCAPE)),
         _ => log!("Ctrl-] s: statistics; Ctrl-] q: stop all VMs; Ctrl-] Ctrl-]: the key itself"),
     }
 }
