@@ -2,21 +2,22 @@
 # `make help` says what there is.
 
 KERNEL ?= stock
+MACHINE ?= svm
 SECONDS ?= 600
 
 .PHONY: help run test bed modules tools guests bootstrap fuzz docs-check clean
 help: ## this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-run: ## a Linux guest in a VM on an emulated host: your shell in it, or its words without a terminal
-	@scripts/run
+run: ## a Linux guest in a VM on an emulated host: your shell in it, or its words without a terminal; MACHINE=vtx
+	@scripts/run --machine $(MACHINE)
 
 test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
 	@scripts/bootstrap >/dev/null
 	@scripts/test $(STAGE)
 
-bed: modules tools ## an emulated host with v3vee.ko and the tools: a shell, or CMD="…"; KERNEL=debug
-	@scripts/testbed run --kernel $(KERNEL) -- $(if $(CMD),'$(subst ','\'',$(CMD))',sh)
+bed: modules tools ## an emulated host with v3vee.ko and the tools: a shell, or CMD="…"; KERNEL=debug MACHINE=vtx
+	@scripts/testbed run --machine $(MACHINE) --kernel $(KERNEL) -- $(if $(CMD),'$(subst ','\'',$(CMD))',sh)
 
 modules: ## v3vee.ko in build/; KERNEL=debug for the debug kernel, KDIR=/lib/modules/RELEASE/build for this machine
 	@scripts/build-module $(if $(KDIR),--kdir $(KDIR),--kernel $(KERNEL))

@@ -5,6 +5,15 @@ import re
 import sys
 from dataclasses import dataclass, field
 
+from bed.cache import TOP
+
+SKIPS = TOP / "scripts" / "skips"
+
+
+def allowed_skips() -> set[str]:
+    lines = (line.split("#")[0].strip() for line in SKIPS.read_text().splitlines())
+    return {line for line in lines if line}
+
 
 @dataclass
 class Results:

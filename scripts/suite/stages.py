@@ -15,7 +15,7 @@ from pathlib import Path
 from bed.cache import TOP
 
 from . import oracle, selftest
-from .results import Results
+from .results import Results, allowed_skips
 
 BUILD = TOP / "build"
 KERNELS = ("stock", "debug")
@@ -105,7 +105,7 @@ def guests(results: Results) -> None:
 
 
 def bed(results: Results) -> None:
-    """tests/bed/*: each runs inside the emulated host, on every kernel it names. Two at a time: most of one is one CPU."""
+    """tests/bed/*: each runs inside the emulated hosts it names, on every kernel it names. Two at a time: most of one is one CPU."""
     runs = [run for test in sorted((TOP / "tests" / "bed").glob("*.sh")) for run in runs_of(test)]
     with ThreadPoolExecutor(max_workers=2) as pool:
         for run, told in zip(runs, pool.map(BedRun.output, runs)):
@@ -113,40 +113,60 @@ def bed(results: Results) -> None:
 
 
 def runs_of(test: Path) -> list["BedRun"]:
-    """On each kernel, or the one it names."""
+    """On each machine it names, and there on each kernel or the one it names; Bochs is slow, and runs the stock one."""
     words = shlex.split(" ".join(re.findall(r"^# bed: (.*)$", test.read_text(), re.MULTILINE)))
-    kernels = KERNELS
-    if "--kernel" in words:
-        at = words.index("--kernel")
-        kernels = (words[at + 1],)
-        del words[at:at + 2]
-    return [BedRun(test, kernel, words) for kernel in kernels]
+    machines = taken(words, "--machines") or "svm"
+    kernel = taken(words, "--kernel")
+    return [BedRun(test, machine, name, words) for machine in machines.split(",")
+            for name in ([kernel] if kernel else KERNELS if machine == "svm" else KERNELS[:1])]
+
+
+def taken(words: list[str], option: str) -> str | None:
+    """The value of an option, which is taken out of the words."""
+    if option not in words:
+        return None
+    at = words.index(option)
+    value = words[at + 1]
+    del words[at:at + 2]
+    return value
 
 
 @dataclass
 class BedRun:
-    """One test on the emulated host with one kernel."""
+    """One test on one emulated host with one kernel."""
 
     test: Path
+    machine: str
     kernel: str
     options: list[str]
 
+    def where(self) -> str:
+        return f" [{self.kernel}]" if self.machine == "svm" else f" [{self.machine} {self.kernel}]"
+
     def log(self) -> str:
-        return f"bed-{self.test.stem}-{self.kernel}"
+        return f"bed-{self.test.stem}-{self.machine}-{self.kernel}"
+
+    def skips(self) -> Path:
+        """A file for the test: the names of tests that are not for this machine, one a line."""
+        path = BUILD / "test" / f"{self.log()}.skips"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = [name.removeprefix("bed: ").removesuffix(self.where()) for name in allowed_skips() if name.endswith(self.where())]
+        path.write_text("".join(f"{name}\n" for name in sorted(names)))
+        return path
 
     def output(self) -> tuple[int, str, float]:
         """Its status, its output, and the seconds it took."""
         start = time.monotonic()
-        status, text = output(self.log(), "scripts/testbed", "run", "--kernel", self.kernel, *self.options, "--add", self.test, "--",
-                              "sh", f"./{self.test.name}")
+        status, text = output(self.log(), "scripts/testbed", "run", "--machine", self.machine, "--kernel", self.kernel, *self.options,
+                              "--add", self.test, "--add", f"{self.skips()}:skips", "--", "sh", f"./{self.test.name}")
         return status, text, time.monotonic() - start
 
     def judge(self, results: Results, status: int, text: str, seconds: float) -> None:
-        name = f"{self.test.stem} [{self.kernel}]"
+        name = f"{self.test.stem}{self.where()}"
         before, counted = len(results.failed), results.count()
-        told = results.read_tap(text, f" [{self.kernel}]")
+        told = results.read_tap(text, self.where())
         if re.search(r"^running \d+ tests", text, re.MULTILINE):
-            results.read_cargo(text, suffix=f" [{self.kernel}]")
+            results.read_cargo(text, suffix=self.where())
             told = results.count()
         if status != 0:
             results.fail(f"{name}: status {status}")
@@ -183,7 +203,7 @@ ALL = [
     Stage("guests", "the guests", guests),
     Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run),
     Stage("testbed", "the test bed tells good from bad", selftest.run, debug_kernel=True),
-    Stage("bed", "tests inside the emulated host, on the stock and the debug kernel", bed, debug_kernel=True),
+    Stage("bed", "tests inside the emulated hosts, on the stock and the debug kernel", bed, debug_kernel=True),
     Stage("fuzz", "the fuzz targets, shortly", fuzz),
     Stage("docs", "every shell block of the documentation", docs),
 ]
