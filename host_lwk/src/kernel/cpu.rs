@@ -45,6 +45,7 @@ unsafe impl Sync for Cpu {}
 // SAFETY: as above.
 unsafe impl Send for Cpu {}
 
+#[expect(clippy::vec_box)] // Each points to itself.
 static CPUS: Once<Vec<Box<Cpu>>> = Once::new();
 static STARTED: AtomicU32 = AtomicU32::new(0);
 

@@ -81,7 +81,7 @@ pub fn die(rbp: u64, rip: Option<u64>, what: fmt::Arguments<'_>) -> ! {
         "panic on CPU {}: {what}",
         super::cpu::current().id
     ));
-    rip.into_iter().for_each(tell);
+    rip.into_iter().for_each(|at| tell(at, at));
     let mut frame = rbp;
     for _ in 0..DEPTH {
         if frame < 1 << 20 || frame % 8 != 0 || frame > i64::MAX as u64 {
@@ -93,7 +93,8 @@ pub fn die(rbp: u64, rip: Option<u64>, what: fmt::Arguments<'_>) -> ! {
         if !(&raw const kernel_begin as u64..&raw const kernel_end as u64).contains(&at) {
             break;
         }
-        tell(at);
+        // A call that does not come back may be its function's last instruction.
+        tell(at, at - 1);
         // The stack grows down: a caller's frame lies higher.
         if before <= frame {
             break;
@@ -103,9 +104,9 @@ pub fn die(rbp: u64, rip: Option<u64>, what: fmt::Arguments<'_>) -> ! {
     super::stop()
 }
 
-/// One line of a backtrace.
-fn tell(at: u64) {
-    match loader::boot().and_then(|boot| boot.symbol(at)) {
+/// One line of a backtrace, for the function that holds `inside`.
+fn tell(at: u64, inside: u64) {
+    match loader::boot().and_then(|boot| boot.symbol(inside)) {
         Some((name, offset)) => log(format_args!(
             "  {at:#x} {:#} + {offset:#x}",
             rustc_demangle::demangle(name)

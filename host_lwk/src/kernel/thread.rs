@@ -240,7 +240,7 @@ impl Thread {
             unsafe { context.add(word).write(0) };
         }
         // SAFETY: as above.
-        unsafe { context.add(6).write(thread_begin as usize) };
+        unsafe { context.add(6).write(thread_begin as *const () as usize) };
         thread.context.set(context.cast());
         Ok(thread)
     }
@@ -580,12 +580,9 @@ fn schedule(why: Why, ready: impl Fn() -> bool) {
             }
         }
     }
-    let next = queue.pop().unwrap_or(
-        // SAFETY: lives as long as its CPU.
-        unsafe { &*(&raw const *scheduler.idle) },
-    );
+    let next = queue.pop().unwrap_or(&scheduler.idle);
     let now_ns = time::now_ns();
-    if !core::ptr::eq(next, &raw const *scheduler.idle) {
+    if !core::ptr::eq(next, &*scheduler.idle) {
         let since_ns = next.ready_since_ns.load(Ordering::Relaxed);
         next.waited_ns
             .fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);

@@ -21,10 +21,14 @@ use palacios_core::alloc_ext::TryPush;
 const ESCAPE: u8 = 0x1d;
 
 /// The control thread.
+#[inline(never)]
 pub fn main(boot: &'static Boot) {
     if boot.option("conformance") {
         checks::run();
         acpi::power_off()
+    }
+    if boot.option("panic") {
+        panic!("the command line asks for it");
     }
     match Hardware::enable() {
         Err(why) => log!("cannot run guests here: {why}"),
