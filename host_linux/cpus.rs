@@ -2,13 +2,13 @@
 //! Virtualization on for every CPU that is online: now, as CPUs come and go, over a suspend, until the host goes down.
 
 use crate::host::Linux;
-use crate::sync::Shared;
 use crate::window::current_cpu;
 use crate::{error, ffi};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::{bindings, error::to_result, prelude::*};
-use palacios_core::backend::{Backend, Unsupported};
+use palacios_core::backend::any::Hardware;
+use palacios_core::backend::Unsupported;
 use palacios_core::host::{CpuId, Host};
 
 /// More than any x86 kernel is built for.
@@ -34,38 +34,23 @@ fn set_enabled(cpu: CpuId, on: bool) {
     };
 }
 
-/// The half of a backend that is needed here, of whatever vendor.
-trait Switch: Send + Sync {
-    fn on(&self, cpu: CpuId) -> Result<(), Unsupported>;
-    fn off(&self, cpu: CpuId);
-}
-
-impl<B: Backend<Linux>> Switch for Shared<B> {
-    fn on(&self, cpu: CpuId) -> Result<(), Unsupported> {
-        self.enable_cpu(cpu)
-    }
-    fn off(&self, cpu: CpuId) {
-        self.disable_cpu(cpu)
-    }
-}
-
 /// The switch, for callbacks that carry no pointer of ours.
-struct Slot(UnsafeCell<Option<KBox<dyn Switch>>>);
+struct Slot(UnsafeCell<Option<Hardware<Linux>>>);
 
 // SAFETY: Written only by `Cpus`, of which there is one, while no callback is registered.
 unsafe impl Sync for Slot {}
 
 static SWITCH: Slot = Slot(UnsafeCell::new(None));
 
-fn with_switch<R>(f: impl FnOnce(&dyn Switch) -> R) -> Option<R> {
+fn with_switch<R>(f: impl FnOnce(&Hardware<Linux>) -> R) -> Option<R> {
     // SAFETY: Called from callbacks only, while they are registered: nobody writes it.
-    unsafe { &*SWITCH.0.get() }.as_deref().map(f)
+    unsafe { &*SWITCH.0.get() }.as_ref().map(f)
 }
 
 /// Switches this CPU on; atomic. Says why, if it cannot.
 fn switch_on() -> Result<(), Unsupported> {
     let cpu = current_cpu();
-    let result = with_switch(|switch| switch.on(cpu)).unwrap_or(Ok(()));
+    let result = with_switch(|switch| switch.enable_cpu(cpu)).unwrap_or(Ok(()));
     if let Err(why) = &result {
         pr_err!("{}\n", format_args!("cannot use CPU {}: {why}", cpu.0));
     }
@@ -75,7 +60,7 @@ fn switch_on() -> Result<(), Unsupported> {
 /// Switches this CPU off; atomic.
 fn switch_off() {
     let cpu = current_cpu();
-    with_switch(|switch| switch.off(cpu));
+    with_switch(|switch| switch.disable_cpu(cpu));
 }
 
 /// Runs `f` with interrupts off.
@@ -134,10 +119,9 @@ pub(crate) struct Cpus {
 
 impl Cpus {
     /// Switches it on. There may be one `Cpus` at a time.
-    pub(crate) fn enable<B: Backend<Linux>>(backend: Shared<B>) -> Result<Self> {
-        let switch: KBox<dyn Switch> = KBox::new(backend, GFP_KERNEL)?;
+    pub(crate) fn enable(backend: Hardware<Linux>) -> Result<Self> {
         // SAFETY: No callback is registered yet.
-        unsafe { *SWITCH.0.get() = Some(switch) };
+        unsafe { *SWITCH.0.get() = Some(backend) };
         // SAFETY: The callbacks stay until `drop`. They are called on each CPU that is online, before this returns.
         let state = unsafe {
             bindings::__cpuhp_setup_state(

@@ -57,8 +57,10 @@ extern "C" {
     pub(crate) fn v3vee_guest_time_end();
     pub(crate) fn v3vee_guest_enter();
     pub(crate) fn v3vee_guest_exit();
+    pub(crate) fn v3vee_task_segment_cut();
 
     pub(crate) fn v3vee_halt();
+    pub(crate) fn v3vee_flush_mappings() -> bool;
 
     pub(crate) fn v3vee_syscore_register();
     pub(crate) fn v3vee_syscore_unregister();

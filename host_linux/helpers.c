@@ -22,8 +22,10 @@
 #include <linux/suspend.h>
 #include <linux/syscore_ops.h>
 #include <linux/timekeeping.h>
+#include <linux/vmalloc.h>
 #include <linux/vtime.h>
 #include <asm/debugreg.h>
+#include <asm/desc.h>
 #include <asm/io.h>
 #include <asm/msr.h>
 #include <asm/nospec-branch.h>
@@ -330,6 +332,29 @@ noinstr void v3vee_guest_exit(void)
 	instrumentation_begin();
 	trace_hardirqs_off_finish();
 	instrumentation_end();
+}
+
+/* Says that TR's limit is cut: the next task with an I/O permission map, which no kernel thread has, gets it loaded again. */
+void v3vee_task_segment_cut(void);
+void v3vee_task_segment_cut(void)
+{
+	this_cpu_write(__tss_limit_invalid, true);
+}
+
+/*
+ * Has the kernel flush its own mappings on all CPUs: more than 33 pages of them go by a flush of everything, which rewrites
+ * CR4 where there is no INVPCID. For checks only.
+ */
+bool v3vee_flush_mappings(void);
+bool v3vee_flush_mappings(void)
+{
+	void *at = vmalloc(64 * PAGE_SIZE);
+
+	if (!at)
+		return false;
+	vfree(at);
+	vm_unmap_aliases();
+	return true;
 }
 
 /* Waits for an interrupt in a window, and takes it there. For checks only. */

@@ -80,6 +80,11 @@ impl Host for Linux {
         unsafe { ffi::v3vee_guest_exit() }
     }
 
+    fn task_segment_cut(&self) {
+        // SAFETY: In a window, so with interrupts off.
+        unsafe { ffi::v3vee_task_segment_cut() }
+    }
+
     fn now_ns(&self) -> u64 {
         // SAFETY: Reads a clock.
         unsafe { bindings::ktime_get() as u64 }

@@ -1,49 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The backends of this binary: which one this machine has, and a VM on it. Beyond this file nobody names a vendor.
+//! The processor's virtualization, switched on for all CPUs while the module is there, and VMs on it.
 
 use crate::cpus::Cpus;
 use crate::error;
 use crate::host::Linux;
-use crate::sync::Shared;
-use alloc::boxed::Box;
 use kernel::prelude::*;
-use palacios_core::addr::Gpa;
-use palacios_core::backend::svm::Svm;
-use palacios_core::backend::{Backend, Features};
-use palacios_core::devices::ByteStream;
-use palacios_core::host::{CpuId, NoMemory};
-use palacios_core::memory::Memory;
-use palacios_core::stats::Snapshot;
-use palacios_core::vm::{CreateError, LifeError, MoveError, Parts, State, Vm};
+use palacios_core::backend::any::{self, AnyVm, OpenStream};
+use palacios_core::backend::Features;
+use palacios_core::vm::{CreateError, Parts};
+
+/// A VM.
+pub(crate) type Machine = AnyVm<Linux>;
 
 /// The processor's virtualization, on every CPU until this is dropped.
 pub(crate) struct Hardware {
-    vendor: Vendor,
+    backend: any::Hardware<Linux>,
     _cpus: Cpus,
-}
-
-enum Vendor {
-    Svm(Shared<Svm<Linux>>),
 }
 
 impl Hardware {
     /// Looks for it and switches it on.
     pub(crate) fn enable() -> Result<Self> {
-        let svm = Svm::probe(&Linux).map_err(|why| {
+        let backend = any::Hardware::probe(&Linux).map_err(|why| {
             pr_err!("{}\n", format_args!("cannot run guests here: {why}"));
             error::of_backend(why)
         })?;
-        let svm = Shared::new(svm).map_err(|_| ENOMEM)?;
         Ok(Self {
-            _cpus: Cpus::enable(svm.clone())?,
-            vendor: Vendor::Svm(svm),
+            _cpus: Cpus::enable(backend.clone())?,
+            backend,
         })
     }
 
     pub(crate) fn features(&self) -> Features {
-        match &self.vendor {
-            Vendor::Svm(svm) => svm.features(),
-        }
+        self.backend.features()
     }
 
     /// Makes a VM.
@@ -52,76 +41,6 @@ impl Hardware {
         parts: Parts<Linux>,
         stream: OpenStream<'_>,
     ) -> Result<Machine, CreateError> {
-        Ok(match &self.vendor {
-            Vendor::Svm(svm) => {
-                let vm = Vm::new(&Linux, svm.clone(), parts, stream)?;
-                Machine::Svm(Shared::new(vm)?)
-            }
-        })
-    }
-}
-
-/// Opens the byte stream of a name.
-pub(crate) type OpenStream<'a> = &'a mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>;
-
-/// A VM on whatever hardware.
-pub(crate) enum Machine {
-    Svm(Shared<Vm<Linux, Svm<Linux>>>),
-}
-
-/// Calls the same method on whichever VM it is.
-macro_rules! each {
-    ($self:expr, $vm:ident => $call:expr) => {
-        match $self {
-            Machine::Svm($vm) => $call,
-        }
-    };
-}
-
-impl Machine {
-    pub(crate) fn launch(&self) -> Result<(), LifeError> {
-        each!(self, vm => Vm::<Linux, _>::launch(vm))
-    }
-    pub(crate) fn stop(&self) -> Result<(), LifeError> {
-        each!(self, vm => vm.stop())
-    }
-    pub(crate) fn pause(&self) -> Result<(), LifeError> {
-        each!(self, vm => vm.pause())
-    }
-    pub(crate) fn resume(&self) -> Result<(), LifeError> {
-        each!(self, vm => vm.resume())
-    }
-    pub(crate) fn join(&self) {
-        each!(self, vm => vm.join())
-    }
-    pub(crate) fn state(&self) -> State {
-        each!(self, vm => vm.state())
-    }
-    pub(crate) fn is_dead(&self) -> bool {
-        each!(self, vm => vm.is_dead())
-    }
-    pub(crate) fn name(&self) -> &str {
-        each!(self, vm => vm.name())
-    }
-    pub(crate) fn vcpus(&self) -> u32 {
-        each!(self, vm => vm.vcpus())
-    }
-    pub(crate) fn pin(&self, vcpu: u32) -> Option<CpuId> {
-        each!(self, vm => vm.pin(vcpu))
-    }
-    pub(crate) fn move_vcpu(&self, vcpu: u32, cpu: Option<CpuId>) -> Result<(), MoveError> {
-        each!(self, vm => vm.move_vcpu(vcpu, cpu))
-    }
-    pub(crate) fn counters(&self, vcpu: u32) -> Snapshot {
-        each!(self, vm => vm.counters(vcpu))
-    }
-    pub(crate) fn memory(&self) -> &Memory<Linux> {
-        each!(self, vm => vm.memory())
-    }
-    pub(crate) fn input_ready(&self) {
-        each!(self, vm => vm.input_ready())
-    }
-    pub(crate) fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
-        each!(self, vm => vm.revoke(from, bytes))
+        self.backend.vm(&Linux, parts, stream)
     }
 }

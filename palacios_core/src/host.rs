@@ -59,6 +59,10 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// predictions, which the guest may have trained, sees to them first of all.
     fn guest_exit(&self) {}
 
+    /// In a window that closes: the processor came out of the guest with the smallest limit on the task-state segment. A host
+    /// that keeps an I/O permission map behind it loads TR again before a task relies on that.
+    fn task_segment_cut(&self) {}
+
     // Time
 
     /// Monotonic nanoseconds. *Any.*

@@ -118,11 +118,21 @@ def bed(results: Results) -> None:
 
 def runs_of(test: Path) -> list["BedRun"]:
     """On each machine it names, and there on each kernel or the one it names; Bochs is slow, and runs the stock one."""
-    words = shlex.split(" ".join(re.findall(r"^# bed: (.*)$", test.read_text(), re.MULTILINE)))
-    machines = taken(words, "--machines") or "svm"
-    kernel = taken(words, "--kernel")
-    return [BedRun(test, machine, name, words) for machine in machines.split(",")
-            for name in ([kernel] if kernel else KERNELS if machine == "svm" else KERNELS[:1])]
+    machines = taken(options(test, ""), "--machines") or "svm"
+    runs = []
+    for machine in machines.split(","):
+        words = options(test, machine)
+        taken(words, "--machines")
+        kernel = taken(words, "--kernel")
+        kernels = [kernel] if kernel else KERNELS if machine == "svm" else KERNELS[:1]
+        runs += [BedRun(test, machine, kernel, words) for kernel in kernels]
+    return runs
+
+
+def options(test: Path, machine: str) -> list[str]:
+    """Lines `# bed: OPTIONS`, and `# bed MACHINE,MACHINE: OPTIONS` for these."""
+    lines = re.findall(r"^# bed(?: (\S+))?: (.*)$", test.read_text(), re.MULTILINE)
+    return shlex.split(" ".join(words for names, words in lines if not names or machine in names.split(",")))
 
 
 def taken(words: list[str], option: str) -> str | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The tiny test kernels on one CPU, each test by its name. What gives no answer has failed, and the rest goes on in another VM.
-# bed: --add build/guests/tmk/tmk --timeout 900
+# bed: --machines svm,svm-bochs,vtx --add build/guests/tmk/tmk --timeout 900
+# bed svm-bochs,vtx: --cpus 1
 run() { timeout=$1 append=$2; shift 2; v3 run --kernel tmk --mem 256 --timeout "$timeout" --append "$append" "$@" </dev/null | tr -d '\r'; }
 
 by_name() {

@@ -103,8 +103,8 @@ pub(super) unsafe fn write_msr(index: u32, value: u64) -> Result<(), Faulted> {
     }
 }
 
-macro_rules! register {
-    ($(#[$doc:meta])* $read:ident, $(#[$write_doc:meta])* $write:ident, $name:literal) => {
+macro_rules! readable {
+    ($(#[$doc:meta])* $read:ident, $name:literal) => {
         $(#[$doc])*
         pub(super) fn $read() -> u64 {
             let value: u64;
@@ -112,6 +112,11 @@ macro_rules! register {
             unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack)) };
             value
         }
+    };
+}
+macro_rules! register {
+    ($(#[$doc:meta])* $read:ident, $(#[$write_doc:meta])* $write:ident, $name:literal) => {
+        readable!($(#[$doc])* $read, $name);
         register!($(#[$write_doc])* $write, $name);
     };
     ($(#[$doc:meta])* $write:ident, $name:literal) => {
@@ -151,6 +156,8 @@ register!(
     write_dr3, "dr3"
 );
 register!(
+    /// DR6.
+    read_dr6,
     /// Sets DR6.
     write_dr6, "dr6"
 );
@@ -160,22 +167,27 @@ register!(
     /// Sets DR7.
     write_dr7, "dr7"
 );
+register!(
+    /// CR2.
+    read_cr2,
+    /// Sets CR2.
+    write_cr2, "cr2"
+);
+register!(
+    /// CR4.
+    read_cr4,
+    /// Sets CR4.
+    write_cr4, "cr4"
+);
 
-/// CR3.
-pub(super) fn read_cr3() -> u64 {
-    let value: u64;
-    // SAFETY: reads a register at CPL 0.
-    unsafe { asm!("mov {}, cr3", out(reg) value, options(nomem, nostack)) };
-    value
-}
-
-/// CR4.
-pub(super) fn read_cr4() -> u64 {
-    let value: u64;
-    // SAFETY: reads a register at CPL 0.
-    unsafe { asm!("mov {}, cr4", out(reg) value, options(nomem, nostack)) };
-    value
-}
+readable!(
+    /// CR0.
+    read_cr0, "cr0"
+);
+readable!(
+    /// CR3.
+    read_cr3, "cr3"
+);
 
 /// Has the host's machine-check handler run, as it would have had the error struck outside of the guest. `false` under
 /// FRED, which takes no software interrupt from the kernel.
@@ -186,4 +198,10 @@ pub(super) fn raise_machine_check() -> bool {
     // SAFETY: vector 18 is the host's own handler; it finds the error in the machine-check banks and returns, or does not.
     unsafe { asm!("int 18") };
     true
+}
+
+/// Has the host's NMI handler run, for an NMI that ended a guest instead. Its IRET lets the next one in.
+pub(super) fn raise_nmi() {
+    // SAFETY: vector 2 is the host's own handler, and returns.
+    unsafe { asm!("int 2") };
 }

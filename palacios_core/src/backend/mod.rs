@@ -6,7 +6,11 @@
 //! CPU, inside a [`Host::window`]; what happens there is the fast path.
 
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+pub mod any;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod cpu;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod debug;
 #[cfg(all(test, feature = "hardware", target_arch = "x86_64"))]
 mod fake_host;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
@@ -14,7 +18,15 @@ mod fpu;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod pages;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod paging;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 pub mod svm;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod switched;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod tags;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+pub mod vmx;
 
 use crate::addr::{Gpa, Hpa};
 use crate::host::{CpuId, Host, NoMemory};
@@ -26,6 +38,9 @@ use core::fmt;
 pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     /// A virtual CPU.
     type Vcpu: BackendVcpu<H, Self>;
+    /// Kernels look for this vendor's cores and caches in the extended leaves of CPUID, 0x8000_0008 and 0x8000_001d and its
+    /// neighbour, and not in leaf 4.
+    const EXTENDED_TOPOLOGY: bool = false;
 
     /// Looks at the CPU this runs on, and takes what memory the whole host needs. Enables nothing.
     fn probe(host: &H) -> Result<Self, Unsupported>;
@@ -41,6 +56,11 @@ pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     fn tsc(&self) -> u64;
     /// The entry format and the number of levels of nested tables.
     fn table_format(&self) -> Format;
+    /// A model-specific register that kernels of this vendor's processors read without asking CPUID first, and what a guest
+    /// finds in it for ever.
+    fn fixed_msr(_index: u32) -> Option<u64> {
+        None
+    }
     /// A virtual CPU in the state after power-on.
     fn vcpu(&self, host: &H) -> Result<Self::Vcpu, NoMemory>;
 }
@@ -79,6 +99,9 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn control(&self) -> Control;
     /// Sets the control registers and EFER; what changed of the paging mode is flushed.
     fn set_control(&mut self, control: Control);
+    /// The four entries of PAE paging that a processor keeps in registers, after the core has set control registers so that
+    /// the guest pages so. Of no use to a backend whose processor looks them up itself.
+    fn set_page_directories(&mut self, _: [u64; 4]) {}
     /// A segment register.
     fn segment(&self, seg: Seg) -> Segment;
     /// The current privilege level.
@@ -216,6 +239,8 @@ pub enum Exit {
     BadState(&'static str),
     /// Virtualization was switched off under us: the host goes down.
     Gone,
+    /// Somebody else on this host has taken the processor's virtualization since.
+    Busy,
     /// One that this backend does not know, with the vendor's numbers for the report.
     Unknown {
         /// The vendor's exit code.
@@ -275,12 +300,12 @@ impl From<NoMemory> for Unsupported {
 impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoCpu => f.write_str("this CPU has no AMD SVM"),
+            Self::NoCpu => f.write_str("this CPU has neither AMD SVM nor Intel VT-x"),
             Self::Firmware => f.write_str(
-                "virtualization is switched off in the firmware setup: enable SVM there",
+                "virtualization is switched off in the firmware setup: enable SVM or VT-x there",
             ),
             Self::Busy => f.write_str(
-                "virtualization is in use: unload the other hypervisor first (rmmod kvm_amd)",
+                "virtualization is in use: unload the other hypervisor first (rmmod kvm_amd or kvm_intel)",
             ),
             Self::Missing(what) => write!(f, "this CPU lacks {what}"),
             Self::NoMemory => f.write_str("out of memory"),

@@ -292,8 +292,8 @@ impl Paging {
 /// Translates the linear address `gva` for `access`, as the processor would: rights, reserved bits and protection keys
 /// are checked, then accessed and dirty bits are set. A walk that fails has changed nothing.
 ///
-/// Outside of long mode the upper half of `gva` is ignored. PAE's four top entries are read from memory, as AMD
-/// processors do under nested paging (APM 2: 15.25.10).
+/// Outside of long mode the upper half of `gva` is ignored. PAE's four top entries are read from memory, as
+/// one vendor's processors do under nested paging (APM 2: 15.25.10).
 pub fn translate<T: GuestTables>(
     paging: &Paging,
     access: Access,

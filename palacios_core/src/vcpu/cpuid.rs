@@ -35,6 +35,8 @@ pub struct Cpu {
     pub apic_enabled: bool,
     /// All vCPUs' time stamp counters agree, and run at one rate in all states.
     pub tsc_stable: bool,
+    /// Cores and caches are told in the extended leaves: `Backend::EXTENDED_TOPOLOGY`.
+    pub extended_topology: bool,
 }
 
 const fn bits(list: &[u32]) -> u32 {
@@ -106,7 +108,7 @@ pub fn answer(
         // The APIC timer goes on in all power states.
         6 => [1 << 2, 0, 0, 0],
         7 if subleaf == 0 => leaf_7(cpu, native(7, 0)),
-        4 => topology::intel_caches(cpu, native(4, subleaf)),
+        4 => topology::caches_and_cores(cpu, native(4, subleaf)),
         0xb => topology::levels(cpu, subleaf),
         0xd => xsave(cpu, subleaf, native),
         HYPERVISOR_BASE => hypervisor(),
@@ -117,7 +119,7 @@ pub fn answer(
         }
         0x8000_0001 => {
             let [eax, ebx, ecx, edx] = native(leaf, 0);
-            let ecx = ecx & LEAF_8_1_ECX | topology::features(cpu, ecx, is_amd(&native));
+            let ecx = ecx & LEAF_8_1_ECX | topology::features(cpu, ecx);
             [eax, ebx, ecx, edx & LEAF_8_1_EDX | apic(cpu)]
         }
         // The brand, and the caches.
@@ -125,22 +127,14 @@ pub fn answer(
         0x8000_0007 if cpu.tsc_stable => [0, 0, 0, native(leaf, 0)[3] & INVARIANT_TSC],
         0x8000_0008 => {
             let [eax, ebx, _, _] = native(leaf, 0);
-            let ecx = topology::cores(cpu, is_amd(&native));
+            let ecx = topology::cores(cpu);
             [eax & 0xffff, ebx & LEAF_8_8_EBX, ecx, 0]
         }
-        0x8000_001d | 0x8000_001e if !topology::is_extended(&native) => [0; 4],
+        0x8000_001d | 0x8000_001e if !topology::has_extensions(cpu, &native) => [0; 4],
         0x8000_001d => topology::caches(cpu, native(leaf, subleaf)),
         0x8000_001e => topology::extended(cpu),
         _ => [0; 4],
     }
-}
-
-/// AMD's processors, and Hygon's, which are of AMD's design.
-fn is_amd(native: impl Fn(u32, u32) -> [u32; 4]) -> bool {
-    let [_, first, ..] = native(0, 0);
-    [*b"Auth", *b"Hygo"]
-        .map(u32::from_le_bytes)
-        .contains(&first)
 }
 
 fn apic(cpu: &Cpu) -> u32 {
@@ -244,6 +238,7 @@ mod tests {
         xcr0_allowed: 7,
         apic_enabled: true,
         tsc_stable: true,
+        extended_topology: false,
     };
 
     fn all_ones(leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -262,11 +257,11 @@ mod tests {
         assert_eq!(
             ecx & (1 << 5 | 1 << 3 | OSXSAVE),
             0,
-            "VMX, MONITOR, and XSAVE not enabled"
+            "virtualization, MONITOR, and XSAVE not enabled"
         );
         assert_ne!(ecx & HYPERVISOR, 0);
         assert_ne!(edx & APIC, 0);
-        assert_eq!(answer(&CPU, 0x8000_0001, 0, all_ones)[2] & 4, 0, "SVM");
+        assert_eq!(answer(&CPU, 0x8000_0001, 0, all_ones)[2] & 4, 0);
         assert_eq!(answer(&CPU, 7, 0, all_ones)[1] & AVX_512_EBX, 0);
         assert_eq!(answer(&CPU, 0x8000_000a, 0, all_ones), [0; 4]);
         assert_eq!(answer(&CPU, 0, 0, all_ones)[0], MAX_LEAF);

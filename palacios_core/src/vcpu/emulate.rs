@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
 use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};
-use crate::state::{cr0, cr4, efer, Exception, Gprs, Seg, Segment, SegmentAttributes};
+use crate::state::{cr0, cr4, efer, Control, Exception, Gprs, Seg, Segment, SegmentAttributes};
 use crate::stats::Counter;
 
 /// What a guest may set in CR4, if its processor has it.
@@ -114,8 +114,7 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
             control.efer &= !efer::LMA;
         }
         control.cr0 = value | cr0::ET;
-        arch.set_control(control);
-        Ok(())
+        self.set_control(control)
     }
 
     /// CR4 (APM 2: 3.1.3). What CPUID does not offer cannot be set: nobody switches the state behind it.
@@ -133,8 +132,36 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
             return Err(Exception::general_protection(0).into());
         }
         control.cr4 = value;
-        arch.set_control(control);
+        self.set_control(control)
+    }
+
+    /// Takes control registers over, with what PAE paging looks up at that moment (SDM 3A: 4.4.1).
+    fn set_control(&mut self, control: Control) -> Result<(), Fault> {
+        let pae = control.cr0 & cr0::PG != 0
+            && control.cr4 & cr4::PAE != 0
+            && control.efer & efer::LMA == 0;
+        if pae {
+            let entries = self.page_directories(control.cr3)?;
+            self.vcpu.arch.set_page_directories(entries);
+        }
+        self.vcpu.arch.set_control(control);
         Ok(())
+    }
+
+    /// The four entries that `cr3` leads to under PAE paging. One that is present and has reserved bits set is a #GP.
+    fn page_directories(&mut self, cr3: u64) -> Result<[u64; 4], Fault> {
+        const PRESENT: u64 = 1;
+        const RESERVED: u64 = 0b110 | 0xf << 5;
+        let bits = self.vcpu.msrs.features().physical_bits;
+        let too_high = u64::MAX.checked_shl(bits.into()).unwrap_or(0);
+        let mut entries = [0; 4];
+        for (entry, at) in entries.iter_mut().zip((cr3 & 0xffff_ffe0..).step_by(8)) {
+            *entry = self.read_entry(Gpa(at), 8)?;
+            if *entry & PRESENT != 0 && *entry & (RESERVED | too_high) != 0 {
+                return Err(Exception::general_protection(0).into());
+            }
+        }
+        Ok(entries)
     }
 }
 
@@ -184,7 +211,10 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         match number {
             0 => return self.set_cr0(value),
             2 => control.cr2 = value,
-            3 => control.cr3 = value,
+            3 => {
+                control.cr3 = value;
+                return self.set_control(control);
+            }
             4 => return self.set_cr4(value),
             _ => {
                 self.vcpu.apic.set_cr8(value as u8);

@@ -24,6 +24,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             xcr0_allowed: self.msrs.features().xcr0,
             apic_enabled: self.apic.mode() != ApicMode::Disabled,
             tsc_stable: self.pvclock.is_stable(),
+            extended_topology: B::EXTENDED_TOPOLOGY,
         };
         let native = |leaf, subleaf| backend.cpuid(leaf, subleaf);
         let answer = match leaf {

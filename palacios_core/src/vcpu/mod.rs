@@ -303,6 +303,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             Exit::TripleFault => self.triple_fault(),
             Exit::BadState(what) => self.stop(StopReason::BadState(what)),
             Exit::Gone => self.stop(StopReason::HostGone),
+            Exit::Busy => self.stop(StopReason::HostTaken),
             Exit::Unknown { code, info } => {
                 let rip = self.arch.rip();
                 self.stop(StopReason::UnknownExit { rip, code, info });

@@ -11,7 +11,7 @@ use crate::state::{cr0, efer, Exception};
 
 const TSC: u32 = 0x10;
 const APIC_BASE: u32 = 0x1b;
-/// The microcode's revision, at AMD's and Intel's common number.
+/// The microcode's revision, a number that all vendors have.
 const PATCH_LEVEL: u32 = 0x8b;
 const MTRR_CAP: u32 = 0xfe;
 const MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -19,18 +19,6 @@ const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC_FIRST: u32 = 0x800;
 const X2APIC_LAST: u32 = 0x8ff;
 const EFER: u32 = 0xc000_0080;
-/// AMD's chipset registers that kernels read without asking CPUID first, with what they find.
-const SYSCFG: u32 = 0xc001_0010;
-const HWCR: u32 = 0xc001_0015;
-const NB_CFG: u32 = 0xc001_001f;
-const INT_PENDING: u32 = 0xc001_0055;
-const MMIO_CONFIG: u32 = 0xc001_0058;
-const VM_CR: u32 = 0xc001_0114;
-const DE_CFG: u32 = 0xc001_1029;
-/// LFENCE is dispatch-serializing.
-const DE_CFG_LFENCE: u64 = 1 << 1;
-/// SVM is locked off.
-const VM_CR_SVMDIS: u64 = 1 << 4;
 
 /// Eight variable ranges, fixed ranges, write-combining (SDM 3A: 11.11.1).
 const MTRR_CAP_VALUE: u64 = 8 | 1 << 8 | 1 << 10;
@@ -97,12 +85,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             }
             EFER => Ok(self.arch.control().efer),
             MTRR_CAP => Ok(MTRR_CAP_VALUE),
-            DE_CFG => Ok(DE_CFG_LFENCE),
-            VM_CR => Ok(VM_CR_SVMDIS),
-            PATCH_LEVEL | SYSCFG | HWCR | NB_CFG | INT_PENDING | MMIO_CONFIG => Ok(0),
+            PATCH_LEVEL => Ok(0),
             _ => match self.msrs.mtrr(index) {
                 Some(value) => Ok(*value),
-                None => self.arch.msr(index).ok_or(GP),
+                None => self.arch.msr(index).or(B::fixed_msr(index)).ok_or(GP),
             },
         }
     }
@@ -133,11 +119,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 self.pvclock.write_msr(index, value, is_ram)?;
             }
             EFER => self.set_efer(value)?,
-            // What is written there would change the chipset, which is not the guest's.
-            SYSCFG | HWCR | NB_CFG | INT_PENDING | MMIO_CONFIG | DE_CFG | PATCH_LEVEL => {}
+            PATCH_LEVEL => {}
             _ => match self.msrs.mtrr(index) {
                 Some(slot) => *slot = value,
                 None if self.arch.set_msr(index, value) => {}
+                // What is written there would change the machine, which is not the guest's.
+                None if B::fixed_msr(index).is_some() => {}
                 None => return Err(GP),
             },
         }

@@ -100,6 +100,8 @@ pub enum StopReason {
     OutOfMemory,
     /// Virtualization was switched off under it: the host went down.
     HostGone,
+    /// Another hypervisor on this host took the processor's virtualization.
+    HostTaken,
     /// A reset did not find the kernel loadable again.
     ResetFailed,
 }
@@ -119,7 +121,8 @@ impl StopReason {
     }
     /// The host is to blame.
     pub fn is_host_error(self) -> bool {
-        matches!(self, Self::OutOfMemory | Self::HostGone | Self::ResetFailed)
+        use StopReason::*;
+        matches!(self, OutOfMemory | HostGone | HostTaken | ResetFailed)
     }
 }
 
@@ -147,6 +150,9 @@ impl fmt::Display for StopReason {
             Self::BadState(what) => write!(f, "the processor refused the guest's state: {what}"),
             Self::OutOfMemory => f.write_str("the host ran out of memory for guest RAM: free some, or give the guest less"),
             Self::HostGone => f.write_str("virtualization was switched off on this host"),
+            Self::HostTaken => f.write_str(
+                "another hypervisor took the processor's virtualization: unload it (rmmod kvm_intel), and start the VM anew",
+            ),
             Self::ResetFailed => f.write_str("the guest asked for a reset, and its kernel could not be loaded again"),
         }
     }

@@ -179,6 +179,20 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         parts: Parts<H>,
         stream: &mut OpenStream<'_>,
     ) -> Result<Self, CreateError> {
+        let vm = Self::assemble(host, backend, parts, stream)?;
+        vm.load_image()?;
+        Ok(vm)
+    }
+
+    /// Makes the machine that the image describes. Its description is large, and a kernel's stack small: none of it is left
+    /// there when the kernel is loaded.
+    #[inline(never)]
+    fn assemble(
+        host: &H,
+        backend: H::Shared<B>,
+        parts: Parts<H>,
+        stream: &mut OpenStream<'_>,
+    ) -> Result<Self, CreateError> {
         let Parts {
             name,
             image,
@@ -203,7 +217,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
                 pin,
             )?)?;
         }
-        let vm = Self {
+        Ok(Self {
             chipset: host.spin_lock(LockClass::Chipset, Chipset::new())?,
             bus: pc::build(host, &machine, stream)?,
             life: host.mutex(LockClass::VmState, life::Life::new())?,
@@ -222,9 +236,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             clock,
             vcpus,
             image,
-        };
-        vm.load_image()?;
-        Ok(vm)
+        })
     }
 
     /// Its name.
@@ -315,6 +327,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
 
     /// Loads the kernel, and notes the first vCPU's state at its entry.
+    #[inline(never)]
     fn load_image(&self) -> Result<(), CreateError> {
         let image = Image::parse_again((*self.image).as_ref()).map_err(CreateError::Image)?;
         let machine = image.machine().map_err(CreateError::Image)?;
@@ -339,6 +352,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 }
 
 impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
+    #[inline(never)]
     fn new(
         host: &H,
         backend: &B,

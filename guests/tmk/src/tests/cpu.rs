@@ -306,9 +306,16 @@ fn vm_instructions_fault() -> Outcome {
 }
 
 fn hypercall_answers() -> Outcome {
-    let answer: u64;
+    // Each vendor has its own instruction, and knows the other's not.
+    let [_, vendor, ..] = cpuid(0, 0);
+    let mut answer = 0x7777u64;
     // SAFETY: an unknown hypercall changes RAX only.
-    unsafe { asm!("vmmcall", inout("rax") 0x7777u64 => answer) };
+    unsafe {
+        match vendor.to_le_bytes() == *b"Genu" {
+            true => asm!("vmcall", inout("rax") answer),
+            false => asm!("vmmcall", inout("rax") answer),
+        }
+    }
     check_eq!(answer, u64::MAX);
     Ok(())
 }

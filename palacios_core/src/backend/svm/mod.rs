@@ -7,10 +7,8 @@
 //! [`Svm`] holds what the host as a whole needs: per CPU a host save area, a VMCB page for the host's own state and the
 //! address-space tags; the two permission maps. [`vcpu::Vcpu`] holds a guest CPU; the other files are the parts of its work.
 
-mod asid;
 mod caps;
 mod check;
-mod debug;
 mod enter;
 mod events;
 mod exit;
@@ -25,13 +23,13 @@ mod vmcb;
 use super::cpu::{self, MSR_EFER};
 use super::fpu::Layout;
 use super::pages::Pages;
+use super::tags::Tags;
 use super::{Backend, Features, Unsupported};
 use crate::alloc_ext::TryPush;
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::table::Format;
 use crate::state::efer;
 use alloc::vec::Vec;
-use asid::Tags;
 use caps::{Caps, Paging};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use permission::{msr, SWITCHED};
@@ -124,6 +122,7 @@ impl<H: Host> Svm<H> {
 
 impl<H: Host> Backend<H> for Svm<H> {
     type Vcpu = Vcpu<H>;
+    const EXTENDED_TOPOLOGY: bool = true;
 
     fn probe(host: &H) -> Result<Self, Unsupported> {
         Self::probe_by(host, cpu::cpuid)
@@ -187,6 +186,10 @@ impl<H: Host> Backend<H> for Svm<H> {
 
     fn table_format(&self) -> Format {
         self.caps.table_format()
+    }
+
+    fn fixed_msr(index: u32) -> Option<u64> {
+        permission::fixed(index)
     }
 
     fn vcpu(&self, host: &H) -> Result<Vcpu<H>, NoMemory> {

@@ -45,6 +45,24 @@ pub(super) mod msr {
     pub const SYSCFG: u32 = 0xc001_0010;
     pub const VM_CR: u32 = 0xc001_0114;
     pub const VM_HSAVE_PA: u32 = 0xc001_0117;
+    pub const HWCR: u32 = 0xc001_0015;
+    pub const NB_CFG: u32 = 0xc001_001f;
+    pub const INT_PENDING: u32 = 0xc001_0055;
+    pub const MMIO_CONFIG: u32 = 0xc001_0058;
+    pub const DE_CFG: u32 = 0xc001_1029;
+}
+
+/// LFENCE is dispatch-serializing.
+const DE_CFG_LFENCE: u64 = 1 << 1;
+
+/// What a guest finds in registers of the chipset, and that its SVM is locked off.
+pub(super) fn fixed(index: u32) -> Option<u64> {
+    Some(match index {
+        msr::DE_CFG => DE_CFG_LFENCE,
+        msr::VM_CR => super::VM_CR_SVMDIS,
+        msr::SYSCFG | msr::HWCR | msr::NB_CFG | msr::INT_PENDING | msr::MMIO_CONFIG => 0,
+        _ => return None,
+    })
 }
 
 /// An I/O permission map that intercepts all.

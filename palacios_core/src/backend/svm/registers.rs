@@ -3,22 +3,7 @@
 
 use super::permission::msr;
 use super::vmcb::{Save, Vmcb};
-use crate::state::{cr0, cr4, efer, rflags, Control, CpuState, Seg, Segment};
-
-/// Changes of these by the VMM leave stale translations (APM 2: 15.16), as does any of CR3. PCIDE and the protections are
-/// there because the architecture flushes for them when a guest sets them itself.
-const PAGING_CR0: u64 = cr0::PG | cr0::WP | cr0::CD | cr0::NW;
-const PAGING_CR4: u64 =
-    cr4::PGE | cr4::PAE | cr4::PSE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::LA57 | cr4::PKE;
-const PAGING_EFER: u64 = efer::NXE | efer::LMA | efer::LME;
-
-/// Whether translations made under `old` may be wrong under `new`.
-pub(super) fn changes_translation(old: &Control, new: &Control) -> bool {
-    (old.cr0 ^ new.cr0) & PAGING_CR0 != 0
-        || old.cr3 != new.cr3
-        || (old.cr4 ^ new.cr4) & PAGING_CR4 != 0
-        || (old.efer ^ new.efer) & PAGING_EFER != 0
-}
+use crate::state::{cr0, efer, rflags, CpuState, Seg, Segment};
 
 /// A segment register.
 pub(super) fn segment(save: &Save, seg: Seg) -> Segment {

@@ -9,10 +9,12 @@
 //! keeps two (APM 2: 15.37.1), else none, and runs under the host's. See also [`super::enter`].
 
 use super::super::cpu::{self, MSR_PRED_CMD, MSR_TSC_AUX, PRED_CMD_IBPB};
+use super::super::debug::{self, Breakpoints};
 use super::super::fpu::Fpu;
+use super::super::paging;
+use super::super::switched::Switched;
+use super::super::tags::{Flush, Tag};
 use super::super::{BackendVcpu, Event, Exit};
-use super::asid::{Flush, Tag};
-use super::debug::{self, Breakpoints};
 use super::events::{Events, Seen};
 use super::exit::{self, code};
 use super::permission::msr;
@@ -54,8 +56,8 @@ pub struct Vcpu<H: Host> {
     fpu: Fpu<H>,
     breakpoints: Breakpoints,
     pub(super) place: Place,
-    tsc_aux: u64,
-    host_tsc_aux: u64,
+    /// What RDTSCP gives, if there is such a register.
+    tsc_aux: Option<Switched>,
 }
 
 impl<H: Host> Vcpu<H> {
@@ -78,8 +80,7 @@ impl<H: Host> Vcpu<H> {
             fpu: Fpu::new(host, svm.fpu)?,
             breakpoints: Breakpoints::default(),
             place: Place::default(),
-            tsc_aux: 0,
-            host_tsc_aux: 0,
+            tsc_aux: caps.tsc_aux.then_some(Switched::guarded(MSR_TSC_AUX)),
         };
         vcpu.set_state(&CpuState::reset());
         Ok(vcpu)
@@ -94,7 +95,7 @@ impl<H: Host> Vcpu<H> {
             place.tag = here.tags.assign(self.caps.asids);
             // What the old tag had to have flushed, the new one has not.
             place.flush = here.tags.owed();
-            self.vmcb.change(Clean::all()).control.asid = self.place.tag.asid;
+            self.vmcb.change(Clean::all()).control.asid = self.place.tag.number;
         }
         self.place.host_vmcb = self.caps.address(here.host_vmcb.at());
         self.place.all_flushed = false;
@@ -191,11 +192,8 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             if here.last_vcpu.swap(self.id, Relaxed) != self.id && self.caps.ibpb {
                 let _ = cpu::write_msr(MSR_PRED_CMD, PRED_CMD_IBPB);
             }
-            if self.caps.tsc_aux {
-                self.host_tsc_aux = cpu::read_msr(MSR_TSC_AUX).unwrap_or(self.tsc_aux);
-                if self.host_tsc_aux != self.tsc_aux {
-                    let _ = cpu::write_msr(MSR_TSC_AUX, self.tsc_aux);
-                }
+            if let Some(tsc_aux) = &mut self.tsc_aux {
+                tsc_aux.load();
             }
             self.breakpoints.open();
             self.fpu.load();
@@ -242,8 +240,8 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         // SAFETY: in the window of `load`; TSC_AUX gets what it had.
         unsafe {
             self.fpu.unload();
-            if self.caps.tsc_aux && self.host_tsc_aux != self.tsc_aux {
-                let _ = cpu::write_msr(MSR_TSC_AUX, self.host_tsc_aux);
+            if let Some(tsc_aux) = &mut self.tsc_aux {
+                tsc_aux.unload();
             }
         }
     }
@@ -287,7 +285,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     }
     fn set_control(&mut self, new: Control) {
         let old = self.control();
-        if registers::changes_translation(&old, &new) {
+        if paging::changes_translation(&old, &new) {
             self.flush_tlb();
         }
         let changed = if old.cr2 != new.cr2 {
@@ -352,7 +350,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     fn msr(&self, index: u32) -> Option<u64> {
         match index {
             msr::SPEC_CTRL if !self.caps.spec_ctrl => None,
-            MSR_TSC_AUX => self.caps.tsc_aux.then_some(self.tsc_aux),
+            MSR_TSC_AUX => self.tsc_aux.as_ref().map(Switched::get),
             _ => registers::msr(&self.vmcb.get().save, index).copied(),
         }
     }
@@ -364,7 +362,9 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         };
         match index {
             msr::SPEC_CTRL if !self.caps.spec_ctrl => false,
-            MSR_TSC_AUX => self.caps.tsc_aux && self.set_tsc_aux(value),
+            // It has 32 bits.
+            MSR_TSC_AUX if value >> 32 != 0 => false,
+            MSR_TSC_AUX => self.tsc_aux.as_mut().is_some_and(|own| own.set(value)),
             _ => registers::msr_mut(&mut self.vmcb.change(group).save, index)
                 .map(|register| *register = value)
                 .is_some(),
@@ -435,21 +435,5 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.vmcb.change(Clean::I).control.tsc_offset = offset;
-    }
-}
-
-impl<H: Host> Vcpu<H> {
-    /// Sets what RDTSCP gives the guest, 32 bits. The register itself holds it between `load` and `unload`.
-    fn set_tsc_aux(&mut self, value: u64) -> bool {
-        if value >> 32 != 0 {
-            return false;
-        }
-        let live = self.place.loaded;
-        // SAFETY: in a window; the host gets its own back in `unload`.
-        if live && unsafe { cpu::write_msr(MSR_TSC_AUX, value) }.is_err() {
-            return false;
-        }
-        self.tsc_aux = value;
-        true
     }
 }

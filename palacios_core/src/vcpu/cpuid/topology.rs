@@ -6,7 +6,7 @@
 
 use super::Cpu;
 
-/// AMD's leaf 0x8000_0001, ECX: leaf 1 counts cores, not threads; leaves 0x8000_001d and 0x8000_001e are there.
+/// Leaf 0x8000_0001, ECX (APM 3: E.4.2): leaf 1 counts cores, not threads; leaves 0x8000_001d and 0x8000_001e are there.
 const CMP_LEGACY: u32 = 1 << 1;
 const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 
@@ -33,7 +33,7 @@ pub(super) fn levels(cpu: &Cpu, subleaf: u32) -> [u32; 4] {
     }
 }
 
-/// AMD's leaf 0x8000_001d: a cache of the host's, and who shares it. The third level and beyond are the package's, the
+/// Leaf 0x8000_001d: a cache of the host's, and who shares it. The third level and beyond are the package's, the
 /// others a core's (APM 3: E.4.15).
 pub(super) fn caches(cpu: &Cpu, [eax, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
     const KIND: u32 = 0x1f;
@@ -47,8 +47,8 @@ pub(super) fn caches(cpu: &Cpu, [eax, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
     [eax, ebx, ecx, edx]
 }
 
-/// Intel's leaf 4: the same, with the package's cores (SDM 2A: CPUID).
-pub(super) fn intel_caches(cpu: &Cpu, native: [u32; 4]) -> [u32; 4] {
+/// Leaf 4: the same, with the package's cores (SDM 2A: CPUID).
+pub(super) fn caches_and_cores(cpu: &Cpu, native: [u32; 4]) -> [u32; 4] {
     let [eax, ebx, ecx, edx] = caches(cpu, native);
     match eax {
         0 => [0; 4],
@@ -56,29 +56,29 @@ pub(super) fn intel_caches(cpu: &Cpu, native: [u32; 4]) -> [u32; 4] {
     }
 }
 
-/// AMD's leaf 0x8000_0008, ECX: cores less one, and the width of their part of an APIC id. Intel reserves it.
-pub(super) fn cores(cpu: &Cpu, is_amd: bool) -> u32 {
-    if !is_amd {
+/// Leaf 0x8000_0008, ECX: cores less one, and the width of their part of an APIC id (APM 3: E.4.7). Reserved on others.
+pub(super) fn cores(cpu: &Cpu) -> u32 {
+    if !cpu.extended_topology {
         return 0;
     }
     width(cpu).min(0xf) << 12 | cpu.count.wrapping_sub(1) & 0xff
 }
 
-/// AMD's leaf 0x8000_0001, ECX: the bits of topology, of a host that has `native`.
-pub(super) fn features(cpu: &Cpu, native: u32, is_amd: bool) -> u32 {
+/// Leaf 0x8000_0001, ECX: the bits of topology, of a host that has `native`.
+pub(super) fn features(cpu: &Cpu, native: u32) -> u32 {
     let cores = if cpu.count > 1 { CMP_LEGACY } else { 0 };
-    match is_amd {
+    match cpu.extended_topology {
         true => native & TOPOLOGY_EXTENSIONS | cores,
         false => 0,
     }
 }
 
-/// Whether the host has AMD's topology extensions.
-pub(super) fn is_extended(native: impl Fn(u32, u32) -> [u32; 4]) -> bool {
-    super::is_amd(&native) && native(0x8000_0001, 0)[2] & TOPOLOGY_EXTENSIONS != 0
+/// Whether the host has the topology extensions.
+pub(super) fn has_extensions(cpu: &Cpu, native: impl Fn(u32, u32) -> [u32; 4]) -> bool {
+    cpu.extended_topology && native(0x8000_0001, 0)[2] & TOPOLOGY_EXTENSIONS != 0
 }
 
-/// AMD's leaf 0x8000_001e: extended APIC id; core, with one thread; node 0, the only one.
+/// Leaf 0x8000_001e: extended APIC id; core, with one thread; node 0, the only one.
 pub(super) fn extended(cpu: &Cpu) -> [u32; 4] {
     [cpu.index, cpu.index & 0xff, 0, 0]
 }
@@ -90,7 +90,7 @@ mod tests {
     /// Where a CPU is, and among how many: package, core, cores of the package, threads of the core.
     type Place = (u32, u32, u32, u32);
 
-    fn cpu(index: u32, count: u32) -> Cpu {
+    fn cpu(index: u32, count: u32, extended_topology: bool) -> Cpu {
         Cpu {
             index,
             count,
@@ -99,15 +99,15 @@ mod tests {
             xcr0_allowed: 7,
             apic_enabled: true,
             tsc_stable: true,
+            extended_topology,
         }
     }
 
     /// A host of 96 cores with two threads each, all of it visible: three levels of caches, topology extensions.
-    fn host(vendor: [u8; 4]) -> impl Fn(u32, u32) -> [u32; 4] {
-        let amd = vendor == *b"Auth";
+    fn host(extended: bool) -> impl Fn(u32, u32) -> [u32; 4] {
         move |leaf, subleaf| match leaf {
-            0 => [0x20, u32::from_le_bytes(vendor), 0, 0],
-            4 | 0x8000_001d if subleaf < 4 && amd == (leaf != 4) => {
+            0 => [0x20, 0, 0, 0],
+            4 | 0x8000_001d if subleaf < 4 && extended == (leaf != 4) => {
                 let level = [1, 1, 2, 3][subleaf as usize];
                 [1 | level << 5 | 95 << 14 | 63 << 26, 63, 1023, 0]
             }
@@ -125,7 +125,7 @@ mod tests {
         (id >> width, core, all / threads, threads)
     }
 
-    /// By leaves 1 and 4, as old kernels do on Intel's.
+    /// By leaves 1 and 4, as old kernels do where there are no extended leaves.
     fn by_leaf_4(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> Place {
         let [_, ebx, _, edx] = ask(1, 0);
         let (id, logical) = (ebx >> 24, ebx >> 16 & 0xff);
@@ -135,7 +135,7 @@ mod tests {
         (id / core_ids, id % core_ids, logical / threads, threads)
     }
 
-    /// By leaf 0x8000_0008, as old kernels do on AMD's.
+    /// By leaf 0x8000_0008, as old kernels do where it is not reserved.
     fn by_cores(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> Place {
         let [_, ebx, ..] = ask(1, 0);
         let (id, ecx) = (ebx >> 24, ask(0x8000_0008, 0)[2]);
@@ -160,18 +160,20 @@ mod tests {
         (0, ebx & 0xff, cores, threads)
     }
 
-    fn each_cpu(vendor: [u8; 4], test: impl Fn(&dyn Fn(u32, u32) -> [u32; 4], Place)) {
+    fn each_cpu(extended: bool, test: impl Fn(&dyn Fn(u32, u32) -> [u32; 4], Place)) {
         for count in 1..=64 {
             for index in 0..count {
-                let ask = |leaf, subleaf| answer(&cpu(index, count), leaf, subleaf, host(vendor));
+                let ask = |leaf, subleaf| {
+                    answer(&cpu(index, count, extended), leaf, subleaf, host(extended))
+                };
                 test(&ask, (0, index, count, 1));
             }
         }
     }
 
     #[test]
-    fn all_leaves_of_intel_say_the_same() {
-        each_cpu(*b"Genu", |ask, place| {
+    fn all_standard_leaves_say_the_same() {
+        each_cpu(false, |ask, place| {
             assert_eq!(by_levels(ask), place);
             assert_eq!(by_leaf_4(ask), place);
             assert_eq!(ask(0x8000_0008, 0)[2], 0);
@@ -180,8 +182,8 @@ mod tests {
     }
 
     #[test]
-    fn all_leaves_of_amd_say_the_same() {
-        each_cpu(*b"Auth", |ask, place| {
+    fn all_extended_leaves_say_the_same() {
+        each_cpu(true, |ask, place| {
             assert_eq!(by_levels(ask), place);
             assert_eq!(by_cores(ask), place);
             assert_eq!(by_extensions(ask), place);
@@ -191,8 +193,8 @@ mod tests {
 
     #[test]
     fn the_last_cache_is_the_packages_and_the_others_a_cores() {
-        for (vendor, leaf) in [(*b"Genu", 4), (*b"Auth", 0x8000_001d)] {
-            each_cpu(vendor, |ask, (_, _, count, _)| {
+        for (extended, leaf) in [(false, 4), (true, 0x8000_001d)] {
+            each_cpu(extended, |ask, (_, _, count, _)| {
                 let shared_by = |n| (ask(leaf, n)[0] >> 14 & 0xfff) + 1;
                 let ids = count.next_power_of_two();
                 assert_eq!([0, 1, 2, 3].map(shared_by), [1, 1, 1, ids]);
@@ -206,13 +208,13 @@ mod tests {
     fn a_host_without_extensions_shows_none() {
         let host = |leaf, subleaf| match leaf {
             0x8000_0001 => [0; 4],
-            _ => host(*b"Auth")(leaf, subleaf),
+            _ => host(true)(leaf, subleaf),
         };
         assert_eq!(
-            answer(&cpu(1, 4), 0x8000_0001, 0, host)[2],
+            answer(&cpu(1, 4, true), 0x8000_0001, 0, host)[2],
             super::CMP_LEGACY
         );
-        assert_eq!(answer(&cpu(1, 4), 0x8000_001d, 0, host), [0; 4]);
-        assert_eq!(answer(&cpu(1, 4), 0x8000_001e, 0, host), [0; 4]);
+        assert_eq!(answer(&cpu(1, 4, true), 0x8000_001d, 0, host), [0; 4]);
+        assert_eq!(answer(&cpu(1, 4, true), 0x8000_001e, 0, host), [0; 4]);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Address-space tags of one CPU (APM 2: 15.16).
+//! Address-space tags of one CPU: ASIDs (APM 2: 15.16) and VPIDs (SDM 3C: 28.1).
 //!
 //! Each CPU hands out its own tags in turn. A vCPU keeps its tag for as long as it stays on the CPU; when the tags run out,
 //! a new generation begins and all are handed out again. A tag that may have been used before is flushed when its new
@@ -22,7 +22,7 @@ pub(super) enum Flush {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tag {
     /// Never 0, which is the host's; but for [`Tag::default`], which belongs to no CPU.
-    pub asid: u32,
+    pub number: u32,
     pub generation: u64,
 }
 
@@ -55,20 +55,20 @@ impl Tags {
 
     /// Whether `tag` is still its owner's.
     pub(super) fn is_current(&self, tag: Tag) -> bool {
-        tag.asid != 0 && tag.generation == self.generation.load(Relaxed)
+        tag.number != 0 && tag.generation == self.generation.load(Relaxed)
     }
 
     /// A tag below `limit`, which is at least 2.
     pub(super) fn assign(&self, limit: u32) -> Tag {
-        let mut asid = self.next.load(Relaxed);
-        if asid >= limit {
+        let mut number = self.next.load(Relaxed);
+        if number >= limit {
             self.next_generation();
             self.reused.store(true, Relaxed);
-            asid = 1;
+            number = 1;
         }
-        self.next.store(asid.wrapping_add(1), Relaxed);
+        self.next.store(number.wrapping_add(1), Relaxed);
         Tag {
-            asid,
+            number,
             generation: self.generation.load(Relaxed),
         }
     }
@@ -113,8 +113,8 @@ mod tests {
         let mut seen = HashSet::new();
         for _ in 1..LIMIT {
             let tag = tags.assign(LIMIT);
-            assert!(tag.asid >= 1 && tag.asid < LIMIT);
-            assert!(seen.insert(tag.asid) && tags.is_current(tag));
+            assert!(tag.number >= 1 && tag.number < LIMIT);
+            assert!(seen.insert(tag.number) && tags.is_current(tag));
         }
     }
 
@@ -123,7 +123,7 @@ mod tests {
         let tags = started();
         let old: Vec<_> = (1..LIMIT).map(|_| tags.assign(LIMIT)).collect();
         let first = tags.assign(LIMIT);
-        assert_eq!(first.asid, 1);
+        assert_eq!(first.number, 1);
         assert!(old.iter().all(|tag| !tags.is_current(*tag)));
     }
 
@@ -151,7 +151,7 @@ mod tests {
         let tags = started();
         let a = tags.assign(2);
         let b = tags.assign(2);
-        assert_eq!((a.asid, b.asid), (1, 1));
+        assert_eq!((a.number, b.number), (1, 1));
         assert!(!tags.is_current(a) && tags.is_current(b));
     }
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Debug registers. VMRUN switches DR6 and DR7; DR0–DR3 are switched here, and only in windows in which the guest uses
-//! them: its first access exits, and from then until the window closes it has the registers themselves.
+//! Debug registers. DR0–DR3 are switched here, and only in windows in which the guest uses them: its first access exits, and
+//! from then until the window closes it has the registers themselves.
 
-use super::super::cpu;
+use super::cpu;
 
 /// The breakpoints that DR7 enables (APM 2: 13.1.1.4).
 const DR7_ENABLED: u64 = 0xff;
 /// DR6 with nothing in it.
-const DR6_INITIAL: u64 = 0xffff_0ff0;
+pub(super) const DR6_INITIAL: u64 = 0xffff_0ff0;
 
 /// Whether DR7 has a breakpoint enabled.
 pub(super) fn armed(dr7: u64) -> bool {

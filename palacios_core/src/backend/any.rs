@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Whichever backend this machine has: what a host calls, so that it names none.
+
+use super::svm::Svm;
+use super::vmx::Vmx;
+use super::{Backend, Features, Unsupported};
+use crate::addr::Gpa;
+use crate::devices::ByteStream;
+use crate::host::{CpuId, Host, NoMemory};
+use crate::memory::Memory;
+use crate::stats::Snapshot;
+use crate::vm::{CreateError, LifeError, MoveError, Parts, State, Vm};
+use alloc::boxed::Box;
+
+/// Opens the byte stream of a name.
+pub type OpenStream<'a> = &'a mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>;
+
+/// The processor's virtualization. A clone is another handle to the same.
+pub enum Hardware<H: Host> {
+    /// AMD's.
+    Svm(H::Shared<Svm<H>>),
+    /// Intel's.
+    Vmx(H::Shared<Vmx<H>>),
+}
+
+impl<H: Host> Clone for Hardware<H> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Svm(svm) => Self::Svm(svm.clone()),
+            Self::Vmx(vmx) => Self::Vmx(vmx.clone()),
+        }
+    }
+}
+
+/// The same expression for whichever it is.
+macro_rules! each {
+    ($type:ident, $self:expr, $it:ident => $call:expr) => {
+        match $self {
+            $type::Svm($it) => $call,
+            $type::Vmx($it) => $call,
+        }
+    };
+}
+
+impl<H: Host> Hardware<H> {
+    /// Looks at the CPU this runs on: see [`Backend::probe`].
+    pub fn probe(host: &H) -> Result<Self, Unsupported> {
+        match Svm::probe(host) {
+            Err(Unsupported::NoCpu) => Ok(Self::Vmx(host.share(Vmx::probe(host)?)?)),
+            svm => Ok(Self::Svm(host.share(svm?)?)),
+        }
+    }
+    /// [`Backend::enable_cpu`].
+    pub fn enable_cpu(&self, cpu: CpuId) -> Result<(), Unsupported> {
+        each!(Self, self, backend => backend.enable_cpu(cpu))
+    }
+    /// [`Backend::disable_cpu`].
+    pub fn disable_cpu(&self, cpu: CpuId) {
+        each!(Self, self, backend => backend.disable_cpu(cpu))
+    }
+    /// [`Backend::features`].
+    pub fn features(&self) -> Features {
+        each!(Self, self, backend => backend.features())
+    }
+    /// Makes a VM: see [`Vm::new`]. *Thread.*
+    pub fn vm(
+        &self,
+        host: &H,
+        parts: Parts<H>,
+        stream: OpenStream<'_>,
+    ) -> Result<AnyVm<H>, CreateError> {
+        Ok(match self {
+            Self::Svm(svm) => AnyVm::Svm(vm_on(host, svm, parts, stream)?),
+            Self::Vmx(vmx) => AnyVm::Vmx(vm_on(host, vmx, parts, stream)?),
+        })
+    }
+}
+
+/// Makes a VM on one backend. Not inlined, nor is what it calls: a kernel's stack is small, and each backend would take its
+/// part of it.
+#[inline(never)]
+fn vm_on<H: Host, B: Backend<H>>(
+    host: &H,
+    backend: &H::Shared<B>,
+    parts: Parts<H>,
+    stream: OpenStream<'_>,
+) -> Result<H::Shared<Vm<H, B>>, CreateError> {
+    Ok(host.share(Vm::new(host, backend.clone(), parts, stream)?)?)
+}
+
+/// A VM on whatever hardware. Its methods are those of [`Vm`].
+#[allow(missing_docs)]
+pub enum AnyVm<H: Host> {
+    Svm(H::Shared<Vm<H, Svm<H>>>),
+    Vmx(H::Shared<Vm<H, Vmx<H>>>),
+}
+
+#[allow(missing_docs)]
+impl<H: Host> AnyVm<H> {
+    pub fn launch(&self) -> Result<(), LifeError> {
+        each!(Self, self, vm => Vm::<H, _>::launch(vm))
+    }
+    pub fn stop(&self) -> Result<(), LifeError> {
+        each!(Self, self, vm => vm.stop())
+    }
+    pub fn pause(&self) -> Result<(), LifeError> {
+        each!(Self, self, vm => vm.pause())
+    }
+    pub fn resume(&self) -> Result<(), LifeError> {
+        each!(Self, self, vm => vm.resume())
+    }
+    pub fn join(&self) {
+        each!(Self, self, vm => vm.join())
+    }
+    pub fn state(&self) -> State {
+        each!(Self, self, vm => vm.state())
+    }
+    pub fn is_dead(&self) -> bool {
+        each!(Self, self, vm => vm.is_dead())
+    }
+    pub fn name(&self) -> &str {
+        each!(Self, self, vm => vm.name())
+    }
+    pub fn vcpus(&self) -> u32 {
+        each!(Self, self, vm => vm.vcpus())
+    }
+    pub fn pin(&self, vcpu: u32) -> Option<CpuId> {
+        each!(Self, self, vm => vm.pin(vcpu))
+    }
+    pub fn move_vcpu(&self, vcpu: u32, cpu: Option<CpuId>) -> Result<(), MoveError> {
+        each!(Self, self, vm => vm.move_vcpu(vcpu, cpu))
+    }
+    pub fn counters(&self, vcpu: u32) -> Snapshot {
+        each!(Self, self, vm => vm.counters(vcpu))
+    }
+    pub fn memory(&self) -> &Memory<H> {
+        each!(Self, self, vm => vm.memory())
+    }
+    pub fn input_ready(&self) {
+        each!(Self, self, vm => vm.input_ready())
+    }
+    pub fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
+        each!(Self, self, vm => vm.revoke(from, bytes))
+    }
+}

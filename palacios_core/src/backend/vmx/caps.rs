@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What this processor's VT-x can do (SDM 3D: appendix A), and the controls that follow from it.
+
+use super::super::Unsupported;
+use super::controls::{entry, exit, pin, primary, secondary};
+use crate::memory::table::Format;
+use crate::state::{cr0, cr4};
+
+/// Numbers of model-specific registers.
+#[allow(missing_docs)]
+pub(super) mod msr {
+    pub const PLATFORM_ID: u32 = 0x17;
+    pub const FEATURE_CONTROL: u32 = 0x3a;
+    pub const ARCH_CAPABILITIES: u32 = 0x10a;
+    pub const FLUSH_CMD: u32 = 0x10b;
+    pub const SYSENTER_CS: u32 = 0x174;
+    pub const SYSENTER_ESP: u32 = 0x175;
+    pub const SYSENTER_EIP: u32 = 0x176;
+    pub const MISC_ENABLE: u32 = 0x1a0;
+    pub const DEBUGCTL: u32 = 0x1d9;
+    pub const PAT: u32 = 0x277;
+    pub const BASIC: u32 = 0x480;
+    pub const PIN: u32 = 0x481;
+    pub const PRIMARY: u32 = 0x482;
+    pub const EXIT: u32 = 0x483;
+    pub const ENTRY: u32 = 0x484;
+    pub const MISC: u32 = 0x485;
+    pub const CR0_FIXED_0: u32 = 0x486;
+    pub const CR0_FIXED_1: u32 = 0x487;
+    pub const CR4_FIXED_0: u32 = 0x488;
+    pub const CR4_FIXED_1: u32 = 0x489;
+    pub const SECONDARY: u32 = 0x48b;
+    pub const EPT_VPID: u32 = 0x48c;
+    /// The same as `PIN` to `ENTRY`, and true also of controls that must be 1 for old software (SDM 3D: A.2).
+    pub const TRUE_OFFSET: u32 = 0x48d - 0x481;
+    pub const STAR: u32 = 0xc000_0081;
+    pub const LSTAR: u32 = 0xc000_0082;
+    pub const CSTAR: u32 = 0xc000_0083;
+    pub const SFMASK: u32 = 0xc000_0084;
+    pub const FS_BASE: u32 = 0xc000_0100;
+    pub const GS_BASE: u32 = 0xc000_0101;
+    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
+}
+
+/// IA32_FEATURE_CONTROL: no more to be changed; VMXON is allowed outside of SMX (SDM 3C: 23.7).
+const LOCKED: u64 = 1 << 0;
+const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+
+/// IA32_VMX_EPT_VPID_CAP (SDM 3D: A.10).
+mod ept {
+    pub const WALK_4: u64 = 1 << 6;
+    pub const WALK_5: u64 = 1 << 7;
+    pub const WRITE_BACK: u64 = 1 << 14;
+    pub const LARGE_PAGES: u64 = 1 << 16;
+    pub const INVEPT: u64 = 1 << 20;
+    pub const ACCESSED_DIRTY: u64 = 1 << 21;
+    pub const INVEPT_ONE: u64 = 1 << 25;
+    pub const INVEPT_ALL: u64 = 1 << 26;
+    pub const INVVPID: u64 = 1 << 32;
+    pub const INVVPID_ONE: u64 = 1 << 41;
+    pub const INVVPID_ALL: u64 = 1 << 42;
+}
+
+/// The bits of CR4 that a guest has for its own: what they switch on needs nothing that is not switched with the guest.
+/// MCE is not among them: an error of the machine is the host's, whatever the guest asks for.
+const CR4_GUESTS: u64 = cr4::VME
+    | cr4::PVI
+    | cr4::TSD
+    | cr4::DE
+    | cr4::PSE
+    | cr4::PAE
+    | cr4::PGE
+    | cr4::PCE
+    | cr4::OSFXSR
+    | cr4::OSXMMEXCPT
+    | cr4::UMIP
+    | cr4::FSGSBASE
+    | cr4::PCIDE
+    | cr4::OSXSAVE
+    | cr4::SMEP
+    | cr4::SMAP;
+
+/// An interrupt of the host ends the guest at once (SDM 3C: 25.2); the timer bounds a stay where an emulator lets it wait
+/// for the guest's RFLAGS.IF. A thousandth of a second, or so many ticks where the rate is not known.
+const STAYS_PER_SECOND: u64 = 1000;
+const STAY_TICKS: u64 = 1_000_000;
+
+/// What was found, in the words of the VMCS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Caps {
+    pub revision: u32,
+    pub pin: u32,
+    pub primary: u32,
+    pub secondary: u32,
+    pub exit: u32,
+    pub entry: u32,
+    /// Bits of CR0 that are 1 in any guest, and those that it may not have for its own.
+    pub cr0_fixed: u64,
+    pub cr0_guarded: u64,
+    /// The same of CR4.
+    pub cr4_fixed: u64,
+    pub cr4_guarded: u64,
+    /// How long a stay in the guest may last, in units of the preemption timer.
+    pub stay: u32,
+    /// 4, or 5 where guest-physical addresses need it and the processor has it.
+    pub levels: u8,
+    pub accessed_dirty: bool,
+    pub physical_bits: u8,
+    /// VERW clears buffers, and the processor needs it (SDM 4: IA32_ARCH_CAPABILITIES).
+    pub clear_buffers: bool,
+    /// The first-level data cache may be read by who should not: it is flushed before the guest is entered.
+    pub flush_l1d: bool,
+    pub ibpb: bool,
+    pub tsc_aux: bool,
+}
+
+/// How many tags there are, the host's 0 among them (SDM 3C: 28.1).
+pub(super) const VPIDS: u32 = 1 << 16;
+
+impl Caps {
+    /// Reads CPUID and MSRs through the given functions. `tsc_hz` is the rate of the time stamp counter, or 0; `mce` is set
+    /// if the host has machine checks on.
+    pub(super) fn new(
+        cpuid: impl Fn(u32, u32) -> [u32; 4],
+        read: impl Fn(u32) -> Option<u64>,
+        tsc_hz: u64,
+        mce: bool,
+    ) -> Result<Self, Unsupported> {
+        let has = |word: u32, bit: u32| word & 1 << bit != 0;
+        if !has(cpuid(1, 0)[2], 5) {
+            return Err(Unsupported::NoCpu);
+        }
+        let control = read(msr::FEATURE_CONTROL).unwrap_or(0);
+        if control & (LOCKED | VMX_OUTSIDE_SMX) != LOCKED | VMX_OUTSIDE_SMX {
+            return Err(Unsupported::Firmware);
+        }
+        let msr = |index| read(index).ok_or(Unsupported::Missing("its capability registers"));
+        let basic = msr(msr::BASIC)?;
+        let offset = if basic & 1 << 55 != 0 {
+            msr::TRUE_OFFSET
+        } else {
+            0
+        };
+        let pins = Allowed(msr(msr::PIN + offset)?);
+        let primaries = Allowed(msr(msr::PRIMARY + offset)?);
+        let exits = Allowed(msr(msr::EXIT + offset)?);
+        let entries = Allowed(msr(msr::ENTRY + offset)?);
+        let first = primaries.choose(primary::NEEDED, 0)?;
+        let secondaries = Allowed(msr(msr::SECONDARY)?);
+        let second = secondaries.choose(secondary::NEEDED, secondary::WANTED)?;
+        let ept = msr(msr::EPT_VPID)?;
+        for (bits, name) in [
+            (
+                ept::WALK_4 | ept::WRITE_BACK | ept::LARGE_PAGES,
+                "nested tables of four levels, write-back, with large pages",
+            ),
+            (ept::INVEPT | ept::INVEPT_ONE | ept::INVEPT_ALL, "INVEPT"),
+            (
+                ept::INVVPID | ept::INVVPID_ONE | ept::INVVPID_ALL,
+                "INVVPID",
+            ),
+        ] {
+            if ept & bits != bits {
+                return Err(Unsupported::Missing(name));
+            }
+        }
+        let last = cpuid(0x8000_0000, 0)[0];
+        let wide = if last >= 0x8000_0008 {
+            cpuid(0x8000_0008, 0)[0] & 255
+        } else {
+            36
+        };
+        let physical_bits = wide.clamp(32, 52) as u8;
+        let seven = if cpuid(0, 0)[0] >= 7 {
+            cpuid(7, 0)
+        } else {
+            [0; 4]
+        };
+        let arch = if has(seven[3], 29) {
+            read(msr::ARCH_CAPABILITIES).unwrap_or(0)
+        } else {
+            0
+        };
+        // A processor may be above one weakness and have another that VERW helps with: MDS_NO, FB_CLEAR, RFDS_CLEAR.
+        let verw_helps = arch & 1 << 5 == 0 || arch & (1 << 17 | 1 << 28) != 0;
+        // RDCL_NO, SKIP_L1DFL_VMENTRY.
+        let l1tf = arch & (1 << 0 | 1 << 3) == 0;
+        let (cr0_fixed, cr0_guarded) = fixed_cr0(msr(msr::CR0_FIXED_0)?, msr(msr::CR0_FIXED_1)?);
+        let guests = CR4_GUESTS & msr(msr::CR4_FIXED_1)?;
+        let machine_checks = if mce { cr4::MCE } else { 0 };
+        Ok(Self {
+            revision: basic as u32 & 0x7fff_ffff,
+            pin: pins.choose(pin::NEEDED, pin::WANTED)?,
+            primary: first,
+            secondary: second,
+            exit: exits.choose(exit::NEEDED, 0)?,
+            entry: entries.choose(entry::NEEDED, 0)?,
+            cr0_fixed,
+            cr0_guarded,
+            cr4_fixed: msr(msr::CR4_FIXED_0)? | machine_checks,
+            cr4_guarded: !guests,
+            stay: stay(tsc_hz, msr(msr::MISC)?),
+            levels: if ept & ept::WALK_5 != 0 && physical_bits > 48 {
+                5
+            } else {
+                4
+            },
+            accessed_dirty: ept & ept::ACCESSED_DIRTY != 0,
+            physical_bits,
+            clear_buffers: has(seven[3], 10) && verw_helps,
+            flush_l1d: has(seven[3], 28) && l1tf,
+            ibpb: has(seven[3], 26),
+            tsc_aux: second & secondary::RDTSCP.0 != 0,
+        })
+    }
+
+    /// The width of a guest-physical address.
+    pub(super) fn guest_physical_bits(&self) -> u8 {
+        self.physical_bits
+            .min(if self.levels == 5 { 57 } else { 48 })
+    }
+
+    /// How nested tables look (SDM 3C: 28.2.2): all may be read, written and executed, and is write-back memory. Bits 2:0
+    /// say what is allowed; any of them makes an entry present.
+    pub(super) fn table_format(&self) -> Format {
+        const ALL_ALLOWED: u64 = 0b111;
+        const WRITE_BACK: u64 = 6 << 3;
+        Format {
+            levels: self.levels,
+            table: ALL_ALLOWED,
+            leaf: ALL_ALLOWED | WRITE_BACK,
+            large: 1 << 7,
+            present: ALL_ALLOWED,
+            address: 0x000f_ffff_ffff_f000,
+        }
+    }
+
+    /// The EPT pointer for tables with this root (SDM 3C: 24.6.11): the tables are write-back memory too.
+    pub(super) fn ept_pointer(&self, root: u64) -> u64 {
+        const WRITE_BACK: u64 = 6;
+        let levels = u64::from(self.levels.saturating_sub(1)) << 3;
+        root | WRITE_BACK | levels | u64::from(self.accessed_dirty) << 6
+    }
+}
+
+/// Bits of CR0 that are 1 in any guest, and those that exit when it changes them. PE and PG an unrestricted guest has for its
+/// own (SDM 3C: 23.8). Of CD and NW an exit puts nothing back (SDM 3C: 27.5.1), so the guest never has them for real.
+fn fixed_cr0(fixed_0: u64, fixed_1: u64) -> (u64, u64) {
+    let fixed = fixed_0 & !(cr0::PE | cr0::PG);
+    (fixed, fixed | !fixed_1 | cr0::CD | cr0::NW)
+}
+
+/// A stay in units of the preemption timer, which counts at a power of two of the time stamp counter's rate (SDM 3D: A.6).
+fn stay(tsc_hz: u64, misc: u64) -> u32 {
+    let ticks = match tsc_hz / STAYS_PER_SECOND {
+        0 => STAY_TICKS,
+        ticks => ticks,
+    };
+    u32::try_from(ticks >> (misc & 31))
+        .unwrap_or(u32::MAX)
+        .max(1)
+}
+
+/// A capability register: the low half has the controls that must be 1, the high half those that may be.
+#[derive(Clone, Copy)]
+struct Allowed(u64);
+
+impl Allowed {
+    fn may(self, bits: u32) -> bool {
+        u64::from(bits) & !(self.0 >> 32) == 0
+    }
+    /// The controls `needed`, those of `wanted` that there are, and those that must be.
+    fn choose(self, needed: &[(u32, &'static str)], wanted: u32) -> Result<u32, Unsupported> {
+        let mut chosen = self.0 as u32 | wanted & (self.0 >> 32) as u32;
+        for (bit, name) in needed {
+            if !self.may(*bit) {
+                return Err(Unsupported::Missing(name));
+            }
+            chosen |= bit;
+        }
+        Ok(chosen)
+    }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Intel's VT-x, with nested paging (EPT), address-space tags (VPID) and unrestricted guests.
+//!
+//! Manual: Intel 64 and IA-32 Architectures Software Developer's Manual (325462), with the chapter numbers of the editions in
+//! which chapter 23 of volume 3C introduces VMX; later ones have moved the chapters up. `SDM 3C: 27.2` is a section of it.
+//!
+//! [`Vmx`] holds what the host as a whole needs: per CPU a region for VMXON and the address-space tags; the MSR bitmap.
+//! [`vcpu::Vcpu`] holds a guest CPU; the other files are the parts of its work. VMX operation lasts as long as a window:
+//! [`operation`] says why.
+
+mod caps;
+mod check;
+mod controls;
+mod enter;
+mod events;
+mod exit;
+mod field;
+mod instructions;
+mod operation;
+mod permission;
+mod registers;
+#[cfg(test)]
+mod tests;
+mod vcpu;
+mod vmcs;
+
+use super::cpu::{self, CR4_FRED};
+use super::fpu::Layout;
+use super::pages::Pages;
+use super::tags::Tags;
+use super::{Backend, Features, Unsupported};
+use crate::alloc_ext::TryPush;
+use crate::host::{CpuId, Host, NoMemory};
+use crate::memory::table::Format;
+use crate::state::cr4;
+use alloc::vec::Vec;
+use caps::{Caps, VPIDS};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use operation::{Operation, Refused, CR4_VMXE};
+
+pub use vcpu::Vcpu;
+
+/// What a CPU needs to run guests.
+struct PerCpu<H: Host> {
+    /// For VMXON (SDM 3C: 24.11.5).
+    region: Pages<H>,
+    enabled: AtomicBool,
+    tags: Tags,
+    /// The vCPU that ran here last.
+    last_vcpu: AtomicU64,
+}
+
+impl<H: Host> PerCpu<H> {
+    fn new(host: &H, revision: u32) -> Result<Self, NoMemory> {
+        let mut region = Pages::new(host, 1)?;
+        region.write(0, &revision.to_le_bytes());
+        Ok(Self {
+            region,
+            enabled: AtomicBool::new(false),
+            tags: Tags::default(),
+            last_vcpu: AtomicU64::new(0),
+        })
+    }
+}
+
+/// VT-x on all CPUs of a host. It is to be disabled on all of them before it is dropped.
+pub struct Vmx<H: Host> {
+    caps: Caps,
+    fpu: Layout,
+    cpus: Vec<PerCpu<H>>,
+    msr_map: Pages<H>,
+    /// Names vCPUs for [`PerCpu::last_vcpu`], from 1.
+    vcpus: AtomicU64,
+}
+
+impl<H: Host> Vmx<H> {
+    fn new(host: &H, caps: Caps, fpu: Layout) -> Result<Self, NoMemory> {
+        let mut cpus = Vec::new();
+        for _ in 0..host.cpu_limit() {
+            cpus.try_push(PerCpu::new(host, caps.revision)?)?;
+        }
+        Ok(Self {
+            caps,
+            fpu,
+            cpus,
+            msr_map: permission::msr_map(host)?,
+            vcpus: AtomicU64::new(0),
+        })
+    }
+
+    fn probe_by(host: &H, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Result<Self, Unsupported> {
+        let control = cpu::read_cr4();
+        let read = |index| cpu::read_msr(index).ok();
+        let caps = Caps::new(cpuid, read, host.tsc_hz(), control & cr4::MCE != 0)?;
+        if control & CR4_VMXE != 0 {
+            return Err(Unsupported::Busy);
+        }
+        if control & CR4_FRED != 0 {
+            return Err(Unsupported::Missing(
+                "a way to hand the host its NMIs under FRED (boot it with fred=off)",
+            ));
+        }
+        if !operation::data_selectors_are_null() {
+            return Err(Unsupported::Missing("null data selectors in the host"));
+        }
+        Ok(Self::new(host, caps, Layout::probe())?)
+    }
+    /// [`Backend::probe`] on a simulated processor: of all that is asked of it, CPUID alone cannot be caught.
+    #[cfg(feature = "test-support")]
+    pub fn probe_with_cpuid(
+        host: &H,
+        cpuid: impl Fn(u32, u32) -> [u32; 4],
+    ) -> Result<Self, Unsupported> {
+        Self::probe_by(host, cpuid)
+    }
+
+    fn cpu(&self, cpu: CpuId) -> Option<&PerCpu<H>> {
+        self.cpus.get(cpu.0 as usize)
+    }
+}
+
+impl<H: Host> Backend<H> for Vmx<H> {
+    type Vcpu = Vcpu<H>;
+
+    fn probe(host: &H) -> Result<Self, Unsupported> {
+        Self::probe_by(host, cpu::cpuid)
+    }
+
+    /// Switches nothing on for longer than a moment: that happens in each window.
+    fn enable_cpu(&self, cpu: CpuId) -> Result<(), Unsupported> {
+        let here = self.cpu(cpu).ok_or(Unsupported::NoMemory)?;
+        let mut operation = Operation::default();
+        // SAFETY: interrupts are off, and the region is this CPU's own.
+        match unsafe { operation.enter(here.region.at().0) } {
+            // SAFETY: it was just entered.
+            Ok(()) => unsafe { operation.leave() },
+            Err(Refused::Busy) => return Err(Unsupported::Busy),
+            Err(Refused::Failed) => return Err(Unsupported::Firmware),
+        }
+        here.tags.restart();
+        here.last_vcpu.store(0, Relaxed);
+        here.enabled.store(true, Relaxed);
+        Ok(())
+    }
+
+    fn disable_cpu(&self, cpu: CpuId) {
+        if let Some(here) = self.cpu(cpu) {
+            here.enabled.store(false, Relaxed);
+        }
+    }
+
+    fn features(&self) -> Features {
+        Features {
+            backend: "vmx",
+            address_space_tags: VPIDS,
+            next_rip: true,
+            decode_assists: false,
+            physical_bits: self.caps.guest_physical_bits(),
+            xcr0: self.fpu.allowed(),
+        }
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        cpu::cpuid(leaf, subleaf)
+    }
+
+    fn tsc(&self) -> u64 {
+        cpu::tsc()
+    }
+
+    fn table_format(&self) -> Format {
+        self.caps.table_format()
+    }
+
+    fn fixed_msr(index: u32) -> Option<u64> {
+        permission::fixed(index)
+    }
+
+    fn vcpu(&self, host: &H) -> Result<Vcpu<H>, NoMemory> {
+        Vcpu::new(host, self)
+    }
+}
