@@ -18,6 +18,8 @@ pub const ERROR: u8 = 0xf2;
 /// An interrupt that went away again.
 pub const SPURIOUS: u8 = 0xff;
 
+/// CPUID 1, ECX: the APIC is used by registers of the processor, if it can be.
+const X2APIC: u32 = 1 << 21;
 /// The longest time that a timer is set for: its product with the rate of any APIC fits in 64 bits.
 const LONGEST_NS: u64 = 10_000_000_000;
 
@@ -25,7 +27,11 @@ const LONGEST_NS: u64 = 10_000_000_000;
 static TIMER_HZ: AtomicU64 = AtomicU64::new(0);
 
 /// A CPU's own APIC.
-pub struct LocalApic(lapic::LocalApic);
+pub struct LocalApic {
+    apic: lapic::LocalApic,
+    /// Where in the upper half of a command the destination begins (SDM 3A: 11.6.1, 11.12.9).
+    destination_bit: u32,
+}
 
 /// Runs `f` on this CPU's. With interrupts off, and not within itself.
 pub fn local<R>(f: impl FnOnce(&mut LocalApic) -> R) -> R {
@@ -56,26 +62,30 @@ impl LocalApic {
                 .build()
                 .unwrap_or_else(|why| panic!("local APIC: {why}"));
             apic.enable();
-            Self(apic)
+            let x2apic = cpu::cpuid(1, 0)[2] & X2APIC != 0;
+            Self {
+                apic,
+                destination_bit: if x2apic { 0 } else { 24 },
+            }
         }
     }
     /// The interrupt was taken.
     pub fn end_of_interrupt(&mut self) {
         // SAFETY: see above.
-        unsafe { self.0.end_of_interrupt() }
+        unsafe { self.apic.end_of_interrupt() }
     }
     /// Interrupts another CPU.
     pub fn send(&mut self, vector: u8, apic_id: u32) {
         self.settle();
         // SAFETY: see above.
-        unsafe { self.0.send_ipi(vector, apic_id) }
+        unsafe { self.apic.send_ipi(vector, apic_id << self.destination_bit) }
     }
     /// Stops all other CPUs, for good.
     pub fn stop_others(&mut self) {
         self.settle();
         // SAFETY: see above; their handler knows.
         unsafe {
-            self.0
+            self.apic
                 .send_nmi_all(lapic::IpiAllShorthand::AllExcludingSelf)
         }
     }
@@ -83,18 +93,21 @@ impl LocalApic {
     pub fn send_init(&mut self, apic_id: u32) {
         self.settle();
         // SAFETY: see above.
-        unsafe { self.0.send_init_ipi(apic_id) }
+        unsafe { self.apic.send_init_ipi(apic_id << self.destination_bit) }
     }
     /// Has it begin at a page below 1 MiB.
     pub fn send_startup(&mut self, apic_id: u32, page: u64) {
         self.settle();
         // SAFETY: see above.
-        unsafe { self.0.send_sipi((page >> 12) as u8, apic_id) }
+        unsafe {
+            self.apic
+                .send_sipi((page >> 12) as u8, apic_id << self.destination_bit)
+        }
     }
     /// The one before has left (SDM 3A: 11.6.1).
     fn settle(&self) {
         // SAFETY: see above.
-        while unsafe { self.0.get_ipi_delivery_status() } {
+        while unsafe { self.apic.get_ipi_delivery_status() } {
             core::hint::spin_loop();
         }
     }
@@ -104,7 +117,7 @@ impl LocalApic {
         let ticks = after_ns.map_or(0, |ns| ns.min(LONGEST_NS) * hz / 1_000_000_000 + 1);
         let ticks = ticks.min(u32::MAX.into()) as u32;
         // SAFETY: see above.
-        unsafe { self.0.set_timer_initial(ticks) }
+        unsafe { self.apic.set_timer_initial(ticks) }
     }
 }
 
@@ -113,10 +126,10 @@ pub fn measure_timer(ns: u64) {
     let ticks = local(|apic| {
         // SAFETY: this CPU's own, enabled. It does not fire before it is stopped.
         unsafe {
-            apic.0.set_timer_initial(u32::MAX);
+            apic.apic.set_timer_initial(u32::MAX);
             time::spin_ns(ns);
-            let left = apic.0.timer_current();
-            apic.0.set_timer_initial(0);
+            let left = apic.apic.timer_current();
+            apic.apic.set_timer_initial(0);
             u32::MAX - left
         }
     });

@@ -9,11 +9,11 @@ use super::{cpu, thread};
 use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
-use x86_64::instructions::segmentation::{Segment, CS, SS};
+use x86_64::instructions::segmentation::{Segment, CS, DS, ES, SS};
 use x86_64::instructions::tables::load_tss;
 use x86_64::registers::control::Cr2;
 use x86_64::registers::model_specific::Msr;
-use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
+use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::idt::{Entry, InterruptDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 use x86_64::VirtAddr;
@@ -104,6 +104,9 @@ impl Tables {
         unsafe {
             CS::set_reg(code);
             SS::set_reg(data);
+            // Of no use in 64-bit mode; a VT-x host leaves a guest with them null.
+            DS::set_reg(SegmentSelector::NULL);
+            ES::set_reg(SegmentSelector::NULL);
             load_tss(task);
         }
         self.idt.load();
@@ -111,7 +114,7 @@ impl Tables {
 }
 
 /// The code segment: the first that [`Tables::load`] makes.
-const CODE: x86_64::structures::gdt::SegmentSelector = x86_64::structures::gdt::SegmentSelector(8);
+const CODE: SegmentSelector = SegmentSelector(8);
 
 extern "C" {
     static trap_stubs: u8;

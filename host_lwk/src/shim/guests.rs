@@ -3,7 +3,6 @@
 
 use super::console::{Console, GuestEnd};
 use super::host::Lwk;
-use super::machine::{Hardware, Machine};
 use super::ram::Ram;
 use super::wishes::{Wish, MAX_CORES};
 use crate::kernel::loader::Module;
@@ -14,6 +13,7 @@ use crate::log;
 use alloc::boxed::Box;
 use palacios_core::addr::{Gpa, LARGE_PAGE_SIZE};
 use palacios_core::alloc_ext::try_box;
+use palacios_core::backend::any::{AnyVm, Hardware};
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
@@ -24,7 +24,7 @@ use palacios_core::vm::{CreateError, Observer, Parts, State, VmName, DEAD};
 /// One guest.
 pub struct Guest {
     name: VmName,
-    machine: Machine,
+    machine: AnyVm<Lwk>,
     console: Shared<Console>,
     /// The serial port that shows its console; without one its output is lost.
     port: Option<usize>,
@@ -42,7 +42,7 @@ impl Observer for Wake {
 
 /// Makes and launches what is wished for, as guest number `n`; says why, if it cannot.
 pub fn launch(
-    hardware: &Hardware,
+    hardware: &Hardware<Lwk>,
     wish: Wish<'_>,
     module: Option<Module>,
     n: usize,
@@ -103,7 +103,12 @@ impl From<CreateError> for Refusal {
     }
 }
 
-fn make(hardware: &Hardware, wish: Wish<'_>, module: Module, n: usize) -> Result<Guest, Refusal> {
+fn make(
+    hardware: &Hardware<Lwk>,
+    wish: Wish<'_>,
+    module: Module,
+    n: usize,
+) -> Result<Guest, Refusal> {
     let (cores, len) = wish.cores(cpu::count()).map_err(Refusal::Cores)?;
     let cores = cores.get(..len).unwrap_or_default();
     let name = name_of(module.name).ok_or(Refusal::BadName)?;
@@ -122,7 +127,7 @@ fn make(hardware: &Hardware, wish: Wish<'_>, module: Module, n: usize) -> Result
         let console = (Some(name) == console_name).then(|| console.clone());
         Ok(try_box(GuestEnd(console))?)
     };
-    let vm = hardware.machine(parts, &mut stream)?;
+    let vm = hardware.vm(&Lwk, parts, &mut stream)?;
     let port = Some(n).filter(|port| serial::exists(*port));
     let guest = Guest {
         name,
@@ -163,7 +168,7 @@ impl Guest {
             filled.map_err(|_| CreateError::NoMemory)?;
         }
         for (vcpu, core) in (0..self.machine.vcpus()).zip(cores.iter().cycle()) {
-            let moved = self.machine.move_vcpu(vcpu, *core);
+            let moved = self.machine.move_vcpu(vcpu, Some(*core));
             moved.map_err(|_| CreateError::NoSuchCpu(*core))?;
         }
         Ok(())

@@ -14,8 +14,9 @@ use crate::kernel::{acpi, memory, serial, thread};
 use crate::log;
 use alloc::vec::Vec;
 use guests::Guest;
-use machine::Hardware;
+use host::Lwk;
 use palacios_core::alloc_ext::TryPush;
+use palacios_core::backend::any::Hardware;
 
 /// Ctrl-]: the next key is for the kernel.
 const ESCAPE: u8 = 0x1d;
@@ -30,14 +31,14 @@ pub fn main(boot: &'static Boot) {
     if boot.option("panic") {
         panic!("the command line asks for it");
     }
-    match Hardware::enable() {
+    match machine::enable() {
         Err(why) => log!("cannot run guests here: {why}"),
         Ok(hardware) => serve(launch_all(boot, &hardware)),
     }
     acpi::power_off()
 }
 
-fn launch_all(boot: &'static Boot, hardware: &Hardware) -> Vec<Guest> {
+fn launch_all(boot: &'static Boot, hardware: &Hardware<Lwk>) -> Vec<Guest> {
     let features = hardware.features();
     log!(
         "{} with {} address-space tags",
