@@ -7,20 +7,18 @@
 //! Locks, in this order: a waiting list, a CPU's timers, a CPU's queue. The queue's is held from the choice of the next thread
 //! until that runs, which then frees it.
 
-use super::cpu::{self, Cpu};
+mod schedule;
+
+use super::cpu;
 use super::memory::{try_box, NoMemory, Stack};
 use super::sync::{IrqsOff, Shared, SpinLock, Waiters};
-use super::{apic, time};
 use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::cell::Cell;
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
-
-/// How long a thread runs while others want its CPU.
-const SLICE_NS: u64 = 4_000_000;
-/// No time.
-const NEVER: u64 = u64::MAX;
+use schedule::{enqueue, schedule, settle, with_home, Why, NEVER};
+pub use schedule::{interrupted, timer_fired, Scheduler};
 
 /// Has nothing to do yet.
 const NEW: u8 = 3;
@@ -71,131 +69,6 @@ pub struct Thread {
 unsafe impl Sync for Thread {}
 // SAFETY: as above.
 unsafe impl Send for Thread {}
-
-/// A CPU's threads.
-pub struct Scheduler {
-    queue: SpinLock<Queue>,
-    /// The thread that runs, with interrupts off there.
-    current: Cell<*const Thread>,
-    /// What the CPU does when nobody is ready.
-    idle: Box<Thread>,
-    /// What is left to do for the thread before, once another runs.
-    leftover: Cell<Leftover>,
-    /// Another thread is to run.
-    reschedule: AtomicBool,
-    /// In a window: interrupts change no thread.
-    pinned: AtomicBool,
-    timers: SpinLock<Timers>,
-    /// The earliest time in `timers`.
-    first_armed_ns: AtomicU64,
-    /// When the running thread's turn ends, if others are ready.
-    slice_end_ns: AtomicU64,
-    /// What the timer is set for.
-    timer_ns: Cell<u64>,
-}
-
-/// Threads that are ready.
-struct Queue {
-    first: *const Thread,
-    last: *const Thread,
-}
-
-/// Threads that armed a time here, in no order.
-struct Timers(*const Thread);
-
-// SAFETY: threads in a list are there: they leave it before they end.
-unsafe impl Send for Queue {}
-// SAFETY: as above.
-unsafe impl Send for Timers {}
-
-#[derive(Clone, Copy)]
-enum Leftover {
-    Nothing,
-    /// It goes to another CPU.
-    Send(*const Thread),
-    /// It has ended.
-    Bury(*const Thread),
-}
-
-/// Why the running thread lets others run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
-    Yields,
-    Sleeps,
-    Ends,
-}
-
-impl Queue {
-    fn push(&mut self, thread: &Thread) {
-        thread.next.set(null());
-        // SAFETY: a thread in the queue is there.
-        match unsafe { self.last.as_ref() } {
-            None => self.first = thread,
-            Some(last) => last.next.set(thread),
-        }
-        self.last = thread;
-    }
-
-    fn pop(&mut self) -> Option<&'static Thread> {
-        // SAFETY: as above; it stays until it has run to its end.
-        let first = unsafe { self.first.as_ref() }?;
-        self.first = first.next.get();
-        if self.first.is_null() {
-            self.last = null();
-        }
-        Some(first)
-    }
-
-    /// Takes `thread` out; `false` if it is not in it.
-    fn remove(&mut self, thread: &Thread) -> bool {
-        let mut found = false;
-        let mut rest = core::mem::replace(self, Self::EMPTY);
-        while let Some(other) = rest.pop() {
-            match core::ptr::eq(other, thread) {
-                true => found = true,
-                false => self.push(other),
-            }
-        }
-        found
-    }
-
-    const EMPTY: Self = Self {
-        first: null(),
-        last: null(),
-    };
-}
-
-impl Scheduler {
-    /// With nothing to do.
-    pub fn new(idle: Box<Thread>) -> Self {
-        Self {
-            queue: SpinLock::new(Queue::EMPTY),
-            current: Cell::new(&raw const *idle),
-            idle,
-            leftover: Cell::new(Leftover::Nothing),
-            reschedule: AtomicBool::new(false),
-            pinned: AtomicBool::new(false),
-            timers: SpinLock::new(Timers(null())),
-            first_armed_ns: AtomicU64::new(NEVER),
-            slice_end_ns: AtomicU64::new(NEVER),
-            timer_ns: Cell::new(NEVER),
-        }
-    }
-
-    fn idles(&self) -> bool {
-        core::ptr::eq(self.current.get(), &raw const *self.idle)
-    }
-
-    /// Sets the timer, if what it is to be set for changed. On this CPU, with interrupts off.
-    fn set_timer(&self) {
-        let slice = self.slice_end_ns.load(Ordering::Relaxed);
-        let at_ns = slice.min(self.first_armed_ns.load(Ordering::Relaxed));
-        if self.timer_ns.replace(at_ns) != at_ns {
-            let after_ns = (at_ns != NEVER).then(|| at_ns.saturating_sub(time::now_ns()));
-            apic::local(|apic| apic.set_timer(after_ns));
-        }
-    }
-}
 
 impl Thread {
     fn with(stack: Option<Stack>, cpu: u32) -> Self {
@@ -370,81 +243,6 @@ impl Thread {
     }
 }
 
-impl Timers {
-    fn keep(&mut self, wanted: impl Fn(&'static Thread) -> bool) {
-        let mut rest = core::mem::replace(&mut self.0, null());
-        // SAFETY: a thread in the list is there: it disarms before it ends.
-        while let Some(thread) = unsafe { rest.as_ref() } {
-            rest = thread.next_armed.get();
-            if wanted(thread) {
-                thread.next_armed.set(self.0);
-                self.0 = thread;
-            }
-        }
-    }
-
-    fn note_first(&self, scheduler: &Scheduler) {
-        let (mut at, mut first_ns) = (self.0, NEVER);
-        // SAFETY: as above.
-        while let Some(thread) = unsafe { at.as_ref() } {
-            first_ns = first_ns.min(thread.armed_ns.load(Ordering::Relaxed));
-            at = thread.next_armed.get();
-        }
-        scheduler.first_armed_ns.store(first_ns, Ordering::Relaxed);
-    }
-}
-
-/// Runs `f` on the queue of a thread's home, locked.
-fn with_home<R>(thread: &Thread, f: impl FnOnce(&'static Cpu, &mut Queue) -> R) -> R {
-    loop {
-        let Some(cpu) = cpu::get(thread.home.load(Ordering::Acquire)) else {
-            panic!("a thread's home is no CPU");
-        };
-        let mut queue = cpu.scheduler.queue.lock();
-        if thread.home.load(Ordering::Acquire) == cpu.id {
-            return f(cpu, &mut queue);
-        }
-    }
-}
-
-/// Puts a thread that is ready into the queue of the CPU where it is to be.
-fn enqueue(thread: &Thread) {
-    let _irqs = IrqsOff::new();
-    let to = thread.wanted.load(Ordering::Acquire);
-    let Some(cpu) = cpu::get(to) else {
-        panic!("a thread is to run on no CPU");
-    };
-    let scheduler = &cpu.scheduler;
-    let mut queue = scheduler.queue.lock();
-    thread.home.store(to, Ordering::Release);
-    thread
-        .ready_since_ns
-        .store(time::now_ns(), Ordering::Relaxed);
-    queue.push(thread);
-    let idles = scheduler.idles();
-    if idles {
-        scheduler.reschedule.store(true, Ordering::Release);
-    }
-    let first = scheduler.slice_end_ns.load(Ordering::Relaxed) == NEVER;
-    drop(queue);
-    // A CPU that counts a slice already will come to it by itself.
-    if cpu.id == cpu::current().id {
-        begin_slice(scheduler);
-    } else if idles || first {
-        cpu.interrupt();
-    }
-}
-
-/// On this CPU, with interrupts off: others want to run, so the running thread's time is limited from now on.
-fn begin_slice(scheduler: &Scheduler) {
-    let wanted = !scheduler.queue.lock().first.is_null() && !scheduler.idles();
-    if wanted && scheduler.slice_end_ns.load(Ordering::Relaxed) == NEVER {
-        let end_ns = time::now_ns() + SLICE_NS;
-        scheduler.slice_end_ns.store(end_ns, Ordering::Relaxed);
-        scheduler.set_timer();
-    }
-}
-
 /// Lets a thread run that sleeps; what it sleeps for was made true before. In any context.
 pub fn wake(thread: &Thread) {
     let slept = with_home(thread, |_, _| {
@@ -517,105 +315,6 @@ pub fn preempt() {
     let scheduler = &cpu::current().scheduler;
     if must_yield() && !scheduler.pinned.load(Ordering::Relaxed) && !scheduler.idles() {
         schedule(Why::Yields, || false);
-    }
-}
-
-/// In an interrupt from another CPU.
-pub fn interrupted(cpu: &Cpu) {
-    begin_slice(&cpu.scheduler);
-}
-
-/// In the timer's interrupt.
-pub fn timer_fired(cpu: &Cpu) {
-    let scheduler = &cpu.scheduler;
-    scheduler.timer_ns.set(NEVER);
-    let now_ns = time::now_ns();
-    {
-        let mut timers = scheduler.timers.lock();
-        timers.keep(|thread| {
-            let due = thread.armed_ns.load(Ordering::Relaxed) <= now_ns;
-            if due {
-                thread.armed_ns.store(NEVER, Ordering::Relaxed);
-                thread.unpark();
-                thread.kick();
-            }
-            !due
-        });
-        timers.note_first(scheduler);
-    }
-    if scheduler.slice_end_ns.load(Ordering::Relaxed) <= now_ns {
-        scheduler.slice_end_ns.store(NEVER, Ordering::Relaxed);
-        scheduler.reschedule.store(true, Ordering::Release);
-    }
-    scheduler.set_timer();
-}
-
-/// Lets the next thread run, with interrupts off; comes back when the turn is the caller's again. One that sleeps looks once
-/// more whether it must.
-fn schedule(why: Why, ready: impl Fn() -> bool) {
-    let cpu = cpu::current();
-    let scheduler = &cpu.scheduler;
-    let mut queue = scheduler.queue.lock();
-    // SAFETY: it runs, so it is there.
-    let before = unsafe { &*scheduler.current.get() };
-    let goes = !scheduler.idles() && before.wanted.load(Ordering::Relaxed) != cpu.id;
-    if why == Why::Sleeps && ready() || why == Why::Yields && queue.first.is_null() && !goes {
-        scheduler.reschedule.store(false, Ordering::Relaxed);
-        return;
-    }
-    let mut leftover = Leftover::Nothing;
-    match why {
-        Why::Sleeps => before.state.store(ASLEEP, Ordering::Relaxed),
-        Why::Ends => leftover = Leftover::Bury(before),
-        Why::Yields if scheduler.idles() => {}
-        Why::Yields => {
-            before.state.store(READY, Ordering::Relaxed);
-            if goes {
-                leftover = Leftover::Send(before);
-            } else {
-                before
-                    .ready_since_ns
-                    .store(time::now_ns(), Ordering::Relaxed);
-                queue.push(before);
-            }
-        }
-    }
-    let next = queue.pop().unwrap_or(&scheduler.idle);
-    let now_ns = time::now_ns();
-    if !core::ptr::eq(next, &*scheduler.idle) {
-        let since_ns = next.ready_since_ns.load(Ordering::Relaxed);
-        next.waited_ns
-            .fetch_add(now_ns.saturating_sub(since_ns), Ordering::Relaxed);
-    }
-    next.state.store(RUNNING, Ordering::Release);
-    scheduler.current.set(next);
-    scheduler.reschedule.store(false, Ordering::Relaxed);
-    let shared = !queue.first.is_null();
-    let end_ns = if shared { now_ns + SLICE_NS } else { NEVER };
-    scheduler.slice_end_ns.store(end_ns, Ordering::Relaxed);
-    scheduler.set_timer();
-    scheduler.leftover.set(leftover);
-    // Freed by whoever runs next; interrupts stay off, by the caller's guard.
-    core::mem::forget(queue);
-    if !core::ptr::eq(before, next) {
-        // SAFETY: `next` is ready, so its context is whole; this one is saved before anybody can choose it.
-        unsafe { switch_stacks(before.context.as_ptr(), next.context.get()) };
-    }
-    settle();
-}
-
-/// On the stack of the thread that was chosen, perhaps on another CPU than it last ran.
-fn settle() {
-    let scheduler = &cpu::current().scheduler;
-    let leftover = scheduler.leftover.replace(Leftover::Nothing);
-    // SAFETY: taken in `schedule`, on this CPU.
-    unsafe { scheduler.queue.unlock() };
-    match leftover {
-        Leftover::Nothing => {}
-        // SAFETY: it is ready and in no queue, so nobody ran it to its end meanwhile.
-        Leftover::Send(thread) => enqueue(unsafe { &*thread }),
-        // SAFETY: the reference that the thread took to itself when it was first started; it is off its stack now.
-        Leftover::Bury(thread) => drop(unsafe { Shared::from_value(thread) }),
     }
 }
 
