@@ -62,6 +62,8 @@ impl LocalApic {
                 .build()
                 .unwrap_or_else(|why| panic!("local APIC: {why}"));
             apic.enable();
+            // Again: until it was on, this was ignored (SDM 3A: 11.4.7.2).
+            apic.enable_timer();
             let x2apic = cpu::cpuid(1, 0)[2] & X2APIC != 0;
             Self {
                 apic,
