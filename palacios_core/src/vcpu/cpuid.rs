@@ -84,6 +84,7 @@ const LEAF_8_1_EDX: u32 = bits(&[
 const LEAF_8_8_EBX: u32 = bits(&[0, 2]);
 /// XSAVEOPT, XSAVEC, XGETBV with ECX 1.
 const LEAF_D_1_EAX: u32 = bits(&[0, 1, 2]);
+const XSAVEC: u32 = 1 << 1;
 
 /// In EDX of leaf 0x8000_0007.
 const INVARIANT_TSC: u32 = 1 << 8;
@@ -190,20 +191,41 @@ fn xsave(cpu: &Cpu, subleaf: u32, native: impl Fn(u32, u32) -> [u32; 4]) -> [u32
                 (allowed >> 32) as u32,
             ]
         }
-        1 => [native(0xd, 1)[0] & LEAF_D_1_EAX, 0, 0, 0],
+        1 => match native(0xd, 1)[0] & LEAF_D_1_EAX {
+            // Linux asks for the size when there is XSAVEC, and does not boot without an answer.
+            eax if eax & XSAVEC != 0 => [eax, compacted_xsave_bytes(cpu.xcr0, &native), 0, 0],
+            eax => [eax, 0, 0, 0],
+        },
         2..=62 if cpu.xcr0_allowed >> subleaf & 1 != 0 => native(0xd, subleaf),
         _ => [0; 4],
     }
 }
 
+const LEGACY_AND_HEADER: u32 = 576;
+
 /// The size of the standard-format area for the components of `xcr0`.
 fn xsave_bytes(xcr0: u64, native: impl Fn(u32, u32) -> [u32; 4]) -> u32 {
-    const LEGACY_AND_HEADER: u32 = 576;
     (2..63)
         .filter(|n| xcr0 >> n & 1 != 0)
         .fold(LEGACY_AND_HEADER, |size, n| {
             let [bytes, offset, ..] = native(0xd, n);
             size.max(offset.saturating_add(bytes))
+        })
+}
+
+/// The same in the format of XSAVEC: one behind the other, where some begin at a multiple of 64 (SDM 1: 13.4.3).
+fn compacted_xsave_bytes(xcr0: u64, native: impl Fn(u32, u32) -> [u32; 4]) -> u32 {
+    const ALIGNED: u32 = 1 << 1;
+    (2..63)
+        .filter(|n| xcr0 >> n & 1 != 0)
+        .fold(LEGACY_AND_HEADER, |size, n| {
+            let [bytes, _, flags, _] = native(0xd, n);
+            let at = if flags & ALIGNED != 0 {
+                size.saturating_add(63) & !63
+            } else {
+                size
+            };
+            at.saturating_add(bytes)
         })
 }
 
@@ -282,9 +304,34 @@ mod tests {
     }
 
     #[test]
+    fn compacted_sizes_leave_out_what_is_off() {
+        // 2 has its place, 5 follows it at once, 6 at a multiple of 64, 7 is off.
+        let native = |leaf: u32, subleaf: u32| match (leaf, subleaf) {
+            (0xd, 1) => [7, 0, 0, 0],
+            (0xd, 2) => [256, 576, 0, 0],
+            (0xd, 5) => [24, 1088, 0, 0],
+            (0xd, 6) => [512, 1152, 2, 0],
+            (0xd, 7) => [1024, 1664, 0, 0],
+            _ => [0; 4],
+        };
+        let cpu = Cpu {
+            xcr0: 0x67,
+            xcr0_allowed: 0xe7,
+            ..CPU
+        };
+        assert_eq!(answer(&cpu, 0xd, 1, native), [7, 896 + 512, 0, 0]);
+        let without = |leaf, subleaf| match native(leaf, subleaf) {
+            [eax, ..] if (leaf, subleaf) == (0xd, 1) => [eax & !XSAVEC, 0, 0, 0],
+            other => other,
+        };
+        assert_eq!(answer(&cpu, 0xd, 1, without), [5, 0, 0, 0]);
+    }
+
+    #[test]
     fn xsave_sizes_follow_xcr0() {
         let [low, now, max, high] = answer(&CPU, 0xd, 0, all_ones);
         assert_eq!((low, now, max, high), (7, 576, 832, 0));
+        assert_eq!(answer(&CPU, 0xd, 1, all_ones), [7, 576, 0, 0]);
         assert!(
             valid_xcr0(7, 7)
                 && valid_xcr0(1, 7)
