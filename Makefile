@@ -12,8 +12,8 @@ help: ## this
 run: ## a Linux guest in a VM on an emulated host: your shell in it, or its words without a terminal; MACHINE=vtx
 	@scripts/run --machine $(MACHINE)
 
-run-lwk: ## the same guest on the lightweight kernel
-	@scripts/run-lwk
+run-lwk: ## the same guest on the lightweight kernel; MACHINE=vtx
+	@scripts/run-lwk --machine $(MACHINE)
 
 test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
 	@scripts/bootstrap >/dev/null

@@ -21,5 +21,8 @@ lwk_run --append panic
 check "a panic is seen" [ $? = 200 ]
 check "with its reason" said '^the command line asks for it$'
 check "and a backtrace with names" said '^lwk:   0x[0-9a-f]+ lwk::shim::main \+ 0x'
+lwk_run --append panic=stack
+check "a stack that is too small" said '^lwk: panic on CPU 0: #DF, double fault \(stack overflow\)'
+check "whose functions are told" said '^lwk:   0x[0-9a-f]+ lwk::shim::overflow \+ 0x'
 lwk iso --image guest.img:1 lwk.iso
 check "an ISO image to start from" sh -c 'head -c 32774 lwk.iso | tail -c 5 | grep -q CD001'

@@ -14,6 +14,8 @@ use x86_64::instructions::port::Port;
 const PLACES: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 /// The port of the kernel's own log.
 pub const LOG: usize = 0;
+/// What a port takes at once.
+pub const FIFO_BYTES: usize = 16;
 /// The divisor for 115,200 baud.
 const DIVISOR: [u8; 2] = [1, 0];
 

@@ -19,7 +19,7 @@ use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, Observer, Parts, State, VmName, DEAD};
+use palacios_core::vm::{CreateError, Observer, Parts, State, VmName};
 
 /// One guest.
 pub struct Guest {
@@ -233,10 +233,8 @@ impl Guest {
                 self.say_statistics();
                 self.ended = true;
             }
-            State::Running if self.machine.is_dead() => {
-                log!("{name}: {DEAD}");
-                self.stop();
-            }
+            // The log has it already.
+            State::Running if self.machine.is_dead() => self.stop(),
             _ => {}
         }
         self.ended

@@ -31,11 +31,22 @@ pub fn main(boot: &'static Boot) {
     if boot.option("panic") {
         panic!("the command line asks for it");
     }
+    if boot.option("panic=stack") {
+        overflow(&[0; 64]);
+    }
     match machine::enable() {
         Err(why) => log!("cannot run guests here: {why}"),
         Ok(hardware) => serve(launch_all(boot, &hardware)),
     }
     acpi::power_off()
+}
+
+/// Needs more stack than there is.
+#[expect(unconditional_recursion)]
+fn overflow(words: &[u64; 64]) {
+    let more = *words;
+    overflow(core::hint::black_box(&more));
+    core::hint::black_box(words);
 }
 
 fn launch_all(boot: &'static Boot, hardware: &Hardware<Lwk>) -> Vec<Guest> {

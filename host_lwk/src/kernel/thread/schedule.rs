@@ -255,7 +255,10 @@ pub(super) fn schedule(why: Why, ready: impl Fn() -> bool) {
     // SAFETY: it runs, so it is there.
     let before = unsafe { &*scheduler.current.get() };
     let goes = !scheduler.idles() && before.wanted.load(Ordering::Relaxed) != cpu.id;
-    if why == Why::Sleeps && ready() || why == Why::Yields && queue.first.is_null() && !goes {
+    if why == Why::Sleeps && ready() {
+        return;
+    }
+    if why == Why::Yields && queue.first.is_null() && !goes {
         scheduler.reschedule.store(false, Ordering::Relaxed);
         return;
     }
