@@ -5,12 +5,15 @@ KERNEL ?= stock
 MACHINE ?= svm
 SECONDS ?= 600
 
-.PHONY: help run test bed modules tools guests bootstrap fuzz docs-check clean
+.PHONY: help run run-lwk test bed modules tools guests bootstrap fuzz docs-check clean
 help: ## this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 run: ## a Linux guest in a VM on an emulated host: your shell in it, or its words without a terminal; MACHINE=vtx
 	@scripts/run --machine $(MACHINE)
+
+run-lwk: ## the same guest on the lightweight kernel; MACHINE=vtx
+	@scripts/run-lwk --machine $(MACHINE)
 
 test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
 	@scripts/bootstrap >/dev/null

@@ -8,7 +8,7 @@ import socket
 import time
 from pathlib import Path
 
-from .boot_disk import disk
+from .boot_disk import disk, whole_cylinders
 from .cache import Failure
 from .machine import BOOT_OPTIONS, Machine, Shape, in_memory, rooted
 
@@ -26,7 +26,7 @@ DOWN = re.compile(r">>PANIC<<\s*(.*)|(Reset\(\w+\)) called")
 class Bochs(Machine):
     NAME = "Bochs"
 
-    def __init__(self, root: Path, image: Path, initramfs: bytes, shape: Shape) -> None:
+    def __init__(self, root: Path, image: Path, initramfs: bytes | None, shape: Shape) -> None:
         if shape.cpus > MOST_CPUS:
             raise Failure(f"the machine {shape.kind} has at most {MOST_CPUS} CPUs")
         if shape.memory_mib > MOST_MEMORY_MIB:
@@ -36,7 +36,8 @@ class Bochs(Machine):
         self.reason = ""
         self._rest = b""
         self._resets = 0
-        contents = in_memory("disk", disk(root, image, initramfs, " ".join(BOOT_OPTIONS + boot_options(shape))))
+        contents = in_memory("disk", whole_cylinders(image.read_bytes()) if initramfs is None
+                             else disk(root, image, initramfs, " ".join(BOOT_OPTIONS + boot_options(shape))))
         log, log_far = os.pipe()
         listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in self.SERIAL}
         ports = [listener.getsockname()[1] for listener in listeners.values()]

@@ -43,8 +43,11 @@ def disk(root: Path, image: Path, initramfs: bytes, command_line: str) -> bytes:
     table += struct.pack("<II", entry, 0)
     if len(table) > TABLE_SECTORS * SECTOR:
         raise Failure(f"kernel and files are too large for this machine's boot disk: {sum(map(len, data)) >> 20} MiB")
-    whole = b"".join([boot_sector(root), table.ljust(TABLE_SECTORS * SECTOR, b"\0"), *data])
-    return whole + bytes(-len(whole) % CYLINDER)
+    return whole_cylinders(b"".join([boot_sector(root), table.ljust(TABLE_SECTORS * SECTOR, b"\0"), *data]))
+
+
+def whole_cylinders(data: bytes) -> bytes:
+    return data + bytes(-len(data) % CYLINDER)
 
 
 def aligned(number: int, to: int) -> int:

@@ -79,7 +79,8 @@ class Machine:
             port.close()
 
 
-def start(root: Path, image: Path, initramfs: bytes, shape: Shape) -> Machine:
+def start(root: Path, image: Path, initramfs: bytes | None, shape: Shape) -> Machine:
+    """Starts a Linux kernel with an initramfs; or, without one, from `image`, a disk."""
     # Here, as both build on this file.
     from .bochs import Bochs
     from .qemu import Qemu

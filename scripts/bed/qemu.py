@@ -11,12 +11,12 @@ from .machine import BOOT_OPTIONS, Machine, Shape, in_memory, rooted
 class Qemu(Machine):
     NAME = "QEMU"
 
-    def __init__(self, root: Path, image: Path, initramfs: bytes, shape: Shape) -> None:
+    def __init__(self, root: Path, image: Path, initramfs: bytes | None, shape: Shape) -> None:
         near, far = {}, {}
         for name in (*self.SERIAL, "monitor"):
             near[name], far[name] = socket.socketpair()
-        archive = in_memory("initramfs", initramfs)
-        command = qemu(root) + machine(shape) + boot(image, f"/proc/self/fd/{archive}", shape)
+        archive = in_memory("initramfs", initramfs or b"")
+        command = qemu(root) + machine(shape) + (disk(image) if initramfs is None else boot(image, f"/proc/self/fd/{archive}", shape))
         for name, end in far.items():
             command += ["-chardev", f"socket,id={name},fd={end.fileno()}"]
         for name in self.SERIAL:
@@ -59,3 +59,7 @@ def machine(shape: Shape) -> list[str]:
 def boot(image: Path, initramfs: str, shape: Shape) -> list[str]:
     line = BOOT_OPTIONS + (["nokaslr"] if shape.gdb_port is not None else []) + (["isolcpus=0"] if aside(shape) else [])
     return ["-kernel", str(image), "-initrd", initramfs, "-append", " ".join(line)]
+
+
+def disk(image: Path) -> list[str]:
+    return ["-drive", f"file={image},if=virtio,format=raw,readonly=on"]

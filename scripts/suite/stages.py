@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,9 @@ def style(results: Results) -> None:
     tmk = ("--manifest-path", TOP / "guests/tmk/Cargo.toml")
     check(results, "cargo fmt of the test kernels", "cargo", "fmt", "--check", *tmk)
     check(results, "clippy of the test kernels", "cargo", "clippy", "--quiet", "--locked", *tmk, "--", "-Dwarnings")
+    check(results, "rustfmt of the lightweight kernel", "cargo", "fmt", "--check", "--manifest-path", TOP / "host_lwk/Cargo.toml")
+    check(results, "clippy of the lightweight kernel", "cargo", "clippy", "--quiet", "--locked", f"--target-dir={BUILD}/lwk/clippy",
+          "--manifest-path", TOP / "host_lwk/Cargo.toml", "--", "-Dwarnings")
     check(results, "every source file names its licence", TOP / "scripts/check-licences")
 
 
@@ -188,6 +192,32 @@ class BedRun:
         print(f"    {name}: {results.count() - counted} tests in {seconds:.0f} s", flush=True)
 
 
+def lwk(results: Results) -> None:
+    """tests/lwk/*: each runs here, in a folder of its own, and starts the lightweight kernel in an emulator."""
+    if not check(results, "the lightweight kernel", "scripts/build-lwk"):
+        return
+    status, text = output("lwk-tree", "cargo", "tree", "--quiet", "--locked", "--package=palacios_core", "--edges=normal", "--prefix=none",
+                          "--manifest-path", TOP / "host_lwk/Cargo.toml")
+    theirs = output("core-tree", "cargo", "tree", "--quiet", "--locked", "--package=palacios_core", "--edges=normal", "--prefix=none")[1]
+    names = [sorted({line.split()[0] for line in tree.splitlines() if line}) for tree in (text, theirs)]
+    results.check("the core is the same crate, with the same crates beneath it", status == 0 and names[0] == names[1] and len(names[0]) > 4)
+    for test in sorted((TOP / "tests" / "lwk").glob("*.sh")):
+        if test.stem != "common":
+            lwk_test(results, test)
+
+
+def lwk_test(results: Results, test: Path) -> None:
+    start, before = time.monotonic(), results.count()
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        status, text = output(f"lwk-{test.stem}", "bash", test, cwd=Path(folder), env={"TOP": str(TOP)})
+    failed = len(results.failed)
+    if not results.read_tap(text) or status != 0:
+        results.fail(f"{test.stem}: status {status}")
+    if len(results.failed) > failed:
+        print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)
+    print(f"    {test.stem}: {results.count() - before} tests in {time.monotonic() - start:.0f} s", flush=True)
+
+
 def fuzz(results: Results) -> None:
     """Each fuzz target for a few seconds; `make fuzz` runs them for long."""
     status, text = output("fuzz-list", "cargo", "+nightly", "fuzz", "list", cwd=TOP / "palacios_core")
@@ -214,6 +244,7 @@ ALL = [
     Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run),
     Stage("testbed", "the test bed tells good from bad", selftest.run, debug_kernel=True),
     Stage("bed", "tests inside the emulated hosts, on the stock and the debug kernel", bed, debug_kernel=True),
+    Stage("lwk", "the lightweight kernel, and the guests on it", lwk),
     Stage("fuzz", "the fuzz targets, shortly", fuzz),
     Stage("docs", "every shell block of the documentation", docs),
 ]

@@ -233,6 +233,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         self.stuck.enter();
         if self.is_dead() && !self.told_dead.swap(true, Ordering::SeqCst) {
             self.log(Level::Warning, format_args!("{DEAD}"));
+            self.observer.state_changed();
         }
     }
     /// A vCPU that was stuck no longer is; what woke it, it takes only now.

@@ -81,7 +81,7 @@ pub struct Parts<H: Host> {
 
 /// Whoever waits for a VM.
 pub trait Observer: Send + Sync {
-    /// [`Vm::state`] answers something new. *Thread.*
+    /// [`Vm::state`] answers something new, or [`Vm::is_dead`] does. *Thread.*
     fn state_changed(&self);
 }
 

@@ -15,6 +15,7 @@ mod local_apic;
 mod memory;
 mod modes;
 mod mp_table;
+mod noise;
 mod pvclock;
 mod rtc;
 mod shadows;
@@ -49,6 +50,7 @@ pub static ALL: &[&[Test]] = &[
     load::TESTS,
     sleep::TESTS,
     hostile::TESTS,
+    noise::TESTS,
 ];
 
 /// A list of tests by function name: those for every machine, those for this project's VMM, those for more than one

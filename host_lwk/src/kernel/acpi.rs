@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What ACPI says of this machine: its CPUs, its I/O APICs, and how to switch it off.
+
+use super::memory::NoMemory;
+use super::sync::Once;
+use acpi::madt::{Madt, MadtEntry};
+use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+use x86_64::instructions::port::Port;
+
+/// The processor may be used (ACPI 6.5: 5.2.12.2).
+const ENABLED: u32 = 1;
+/// SLP_EN of a PM1 control register (ACPI 6.5: 4.8.3.2.1).
+const SLEEP_ENABLE: u16 = 1 << 13;
+
+/// How long the machine may take to go off.
+const OFF_NS: u64 = 2_000_000_000;
+
+/// All memory is mapped where it is.
+#[derive(Clone)]
+struct Identity;
+
+impl AcpiHandler for Identity {
+    unsafe fn map_physical_region<T>(&self, at: usize, size: usize) -> PhysicalMapping<Self, T> {
+        let virt = NonNull::new(at as *mut T).unwrap_or(NonNull::dangling());
+        // SAFETY: below 4 GiB, where firmware puts its tables, all is mapped.
+        unsafe { PhysicalMapping::new(at, virt, size, size, self.clone()) }
+    }
+    fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
+}
+
+/// What was found.
+#[derive(Default)]
+pub struct Found {
+    apic_ids: Vec<u32>,
+    /// Address and first line.
+    io_apics: Vec<(u64, u32)>,
+    /// ISA interrupt, line, flags.
+    overrides: Vec<(u8, u32, u16)>,
+}
+
+/// The registers that switch the machine off, each with what is written there.
+#[derive(Default)]
+struct PowerOff([Option<(u16, u16)>; 2]);
+
+static POWER_OFF: Once<PowerOff> = Once::new();
+
+impl Found {
+    /// The local APICs of all usable CPUs.
+    pub fn apic_ids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.apic_ids.iter().copied()
+    }
+    /// Each I/O APIC's address and first line.
+    pub fn io_apics(&self) -> impl Iterator<Item = (u64, u32)> + '_ {
+        self.io_apics.iter().copied()
+    }
+    /// The line of an ISA interrupt; whether it is active low, and whether level-triggered (ACPI 6.5: 5.2.12.5).
+    pub fn line(&self, irq: u8) -> (u32, bool, bool) {
+        let mut all = self.overrides.iter();
+        all.find(|(isa, ..)| *isa == irq)
+            .map_or((irq.into(), false, false), |(_, line, flags)| {
+                (*line, flags & 3 == 3, flags >> 2 & 3 == 3)
+            })
+    }
+
+    fn take(&mut self, entry: MadtEntry<'_>) -> Result<(), NoMemory> {
+        match entry {
+            MadtEntry::LocalApic(cpu) if cpu.flags & ENABLED != 0 => {
+                push(&mut self.apic_ids, cpu.apic_id.into())
+            }
+            MadtEntry::LocalX2Apic(cpu) if cpu.flags & ENABLED != 0 => {
+                push(&mut self.apic_ids, cpu.x2apic_id)
+            }
+            MadtEntry::IoApic(io) => {
+                let (at, base) = (io.io_apic_address, io.global_system_interrupt_base);
+                push(&mut self.io_apics, (at.into(), base))
+            }
+            MadtEntry::InterruptSourceOverride(line) => {
+                let (irq, gsi, flags) = (line.irq, line.global_system_interrupt, line.flags);
+                push(&mut self.overrides, (irq, gsi, flags))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn push<T>(to: &mut Vec<T>, value: T) -> Result<(), NoMemory> {
+    to.try_reserve(1).map_err(|_| NoMemory)?;
+    to.push(value);
+    Ok(())
+}
+
+/// Reads the tables. What is missing is left out: a machine without them has one CPU.
+///
+/// # Safety
+/// Once, at boot. `rsdp` points to ACPI's root.
+pub unsafe fn init(rsdp: Option<usize>) -> Result<Found, NoMemory> {
+    let mut found = Found::default();
+    // SAFETY: by the contract above.
+    let tables = rsdp.and_then(|at| unsafe { AcpiTables::from_rsdp(Identity, at) }.ok());
+    let Some(tables) = tables else {
+        crate::log!("no ACPI tables: one CPU, and no power-off");
+        return Ok(found);
+    };
+    if let Ok(madt) = tables.find_table::<Madt>() {
+        for entry in madt.get().entries() {
+            found.take(entry)?;
+        }
+    }
+    // SAFETY: by the contract above.
+    unsafe { POWER_OFF.set(power_off_registers(&tables).unwrap_or_default()) };
+    Ok(found)
+}
+
+/// The PM1 control registers, with the value that the DSDT's `\_S5` gives for each (ACPI 6.5: 7.4.2, 20.2.5).
+fn power_off_registers(tables: &AcpiTables<Identity>) -> Option<PowerOff> {
+    let fadt = tables.find_table::<acpi::fadt::Fadt>().ok()?;
+    let dsdt = tables.dsdt().ok()?;
+    // SAFETY: firmware's own bytes, below 4 GiB.
+    let aml =
+        unsafe { core::slice::from_raw_parts(dsdt.address as *const u8, dsdt.length as usize) };
+    let types = soft_off_types(aml)?;
+    let a = fadt.pm1a_control_block().ok();
+    let b = fadt.pm1b_control_block().ok().flatten();
+    let register = |block: Option<acpi::address::GenericAddress>, kind: u8| {
+        let port = u16::try_from(block?.address)
+            .ok()
+            .filter(|port| *port != 0)?;
+        Some((port, u16::from(kind & 7) << 10 | SLEEP_ENABLE))
+    };
+    Some(PowerOff([register(a, types[0]), register(b, types[1])]))
+}
+
+/// `Name(_S5, Package(…) {a, b, …})`, found by its bytes: all firmware has it so, and an interpreter is a lot for two numbers.
+fn soft_off_types(aml: &[u8]) -> Option<[u8; 2]> {
+    const NAME_OP: u8 = 0x08;
+    const PACKAGE_OP: u8 = 0x12;
+    const BYTE_PREFIX: u8 = 0x0a;
+    let at = aml.windows(4).enumerate().find(|(at, name)| {
+        let before = aml.get(at.wrapping_sub(2)..*at).unwrap_or_default();
+        *name == b"_S5_" && (before.get(1) == Some(&NAME_OP) || before == [NAME_OP, b'\\'])
+    })?;
+    let mut bytes = aml.get(at.0 + 4..)?.iter().copied();
+    if bytes.next()? != PACKAGE_OP {
+        return None;
+    }
+    // The package's length has up to three more bytes; then its number of elements.
+    let more = bytes.next()? >> 6;
+    let mut bytes = bytes.skip(usize::from(more) + 1);
+    let mut number = || match bytes.next()? {
+        BYTE_PREFIX => bytes.next(),
+        small @ (0 | 1) => Some(small),
+        _ => None,
+    };
+    Some([number()?, number().unwrap_or(0)])
+}
+
+/// Switches the machine off; stands still where it cannot.
+pub fn power_off() -> ! {
+    let registers = POWER_OFF.get().map_or([None; 2], |off| off.0);
+    for (port, value) in registers.into_iter().flatten() {
+        // SAFETY: ACPI says that this switches the machine off.
+        unsafe { Port::<u16>::new(port).write(value) };
+    }
+    super::time::spin_ns(OFF_NS);
+    crate::log!("this machine cannot switch itself off");
+    super::stop()
+}

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The guests: each made of a module, on its cores, with its console; until the last one ends.
+
+use super::console::{Console, GuestEnd};
+use super::host::Lwk;
+use super::ram::Ram;
+use super::wishes::{Wish, MAX_CORES};
+use crate::kernel::loader::Module;
+use crate::kernel::sync::Shared;
+use crate::kernel::thread::{self, Thread};
+use crate::kernel::{cpu, memory, panic, serial};
+use crate::log;
+use alloc::boxed::Box;
+use palacios_core::addr::{Gpa, LARGE_PAGE_SIZE};
+use palacios_core::alloc_ext::try_box;
+use palacios_core::backend::any::{AnyVm, Hardware};
+use palacios_core::devices::ByteStream;
+use palacios_core::host::{CpuId, Host, NoMemory};
+use palacios_core::image::{self, Image};
+use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
+use palacios_core::stats::Counter;
+use palacios_core::vm::{CreateError, Observer, Parts, State, VmName};
+
+/// One guest.
+pub struct Guest {
+    name: VmName,
+    machine: AnyVm<Lwk>,
+    console: Shared<Console>,
+    /// The serial port that shows its console; without one its output is lost.
+    port: Option<usize>,
+    ended: bool,
+}
+
+/// Has the control thread look.
+struct Wake(&'static Thread);
+
+impl Observer for Wake {
+    fn state_changed(&self) {
+        self.0.unpark();
+    }
+}
+
+/// Makes and launches what is wished for, as guest number `n`; says why, if it cannot.
+pub fn launch(
+    hardware: &Hardware<Lwk>,
+    wish: Wish<'_>,
+    module: Option<Module>,
+    n: usize,
+) -> Option<Guest> {
+    let image = wish.image;
+    let made = match module {
+        None => Err(Refusal::NoModule),
+        Some(module) => make(hardware, wish, module, n),
+    };
+    match made {
+        Ok(guest) => Some(guest),
+        Err(Refusal::NoModule) => {
+            log!("{image}: the boot loader brought no such module");
+            None
+        }
+        Err(Refusal::BadName) => {
+            log!("{image}: a VM's name is made of letters, digits, '-', '_' and '.'");
+            None
+        }
+        Err(Refusal::Cores(why)) => {
+            let (cores, last) = (wish.cores.unwrap_or_default(), cpu::count() - 1);
+            log!("{image}: cores={cores}: {why}; this machine has 0-{last}");
+            None
+        }
+        Err(Refusal::Ram(bytes)) => {
+            let (want, free) = (bytes >> 20, memory::free_bytes() >> 20);
+            log!(
+                "{image}: no {want} MiB of memory in one piece for the guest; {free} MiB are free"
+            );
+            None
+        }
+        Err(Refusal::Vm(why)) => {
+            log!("{image}: {why}");
+            None
+        }
+    }
+}
+
+/// Why there is no VM.
+enum Refusal {
+    NoModule,
+    BadName,
+    Cores(&'static str),
+    /// So many bytes are not there.
+    Ram(u64),
+    Vm(CreateError),
+}
+
+impl From<NoMemory> for Refusal {
+    fn from(_: NoMemory) -> Self {
+        Self::Vm(CreateError::NoMemory)
+    }
+}
+
+impl From<CreateError> for Refusal {
+    fn from(why: CreateError) -> Self {
+        Self::Vm(why)
+    }
+}
+
+fn make(
+    hardware: &Hardware<Lwk>,
+    wish: Wish<'_>,
+    module: Module,
+    n: usize,
+) -> Result<Guest, Refusal> {
+    let (cores, len) = wish.cores(cpu::count()).map_err(Refusal::Cores)?;
+    let cores = cores.get(..len).unwrap_or_default();
+    let name = name_of(module.name).ok_or(Refusal::BadName)?;
+    let console = Lwk.share(Console::new(thread::current())?)?;
+    let parsed = Image::parse_again(module.bytes).map_err(CreateError::Image)?;
+    let machine = parsed.machine().map_err(CreateError::Image)?;
+    let bytes = machine.memory_bytes;
+    let console_name = console_of(&machine);
+    let parts = Parts {
+        name,
+        image: try_box(module.bytes)?,
+        ram: Ram::new(bytes).map_err(|NoMemory| Refusal::Ram(bytes))?,
+        observer: try_box(Wake(thread::current()))?,
+    };
+    let mut stream = |name: &str| -> Result<Box<dyn ByteStream>, NoMemory> {
+        let console = (Some(name) == console_name).then(|| console.clone());
+        Ok(try_box(GuestEnd(console))?)
+    };
+    let vm = hardware.vm(&Lwk, parts, &mut stream)?;
+    let port = Some(n).filter(|port| serial::exists(*port));
+    let guest = Guest {
+        name,
+        machine: vm,
+        console,
+        port,
+        ended: false,
+    };
+    guest.settle(bytes, cores)?;
+    guest.say_begin(bytes, cores);
+    if guest.machine.launch().is_err() {
+        return Err(Refusal::Vm(CreateError::NoMemory));
+    }
+    Ok(guest)
+}
+
+/// `guest` of `/boot/guest.img`.
+fn name_of(module: &str) -> Option<VmName> {
+    let file = module.rsplit('/').next()?;
+    VmName::new(file.strip_suffix(".img").unwrap_or(file))
+}
+
+/// The stream that is a machine's console: the named one, or that of its first port.
+fn console_of<'a>(machine: &image::Machine<'a>) -> Option<&'a str> {
+    let first = || machine.serials().next().map(|serial| serial.stream);
+    machine.console.or_else(first)
+}
+
+impl Guest {
+    /// All its memory is mapped and all vCPUs are at home before it runs: nothing is allocated later, and nothing moves.
+    fn settle(&self, bytes: u64, cores: &[CpuId]) -> Result<(), Refusal> {
+        for offset in (0..bytes).step_by(LARGE_PAGE_SIZE as usize) {
+            let gpa = match offset.checked_sub(LOW_RAM_END) {
+                Some(high) => HIGH_RAM + high,
+                None => offset,
+            };
+            let filled = self.machine.memory().fill(Gpa(gpa));
+            filled.map_err(|_| CreateError::NoMemory)?;
+        }
+        for (vcpu, core) in (0..self.machine.vcpus()).zip(cores.iter().cycle()) {
+            let moved = self.machine.move_vcpu(vcpu, Some(*core));
+            moved.map_err(|_| CreateError::NoSuchCpu(*core))?;
+        }
+        Ok(())
+    }
+
+    fn say_begin(&self, bytes: u64, cores: &[CpuId]) {
+        let used = self.machine.vcpus().min(MAX_CORES as u32) as usize;
+        let mut list = [0; MAX_CORES];
+        let homes = cores.iter().cycle().take(used);
+        list.iter_mut()
+            .zip(homes)
+            .for_each(|(slot, core)| *slot = core.0);
+        let (name, mib) = (self.name.as_str(), bytes >> 20);
+        let homes = list.get(..used).unwrap_or_default();
+        match self.port {
+            Some(port) => log!(
+                "{name}: {mib} MiB, on cores {homes:?}, console on serial port {}",
+                port + 1
+            ),
+            None => log!("{name}: {mib} MiB, on cores {homes:?}, no serial port for its console"),
+        }
+    }
+
+    /// Its output to its port, what was typed there to it.
+    pub fn serve_console(&self) {
+        let mut bytes = [0; 256];
+        loop {
+            let len = self.console.take(&mut bytes);
+            let bytes = bytes.get(..len).unwrap_or_default();
+            match self.port {
+                Some(serial::LOG) => panic::output(bytes),
+                Some(port) => serial::send(port, bytes),
+                None => {}
+            }
+            if len == 0 {
+                break;
+            }
+        }
+        if let Some(port) = self.port.filter(|port| *port != serial::LOG) {
+            while let Some(byte) = serial::receive(port) {
+                self.type_in(byte);
+            }
+        }
+    }
+
+    /// A byte was typed at its console.
+    pub fn type_in(&self, byte: u8) {
+        self.console.give(byte);
+        self.machine.input_ready();
+    }
+
+    /// Whether it has ended, which is told once. One that nothing can wake any more is ended.
+    pub fn has_ended(&mut self) -> bool {
+        if self.ended {
+            return true;
+        }
+        let name = self.name.as_str();
+        match self.machine.state() {
+            State::Stopped(reason) => {
+                self.serve_console();
+                log!("{name}: {reason}");
+                self.say_statistics();
+                self.ended = true;
+            }
+            // The log has it already.
+            State::Running if self.machine.is_dead() => self.stop(),
+            _ => {}
+        }
+        self.ended
+    }
+
+    /// Has it stop.
+    pub fn stop(&self) {
+        // It may have ended by itself just now.
+        let _ = self.machine.stop();
+    }
+
+    /// What its vCPUs did, in a few lines.
+    pub fn say_statistics(&self) {
+        let name = self.name.as_str();
+        for vcpu in 0..self.machine.vcpus() {
+            let counters = self.machine.counters(vcpu);
+            let ms = |which| counters.get(which) / 1_000_000;
+            log!(
+                "{name}: vcpu {vcpu}: guest {} ms, handling {} ms, idle {} ms, waiting {} ms",
+                ms(Counter::GuestNs),
+                ms(Counter::HandlingNs),
+                ms(Counter::IdleNs),
+                ms(Counter::WaitingNs)
+            );
+            for which in Counter::ALL {
+                let count = counters.get(*which);
+                if count != 0 && !which.label().ends_with("_ns") {
+                    log!("{name}: vcpu {vcpu}:   {} {count}", which.label());
+                }
+            }
+        }
+    }
+}

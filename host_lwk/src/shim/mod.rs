@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `palacios_core` in this kernel: the host contract, and the VMs that the command line asks for.
+
+mod checks;
+mod console;
+mod guests;
+mod host;
+mod machine;
+mod ram;
+mod wishes;
+
+use crate::kernel::loader::Boot;
+use crate::kernel::{acpi, memory, serial, thread};
+use crate::log;
+use alloc::vec::Vec;
+use guests::Guest;
+use host::Lwk;
+use palacios_core::alloc_ext::TryPush;
+use palacios_core::backend::any::Hardware;
+
+/// Ctrl-]: the next key is for the kernel.
+const ESCAPE: u8 = 0x1d;
+
+/// The control thread.
+#[inline(never)]
+pub fn main(boot: &'static Boot) {
+    if boot.option("conformance") {
+        checks::run();
+        acpi::power_off()
+    }
+    if boot.option("panic") {
+        panic!("the command line asks for it");
+    }
+    if boot.option("panic=stack") {
+        overflow(&[0; 64]);
+    }
+    match machine::enable() {
+        Err(why) => log!("cannot run guests here: {why}"),
+        Ok(hardware) => serve(launch_all(boot, &hardware)),
+    }
+    acpi::power_off()
+}
+
+/// Needs more stack than there is.
+#[expect(unconditional_recursion)]
+fn overflow(words: &[u64; 64]) {
+    let more = *words;
+    overflow(core::hint::black_box(&more));
+    core::hint::black_box(words);
+}
+
+fn launch_all(boot: &'static Boot, hardware: &Hardware<Lwk>) -> Vec<Guest> {
+    let features = hardware.features();
+    log!(
+        "{} with {} address-space tags",
+        features.backend,
+        features.address_space_tags
+    );
+    let mut guests = Vec::new();
+    for wish in wishes::wishes(boot.command_line()) {
+        let module = boot.modules().find(|module| module.name == wish.image);
+        if let Some(guest) = guests::launch(hardware, wish, module, guests.len()) {
+            if guests.try_push(guest).is_err() {
+                log!("{}: no memory", wish.image);
+            }
+        }
+    }
+    if guests.is_empty() {
+        log!("no VM runs; the command line asks for one by vm=guest.img cores=1-2");
+    }
+    guests
+}
+
+/// Until the last guest has ended: consoles, keys, ends. Sleeps while there is nothing to do.
+fn serve(mut guests: Vec<Guest>) {
+    let allocations = memory::allocations();
+    let mut escaped = false;
+    loop {
+        for guest in &guests {
+            guest.serve_console();
+        }
+        while let Some(byte) = serial::receive(serial::LOG) {
+            if core::mem::take(&mut escaped) {
+                command(&guests, byte);
+            } else if byte == ESCAPE {
+                escaped = true;
+            } else if let Some(guest) = guests.first() {
+                guest.type_in(byte);
+            }
+        }
+        // All are asked, as each tells of its own end.
+        let running = guests
+            .iter_mut()
+            .filter_map(|guest| (!guest.has_ended()).then_some(()))
+            .count();
+        if running == 0 {
+            break;
+        }
+        thread::park();
+    }
+    log!(
+        "{} allocations since the launch",
+        memory::allocations() - allocations
+    );
+}
+
+/// A key after Ctrl-].
+fn command(guests: &[Guest], key: u8) {
+    match key {
+        b's' => guests.iter().for_each(Guest::say_statistics),
+        b'q' => guests.iter().for_each(Guest::stop),
+        ESCAPE => guests
+            .iter()
+            .take(1)
+            .for_each(|guest| guest.type_in(ESCAPE)),
+        _ => log!("Ctrl-] s: statistics; Ctrl-] q: stop all VMs; Ctrl-] Ctrl-]: the key itself"),
+    }
+}

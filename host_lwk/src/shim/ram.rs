@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Guest RAM: one piece of memory for each guest, taken when its VM is made.
+
+use crate::kernel::memory::{self, LARGE_PAGE_BYTES, PAGE_BYTES};
+use crate::kernel::sync::SpinLock;
+use alloc::vec::Vec;
+use palacios_core::addr::Hpa;
+use palacios_core::alloc_ext::try_vec;
+use palacios_core::host::{GuestRam, NoMemory, PageSize, RamError, Release};
+use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
+
+/// The RAM of one guest.
+pub struct Ram {
+    at: u64,
+    bytes: u64,
+    /// A bit for each small page that holds something: it was given to the guest, which was not done with it yet.
+    used: SpinLock<Vec<u64>>,
+}
+
+impl Ram {
+    /// `bytes` in one piece.
+    pub fn new(bytes: u64) -> Result<Self, NoMemory> {
+        let used = try_vec(0, bytes.div_ceil(PAGE_BYTES).div_ceil(64) as usize)?;
+        let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false).map_err(|_| NoMemory)?;
+        Ok(Self {
+            at,
+            bytes,
+            used: SpinLock::new(used),
+        })
+    }
+
+    /// Where in the piece a guest's page is.
+    fn offset(&self, gfn: u64, size: PageSize) -> Option<u64> {
+        let gpa = gfn.checked_mul(PAGE_BYTES)?;
+        let offset = match gpa.checked_sub(HIGH_RAM) {
+            Some(high) => LOW_RAM_END + high,
+            None => gpa,
+        };
+        (offset + size.bytes() <= self.bytes).then_some(offset)
+    }
+
+    /// Marks the small pages of a page; calls `f` for those that were not marked so.
+    fn mark(&self, offset: u64, size: PageSize, used: bool, f: impl Fn(u64)) {
+        let first = offset / PAGE_BYTES;
+        for page in first..first + size.bytes() / PAGE_BYTES {
+            let bit = 1 << (page % 64);
+            let mut words = self.used.lock();
+            let Some(word) = words.get_mut((page / 64) as usize) else {
+                return;
+            };
+            let changes = (*word & bit != 0) != used;
+            *word = if used { *word | bit } else { *word & !bit };
+            drop(words);
+            if changes {
+                f(page * PAGE_BYTES);
+            }
+        }
+    }
+}
+
+impl GuestRam for Ram {
+    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
+        let offset = self.offset(gfn, size).ok_or(match size {
+            PageSize::Large => RamError::TooLarge,
+            PageSize::Small => RamError::NoMemory,
+        })?;
+        // SAFETY: in our piece, and not the guest's yet.
+        self.mark(offset, size, true, |offset| unsafe {
+            memory::zero(self.at + offset, PAGE_BYTES)
+        });
+        Ok(Hpa(self.at + offset))
+    }
+
+    fn release(&self, gfn: u64, _frame: Hpa, size: PageSize, why: Release) {
+        if let (Release::Ended, Some(offset)) = (why, self.offset(gfn, size)) {
+            self.mark(offset, size, false, |_| {});
+        }
+    }
+}
+
+impl Drop for Ram {
+    fn drop(&mut self) {
+        // SAFETY: taken with these; the guest is gone, and its nested tables with it.
+        unsafe { memory::free_run(self.at, self.bytes, LARGE_PAGE_BYTES) };
+    }
+}
