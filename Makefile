@@ -9,8 +9,8 @@ SECONDS ?= 600
 help: ## this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-run: ## a Linux guest in a VM on an emulated host: your shell in it, or its words without a terminal; MACHINE=vtx
-	@scripts/run --machine $(MACHINE)
+run: ## a Linux guest in a VM on an emulated host: your shell in it, or its words without a terminal; MACHINE=vtx IMAGE=FILE
+	@scripts/run $(if $(IMAGE),--image $(IMAGE)) --machine $(MACHINE)
 
 run-lwk: ## the same guest on the lightweight kernel; MACHINE=vtx
 	@scripts/run-lwk --machine $(MACHINE)
