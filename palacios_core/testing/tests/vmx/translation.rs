@@ -21,6 +21,14 @@ fn who_stays_forgets_nothing_and_who_moves_does() {
             bench.halts_on(1, 1);
         }
         assert_eq!(bench.flushes(), before + 2);
+        // Side by side, each with a tag of its own, which is not the one that it had elsewhere.
+        bench.halts_on(0, 1);
+        assert_eq!(bench.flushes(), before + 3);
+        for _ in 0..5 {
+            bench.halts_on(0, 0);
+            bench.halts_on(0, 1);
+        }
+        assert_eq!(bench.flushes(), before + 3);
     });
 }
 

@@ -93,7 +93,8 @@ impl Vmx {
         };
         self.window += 1;
         self.registers = Registers::own(self.cpu, self.window);
-        (self.region, self.owed) = (None, [false; 2]);
+        (self.region, self.current, self.owed) = (None, None, [false; 2]);
+        self.active.clear();
         left.map(Violation::Vmx)
     }
 
