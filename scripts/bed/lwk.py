@@ -65,9 +65,8 @@ class Run:
 
     def __init__(self, boot: Boot, shape: Shape, answers: list[tuple[str, bytes]] = ()) -> None:
         self.boot, self.shape, self.answers = boot, shape, list(answers)
-        # What each serial port said.
+        # What each serial port said since the last answer.
         self.said: dict[str, str] = {}
-        self._shown = ""
         self._rest: dict[int, bytes] = {}
         self._escape = False
 
@@ -128,7 +127,7 @@ class Run:
         while self.answers and self.answers[0][0] in self.text():
             mark, answer = self.answers.pop(0)
             # What was said before is answered.
-            self._shown, self.said["kernel"] = self._shown + self.text(), ""
+            self.said["kernel"] = ""
             machine.ports["kernel"].sendall(answer)
 
     def _show(self, port: int, data: bytes) -> None:
@@ -139,10 +138,6 @@ class Run:
         for line in lines:
             sys.stdout.buffer.write(line if port == 0 else f"[{port + 1}] ".encode() + line)
         sys.stdout.buffer.flush()
-
-    def whole(self) -> str:
-        """All that the kernel's port said."""
-        return self._shown + self.text()
 
     def _typed(self, machine, data: bytes) -> bool:
         """A key; false when it ends all."""

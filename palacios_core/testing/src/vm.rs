@@ -282,6 +282,12 @@ impl<B: TestBackend> TestVm<B> {
             .map(|n| self.vm.counters(n).get(which))
             .sum()
     }
+    /// How often its observer was told something since it was made.
+    pub fn news(&self) -> u64 {
+        let changes = self.watcher.changes.lock();
+        *changes.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What the guest printed, to whichever stream.
     pub fn output(&self) -> Vec<u8> {
         let output = self.output.0.lock();

@@ -297,7 +297,8 @@ fn nmis_come_one_by_one<B: TestBackend>() {
     });
 }
 
-/// All vCPUs halt with interrupts off or were never started: the VM is dead, which its log says once, and can be stopped.
+/// All vCPUs halt with interrupts off or were never started: the VM is dead, which its log says once and its observer learns, and
+/// can be stopped.
 fn a_vm_that_nothing_wakes_is_dead<B: TestBackend>() {
     on_each::<B>(|host, hypervisor| {
         for vcpus in [1, 3] {
@@ -310,6 +311,9 @@ fn a_vm_that_nothing_wakes_is_dead<B: TestBackend>() {
             while !vm.is_dead() || lines() == before {
                 std::thread::yield_now();
             }
+            // Of the launch, and of this.
+            let told = (0..10_000_000).any(|_| vm.news() >= 2);
+            assert!(told, "its observer learns that it is dead");
             vm.pause().unwrap();
             assert!(!vm.is_dead(), "it is paused");
             vm.resume().unwrap();
