@@ -16,6 +16,8 @@ mod fake_host;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod fpu;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
+mod msr;
+#[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod pages;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod paging;

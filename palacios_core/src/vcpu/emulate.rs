@@ -14,25 +14,6 @@ use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkEr
 use crate::state::{cr0, cr4, efer, Control, Exception, Gprs, Seg, Segment, SegmentAttributes};
 use crate::stats::Counter;
 
-/// What a guest may set in CR4, if its processor has it.
-const CR4_OFFERED: u64 = cr4::VME
-    | cr4::PVI
-    | cr4::TSD
-    | cr4::DE
-    | cr4::PSE
-    | cr4::PAE
-    | cr4::MCE
-    | cr4::PGE
-    | cr4::PCE
-    | cr4::OSFXSR
-    | cr4::OSXMMEXCPT
-    | cr4::UMIP
-    | cr4::FSGSBASE
-    | cr4::PCIDE
-    | cr4::OSXSAVE
-    | cr4::SMEP
-    | cr4::SMAP;
-
 /// A vCPU in its place, for the length of one instruction.
 struct Emulated<'a, 'b, H: Host, B: Backend<H>> {
     vcpu: &'a mut Vcpu<H, B>,
@@ -124,7 +105,7 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
         let mut control = arch.control();
         let long = control.efer & efer::LMA != 0;
         let new = value & !control.cr4;
-        let bad = value & !CR4_OFFERED != 0
+        let bad = value & !cr4::OFFERED != 0
             || (value & cr4::OSXSAVE != 0 && !xsave)
             || (long && value & cr4::PAE == 0)
             || (new & cr4::PCIDE != 0 && (!long || control.cr3 & 0xfff != 0));

@@ -29,18 +29,8 @@ pub(super) const SWITCHED: [u32; 11] = [
 /// Numbers of model-specific registers.
 #[allow(missing_docs)]
 pub(super) mod msr {
+    pub use super::super::super::msr::*;
     pub const SPEC_CTRL: u32 = 0x48;
-    pub const SYSENTER_CS: u32 = 0x174;
-    pub const SYSENTER_ESP: u32 = 0x175;
-    pub const SYSENTER_EIP: u32 = 0x176;
-    pub const PAT: u32 = 0x277;
-    pub const STAR: u32 = 0xc000_0081;
-    pub const LSTAR: u32 = 0xc000_0082;
-    pub const CSTAR: u32 = 0xc000_0083;
-    pub const SFMASK: u32 = 0xc000_0084;
-    pub const FS_BASE: u32 = 0xc000_0100;
-    pub const GS_BASE: u32 = 0xc000_0101;
-    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     pub const TSC_RATIO: u32 = 0xc000_0104;
     pub const SYSCFG: u32 = 0xc001_0010;
     pub const VM_CR: u32 = 0xc001_0114;

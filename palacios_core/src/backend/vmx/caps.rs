@@ -9,16 +9,13 @@ use crate::state::{cr0, cr4};
 /// Numbers of model-specific registers.
 #[allow(missing_docs)]
 pub(super) mod msr {
+    pub use super::super::super::msr::*;
     pub const PLATFORM_ID: u32 = 0x17;
     pub const FEATURE_CONTROL: u32 = 0x3a;
     pub const ARCH_CAPABILITIES: u32 = 0x10a;
     pub const FLUSH_CMD: u32 = 0x10b;
-    pub const SYSENTER_CS: u32 = 0x174;
-    pub const SYSENTER_ESP: u32 = 0x175;
-    pub const SYSENTER_EIP: u32 = 0x176;
     pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUGCTL: u32 = 0x1d9;
-    pub const PAT: u32 = 0x277;
     pub const BASIC: u32 = 0x480;
     pub const PIN: u32 = 0x481;
     pub const PRIMARY: u32 = 0x482;
@@ -33,13 +30,6 @@ pub(super) mod msr {
     pub const EPT_VPID: u32 = 0x48c;
     /// The same as `PIN` to `ENTRY`, and true also of controls that must be 1 for old software (SDM 3D: A.2).
     pub const TRUE_OFFSET: u32 = 0x48d - 0x481;
-    pub const STAR: u32 = 0xc000_0081;
-    pub const LSTAR: u32 = 0xc000_0082;
-    pub const CSTAR: u32 = 0xc000_0083;
-    pub const SFMASK: u32 = 0xc000_0084;
-    pub const FS_BASE: u32 = 0xc000_0100;
-    pub const GS_BASE: u32 = 0xc000_0101;
-    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 }
 
 /// IA32_FEATURE_CONTROL: no more to be changed; VMXON is allowed outside of SMX (SDM 3C: 23.7).
@@ -63,22 +53,7 @@ mod ept {
 
 /// The bits of CR4 that a guest has for its own: what they switch on needs nothing that is not switched with the guest.
 /// MCE is not among them: an error of the machine is the host's, whatever the guest asks for.
-const CR4_GUESTS: u64 = cr4::VME
-    | cr4::PVI
-    | cr4::TSD
-    | cr4::DE
-    | cr4::PSE
-    | cr4::PAE
-    | cr4::PGE
-    | cr4::PCE
-    | cr4::OSFXSR
-    | cr4::OSXMMEXCPT
-    | cr4::UMIP
-    | cr4::FSGSBASE
-    | cr4::PCIDE
-    | cr4::OSXSAVE
-    | cr4::SMEP
-    | cr4::SMAP;
+const CR4_GUESTS: u64 = cr4::OFFERED & !cr4::MCE;
 
 /// An interrupt of the host ends the guest at once (SDM 3C: 25.2); the timer bounds a stay where an emulator lets it wait
 /// for the guest's RFLAGS.IF. A thousandth of a second, or so many ticks where the rate is not known.
