@@ -102,7 +102,8 @@ impl Registers {
             cr0: 0x8005_0033,
             cr2: 0x7f12_3456_7000,
             cr3: 0x1_0000_0000 | per_cpu | (window % 64) << 12,
-            cr4: 0x0017_06f0,
+            // Some threads may not read the time stamp counter (TSD).
+            cr4: 0x0017_06f0 | (window & 1) << 2,
             dr: match armed {
                 true => {
                     let [a, b, c, d] = [0, 1, 2, 3].map(breakpoint);

@@ -98,9 +98,9 @@ impl Vmx {
         left.map(Violation::Vmx)
     }
 
-    /// The host goes down: VMX operation ends, whoever was in it.
+    /// The host goes down: VMX operation ends, whoever was in it. Nobody waits for its handlers any more.
     fn ends(&mut self) {
-        (self.region, self.current) = (None, None);
+        (self.region, self.current, self.owed) = (None, None, [false; 2]);
         self.active.clear();
         self.registers.cr4 &= !CR4_VMXE;
     }
@@ -250,7 +250,7 @@ impl Vmx {
     /// The host's handler of vector 2 or 18 runs.
     fn handles(&mut self, host: &TestHost, vector: u8) {
         let owed = &mut self.owed[usize::from(vector != 2)];
-        if !std::mem::take(owed) {
+        if !std::mem::take(owed) && !host.processors().is_down() {
             self.note(
                 host.processors(),
                 "the host gets an NMI or a machine check that nobody sent",
