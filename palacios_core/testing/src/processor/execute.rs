@@ -134,6 +134,11 @@ impl Guest {
         self.state.rflags & rflags::IF != 0 && !self.shadow
     }
 
+    /// By a shadow. Whether that of STI does so is the processor's choice under VT-x (SDM 3C: 24.4.2); this one's is the worse.
+    fn holds_off_nmis(&self) -> bool {
+        self.shadow && (self.shadow_of_stack || self.policy.masks.is_none())
+    }
+
     /// Runs until an exit. `interrupted` says whether the host wants the CPU.
     pub fn run(&mut self, bus: &mut Bus<'_>, interrupted: impl Fn() -> bool) -> Exit {
         (self.next_rip, self.returning) = (None, false);
@@ -151,7 +156,7 @@ impl Guest {
             if interrupted() {
                 return Exit::HostInterrupt;
             }
-            if self.nmi_window && !self.nmi_blocked && !self.shadow {
+            if self.nmi_window && !self.nmi_blocked && !self.holds_off_nmis() {
                 self.nmi_window = false;
                 return Exit::NmiWindow;
             }

@@ -18,11 +18,13 @@ fn debug_registers_are_lent_and_come_back() {
         }
         // Armed ones are there from the start of a window.
         bench.vcpus[0].set_debug_register(7, 0x401);
+        bench.vcpus[0].set_debug_register(6, 0xffff_0ff2);
         for _ in 0..6 {
             bench.vcpus[0].set_rip(CODE);
             assert_eq!(bench.enter(), Exit::Halt);
         }
         assert_eq!(bench.vcpus[0].debug_register(7), 0x401);
+        assert_eq!(bench.vcpus[0].debug_register(6), 0xffff_0ff2);
     });
 }
 
@@ -82,6 +84,16 @@ fn control_registers_exit_where_the_vmm_has_a_say() {
         assert_eq!(vcpu.rip(), CODE + 14);
         assert_eq!(vcpu.control().cr0, 9);
         assert_eq!(vcpu.next_rip(), Some(CODE + 17));
+    });
+}
+
+#[test]
+fn a_task_is_busy_whatever_its_descriptor_said() {
+    alone(HALTS, |bench| {
+        let mut state = flat();
+        state.segments[Seg::Tr as usize].attributes.0 = 0x89;
+        bench.vcpus[0].set_state(&state);
+        assert_eq!(bench.enter(), Exit::Halt);
     });
 }
 
