@@ -176,17 +176,24 @@ impl Control {
 
     fn version(&self, arg: usize) -> Result {
         let features = self.hardware.features();
-        let xsave = if features.xcr0 != 0 {
-            abi::V3_FEATURE_XSAVE
-        } else {
-            0
-        };
+        let found = [
+            (abi::V3_FEATURE_NESTED_PAGING, true),
+            (abi::V3_FEATURE_RELOCATE, true),
+            (abi::V3_FEATURE_XSAVE, features.xcr0 != 0),
+            (abi::V3_FEATURE_TLB_TAGS, features.address_space_tags != 0),
+            (abi::V3_FEATURE_NEXT_RIP, features.next_rip),
+            (abi::V3_FEATURE_DECODE_ASSISTS, features.decode_assists),
+        ];
+        let bits = found
+            .iter()
+            .filter(|(_, there)| *there)
+            .fold(0, |bits, (bit, _)| bits | bit);
         let version = abi::v3_version {
             abi: abi::V3_ABI,
             vms: self.nodes()?.len() as u32,
             max_vms: MAX_VMS as u32,
             max_vcpus: machine::MAX_VCPUS,
-            features: u64::from(abi::V3_FEATURE_NESTED_PAGING | abi::V3_FEATURE_RELOCATE | xsave),
+            features: u64::from(bits),
             module: Text::of(format_args!("{VERSION}")).field,
             backend: Text::of(format_args!("{}", features.backend)).field,
         };

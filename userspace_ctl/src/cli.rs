@@ -240,8 +240,8 @@ pub struct Format {
 
 #[derive(Args)]
 pub struct Info {
-    /// Name, number, or /dev/v3-vmN
-    pub vm: String,
+    /// Name, number, or /dev/v3-vmN; without it, the module and the processor
+    pub vm: Option<String>,
     #[command(flatten)]
     pub format: Format,
 }

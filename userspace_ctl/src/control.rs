@@ -53,6 +53,27 @@ pub struct Version {
     pub max_vcpus: u32,
 }
 
+/// Features by their names, in the order of their bits.
+const FEATURES: [(u32, &str); 6] = [
+    (v3_abi::V3_FEATURE_NESTED_PAGING, "nested-paging"),
+    (v3_abi::V3_FEATURE_XSAVE, "xsave"),
+    (v3_abi::V3_FEATURE_RELOCATE, "relocate"),
+    (v3_abi::V3_FEATURE_TLB_TAGS, "tlb-tags"),
+    (v3_abi::V3_FEATURE_NEXT_RIP, "next-rip"),
+    (v3_abi::V3_FEATURE_DECODE_ASSISTS, "decode-assists"),
+];
+
+impl Version {
+    /// The names of the features that are there; a newer module's, which this program does not know, are left out.
+    pub fn feature_names(&self) -> Vec<&'static str> {
+        FEATURES
+            .into_iter()
+            .filter(|(bit, _)| self.features & u64::from(*bit) != 0)
+            .map(|(_, name)| name)
+            .collect()
+    }
+}
+
 /// The open control node of a module that speaks our ABI.
 #[derive(Debug)]
 pub struct Control {

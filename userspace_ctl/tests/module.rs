@@ -132,6 +132,10 @@ fn says_what_it_is() {
     assert!(version.max_vms >= 2 && version.max_vcpus >= 1);
     assert!(["svm", "vmx"].contains(&version.backend.as_str()));
     assert!(!version.module.is_empty());
+    let names = version.feature_names();
+    assert!(names.contains(&"nested-paging") && names.contains(&"tlb-tags"));
+    // Every VT-x has it; of SVM those of a certain age.
+    assert!(names.contains(&"next-rip") || version.backend == "svm");
 }
 
 #[test]

@@ -53,6 +53,9 @@
 #define V3_FEATURE_NESTED_PAGING (1ULL << 0)	/* guests run on nested page tables */
 #define V3_FEATURE_XSAVE	(1ULL << 1)	/* guests may use AVX and its like */
 #define V3_FEATURE_RELOCATE	(1ULL << 2)	/* V3_VM_RELOCATE works */
+#define V3_FEATURE_TLB_TAGS	(1ULL << 3)	/* translations of guests are told apart: ASIDs, VPIDs */
+#define V3_FEATURE_NEXT_RIP	(1ULL << 4)	/* the processor says where an instruction ends */
+#define V3_FEATURE_DECODE_ASSISTS (1ULL << 5)	/* and gives the bytes of one that faults */
 
 /**
  * struct v3_version - the answer to V3_VERSION.

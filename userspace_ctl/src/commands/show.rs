@@ -20,11 +20,48 @@ pub fn list(args: &Format) -> Outcome {
 }
 
 pub fn info(args: &Info) -> Outcome {
-    let vm = Vm::find(&args.vm)?;
+    match &args.vm {
+        Some(vm) => vm_info(vm, args.format.json),
+        None => host_info(args.format.json),
+    }
+}
+
+/// What the module makes of this machine.
+#[derive(Serialize)]
+struct Host<'a> {
+    #[serde(flatten)]
+    module: &'a Version,
+    feature_names: Vec<&'static str>,
+}
+
+fn host_info(json: bool) -> Outcome {
+    let version = Control::open()?.version()?;
+    let feature_names = version.feature_names();
+    if json {
+        print_json(&Host {
+            module: &version,
+            feature_names,
+        })?;
+    } else {
+        print(&format!(
+            "module: {}\nbackend: {}\nfeatures: {}\nvms: {} of {}\nvcpus: up to {} a VM\n",
+            version.module,
+            version.backend,
+            feature_names.join(", "),
+            version.vms,
+            version.max_vms,
+            version.max_vcpus
+        ))?;
+    }
+    Ok(0)
+}
+
+fn vm_info(vm: &str, json: bool) -> Outcome {
+    let vm = Vm::find(vm)?;
     let info = vm.info()?;
     let pins = (0..info.vcpus).map(|vcpu| vm.pin(vcpu));
     let pins = pins.collect::<Result<Vec<_>, _>>()?;
-    if args.format.json {
+    if json {
         print_json(&Pinned { info: &info, pins })?;
     } else {
         print(&description(&info, &pins))?;
