@@ -5,9 +5,9 @@ use crate::cpus::Cpus;
 use crate::error;
 use crate::host::Linux;
 use kernel::prelude::*;
-use palacios_core::backend::any::{self, AnyVm, OpenStream};
+use palacios_core::backend::any::{self, AnyVm};
 use palacios_core::backend::Features;
-use palacios_core::vm::{CreateError, Parts};
+use palacios_core::vm::{CreateError, OpenStream, Parts};
 
 /// A VM.
 pub(crate) type Machine = AnyVm<Linux>;
@@ -39,7 +39,7 @@ impl Hardware {
     pub(crate) fn machine(
         &self,
         parts: Parts<Linux>,
-        stream: OpenStream<'_>,
+        stream: &mut OpenStream<'_>,
     ) -> Result<Machine, CreateError> {
         self.backend.vm(&Linux, parts, stream)
     }

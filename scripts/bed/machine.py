@@ -20,6 +20,11 @@ BOOT_OPTIONS = [
 KINDS = {"svm": ("qemu", "max"), "svm-bochs": ("bochs", "ryzen"), "vtx": ("bochs", "corei7_sandy_bridge_2600k")}
 
 
+def usual_cpus(kind: str) -> int:
+    """How many CPUs a host of this kind has unless told otherwise: in Bochs one, as two lose a guest's RIP."""
+    return 1 if KINDS[kind][0] == "bochs" else 2
+
+
 @dataclass
 class Shape:
     """What the emulated host is made of."""

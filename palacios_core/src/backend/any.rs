@@ -5,15 +5,10 @@ use super::svm::Svm;
 use super::vmx::Vmx;
 use super::{Backend, Features, Unsupported};
 use crate::addr::Gpa;
-use crate::devices::ByteStream;
-use crate::host::{CpuId, Host, NoMemory};
+use crate::host::{CpuId, Host};
 use crate::memory::Memory;
 use crate::stats::Snapshot;
-use crate::vm::{CreateError, LifeError, MoveError, Parts, State, Vm};
-use alloc::boxed::Box;
-
-/// Opens the byte stream of a name.
-pub type OpenStream<'a> = &'a mut dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory>;
+use crate::vm::{CreateError, LifeError, MoveError, OpenStream, Parts, State, Vm};
 
 /// The processor's virtualization. A clone is another handle to the same.
 pub enum Hardware<H: Host> {
@@ -67,7 +62,7 @@ impl<H: Host> Hardware<H> {
         &self,
         host: &H,
         parts: Parts<H>,
-        stream: OpenStream<'_>,
+        stream: &mut OpenStream<'_>,
     ) -> Result<AnyVm<H>, CreateError> {
         Ok(match self {
             Self::Svm(svm) => AnyVm::Svm(vm_on(host, svm, parts, stream)?),
@@ -83,7 +78,7 @@ fn vm_on<H: Host, B: Backend<H>>(
     host: &H,
     backend: &H::Shared<B>,
     parts: Parts<H>,
-    stream: OpenStream<'_>,
+    stream: &mut OpenStream<'_>,
 ) -> Result<H::Shared<Vm<H, B>>, CreateError> {
     Ok(host.share(Vm::new(host, backend.clone(), parts, stream)?)?)
 }
