@@ -16,7 +16,7 @@ run-lwk: ## the same guest on the lightweight kernel; MACHINE=vtx
 	@scripts/run-lwk --machine $(MACHINE)
 
 test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
-	@scripts/bootstrap >/dev/null
+	@scripts/bootstrap packages
 	@scripts/test $(STAGE)
 
 bed: modules tools ## an emulated host with v3vee.ko and the tools: a shell, or CMD="…"; KERNEL=debug MACHINE=vtx

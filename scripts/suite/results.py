@@ -29,7 +29,7 @@ class Results:
 
     def fail(self, name: str) -> None:
         self.failed.append(f"{self.stage}: {name}")
-        print(f"    FAILED {name}", file=sys.stderr, flush=True)
+        print(f"    FAILED {self.stage}: {name}", file=sys.stderr, flush=True)
 
     def skip(self, name: str) -> None:
         self.skipped.append(f"{self.stage}: {name}")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bed.cache import TOP
 
+from .places import PLACES
 from .results import Results
 
 SPLAT, TIMEOUT, BROKEN = 200, 201, 202
@@ -30,7 +31,8 @@ def bed(*words: str) -> subprocess.CompletedProcess:
 def run(results: Results) -> None:
     for test in (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
                  instruction_clock, two_at_once, terminal, debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick):
-        good, seen = test()
+        with PLACES:
+            good, seen = test()
         results.check(test.__name__.replace("_", " "), good)
         if not good:
             print(f"      saw: {seen}")

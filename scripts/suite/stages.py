@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What `make test` does, in order: the quick first."""
+"""What `make test` does, in order: what needs the least first."""
 
 import os
 import re
@@ -16,10 +16,14 @@ from pathlib import Path
 from bed.cache import TOP
 
 from . import oracle, selftest
+from .places import PLACES, TOGETHER
 from .results import Results, allowed_skips
 
 BUILD = TOP / "build"
 KERNELS = ("stock", "debug")
+# What a stage needs of what scripts/bootstrap makes.
+ROOT = ("root", "guests")
+DEBUG = (*ROOT, "debug")
 
 
 @dataclass
@@ -27,7 +31,9 @@ class Stage:
     name: str
     help: str
     run: Callable[[Results], None]
-    debug_kernel: bool = False
+    needs: tuple[str, ...] = ()
+    # May run beside its neighbours that may too: for what it runs it takes a place.
+    beside: bool = False
 
 
 def output(log: str, *command: object, cwd: Path = TOP, env: dict | None = None) -> tuple[int, str]:
@@ -109,9 +115,9 @@ def guests(results: Results) -> None:
 
 
 def bed(results: Results) -> None:
-    """tests/bed/*: each runs inside the emulated hosts it names, on every kernel it names. Two at a time: most of one is one CPU."""
+    """tests/bed/*: each runs inside the emulated hosts it names, on every kernel it names."""
     runs = [run for test in sorted((TOP / "tests" / "bed").glob("*.sh")) for run in runs_of(test)]
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(max_workers=TOGETHER) as pool:
         for run, told in zip(runs, pool.map(BedRun.output, runs)):
             run.judge(results, *told)
 
@@ -170,10 +176,11 @@ class BedRun:
 
     def output(self) -> tuple[int, str, float]:
         """Its status, its output, and the seconds it took."""
-        start = time.monotonic()
-        status, text = output(self.log(), "scripts/testbed", "run", "--machine", self.machine, "--kernel", self.kernel, *self.options,
-                              "--add", self.test, "--add", f"{self.skips()}:skips", "--", "sh", f"./{self.test.name}")
-        return status, text, time.monotonic() - start
+        with PLACES:
+            start = time.monotonic()
+            status, text = output(self.log(), "scripts/testbed", "run", "--machine", self.machine, "--kernel", self.kernel, *self.options,
+                                  "--add", self.test, "--add", f"{self.skips()}:skips", "--", "sh", f"./{self.test.name}")
+            return status, text, time.monotonic() - start
 
     def judge(self, results: Results, status: int, text: str, seconds: float) -> None:
         name = f"{self.test.stem}{self.where()}"
@@ -189,12 +196,14 @@ class BedRun:
             results.ok(name)
         elif len(results.failed) > before:
             print(f"      the whole output: build/test/{self.log()}.log", file=sys.stderr)
-        print(f"    {name}: {results.count() - counted} tests in {seconds:.0f} s", flush=True)
+        print(f"    bed {name}: {results.count() - counted} tests in {seconds:.0f} s", flush=True)
 
 
 def lwk(results: Results) -> None:
     """tests/lwk/*: each runs here, in a folder of its own, and starts the lightweight kernel in an emulator."""
-    if not check(results, "the lightweight kernel", "scripts/build-lwk"):
+    with PLACES:
+        built = check(results, "the lightweight kernel", "scripts/build-lwk")
+    if not built:
         return
     status, text = output("lwk-tree", "cargo", "tree", "--quiet", "--locked", "--package=palacios_core", "--edges=normal", "--prefix=none",
                           "--manifest-path", TOP / "host_lwk/Cargo.toml")
@@ -207,15 +216,17 @@ def lwk(results: Results) -> None:
 
 
 def lwk_test(results: Results, test: Path) -> None:
-    start, before = time.monotonic(), results.count()
-    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+    before = results.count()
+    with PLACES, tempfile.TemporaryDirectory(dir=BUILD) as folder:
+        start = time.monotonic()
         status, text = output(f"lwk-{test.stem}", "bash", test, cwd=Path(folder), env={"TOP": str(TOP)})
+        seconds = time.monotonic() - start
     failed = len(results.failed)
     if not results.read_tap(text) or status != 0:
         results.fail(f"{test.stem}: status {status}")
     if len(results.failed) > failed:
         print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)
-    print(f"    {test.stem}: {results.count() - before} tests in {time.monotonic() - start:.0f} s", flush=True)
+    print(f"    lwk {test.stem}: {results.count() - before} tests in {seconds:.0f} s", flush=True)
 
 
 def fuzz(results: Results) -> None:
@@ -229,7 +240,8 @@ def fuzz(results: Results) -> None:
 
 
 def docs(results: Results) -> None:
-    status, text = output("docs", "scripts/docs-check")
+    with PLACES:
+        status, text = output("docs", "scripts/docs-check")
     if not results.read_tap(text) or (status != 0 and not results.failed):
         results.fail("scripts/docs-check")
 
@@ -237,14 +249,14 @@ def docs(results: Results) -> None:
 ALL = [
     Stage("style", "formatting, lints, licences", style),
     Stage("cargo", "unit, property and conformance tests of the core and the tools", cargo),
-    Stage("targets", "the core alone, for a bare target and for wasm32", targets),
-    Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules, debug_kernel=True),
     Stage("tools", "the v3 command", tools),
-    Stage("guests", "the guests", guests),
-    Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run),
-    Stage("testbed", "the test bed tells good from bad", selftest.run, debug_kernel=True),
-    Stage("bed", "tests inside the emulated hosts, on the stock and the debug kernel", bed, debug_kernel=True),
-    Stage("lwk", "the lightweight kernel, and the guests on it", lwk),
     Stage("fuzz", "the fuzz targets, shortly", fuzz),
-    Stage("docs", "every shell block of the documentation", docs),
+    Stage("targets", "the core alone, for a bare target and for wasm32", targets, ROOT),
+    Stage("guests", "the guests", guests, ROOT),
+    Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run, ROOT),
+    Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules, DEBUG),
+    Stage("testbed", "the test bed tells good from bad", selftest.run, DEBUG, beside=True),
+    Stage("bed", "tests inside the emulated hosts, on the stock and the debug kernel", bed, DEBUG, beside=True),
+    Stage("lwk", "the lightweight kernel, and the guests on it", lwk, ROOT, beside=True),
+    Stage("docs", "every shell block of the documentation", docs, ROOT, beside=True),
 ]
