@@ -327,6 +327,15 @@ pub struct Run {
     /// Number of virtual CPUs [default: 1]
     #[arg(long, value_name = "N", requires = "kernel", conflicts_with = "image")]
     pub cpus: Option<u32>,
+    /// CPUs of the host on which the first virtual CPUs stay [default: any]
+    #[arg(
+        long,
+        value_name = "CPU,…",
+        value_delimiter = ',',
+        requires = "kernel",
+        conflicts_with = "image"
+    )]
+    pub pins: Vec<u32>,
     /// Name of the VM [default: that of the image or kernel, with the number of this process]
     #[arg(long)]
     pub name: Option<String>,
@@ -464,9 +473,9 @@ mod tests {
             Command::Run(run) => Some(run),
             _ => None,
         };
-        let run =
-            parse("v3 run --kernel k --initrd a --initrd b --module m=x=1 --append -v --mem 64")
-                .unwrap();
+        let run = parse("v3 run --kernel k --initrd a --initrd b --module m=x=1 --append -v --mem 64 --cpus 3 --pins 1,0")
+            .unwrap();
+        assert_eq!((run.cpus, run.pins), (Some(3), vec![1, 0]));
         assert_eq!(
             (run.initrd.len(), run.append.as_deref(), run.mem),
             (2, Some("-v"), Some(64))
@@ -480,6 +489,8 @@ mod tests {
             "v3 run",
             "v3 run a --kernel b",
             "v3 run a --mem 5",
+            "v3 run a --pins 1",
+            "v3 run --kernel k --pins 1,,2",
             "v3 run a --escape 5",
             "v3 run a --timeout x",
         ] {

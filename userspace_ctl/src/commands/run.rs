@@ -166,7 +166,7 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
 
 /// The image to run, and a name for its VM that no other run has.
 fn image(args: &Run) -> Result<(Vec<u8>, String), Failure> {
-    let (image, name) = match (&args.image, guest(args)) {
+    let (image, name) = match (&args.image, guest(args)?) {
         (_, Some(guest)) => (build_image(&guest)?, name_of_file(&guest.kernel)),
         (Some(file), None) => {
             let image = load_image(file, args.build)?;
@@ -181,8 +181,11 @@ fn image(args: &Run) -> Result<(Vec<u8>, String), Failure> {
 }
 
 /// The guest that the options describe, if they do.
-fn guest(args: &Run) -> Option<Guest> {
-    let mut guest = Guest::new(args.kernel.clone()?);
+fn guest(args: &Run) -> Result<Option<Guest>, Failure> {
+    let Some(kernel) = args.kernel.clone() else {
+        return Ok(None);
+    };
+    let mut guest = Guest::new(kernel);
     guest.initrds.clone_from(&args.initrd);
     guest.modules.clone_from(&args.module);
     guest.cmdline = args.append.clone().unwrap_or_default();
@@ -190,8 +193,18 @@ fn guest(args: &Run) -> Option<Guest> {
         .mem
         .map_or(guest.memory_bytes, |mib| u64::from(mib) << 20);
     guest.vcpus = args.cpus.unwrap_or(1);
+    if args.pins.len() > guest.vcpus as usize {
+        let count = guest.vcpus;
+        return Err(Failure::tool(format!(
+            "--pins names more CPUs than the machine has, which is {count}"
+        ))
+        .hint(
+            "give one for each virtual CPU that is to be pinned, and as many as that with --cpus",
+        ));
+    }
+    guest.pins.clone_from(&args.pins);
     guest.serials = vec![SerialPort::com(1)];
-    Some(guest)
+    Ok(Some(guest))
 }
 
 /// How soon after its death a guest is told to be dead.
@@ -253,6 +266,8 @@ impl Drop for Owned<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
     use v3_ctl::State;
 
     fn stopped(reason: Reason, exit_status: Option<u32>) -> Info {
@@ -267,6 +282,22 @@ mod tests {
             memory_bytes: 0,
             message: "why".into(),
         }
+    }
+
+    #[test]
+    fn pins_are_for_cpus_that_the_machine_has() {
+        let guest = |line: &str| match Cli::parse_from(line.split(' ')).command {
+            Command::Run(run) => guest(&run),
+            _ => panic!(),
+        };
+        let pinned = guest("v3 run --kernel k --cpus 3 --pins 4,2")
+            .unwrap()
+            .unwrap();
+        assert_eq!((pinned.vcpus, pinned.pins), (3, vec![4, 2]));
+        let refused = guest("v3 run --kernel k --pins 4,2").err().unwrap();
+        assert_eq!(refused.code, TOOL);
+        assert!(refused.to_string().contains("which is 1\nhint: "));
+        assert!(guest("v3 run guest.img").unwrap().is_none());
     }
 
     #[test]
