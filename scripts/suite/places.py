@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""How many emulated machines run at once: most of the time one keeps one CPU busy."""
+"""Where emulated machines run: first come, first served, two at once, as most of the time one keeps one CPU busy."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
-TOGETHER = 2
-PLACES = threading.BoundedSemaphore(TOGETHER)
+PLACES = ThreadPoolExecutor(max_workers=2)

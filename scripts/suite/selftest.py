@@ -29,10 +29,9 @@ def bed(*words: str) -> subprocess.CompletedProcess:
 
 
 def run(results: Results) -> None:
-    for test in (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
-                 instruction_clock, two_at_once, terminal, debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick):
-        with PLACES:
-            good, seen = test()
+    tests = (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
+             instruction_clock, two_at_once, terminal, debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick)
+    for test, (good, seen) in zip(tests, PLACES.map(lambda test: test(), tests)):
         results.check(test.__name__.replace("_", " "), good)
         if not good:
             print(f"      saw: {seen}")

@@ -9,14 +9,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from bed.cache import TOP
 
 from . import oracle, selftest
-from .places import PLACES, TOGETHER
+from .places import PLACES
 from .results import Results, allowed_skips
 
 BUILD = TOP / "build"
@@ -32,7 +31,7 @@ class Stage:
     help: str
     run: Callable[[Results], None]
     needs: tuple[str, ...] = ()
-    # May run beside its neighbours that may too: for what it runs it takes a place.
+    # May run beside its neighbours that may too: what it runs, it runs in PLACES.
     beside: bool = False
 
 
@@ -117,9 +116,8 @@ def guests(results: Results) -> None:
 def bed(results: Results) -> None:
     """tests/bed/*: each runs inside the emulated hosts it names, on every kernel it names."""
     runs = [run for test in sorted((TOP / "tests" / "bed").glob("*.sh")) for run in runs_of(test)]
-    with ThreadPoolExecutor(max_workers=TOGETHER) as pool:
-        for run, told in zip(runs, pool.map(BedRun.output, runs)):
-            run.judge(results, *told)
+    for run, told in zip(runs, PLACES.map(BedRun.output, runs)):
+        run.judge(results, *told)
 
 
 def runs_of(test: Path) -> list["BedRun"]:
@@ -176,11 +174,10 @@ class BedRun:
 
     def output(self) -> tuple[int, str, float]:
         """Its status, its output, and the seconds it took."""
-        with PLACES:
-            start = time.monotonic()
-            status, text = output(self.log(), "scripts/testbed", "run", "--machine", self.machine, "--kernel", self.kernel, *self.options,
-                                  "--add", self.test, "--add", f"{self.skips()}:skips", "--", "sh", f"./{self.test.name}")
-            return status, text, time.monotonic() - start
+        start = time.monotonic()
+        status, text = output(self.log(), "scripts/testbed", "run", "--machine", self.machine, "--kernel", self.kernel, *self.options,
+                              "--add", self.test, "--add", f"{self.skips()}:skips", "--", "sh", f"./{self.test.name}")
+        return status, text, time.monotonic() - start
 
     def judge(self, results: Results, status: int, text: str, seconds: float) -> None:
         name = f"{self.test.stem}{self.where()}"
@@ -201,32 +198,33 @@ class BedRun:
 
 def lwk(results: Results) -> None:
     """tests/lwk/*: each runs here, in a folder of its own, and starts the lightweight kernel in an emulator."""
-    with PLACES:
-        built = check(results, "the lightweight kernel", "scripts/build-lwk")
-    if not built:
+    if not PLACES.submit(check, results, "the lightweight kernel", "scripts/build-lwk").result():
         return
     status, text = output("lwk-tree", "cargo", "tree", "--quiet", "--locked", "--package=palacios_core", "--edges=normal", "--prefix=none",
                           "--manifest-path", TOP / "host_lwk/Cargo.toml")
     theirs = output("core-tree", "cargo", "tree", "--quiet", "--locked", "--package=palacios_core", "--edges=normal", "--prefix=none")[1]
     names = [sorted({line.split()[0] for line in tree.splitlines() if line}) for tree in (text, theirs)]
     results.check("the core is the same crate, with the same crates beneath it", status == 0 and names[0] == names[1] and len(names[0]) > 4)
-    for test in sorted((TOP / "tests" / "lwk").glob("*.sh")):
-        if test.stem != "common":
-            lwk_test(results, test)
+    tests = [test for test in sorted((TOP / "tests" / "lwk").glob("*.sh")) if test.stem != "common"]
+    for test, told in zip(tests, PLACES.map(run_lwk, tests)):
+        judge_lwk(results, test.stem, *told)
 
 
-def lwk_test(results: Results, test: Path) -> None:
-    before = results.count()
-    with PLACES, tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        start = time.monotonic()
+def run_lwk(test: Path) -> tuple[int, str, float]:
+    """Its status, its output, and the seconds it took."""
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         status, text = output(f"lwk-{test.stem}", "bash", test, cwd=Path(folder), env={"TOP": str(TOP)})
-        seconds = time.monotonic() - start
-    failed = len(results.failed)
+    return status, text, time.monotonic() - start
+
+
+def judge_lwk(results: Results, name: str, status: int, text: str, seconds: float) -> None:
+    before, failed = results.count(), len(results.failed)
     if not results.read_tap(text) or status != 0:
-        results.fail(f"{test.stem}: status {status}")
+        results.fail(f"{name}: status {status}")
     if len(results.failed) > failed:
         print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)
-    print(f"    lwk {test.stem}: {results.count() - before} tests in {seconds:.0f} s", flush=True)
+    print(f"    lwk {name}: {results.count() - before} tests in {seconds:.0f} s", flush=True)
 
 
 def fuzz(results: Results) -> None:
@@ -240,8 +238,7 @@ def fuzz(results: Results) -> None:
 
 
 def docs(results: Results) -> None:
-    with PLACES:
-        status, text = output("docs", "scripts/docs-check")
+    status, text = PLACES.submit(output, "docs", "scripts/docs-check").result()
     if not results.read_tap(text) or (status != 0 and not results.failed):
         results.fail("scripts/docs-check")
 
@@ -255,8 +252,8 @@ ALL = [
     Stage("guests", "the guests", guests, ROOT),
     Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run, ROOT),
     Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules, DEBUG),
+    Stage("docs", "every shell block of the documentation", docs, ROOT, beside=True),
+    Stage("lwk", "the lightweight kernel, and the guests on it", lwk, ROOT, beside=True),
     Stage("testbed", "the test bed tells good from bad", selftest.run, DEBUG, beside=True),
     Stage("bed", "tests inside the emulated hosts, on the stock and the debug kernel", bed, DEBUG, beside=True),
-    Stage("lwk", "the lightweight kernel, and the guests on it", lwk, ROOT, beside=True),
-    Stage("docs", "every shell block of the documentation", docs, ROOT, beside=True),
 ]
