@@ -61,6 +61,8 @@ fn switch_on() -> Result<(), Unsupported> {
 fn switch_off() {
     let cpu = current_cpu();
     with_switch(|switch| switch.disable_cpu(cpu));
+    // SAFETY: On this CPU, atomic.
+    unsafe { ffi::v3vee_speculate_as_before() };
 }
 
 /// Runs `f` with interrupts off.

@@ -57,6 +57,9 @@ extern "C" {
     pub(crate) fn v3vee_guest_time_end();
     pub(crate) fn v3vee_guest_enter();
     pub(crate) fn v3vee_guest_exit();
+    pub(crate) fn v3vee_machine_check() -> bool;
+    pub(crate) fn v3vee_speculate_less();
+    pub(crate) fn v3vee_speculate_as_before();
     pub(crate) fn v3vee_task_segment_cut();
 
     pub(crate) fn v3vee_halt();

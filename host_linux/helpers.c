@@ -3,12 +3,9 @@
  * What only C macros and inline functions give: interrupt flags, task states, thread flags, static keys, page flags.
  * Declared for Rust in ffi.rs.
  */
-#include <linux/context_tracking.h>
 #include <linux/cpumask.h>
-#include <linux/ftrace.h>
 #include <linux/gfp.h>
 #include <linux/irqflags.h>
-#include <linux/lockdep.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/module.h>
@@ -23,12 +20,8 @@
 #include <linux/syscore_ops.h>
 #include <linux/timekeeping.h>
 #include <linux/vmalloc.h>
-#include <linux/vtime.h>
 #include <asm/debugreg.h>
-#include <asm/desc.h>
 #include <asm/io.h>
-#include <asm/msr.h>
-#include <asm/nospec-branch.h>
 #include <asm/tsc.h>
 
 MODULE_VERSION("0.1.0");
@@ -264,81 +257,6 @@ void v3vee_breakpoints_on(const unsigned long regs[6])
 	set_debugreg(regs[3], 3);
 	set_debugreg(regs[4], 6);
 	local_db_restore(regs[5]);
-}
-
-/* What KVM's guest_timing_enter_irqoff() and its counterpart do: ticks count as guest time. */
-void v3vee_guest_time_begin(void);
-void v3vee_guest_time_begin(void)
-{
-	vtime_account_guest_enter();
-}
-
-void v3vee_guest_time_end(void);
-void v3vee_guest_time_end(void)
-{
-	vtime_account_guest_exit();
-}
-
-/* What KVM's guest_state_enter_irqoff() and its counterpart do. To RCU a guest is like user mode: a quiet state. */
-void v3vee_guest_enter(void);
-noinstr void v3vee_guest_enter(void)
-{
-	instrumentation_begin();
-	trace_hardirqs_on_prepare();
-	lockdep_hardirqs_on_prepare();
-	instrumentation_end();
-
-	if (!context_tracking_guest_enter()) {
-		instrumentation_begin();
-		rcu_virt_note_context_switch();
-		instrumentation_end();
-	}
-	lockdep_hardirqs_on(CALLER_ADDR0);
-}
-
-/*
- * The guest may have trained the predictors of returns and filled the return stack. What the kernel does on its own way
- * in, and KVM on the way out of a guest, as "mitigations=" asks; before the first RET.
- */
-static __always_inline void forget_returns(void)
-{
-	unsigned int pairs = RSB_CLEAR_LOOPS / 2;
-
-#ifdef CONFIG_MITIGATION_UNRET_ENTRY
-	asm_inline volatile(ALTERNATIVE("", "call entry_untrain_ret", X86_FEATURE_UNRET)
-			    : ASM_CALL_CONSTRAINT : : "memory");
-#endif
-	if (cpu_feature_enabled(X86_FEATURE_IBPB_ON_VMEXIT))
-		native_wrmsrq(MSR_IA32_PRED_CMD, PRED_CMD_IBPB);
-	if (cpu_feature_enabled(X86_FEATURE_RSB_VMEXIT))
-		asm volatile("1:\n"
-			     ANNOTATE_INTRA_FUNCTION_CALL "\n call 2f\n int3\n 2:\n"
-			     ANNOTATE_INTRA_FUNCTION_CALL "\n call 3f\n int3\n 3:\n"
-			     "add $16, %%rsp\n dec %0\n jnz 1b\n lfence"
-			     : "+r" (pairs), ASM_CALL_CONSTRAINT : : "memory");
-}
-
-void v3vee_guest_exit(void);
-noinstr void v3vee_guest_exit(void)
-{
-	forget_returns();
-	lockdep_hardirqs_off(CALLER_ADDR0);
-	if (!context_tracking_guest_exit()) {
-		instrumentation_begin();
-		rcu_virt_note_context_switch();
-		instrumentation_end();
-	}
-
-	instrumentation_begin();
-	trace_hardirqs_off_finish();
-	instrumentation_end();
-}
-
-/* Says that TR's limit is cut: the next task with an I/O permission map, which no kernel thread has, gets it loaded again. */
-void v3vee_task_segment_cut(void);
-void v3vee_task_segment_cut(void)
-{
-	this_cpu_write(__tss_limit_invalid, true);
 }
 
 /*

@@ -10,7 +10,8 @@ use core::fmt;
 use core::ptr::NonNull;
 use kernel::{bindings, prelude::*};
 use palacios_core::addr::Hpa;
-use palacios_core::host::{CpuId, Host, Level, LockClass, NoMemory, PageRequest, Scope};
+use palacios_core::host::{CpuId, Host, Level, LockClass, MachineCheck};
+use palacios_core::host::{NoMemory, PageRequest, Scope};
 
 /// The one Linux that this runs in.
 #[derive(Clone, Copy)]
@@ -78,6 +79,14 @@ impl Host for Linux {
     fn guest_exit(&self) {
         // SAFETY: In a window, so with interrupts off; after `guest_enter`.
         unsafe { ffi::v3vee_guest_exit() }
+    }
+
+    fn machine_check(&self) -> MachineCheck {
+        // SAFETY: In a window of a vCPU's thread; the check has not been looked at yet.
+        match unsafe { ffi::v3vee_machine_check() } {
+            true => MachineCheck::Hit,
+            false => MachineCheck::Spared,
+        }
     }
 
     fn task_segment_cut(&self) {

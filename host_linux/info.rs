@@ -53,9 +53,10 @@ pub(crate) fn reason(why: StopReason) -> (u32, u32) {
         StopReason::BadState(_) => abi::V3_REASON_BAD_STATE,
         StopReason::NoMemoryAt { .. } => abi::V3_REASON_GUEST_ERROR,
         StopReason::OutOfMemory => abi::V3_REASON_HOST_MEMORY,
-        StopReason::HostGone | StopReason::HostTaken | StopReason::ResetFailed => {
-            abi::V3_REASON_HOST_ERROR
-        }
+        StopReason::MachineCheck
+        | StopReason::HostGone
+        | StopReason::HostTaken
+        | StopReason::ResetFailed => abi::V3_REASON_HOST_ERROR,
     };
     (reason, 0)
 }

@@ -34,6 +34,7 @@ impl Window {
         // neither nests (we are in thread context) nor can it be preempted.
         let breakpoints = unsafe {
             bindings::kernel_fpu_begin_mask(0);
+            ffi::v3vee_speculate_less();
             ffi::v3vee_guest_time_begin();
             ffi::v3vee_breakpoints_off(&mut regs)
         };

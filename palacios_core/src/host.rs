@@ -59,6 +59,11 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// predictions, which the guest may have trained, sees to them first of all.
     fn guest_exit(&self) {}
 
+    /// In a window: a machine check struck in the guest, or as it was entered, and ended it. The host looks at the error as if it
+    /// had struck in user mode, where what it hits may be lost without the host.
+    fn machine_check(&self) -> MachineCheck {
+        MachineCheck::Raise
+    }
     /// In a window that closes: the processor came out of the guest with the smallest limit on the task-state segment. A host
     /// that keeps an I/O permission map behind it loads TR again before a task relies on that.
     fn task_segment_cut(&self) {}
@@ -97,6 +102,17 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     /// One line of log. *Any*, but never on the path of an exit.
     fn log(&self, level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>);
+}
+
+/// What a host made of a machine check that ended a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineCheck {
+    /// Nothing: vector 18 is to be raised, whose handler takes it for one in the host.
+    Raise,
+    /// It is dealt with, and nothing of this guest was hit.
+    Spared,
+    /// What this guest used is lost: it must not go on.
+    Hit,
 }
 
 /// A run of pages.

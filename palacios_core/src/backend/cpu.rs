@@ -6,6 +6,8 @@
 //! and a type, 32 bits each. A host whose fault handler consults that section survives the fault, as Linux does
 //! (`EX_TYPE_DEFAULT` is 1); on another host such a fault is fatal, and nothing else changes.
 
+use super::Exit;
+use crate::host::{Host, MachineCheck};
 use core::arch::asm;
 
 /// An `__ex_table` entry: a fault at the label `$at` goes on at the label `$to`.
@@ -189,15 +191,18 @@ readable!(
     read_cr3, "cr3"
 );
 
-/// Has the host's machine-check handler run, as it would have had the error struck outside of the guest. `false` under
-/// FRED, which takes no software interrupt from the kernel.
-pub(super) fn raise_machine_check() -> bool {
-    if read_cr4() & CR4_FRED != 0 {
-        return false;
+/// A machine check ended the guest, which keeps the host's handler from running: the host sees to it now. FRED takes no
+/// software interrupt from the kernel.
+pub(super) fn machine_check<H: Host>(host: &H) -> Exit {
+    match host.machine_check() {
+        MachineCheck::Spared => Exit::HostInterrupt,
+        MachineCheck::Raise if read_cr4() & CR4_FRED == 0 => {
+            // SAFETY: vector 18 is the host's own handler; it finds the error in the machine-check banks and returns, or not.
+            unsafe { asm!("int 18") };
+            Exit::HostInterrupt
+        }
+        MachineCheck::Raise | MachineCheck::Hit => Exit::MachineCheck,
     }
-    // SAFETY: vector 18 is the host's own handler; it finds the error in the machine-check banks and returns, or does not.
-    unsafe { asm!("int 18") };
-    true
 }
 
 /// Has the host's NMI handler run, for an NMI that ended a guest instead. Its IRET lets the next one in.

@@ -237,6 +237,8 @@ pub enum Exit {
     TripleFault,
     /// An INIT or SMI of the host; it is pending for the host, the guest goes on.
     HostInit,
+    /// A machine check that the guest does not outlive.
+    MachineCheck,
     /// The processor refused the guest's state; says what is wrong with it.
     BadState(&'static str),
     /// Virtualization was switched off under us: the host goes down.

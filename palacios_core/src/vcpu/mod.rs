@@ -302,6 +302,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             Exit::TaskSwitch => self.emulate(here),
             Exit::TripleFault => self.triple_fault(),
             Exit::BadState(what) => self.stop(StopReason::BadState(what)),
+            Exit::MachineCheck => self.stop(StopReason::MachineCheck),
             Exit::Gone => self.stop(StopReason::HostGone),
             Exit::Busy => self.stop(StopReason::HostTaken),
             Exit::Unknown { code, info } => {

@@ -98,6 +98,8 @@ pub enum StopReason {
     BadState(&'static str),
     /// The host had no memory for guest RAM.
     OutOfMemory,
+    /// The host's hardware failed in what the guest used.
+    MachineCheck,
     /// Virtualization was switched off under it: the host went down.
     HostGone,
     /// Another hypervisor on this host took the processor's virtualization.
@@ -122,7 +124,10 @@ impl StopReason {
     /// The host is to blame.
     pub fn is_host_error(self) -> bool {
         use StopReason::*;
-        matches!(self, OutOfMemory | HostGone | HostTaken | ResetFailed)
+        matches!(
+            self,
+            OutOfMemory | MachineCheck | HostGone | HostTaken | ResetFailed
+        )
     }
 }
 
@@ -149,6 +154,7 @@ impl fmt::Display for StopReason {
             }
             Self::BadState(what) => write!(f, "the processor refused the guest's state: {what}"),
             Self::OutOfMemory => f.write_str("the host ran out of memory for guest RAM: free some, or give the guest less"),
+            Self::MachineCheck => f.write_str("a machine check: the host's hardware failed under this VM; see the host's log"),
             Self::HostGone => f.write_str("virtualization was switched off on this host"),
             Self::HostTaken => f.write_str(
                 "another hypervisor took the processor's virtualization: unload it (rmmod kvm_intel), and start the VM anew",

@@ -223,8 +223,8 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             }
             match exit::exit_code(&self.vmcb.get().control) {
                 code::DR_FIRST..=code::DR_LAST => self.breakpoints.lend(),
-                // The intercept keeps the host's handler from running, so it is run by hand (APM 2: 15.12.18).
-                code::MC if cpu::raise_machine_check() => return Exit::HostInterrupt,
+                // APM 2: 15.12.18.
+                code::MC => return cpu::machine_check(host),
                 _ => return exit::translate(self.vmcb.get(), &self.caps),
             }
         }

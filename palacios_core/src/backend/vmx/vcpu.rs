@@ -356,13 +356,13 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
                     continue;
                 }
             }
-            // What exits here keeps the host's handlers from running, so they are run by hand.
+            // What exits here keeps the host's handler from running, so it is run by hand.
             if self.exit.is_nmi() {
                 cpu::raise_nmi();
                 return Exit::HostInterrupt;
             }
-            if self.exit.is_machine_check() && cpu::raise_machine_check() {
-                return Exit::HostInterrupt;
+            if self.exit.is_machine_check() {
+                return cpu::machine_check(host);
             }
             if self.exit.entry_failed {
                 return Exit::BadState(check::fault(&self.vmcs, &self.caps, &self.exit));

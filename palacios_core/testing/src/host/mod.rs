@@ -27,7 +27,9 @@ use clock::{Clock, Timers};
 use cpu::Cpu;
 use pages::Arena;
 use palacios_core::addr::Hpa;
-use palacios_core::host::{CpuId, Host, Level, LockClass, NoMemory, PageRequest, Scope};
+use palacios_core::host::{
+    CpuId, Host, Level, LockClass, MachineCheck, NoMemory, PageRequest, Scope,
+};
 use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -54,6 +56,8 @@ pub struct Config {
     pub hurry: u64,
     /// What its processors are.
     pub processor: processor::Config,
+    /// What it makes of machine checks that end a guest.
+    pub machine_checks: MachineCheck,
     /// A promise that it does not keep.
     pub broken: Option<Broken>,
 }
@@ -69,6 +73,7 @@ impl Default for Config {
             seed: 1,
             hurry: 1,
             processor: processor::Config::default(),
+            machine_checks: MachineCheck::Raise,
             broken: None,
         }
     }
@@ -404,6 +409,13 @@ impl Host for TestHost {
         here::holds_nothing("guest_enter");
     }
 
+    fn machine_check(&self) -> MachineCheck {
+        let cpu = here::cpu().expect("machine_check outside of a window");
+        if self.0.config.machine_checks != MachineCheck::Raise {
+            self.processors().cpu(cpu).vmx.handles(self, 18);
+        }
+        self.0.config.machine_checks
+    }
     fn task_segment_cut(&self) {
         let cpu = here::cpu().expect("task_segment_cut outside of a window");
         self.processors().cpu(cpu).vmx.task_segment_cut();

@@ -2,6 +2,7 @@
 //! What is delivered, cut short and waited for.
 
 use super::*;
+use palacios_core::host::MachineCheck;
 
 #[test]
 fn an_nmi_that_was_cut_short_comes_again_and_blocks_the_next() {
@@ -187,16 +188,35 @@ fn enter_into_machine_check(bench: &mut Bench) -> Exit {
     })
 }
 
-#[test]
-fn an_event_outlives_a_machine_check_on_the_way_in() {
+/// A host on which a machine check strikes whenever something of the host ends a guest.
+fn with_machine_checks(machine_checks: MachineCheck) -> Config {
     let mut processor = Backing::adapt(processor::Config::default());
     processor.vmx.as_mut().unwrap().machine_check_one_in = 1;
-    let config = Config {
+    Config {
         cpus: 1,
         processor,
+        machine_checks,
         ..Config::default()
-    };
-    TestHost::run(config, |host| {
+    }
+}
+
+#[test]
+fn a_machine_check_is_told_to_the_host() {
+    for (makes, exit) in [
+        (MachineCheck::Raise, Exit::HostInterrupt),
+        (MachineCheck::Spared, Exit::HostInterrupt),
+        (MachineCheck::Hit, Exit::MachineCheck),
+    ] {
+        TestHost::run(with_machine_checks(makes), |host| {
+            let bench = &mut Bench::new(host, 1, HALTS);
+            assert_eq!(enter_into_machine_check(bench), exit, "{makes:?}");
+        });
+    }
+}
+
+#[test]
+fn an_event_outlives_a_machine_check_on_the_way_in() {
+    TestHost::run(with_machine_checks(MachineCheck::Raise), |host| {
         let bench = &mut Bench::new(host, 1, HALTS);
         bench.gate(0x40, HALTS);
         let interrupt = Event::Interrupt(0x40);

@@ -248,7 +248,7 @@ impl Vmx {
     }
 
     /// The host's handler of vector 2 or 18 runs.
-    fn handles(&mut self, host: &TestHost, vector: u8) {
+    pub fn handles(&mut self, host: &TestHost, vector: u8) {
         let owed = &mut self.owed[usize::from(vector != 2)];
         if !std::mem::take(owed) && !host.processors().is_down() {
             self.note(
