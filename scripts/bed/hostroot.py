@@ -155,7 +155,7 @@ def make_debug(root: Path) -> Path:
     target = cache_dir() / f"debug-{release_of(root)}-{debug_hash()}"
     if target.exists():
         return target
-    steps.say("building the debug kernel (lock proving, leak detector, …); about 6 minutes on 2 cores")
+    steps.say("building the debug kernel (lock proving, leak detector, …); about 5 minutes on 2 cores")
     with made_whole(target) as tree:
         for name in ("debug-kernel.sh", "debug-kernel.config"):
             shutil.copy(RECIPES / name, tree)
