@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The buses: which device answers a port or an address. Each device sits in a slot of its own, behind the slot's lock.
+//!
+//! Any call into a device may bring its deadline nearer: a read that acknowledges, as well as a write. Whoever makes the
+//! call is told, and tells the vCPU that keeps the devices' time.
 #![forbid(unsafe_code)]
 
 use super::{Cx, Device};
@@ -59,40 +62,44 @@ impl<H: Host> Bus<H> {
         })
     }
 
-    /// A read of `size` (1, 2 or 4) bytes; all ones where no device answers.
-    pub fn port_read(&self, cx: &Cx<'_>, port: u16, size: u8) -> u32 {
+    /// A read of `size` (1, 2 or 4) bytes; all ones where no device answers. Also whether the device's deadline came nearer.
+    #[must_use]
+    pub fn port_read(&self, cx: &Cx<'_>, port: u16, size: u8) -> (u32, bool) {
         self.at_port(port, |device| {
             device.port_io().map(|io| io.port_read(cx, port, size))
         })
-        .unwrap_or(u32::MAX)
+        .unwrap_or((u32::MAX, false))
     }
 
-    /// A write of the `size` (1, 2 or 4) low bytes; lost where no device answers. `true`: the next deadline came nearer.
-    pub fn port_write(&self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
+    /// A write of the `size` (1, 2 or 4) low bytes; lost where no device answers. `true`: the device's deadline came nearer.
+    #[must_use]
+    pub fn port_write(&self, cx: &Cx<'_>, port: u16, size: u8, value: u32) -> bool {
         self.at_port(port, |device| {
-            if let Some(io) = device.port_io() {
-                io.port_write(cx, port, size, value);
-            }
-            Some(())
-        });
+            device
+                .port_io()
+                .map(|io| io.port_write(cx, port, size, value))
+        })
+        .is_some_and(|((), nearer)| nearer)
     }
 
-    /// A read of `size` (1, 2, 4 or 8) bytes; all ones where no device answers.
-    pub fn mmio_read(&self, cx: &Cx<'_>, at: Gpa, size: u8) -> u64 {
+    /// A read of `size` (1, 2, 4 or 8) bytes; all ones where no device answers. Also whether the device's deadline came
+    /// nearer.
+    #[must_use]
+    pub fn mmio_read(&self, cx: &Cx<'_>, at: Gpa, size: u8) -> (u64, bool) {
         self.at_address(at, size, |device| {
             device.mmio().map(|io| io.mmio_read(cx, at, size))
         })
-        .unwrap_or(u64::MAX)
+        .unwrap_or((u64::MAX, false))
     }
 
-    /// A write of the `size` (1, 2, 4 or 8) low bytes; lost where no device answers.
-    pub fn mmio_write(&self, cx: &Cx<'_>, at: Gpa, size: u8, value: u64) {
+    /// A write of the `size` (1, 2, 4 or 8) low bytes; lost where no device answers. `true`: the device's deadline came
+    /// nearer.
+    #[must_use]
+    pub fn mmio_write(&self, cx: &Cx<'_>, at: Gpa, size: u8, value: u64) -> bool {
         self.at_address(at, size, |device| {
-            if let Some(io) = device.mmio() {
-                io.mmio_write(cx, at, size, value);
-            }
-            Some(())
-        });
+            device.mmio().map(|io| io.mmio_write(cx, at, size, value))
+        })
+        .is_some_and(|((), nearer)| nearer)
     }
 
     /// The earliest deadline of any device.
@@ -115,11 +122,16 @@ impl<H: Host> Bus<H> {
         }
     }
 
-    /// Has all devices look at their input streams.
-    pub fn input_ready(&self, cx: &Cx<'_>) {
-        for slot in &self.slots {
-            slot.with(|device| device.input().map(|input| input.input_ready(cx)));
-        }
+    /// Has all devices look at their input streams. `true`: a device's deadline came nearer.
+    #[must_use]
+    pub fn input_ready(&self, cx: &Cx<'_>) -> bool {
+        let look = |slot: &Slot<H>| {
+            let told = slot.with(|device| device.input().map(|input| input.input_ready(cx)));
+            told.is_some_and(|((), nearer)| nearer)
+        };
+        self.slots
+            .iter()
+            .fold(false, |nearer, slot| look(slot) | nearer)
     }
 
     /// Power-on state for all.
@@ -143,12 +155,16 @@ impl<H: Host> Bus<H> {
     pub fn restore(&self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         for slot in &self.slots {
             let restored = slot.with(|device| Some(device.restore(from)));
-            restored.unwrap_or(Ok(()))?;
+            restored.map_or(Ok(()), |(restored, _)| restored)?;
         }
         Ok(())
     }
 
-    fn at_port<R>(&self, port: u16, f: impl FnOnce(&mut dyn Device) -> Option<R>) -> Option<R> {
+    fn at_port<R>(
+        &self,
+        port: u16,
+        f: impl FnOnce(&mut dyn Device) -> Option<R>,
+    ) -> Option<(R, bool)> {
         let (_, slot) = self.ports.iter().find(|(ports, _)| ports.contains(&port))?;
         self.slots.get(*slot)?.with(f)
     }
@@ -158,7 +174,7 @@ impl<H: Host> Bus<H> {
         at: Gpa,
         size: u8,
         f: impl FnOnce(&mut dyn Device) -> Option<R>,
-    ) -> Option<R> {
+    ) -> Option<(R, bool)> {
         let end = at.checked_add(u64::from(size))?;
         let (_, slot) = self
             .mmio
@@ -175,12 +191,14 @@ impl<H: Host> Default for Bus<H> {
 }
 
 impl<H: Host> Slot<H> {
-    fn with<R>(&self, f: impl FnOnce(&mut dyn Device) -> Option<R>) -> Option<R> {
+    /// What `f` answers, and whether the deadline came nearer: than this device's own was, not than the earliest of all,
+    /// which others may just be taking away.
+    fn with<R>(&self, f: impl FnOnce(&mut dyn Device) -> Option<R>) -> Option<(R, bool)> {
         let mut device = self.device.lock();
         let answer = f(device.as_mut());
-        self.deadline_ns
-            .store(deadline(device.as_mut()), Ordering::Relaxed);
-        answer
+        let new_ns = deadline(device.as_mut());
+        let old_ns = self.deadline_ns.swap(new_ns, Ordering::Relaxed);
+        answer.map(|answer| (answer, new_ns < old_ns))
     }
 }
 

@@ -301,7 +301,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Fault> {
-        Ok(self.here.vm.port_read(port, size))
+        Ok(self.here.vm.port_read(self.vcpu.index, port, size))
     }
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Fault> {
         self.here.vm.port_write(self.vcpu.index, port, size, value);
@@ -312,7 +312,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
 impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
     fn mmio_read(&mut self, at: Gpa, size: u8) -> u64 {
         if self.vcpu.apic.mmio_page() != Some(at.page()) {
-            return self.here.vm.mmio_read(at, size);
+            return self.here.vm.mmio_read(self.vcpu.index, at, size);
         }
         let now = self.vcpu.now(self.here);
         self.vcpu.apic.mmio_read(at.page_offset(), size, now)

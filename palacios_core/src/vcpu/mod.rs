@@ -349,7 +349,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             here.vm
                 .port_write(self.index, access.port, access.size, (rax & mask) as u32);
         } else {
-            let value = u64::from(here.vm.port_read(access.port, access.size)) & mask;
+            let value = here.vm.port_read(self.index, access.port, access.size);
+            let value = u64::from(value) & mask;
             // A 32-bit result clears the upper half; smaller ones leave the rest.
             let kept = if access.size == 4 { 0 } else { rax & !mask };
             self.arch.gprs_mut()[Reg::Rax] = kept | value;

@@ -283,7 +283,8 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// New input waits in a stream. *Thread.*
     pub fn input_ready(&self) {
-        self.bus.input_ready(&self.cx());
+        let nearer = self.bus.input_ready(&self.cx());
+        self.tell_of_deadline(None, nearer);
     }
 
     /// Takes the frames behind a range away from the guest and gives them to their provider; each comes back when it is

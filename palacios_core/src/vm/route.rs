@@ -38,13 +38,14 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
     }
 
-    /// A guest's read of `size` (1, 2 or 4) bytes at a port.
-    pub(crate) fn port_read(&self, port: u16, size: u8) -> u32 {
+    /// A read by vCPU `from` of `size` (1, 2 or 4) bytes at a port.
+    pub(crate) fn port_read(&self, from: u32, port: u16, size: u8) -> u32 {
         if Chipset::has_port(port) {
-            self.with_chipset(|chipset, _| chipset.port_read(port, size))
-        } else {
-            self.bus.port_read(&self.cx(), port, size)
+            return self.with_chipset(|chipset, _| chipset.port_read(port, size));
         }
+        let (value, nearer) = self.bus.port_read(&self.cx(), port, size);
+        self.tell_of_deadline(Some(from), nearer);
+        value
     }
 
     /// A write by vCPU `from` of `size` (1, 2 or 4) bytes at a port.
@@ -52,18 +53,19 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         if Chipset::has_port(port) {
             self.with_chipset(|chipset, _| chipset.port_write(port, size, value));
         } else {
-            self.bus.port_write(&self.cx(), port, size, value);
-            self.deadline_may_be_nearer(from);
+            let nearer = self.bus.port_write(&self.cx(), port, size, value);
+            self.tell_of_deadline(Some(from), nearer);
         }
     }
 
-    /// A guest's read of `size` (1, 2, 4 or 8) bytes of device memory.
-    pub(crate) fn mmio_read(&self, at: Gpa, size: u8) -> u64 {
+    /// A read by vCPU `from` of `size` (1, 2, 4 or 8) bytes of device memory.
+    pub(crate) fn mmio_read(&self, from: u32, at: Gpa, size: u8) -> u64 {
         if Chipset::has_address(at) {
-            self.with_chipset(|chipset, _| chipset.mmio_read(at, size))
-        } else {
-            self.bus.mmio_read(&self.cx(), at, size)
+            return self.with_chipset(|chipset, _| chipset.mmio_read(at, size));
         }
+        let (value, nearer) = self.bus.mmio_read(&self.cx(), at, size);
+        self.tell_of_deadline(Some(from), nearer);
+        value
     }
 
     /// A write by vCPU `from` of `size` (1, 2, 4 or 8) bytes of device memory.
@@ -71,14 +73,15 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         if Chipset::has_address(at) {
             self.with_chipset(|chipset, vm| chipset.mmio_write(at, size, value, vm));
         } else {
-            self.bus.mmio_write(&self.cx(), at, size, value);
-            self.deadline_may_be_nearer(from);
+            let nearer = self.bus.mmio_write(&self.cx(), at, size, value);
+            self.tell_of_deadline(Some(from), nearer);
         }
     }
 
-    /// The first vCPU keeps the devices' time; it looks before each entry, but others must tell it.
-    fn deadline_may_be_nearer(&self, from: u32) {
-        if let (true, Some(first)) = (from != 0, self.shared(0)) {
+    /// The first vCPU keeps the devices' time; it looks before each entry, but others must tell it: another vCPU, or the
+    /// host, which is `None`.
+    pub(super) fn tell_of_deadline(&self, from: Option<u32>, nearer: bool) {
+        if let (true, Some(first)) = (nearer && from != Some(0), self.shared(0)) {
             if first.pending.post(Events::DEADLINE) {
                 first.kick();
             }

@@ -572,6 +572,99 @@ guest! {
 }
 
 guest! {
+    /// Halts until the serial port tells of a byte that waits below its FIFO's trigger level. Says a word when it is about
+    /// to. Status 0 if that is what it tells.
+    pub fn serial_timeout =
+    "gate 0x44, received_m"
+    // The I/O APIC's input 4.
+    "mov dword ptr [0xfec00000], 0x18"
+    "mov dword ptr [0xfec00010], 0x44"
+    // A FIFO with a trigger level of 8; the received-data interrupt.
+    "mov edx, 0x3fa"
+    "mov al, 0x81"
+    "out dx, al"
+    "mov edx, 0x3f9"
+    "mov al, 1"
+    "out dx, al"
+    "mov al, 0x2e"
+    "out 0xe9, al"
+    "2: sti"
+    "hlt"
+    "jmp 2b"
+    "received_m:"
+    "mov edx, 0x3fa"
+    "in al, dx"
+    "cmp al, 0xcc"
+    "jne 8f"
+    "exit 0"
+    "8: exit 1"
+}
+
+guest! {
+    /// Waits in HLT for `p0` periodic interrupts of the real-time clock, each of which another vCPU acknowledges. Status 0.
+    pub fn acknowledged_by_another =
+    "gate 0x48, tick_n"
+    "trampoline start_n, 8"
+    "lapic_write 0x300, 0xc4500"
+    "lapic_write 0x300, 0xc4608"
+    // The I/O APIC's input 8.
+    "mov dword ptr [0xfec00000], 0x20"
+    "mov dword ptr [0xfec00010], 0x48"
+    // Periodic interrupts, 1024 Hz; the index stays at the flags.
+    "mov al, 0xb"
+    "out 0x70, al"
+    "mov al, 0x42"
+    "out 0x71, al"
+    "mov al, 0xc"
+    "out 0x70, al"
+    "2: sti"
+    "hlt"
+    "jmp 2b"
+    "tick_n:"
+    "inc dword ptr [0x7000]"
+    "mov eax, [0x7000]"
+    "cmp eax, [0x100020]"
+    "jae 3f"
+    "lapic_write 0xb0, 0"
+    "iretd"
+    "3: exit 0"
+    ".code16"
+    "start_n:"
+    "xor ax, ax"
+    "mov ds, ax"
+    "xor bx, bx"
+    "4: pause"
+    "cmp bx, [0x7000]"
+    "je 4b"
+    "mov bx, [0x7000]"
+    "in al, 0x71"
+    "jmp 4b"
+    ".code32"
+}
+
+guest! {
+    /// One vCPU halts; another executes `p0` OUTs to the debug port. Status 0.
+    pub fn another_prints =
+    "trampoline start_o, 8"
+    "mov eax, [0x100020]"
+    "mov [0x7000], eax"
+    "lapic_write 0x300, 0xc4500"
+    "lapic_write 0x300, 0xc4608"
+    "2: hlt"
+    "jmp 2b"
+    ".code16"
+    "start_o:"
+    "xor ax, ax"
+    "mov ds, ax"
+    "mov al, 0x2e"
+    "3: out 0xe9, al"
+    "dec word ptr [0x7000]"
+    "jnz 3b"
+    "exit 0"
+    ".code32"
+}
+
+guest! {
     /// Sleeps for ever.
     pub fn sleep =
     "2: cli"

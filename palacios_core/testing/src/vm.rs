@@ -12,9 +12,10 @@ use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::write;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
+use std::collections::VecDeque;
 use std::ops::Deref;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use vm_fdt::FdtWriter;
 
 /// How long a guest may take for all that a test has it do.
@@ -33,6 +34,8 @@ pub struct Spec {
     pub pins: Vec<Option<u32>>,
     /// When its RAM comes in large pages.
     pub large_pages: LargePages,
+    /// It has the first serial port.
+    pub serial: bool,
 }
 
 impl Spec {
@@ -44,6 +47,7 @@ impl Spec {
             memory_bytes: 16 << 20,
             pins: vec![None],
             large_pages: LargePages::Sometimes,
+            serial: false,
         }
     }
 
@@ -78,6 +82,16 @@ impl Spec {
         fdt.property_string("label", "kernel")?;
         fdt.end_node(kernel)?;
         fdt.end_node(blobs)?;
+        if self.serial {
+            let devices = fdt.begin_node("devices")?;
+            let serial = fdt.begin_node("serial@3f8")?;
+            fdt.property_string("compatible", "ns16550a")?;
+            fdt.property_array_u64("reg", &[0x3f8, 8])?;
+            fdt.property_u32("interrupts", 4)?;
+            fdt.property_string("v3vee,stream", "com1")?;
+            fdt.end_node(serial)?;
+            fdt.end_node(devices)?;
+        }
         fdt.end_node(root)?;
         fdt.finish()
     }
@@ -180,7 +194,7 @@ impl<B: TestBackend> Hypervisor<B> {
     }
     /// Makes a VM, and launches nothing.
     pub fn create(&self, spec: &Spec) -> Result<TestVm<B>, CreateError> {
-        let (parts, ram, watcher, output) = heap::exempt(|| {
+        let (parts, ram, watcher, streams) = heap::exempt(|| {
             let watcher = Arc::<Watcher>::default();
             let ram = self.host.ram(spec.large_pages);
             let parts = Parts::<TestHost> {
@@ -189,10 +203,10 @@ impl<B: TestBackend> Hypervisor<B> {
                 ram: ram.clone(),
                 observer: Box::new(Watch(watcher.clone())),
             };
-            (parts, ram, watcher, Output::default())
+            (parts, ram, watcher, Streams::default())
         });
         let mut stream = |_: &str| {
-            let stream: Box<dyn ByteStream> = heap::exempt(|| Box::new(output.clone()));
+            let stream: Box<dyn ByteStream> = heap::exempt(|| Box::new(streams.clone()));
             match heap::allocate() {
                 true => Ok(stream),
                 false => Err(NoMemory),
@@ -204,7 +218,7 @@ impl<B: TestBackend> Hypervisor<B> {
             vm,
             ram,
             watcher,
-            output,
+            streams,
         })
     }
     /// Makes a VM and launches it.
@@ -228,7 +242,7 @@ pub struct TestVm<B: TestBackend> {
     /// The provider of its RAM.
     pub ram: TestRam,
     watcher: Arc<Watcher>,
-    output: Output,
+    streams: Streams,
 }
 
 impl<B: TestBackend> TestVm<B> {
@@ -290,8 +304,22 @@ impl<B: TestBackend> TestVm<B> {
 
     /// What the guest printed, to whichever stream.
     pub fn output(&self) -> Vec<u8> {
-        let output = self.output.0.lock();
-        output.unwrap_or_else(PoisonError::into_inner).clone()
+        self.streams.output().clone()
+    }
+    /// Types into whichever stream the guest reads.
+    pub fn type_in(&self, bytes: &[u8]) {
+        self.streams.input().extend(bytes);
+        self.vm.input_ready();
+    }
+    /// Waits until something holds.
+    #[track_caller]
+    pub fn wait_until(&self, holds: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !holds() {
+            let state = self.vm.state();
+            assert!(begin.elapsed() < PATIENCE, "it never holds; {state:?}");
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -323,17 +351,32 @@ impl Observer for Watch {
     }
 }
 
+/// The far ends of all streams: one for all.
 #[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
+struct Streams {
+    output: Arc<Mutex<Vec<u8>>>,
+    input: Arc<Mutex<VecDeque<u8>>>,
+}
 
-impl ByteStream for Output {
-    fn write(&mut self, data: &[u8]) {
-        heap::exempt(|| {
-            let mut output = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            output.extend_from_slice(data);
-        });
+impl Streams {
+    fn output(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.output.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    fn read(&mut self, _: &mut [u8]) -> usize {
-        0
+    fn input(&self) -> MutexGuard<'_, VecDeque<u8>> {
+        self.input.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ByteStream for Streams {
+    fn write(&mut self, data: &[u8]) {
+        heap::exempt(|| self.output().extend_from_slice(data));
+    }
+    fn read(&mut self, buf: &mut [u8]) -> usize {
+        let mut input = self.input();
+        let count = buf.len().min(input.len());
+        for (to, from) in buf.iter_mut().zip(input.drain(..count)) {
+            *to = from;
+        }
+        count
     }
 }

@@ -170,6 +170,37 @@ fn timers_end_guest_mode<B: TestBackend>() {
     });
 }
 
+/// The timeout begins when the byte comes, which no vCPU has a part in.
+fn input_arms_the_first_vcpus_timer<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        let vm = hypervisor.launch(&Spec {
+            serial: true,
+            ..Spec::new(guests::serial_timeout(&[]))
+        });
+        vm.wait_until(|| vm.output() == b"." && vm.thread(0).unwrap().parks() > 0);
+        vm.type_in(b"x");
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
+/// A read can start a timer, too, and by another vCPU than the one that keeps it.
+fn a_read_arms_the_first_vcpus_timer<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        let vm = hypervisor.launch(&smp(guests::acknowledged_by_another(&[30]), 2));
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
+/// Only a deadline that comes nearer is news to the vCPU that keeps the devices' time.
+fn what_others_print_wakes_nobody<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        let vm = hypervisor.launch(&smp(guests::another_prints(&[500]), 2));
+        assert_eq!(vm.wait(), GOOD);
+        let parks = vm.thread(0).unwrap().parks();
+        assert!(parks < 10, "{parks} times");
+    });
+}
+
 fn vcpus_wake_each_other<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
         let vm = hypervisor.launch(&smp(guests::ping_pong(&[1000 / B::SLOWNESS]), 2));
@@ -587,6 +618,9 @@ on_all_backends! {
     spinning_vcpus_give_way,
     the_counter_never_goes_back,
     timers_end_guest_mode,
+    input_arms_the_first_vcpus_timer,
+    a_read_arms_the_first_vcpus_timer,
+    what_others_print_wakes_nobody,
     vcpus_wake_each_other,
     vcpus_that_wake_each_other_are_moved,
     revocation_under_running_vcpus,
