@@ -154,9 +154,14 @@ impl<H: Host> VmClock<H> {
     pub fn ns_of_tsc(&self, ticks: u64) -> u64 {
         self.ns_of_tsc.of(ticks)
     }
+    /// What the host's clock is ahead of this one. It changes when the clock was stopped and goes on: what was computed
+    /// with it before, a time on the host's scale, is then no longer right.
+    pub fn behind_ns(&self) -> u64 {
+        self.behind_ns.load(Ordering::SeqCst)
+    }
     /// A time of this clock on the host's scale.
     pub fn host_ns(&self, at_ns: u64) -> u64 {
-        at_ns.saturating_add(self.behind_ns.load(Ordering::SeqCst))
+        at_ns.saturating_add(self.behind_ns())
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     /// Ticks of the host's counter in the guest, since the window opened.
     guest_ticks: u64,
     armed_ns: Option<u64>,
+    /// What the host's clock was ahead of the VM's before that was armed.
+    behind_ns: u64,
     /// The length of the instruction that exited, where the hardware gives none.
     length: Option<u8>,
     /// Timers changed: leave the window and arm them.
@@ -105,6 +107,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             yielded_to: index,
             guest_ticks: 0,
             armed_ns: None,
+            behind_ns: 0,
             length: None,
             rearm: false,
             stopping: None,
@@ -158,11 +161,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             }
             match vm.wait_to_run(self.index) {
                 Go::On => {}
-                Go::Again => {
-                    // The clock has moved against the host's: what was armed is no longer right.
-                    self.armed_ns = None;
-                    continue;
-                }
+                Go::Again => continue,
                 Go::Reset => {
                     self.unstick(vm);
                     self.reset(vm);
@@ -408,6 +407,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Does what is due, and has the host call when the next is.
     fn tick(&mut self, here: &Here<'_, H, B>) {
         let vm = here.vm;
+        // Whether this thread waited through a pause or a pause and its end overtook it. Looked at first: what comes later
+        // is seen by the next tick.
+        let behind_ns = vm.clock().behind_ns();
+        let paused = core::mem::replace(&mut self.behind_ns, behind_ns) != behind_ns;
         let now = self.now(here);
         let now_ns = now.ns;
         if self.apic.deadline_ns(now).is_some_and(|at| at <= now_ns) {
@@ -424,7 +427,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 .min();
         }
         let fired = self.armed_ns.is_some_and(|at| at <= now_ns);
-        if self.armed_ns != next_ns || fired {
+        if self.armed_ns != next_ns || fired || paused {
             here.shared
                 .thread()
                 .arm(next_ns.map(|at| vm.clock().host_ns(at)));

@@ -46,6 +46,15 @@ fn on_each<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
     }
 }
 
+/// On a host whose time a test moves.
+fn on_virtual_time<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
+    let config = Config {
+        virtual_time: true,
+        ..config::<B>()
+    };
+    TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
+}
+
 fn smp(kernel: Vec<u8>, vcpus: usize) -> Spec {
     Spec {
         pins: vec![None; vcpus],
@@ -444,6 +453,25 @@ fn pauses_under_running_vcpus<B: TestBackend>() {
     });
 }
 
+/// A pause and its end come and go while a vCPU that sleeps has no CPU: its timer is still right.
+fn a_pause_that_a_vcpu_does_not_see_moves_its_timer<B: TestBackend>() {
+    const PAUSE: u64 = 1_000;
+    on_virtual_time::<B>(|host, hypervisor| {
+        let vm = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[1, 1_000_000])));
+        let thread = vm.thread(0).unwrap();
+        vm.wait_until(|| thread.parks() > 0);
+        let armed_ns = host.next_timer_ns().expect("a timer");
+        thread.hold(true);
+        vm.pause().unwrap();
+        host.advance(PAUSE);
+        vm.resume().unwrap();
+        thread.hold(false);
+        vm.wait_until(|| host.next_timer_ns() == Some(armed_ns + PAUSE));
+        host.advance(armed_ns + PAUSE - host.now_ns());
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
 /// A stop finds a vCPU wherever it is: in the guest, asleep, on its way in or out, paused, not even started.
 fn stops_are_never_lost<B: TestBackend>() {
     on_each::<B>(|host, hypervisor| {
@@ -625,6 +653,7 @@ on_all_backends! {
     vcpus_that_wake_each_other_are_moved,
     revocation_under_running_vcpus,
     pauses_under_running_vcpus,
+    a_pause_that_a_vcpu_does_not_see_moves_its_timer,
     stops_are_never_lost,
     revocation_under_emulation,
     cpus_go_and_come_under_vms,

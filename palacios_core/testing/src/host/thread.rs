@@ -23,6 +23,8 @@ pub struct ThreadState {
     window: AtomicU32,
     wake: Mutex<bool>,
     woken: Condvar,
+    /// It gets no CPU when its sleep ends.
+    held: AtomicBool,
     sleeps: AtomicBool,
     run: Mutex<Run>,
     ended: Condvar,
@@ -59,6 +61,7 @@ impl TestThread {
             window: AtomicU32::new(0),
             wake: Mutex::new(false),
             woken: Condvar::new(),
+            held: AtomicBool::new(false),
             sleeps: AtomicBool::new(false),
             run: Mutex::default(),
             ended: Condvar::new(),
@@ -71,6 +74,13 @@ impl TestThread {
     /// How often it was kicked.
     pub fn kicks(&self) -> u64 {
         self.0.kicks.load(SeqCst)
+    }
+    /// Until `hold(false)` it does not come out of [`Thread::park`]: others always have its CPU.
+    pub fn hold(&self, held: bool) {
+        let wake = lock(&self.0.wake);
+        self.0.held.store(held, SeqCst);
+        drop(wake);
+        self.0.woken.notify_all();
     }
     /// How often it slept in [`Thread::park`], rather than finding that it was unparked already.
     pub fn parks(&self) -> u64 {
@@ -202,7 +212,8 @@ impl Thread for TestThread {
         }
         self.0.sleeps.store(true, SeqCst);
         let begin_ns = self.0.host.clock.now_ns();
-        while !*wake && !self.0.host.breaks(Broken::ParkReturns) {
+        let sleeps = |wake: bool| self.0.held.load(SeqCst) || !wake;
+        while sleeps(*wake) && !self.0.host.breaks(Broken::ParkReturns) {
             wake = self
                 .0
                 .woken
