@@ -4,6 +4,7 @@
 
 use super::{Activity, Here, Vcpu, RESET};
 use crate::backend::{Backend, BackendVcpu, Event};
+use crate::devices::PowerRequest;
 use crate::host::Host;
 use crate::interrupts::lapic::Lvt;
 use crate::interrupts::pending::Events;
@@ -45,7 +46,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// would go to its firmware, which starts the machine anew.
     fn take_init(&mut self, here: &Here<'_, H, B>) {
         if self.index == 0 {
-            return here.vm.request_reset();
+            return here.vm.cx().power.request(PowerRequest::Reset);
         }
         self.init(&CpuState {
             xcr0: self.arch.xcr0(),

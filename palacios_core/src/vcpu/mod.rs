@@ -156,9 +156,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             if let Some(reason) = self.stopping.take() {
                 vm.request_stop(reason);
             }
-            if vm.power_request().is_some() {
-                vm.take_power_request();
-            }
             match vm.wait_to_run(self.index) {
                 Go::On => {}
                 Go::Again => continue,
@@ -168,6 +165,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                     continue;
                 }
                 Go::End => break,
+            }
+            if vm.honour_power_request() {
+                continue;
             }
             self.tick(&here);
             if !self.runnable(&here) {

@@ -350,9 +350,11 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         true
     }
 
-    /// Honours what the guest asked of its power supply.
-    pub(crate) fn take_power_request(&self) {
-        match self.power.take() {
+    /// Honours what the guest asked of its power supply; `false` if it asked nothing. The request stays: where the VM has
+    /// just been paused, a reset waits until it goes on.
+    pub(crate) fn honour_power_request(&self) -> bool {
+        let request = self.power.waiting();
+        match request {
             None => {}
             Some(PowerRequest::Off) => {
                 self.request_stop(StopReason::PoweredOff);
@@ -360,12 +362,12 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             Some(PowerRequest::Exit(status)) => {
                 self.request_stop(StopReason::Exit(status));
             }
-            Some(PowerRequest::Reset) => self.request_reset(),
+            Some(PowerRequest::Reset) => self.gather_for_reset(),
         }
+        request.is_some()
     }
 
-    /// Has all vCPUs gather for a reset.
-    pub(crate) fn request_reset(&self) {
+    fn gather_for_reset(&self) {
         if self.change(RunState::Running, RunState::Resetting) {
             self.call_all();
         }
@@ -442,7 +444,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// Devices as after power-on, the kernel loaded again. The vCPUs do their own part.
     fn reset_machine(&self) -> Result<(), ()> {
-        self.power.take();
+        self.power.clear();
         self.told_dead.store(false, Ordering::SeqCst);
         *self.chipset.lock() = crate::interrupts::chipset::Chipset::new();
         self.bus.reset();

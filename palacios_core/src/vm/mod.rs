@@ -14,7 +14,7 @@ use crate::backend::{Backend, BackendVcpu};
 use crate::boot::{self, BootError};
 use crate::clock::VmClock;
 use crate::devices::bus::Bus;
-use crate::devices::{ByteStream, Cx, PowerRequest};
+use crate::devices::{ByteStream, Cx};
 use crate::host::{CpuId, Host, Level, Lock, LockClass, NoMemory, NoSuchCpu, Scope, Thread};
 use crate::image::{Image, ImageError};
 use crate::interrupts::chipset::Chipset;
@@ -344,11 +344,6 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// What the first vCPU starts with.
     pub(crate) fn boot_state(&self) -> CpuState {
         self.life.lock().boot_state
-    }
-
-    /// The power request that waits, if any.
-    pub(crate) fn power_request(&self) -> Option<PowerRequest> {
-        self.power.waiting()
     }
 }
 

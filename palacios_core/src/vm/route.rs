@@ -142,8 +142,8 @@ impl PowerSwitch {
     pub(super) fn waiting(&self) -> Option<PowerRequest> {
         decode(self.0.load(Ordering::SeqCst))
     }
-    pub(super) fn take(&self) -> Option<PowerRequest> {
-        decode(self.0.swap(NONE, Ordering::SeqCst))
+    pub(super) fn clear(&self) {
+        self.0.store(NONE, Ordering::SeqCst);
     }
 }
 

@@ -3,6 +3,8 @@
 
 /// Where their code lies in guest memory.
 pub const BASE: u32 = 0x10_0000;
+/// Where some of them wait for a word of the test's that is not 0.
+pub const GO: u64 = 0x7004;
 /// Where their parameters lie.
 const PARAMETERS: usize = 32;
 
@@ -487,6 +489,52 @@ guest! {
     "5: hlt"
     "jmp 5b"
     ".code32"
+}
+
+guest! {
+    /// One vCPU halts; another waits for the word at [`GO`], and then resets the machine by an INIT to the first. It says a
+    /// word when that is sent. Status 0 after the reset.
+    pub fn init_to_the_first =
+    "inc dword ptr [0x7000]"
+    "cmp dword ptr [0x7000], 2"
+    "je 3f"
+    "trampoline start_p, 16"
+    "mov dword ptr [0x7004], 0"
+    "lapic_write 0x300, 0xc4500"
+    "lapic_write 0x300, 0xc4608"
+    "2: hlt"
+    "jmp 2b"
+    "3: exit 0"
+    ".code16"
+    "start_p:"
+    "cli"
+    "mov ax, cs"
+    "mov ds, ax"
+    // data32 lgdt [gdtr - start]
+    ".byte 0x66, 0x0f, 0x01, 0x16"
+    ".word gdtr_p - start_p"
+    "mov eax, cr0"
+    "or eax, 1"
+    "mov cr0, eax"
+    ".byte 0x66, 0xea"
+    ".long 0x100000 + protected_p - guest_begin_init_to_the_first"
+    ".word 8"
+    ".balign 8"
+    "gdt_p: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
+    "gdtr_p: .word 23"
+    ".long 0x8000 + gdt_p - start_p"
+    ".code32"
+    "protected_p:"
+    "mov eax, 16"
+    "mov ds, eax"
+    "mov ss, eax"
+    "mov es, eax"
+    "4: cmp dword ptr [0x7004], 0"
+    "je 4b"
+    "lapic_write 0x300, 0xc4500"
+    "mov al, 0x2e"
+    "out 0xe9, al"
+    "5: jmp 5b"
 }
 
 guest! {

@@ -2,6 +2,7 @@
 //! Whole VMs: the core on a test host, with guests that execute.
 
 use palacios_core::addr::Gpa;
+use palacios_core::devices::GuestMemory;
 use palacios_core::host::{CpuId, Host};
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, MoveError, State, StopReason, DEAD};
@@ -388,6 +389,23 @@ fn resets_start_all_vcpus_again<B: TestBackend>() {
     });
 }
 
+/// A pause comes between the guest's request and its being honoured.
+fn a_reset_outlives_a_pause<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        let vm = hypervisor.launch(&smp(guests::init_to_the_first(&[]), 2));
+        let first = vm.thread(0).unwrap();
+        vm.wait_until(|| first.parks() > 0);
+        first.hold(true);
+        vm.memory().write(Gpa(guests::GO), &[1]).unwrap();
+        vm.wait_until(|| vm.output() == b".");
+        vm.pause().unwrap();
+        first.hold(false);
+        vm.wait_until(|| first.parks() > 1);
+        vm.resume().unwrap();
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
 /// What a guest does to itself stops its VM, with a reason; nothing is left over.
 fn a_guest_stops_only_itself<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
@@ -661,6 +679,7 @@ on_all_backends! {
     a_vm_that_nothing_wakes_is_dead,
     a_vm_with_an_nmi_under_way_is_not_dead,
     resets_start_all_vcpus_again,
+    a_reset_outlives_a_pause,
     a_guest_stops_only_itself,
     a_full_host_stops_the_guest,
     steady_state_allocates_nothing_and_shares_no_lock,
