@@ -132,9 +132,11 @@ impl<'a> Kernel<'a> {
         Self::lay_out(source, entry)
     }
 
-    /// Checks that all segments together can be loaded, and translates the entry point.
-    fn lay_out(source: Source<'a>, virtual_entry: u64) -> Result<Self, BootError> {
-        let (mut end, mut bytes, mut entry) = (0u64, 0u64, None);
+    /// Checks that all segments together can be loaded, and translates the entry point: by rights a virtual address, but
+    /// kernels that are linked high may give the physical one, at which they begin.
+    fn lay_out(source: Source<'a>, named_entry: u64) -> Result<Self, BootError> {
+        let (mut end, mut bytes) = (0u64, 0u64);
+        let (mut entry, mut physical_entry) = (None, None);
         for segment in source.segments() {
             let segment = segment?;
             let segment_end = segment
@@ -145,11 +147,15 @@ impl<'a> Kernel<'a> {
                 "a segment lies above 3 GiB; a Multiboot kernel is loaded by physical addresses",
             ))?);
             bytes = bytes.saturating_add(segment.bytes);
-            let offset = virtual_entry.wrapping_sub(segment.virtual_start);
+            let offset = named_entry.wrapping_sub(segment.virtual_start);
             if offset < segment.bytes {
                 entry = Some(segment.start.saturating_add(offset));
             }
+            if named_entry.wrapping_sub(segment.start) < segment.bytes {
+                physical_entry = Some(named_entry);
+            }
         }
+        let entry = entry.or(physical_entry);
         // Segments may overlap, but not so that loading them takes forever.
         if bytes > end {
             return Err(BootError::BadKernel("its segments overlap"));

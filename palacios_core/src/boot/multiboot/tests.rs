@@ -115,6 +115,29 @@ fn segments_are_loaded_and_the_rest_of_them_zero() {
     }
 }
 
+/// So xv6 and JOS name it.
+#[test]
+fn an_entry_point_may_be_a_physical_address() {
+    for is_64 in [false, true] {
+        let mut file = elf(is_64, MIB, 0x3000, 0);
+        put(&mut file, 24, &((MIB + 12) as u32).to_le_bytes());
+        if is_64 {
+            put(&mut file, 28, &[0; 4]);
+        }
+        let (state, _) = boot(&Spec::default(), &[&file]).unwrap();
+        assert_eq!(state.rip, MIB + 12);
+    }
+}
+
+#[test]
+fn an_entry_point_that_could_be_either_is_virtual() {
+    let mut file = elf(false, MIB, 0x3000, 0);
+    put(&mut file, 52 + 8, &(MIB as u32 + 0x1000).to_le_bytes());
+    put(&mut file, 24, &(MIB as u32 + 0x100c).to_le_bytes());
+    let (state, _) = boot(&Spec::default(), &[&file]).unwrap();
+    assert_eq!(state.rip, MIB + 12);
+}
+
 #[test]
 fn enters_in_flat_protected_mode() {
     let (state, memory) = boot(&Spec::default(), &[&kernel()]).unwrap();
