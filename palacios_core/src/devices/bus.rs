@@ -122,6 +122,13 @@ impl<H: Host> Bus<H> {
         }
     }
 
+    /// Has all devices look at the clocks, whatever their deadlines.
+    pub fn tick_all(&self, cx: &Cx<'_>) {
+        for slot in &self.slots {
+            slot.with(|device| device.timed().map(|timed| timed.tick(cx)));
+        }
+    }
+
     /// Has all devices look at their input streams. `true`: a device's deadline came nearer.
     #[must_use]
     pub fn input_ready(&self, cx: &Cx<'_>) -> bool {

@@ -147,7 +147,8 @@ pub trait Mmio {
 pub trait Timed {
     /// When [`Timed::tick`] is next wanted, on [`Clock::now_ns`]'s scale. Asked after each call into the device.
     fn deadline_ns(&self) -> Option<u64>;
-    /// The deadline passed, maybe long ago: does all that is due by now.
+    /// The deadline passed, maybe long ago: does all that is due by now. It also comes with no deadline past when the VM
+    /// goes on after a pause, in which the wall clock went on.
     fn tick(&mut self, cx: &Cx<'_>);
 }
 

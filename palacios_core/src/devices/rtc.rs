@@ -30,6 +30,8 @@ static PORTS: Range<u16> = INDEX_PORT..DATA_PORT + 1;
 const CRYSTAL: Frequency = Frequency(32_768);
 /// How long before a second ends the time must not be read: 244 µs of warning and 1,984 µs of update.
 const UPDATE_NS: u64 = 2_228_000;
+/// Seconds until an alarm that is further away is looked for again: the wall clock may be set, and nobody tells.
+const ALARM_LOOK_S: u64 = 60;
 const BYTES: usize = 128;
 
 /// The bytes that are not memory.
@@ -115,7 +117,8 @@ pub struct Rtc {
     settled_s: u64,
     /// The same in ticks of the crystal.
     settled_tick: u64,
-    /// When the VM's clock ends the present second, and when it comes to the alarm, if that interrupts.
+    /// When the VM's clock ends the present second, and when it comes to the alarm, if that interrupts, or to the next look
+    /// for it.
     update_at_ns: u64,
     alarm_at_ns: Option<u64>,
 }
@@ -212,10 +215,11 @@ impl Rtc {
         self.update_at_ns = now_ns.saturating_add(NS_PER_S.wrapping_sub(into_ns));
         self.alarm_at_ns = None;
         if self.wants(reg_c::ALARM) && self.stopped.is_none() && self.runs() {
-            let further = |wait_s: u64| wait_s.saturating_sub(1).wrapping_mul(NS_PER_S);
+            let look_s = |wait_s: u64| wait_s.min(ALARM_LOOK_S).saturating_sub(1);
+            let further_ns = |wait_s| look_s(wait_s).wrapping_mul(NS_PER_S);
             let wait_s = self.alarm_after(wall_s);
             self.alarm_at_ns =
-                wait_s.map(|wait_s| self.update_at_ns.saturating_add(further(wait_s)));
+                wait_s.map(|wait_s| self.update_at_ns.saturating_add(further_ns(wait_s)));
         }
     }
 

@@ -418,7 +418,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
         let mut next_ns = self.apic.deadline_ns(now);
         if self.index == 0 {
-            if vm.bus().deadline_ns().is_some_and(|at| at <= now_ns) {
+            if paused {
+                vm.bus().tick_all(&vm.cx());
+            } else if vm.bus().deadline_ns().is_some_and(|at| at <= now_ns) {
                 vm.bus().tick(&vm.cx());
             }
             next_ns = [next_ns, vm.bus().deadline_ns()]

@@ -691,6 +691,33 @@ guest! {
 }
 
 guest! {
+    /// Halts until the real-time clock's alarm, which comes each second, interrupts. Status 0.
+    pub fn alarm =
+    "gate 0x48, alarm_q"
+    // The I/O APIC's input 8.
+    "mov dword ptr [0xfec00000], 0x20"
+    "mov dword ptr [0xfec00010], 0x48"
+    // Any second, minute and hour; then the alarm's interrupt.
+    "mov ebx, 1"
+    "2: mov eax, ebx"
+    "out 0x70, al"
+    "mov al, 0xff"
+    "out 0x71, al"
+    "add ebx, 2"
+    "cmp ebx, 5"
+    "jbe 2b"
+    "mov al, 0xb"
+    "out 0x70, al"
+    "mov al, 0x22"
+    "out 0x71, al"
+    "3: sti"
+    "hlt"
+    "jmp 3b"
+    "alarm_q:"
+    "exit 0"
+}
+
+guest! {
     /// One vCPU halts; another executes `p0` OUTs to the debug port. Status 0.
     pub fn another_prints =
     "trampoline start_o, 8"

@@ -490,6 +490,18 @@ fn a_pause_that_a_vcpu_does_not_see_moves_its_timer<B: TestBackend>() {
     });
 }
 
+/// The wall clock goes on in a pause.
+fn an_alarm_that_was_missed_in_a_pause_rings_at_its_end<B: TestBackend>() {
+    on_virtual_time::<B>(|host, hypervisor| {
+        let vm = hypervisor.launch(&Spec::new(guests::alarm(&[])));
+        vm.wait_until(|| vm.thread(0).unwrap().parks() > 0);
+        vm.pause().unwrap();
+        host.advance(10_000_000_000);
+        vm.resume().unwrap();
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
 /// A stop finds a vCPU wherever it is: in the guest, asleep, on its way in or out, paused, not even started.
 fn stops_are_never_lost<B: TestBackend>() {
     on_each::<B>(|host, hypervisor| {
@@ -672,6 +684,7 @@ on_all_backends! {
     revocation_under_running_vcpus,
     pauses_under_running_vcpus,
     a_pause_that_a_vcpu_does_not_see_moves_its_timer,
+    an_alarm_that_was_missed_in_a_pause_rings_at_its_end,
     stops_are_never_lost,
     revocation_under_emulation,
     cpus_go_and_come_under_vms,
