@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::interrupts::lapic::Lvt;
 use crate::interrupts::pending::Events;
 use crate::interrupts::Delivery;
-use crate::state::{rflags, CpuState, Seg};
+use crate::state::{cr0, rflags, CpuState, Seg};
 use crate::stats::Counter;
 use crate::vm::life::RunState;
 
@@ -48,23 +48,28 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if self.index == 0 {
             return here.vm.cx().power.request(PowerRequest::Reset);
         }
-        self.init(&CpuState {
-            xcr0: self.arch.xcr0(),
-            ..RESET
-        });
+        self.init(&self.state_after_init());
         self.apic.init();
         here.shared.set_filter(self.apic.filter());
         self.activity = Activity::WaitForStartup;
     }
 
-    /// A start-up message: real mode at the beginning of a page below 1 MiB (SDM 3A: 8.4.3). An NMI that came since INIT
-    /// was held back, and comes now (SDM 3C: 24.4.2).
-    fn start_at(&mut self, page: u32) {
+    /// INIT changes neither XCR0 nor whether there are caches (SDM 3A: table 9-1).
+    fn state_after_init(&self) -> CpuState {
+        const CACHES: u64 = cr0::CD | cr0::NW;
         let mut state = CpuState {
-            rip: 0,
             xcr0: self.arch.xcr0(),
             ..RESET
         };
+        state.control.cr0 = RESET.control.cr0 & !CACHES | self.arch.control().cr0 & CACHES;
+        state
+    }
+
+    /// A start-up message: real mode at the beginning of a page below 1 MiB (SDM 3A: 8.4.3). An NMI that came since INIT
+    /// was held back, and comes now (SDM 3C: 24.4.2).
+    fn start_at(&mut self, page: u32) {
+        let mut state = self.state_after_init();
+        state.rip = 0;
         if let Some(cs) = state.segments.get_mut(Seg::Cs as usize) {
             cs.selector = (page << 8) as u16;
             cs.base = u64::from(page) << 12;

@@ -19,7 +19,7 @@ use crate::emulator::Fault;
 use crate::host::{CpuId, Host, Thread};
 use crate::interrupts::lapic::LocalApic;
 use crate::memory::FillError;
-use crate::state::{rflags, CpuState, Exception, Reg};
+use crate::state::{cr0, rflags, CpuState, Exception, Reg};
 use crate::stats::Counter;
 use crate::vm::life::{Go, StopReason};
 use crate::vm::Vm;
@@ -125,7 +125,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.pvclock = pvclock::PvClock::new(waited_ns);
         self.tsc.reset();
         let first = self.index == 0;
-        let state = if first { vm.boot_state() } else { RESET };
+        let state = if first { vm.boot_state() } else { STOPPED };
         self.init(&state);
         self.activity = if first {
             Activity::Active
@@ -522,6 +522,13 @@ fn new_apic<H: Host, B: Backend<H>>(index: u32, backend: &B) -> LocalApic {
 }
 
 const RESET: CpuState = CpuState::reset();
+
+/// How firmware leaves a CPU that it does not boot from: its caches are on, which a kernel need not see to.
+const STOPPED: CpuState = {
+    let mut state = RESET;
+    state.control.cr0 &= !(cr0::CD | cr0::NW);
+    state
+};
 
 const DOUBLE_FAULT: u8 = 8;
 const PAGE_FAULT: u8 = 14;

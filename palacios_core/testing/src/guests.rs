@@ -538,6 +538,45 @@ guest! {
 }
 
 guest! {
+    /// Starts a second vCPU twice, which says what it has in CR0, and then switches its caches off; resets the machine, and
+    /// does so again. Status 0 if it had caches at first, and none behind an INIT; else 1.
+    pub fn caches =
+    "trampoline start_h, 16"
+    "mov dword ptr [0x7004], 0"
+    "mov ebx, 0x10"
+    "2: lapic_write 0x300, 0xc4500"
+    "lapic_write 0x300, 0xc4608"
+    "3: cmp word ptr [0x7004], 0"
+    "je 3b"
+    "cmp [0x7000], ebx"
+    "jne 8f"
+    "mov dword ptr [0x7004], 0"
+    "xor ebx, 0x40000000"
+    "test ebx, 0x40000000"
+    "jnz 2b"
+    "cmp dword ptr [0x7008], 0"
+    "jne 9f"
+    "inc dword ptr [0x7008]"
+    "mov al, 0xfe"
+    "out 0x64, al"
+    "8: exit 1"
+    "9: exit 0"
+    ".code16"
+    "start_h:"
+    "xor ax, ax"
+    "mov ds, ax"
+    "mov eax, cr0"
+    "mov [0x7000], eax"
+    // CD and MP.
+    "or eax, 0x40000002"
+    "mov cr0, eax"
+    "inc word ptr [0x7004]"
+    "5: hlt"
+    "jmp 5b"
+    ".code32"
+}
+
+guest! {
     /// Jumps to where there is no memory.
     pub fn jumps_away =
     "mov eax, 0x50000000"

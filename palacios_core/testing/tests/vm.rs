@@ -406,6 +406,14 @@ fn a_reset_outlives_a_pause<B: TestBackend>() {
     });
 }
 
+/// A kernel need not switch on the caches of the vCPUs that it starts.
+fn vcpus_start_with_caches<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        let vm = hypervisor.launch(&smp(guests::caches(&[]), 2));
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
 /// What a guest does to itself stops its VM, with a reason; nothing is left over.
 fn a_guest_stops_only_itself<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
@@ -693,6 +701,7 @@ on_all_backends! {
     a_vm_with_an_nmi_under_way_is_not_dead,
     resets_start_all_vcpus_again,
     a_reset_outlives_a_pause,
+    vcpus_start_with_caches,
     a_guest_stops_only_itself,
     a_full_host_stops_the_guest,
     steady_state_allocates_nothing_and_shares_no_lock,
