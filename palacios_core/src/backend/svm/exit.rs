@@ -6,7 +6,7 @@ use super::check;
 use super::vmcb::{event, Control, Vmcb};
 use super::Caps;
 use crate::addr::Gpa;
-use crate::state::{efer, Exception};
+use crate::state::{cr0, efer, Exception};
 
 /// Exit codes.
 #[allow(missing_docs)]
@@ -146,8 +146,10 @@ pub(super) fn encode(event: Event, vmcb: &Vmcb) -> u64 {
             Event::Interrupt(vector) => event::INTERRUPT | u64::from(vector),
             Event::Nmi => event::NMI | 2,
             Event::Exception(e) => {
+                // Real mode pushes no error codes; what an injection says would be pushed there all the same.
                 let code = e
                     .error_code
+                    .filter(|_| vmcb.save.cr0 & cr0::PE != 0)
                     .map_or(0, |code| event::ERROR_CODE_VALID | u64::from(code) << 32);
                 event::EXCEPTION | u64::from(e.vector) | code
             }

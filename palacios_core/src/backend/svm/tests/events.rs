@@ -5,7 +5,7 @@ use super::*;
 use crate::backend::svm::exit::code;
 use crate::backend::svm::vmcb::{event, Clean, Intercepts3, VirtualInterrupt};
 use crate::backend::{BackendVcpu, Event};
-use crate::state::{rflags, Exception};
+use crate::state::{cr0, rflags, Exception};
 
 #[test]
 fn each_event_is_injected_once_and_in_its_own_form() {
@@ -33,11 +33,24 @@ fn each_event_is_injected_once_and_in_its_own_form() {
         injected(Event::Exception(Exception::INVALID_OPCODE)),
         0x8000_0306
     );
-    let gp = Event::Exception(Exception::general_protection(0x18));
-    assert_eq!(injected(gp), 0x18_8000_0b0d);
     assert_eq!(injected(software(0x80)), 0x8000_0480);
     assert_eq!(injected(software(3)), 0x8000_0303);
     assert_eq!(injected(software(4)), 0x8000_0304);
+}
+
+#[test]
+fn error_codes_are_of_protected_mode() {
+    let svm = svm_with(NRIP, 16);
+    let mut vcpu = vcpu_of(&svm);
+    for (cr0, field) in [(0, 0x8000_030d), (cr0::PE, 0x18_8000_0b0d)] {
+        let mut control = vcpu.control();
+        control.cr0 = cr0::ET | cr0;
+        vcpu.set_control(control);
+        let gp = Exception::general_protection(0x18);
+        vcpu.inject(Event::Exception(gp));
+        vcpu.before_entry();
+        assert_eq!(vcpu.vmcb.get().control.event_inj, field);
+    }
 }
 
 #[test]
