@@ -19,6 +19,8 @@ pub struct Format {
     pub leaf: u64,
     /// The bit that makes an entry above the last level a leaf.
     pub large: u64,
+    /// There may be such leaves: a guest cannot harm the processor with them.
+    pub large_pages: bool,
     /// Any of these bits set: the entry is present.
     pub present: u64,
     /// The bits of an entry that hold an address.
@@ -138,9 +140,9 @@ impl<H: Host> Tables<H> {
         }
     }
 
-    /// Whether a large page may be mapped at `gpa`: no table of small pages hangs there.
+    /// Whether a large page may be mapped at `gpa`: no table of small pages hangs there, and there may be large ones at all.
     pub fn large_fits(&self, gpa: Gpa) -> bool {
-        if gpa >= self.format.end() {
+        if gpa >= self.format.end() || !self.format.large_pages {
             return false;
         }
         let (mut table, mut level) = (self.root, self.format.levels);

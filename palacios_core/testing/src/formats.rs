@@ -13,6 +13,7 @@ pub const fn npt(levels: u8) -> Format {
         table: 0b111,
         leaf: 0b111,
         large: 1 << 7,
+        large_pages: true,
         present: 1,
         address: ADDRESS,
     }
@@ -25,6 +26,7 @@ pub const fn ept(levels: u8) -> Format {
         table: 0b111,
         leaf: 0b111 | 6 << 3,
         large: 1 << 7,
+        large_pages: true,
         present: 0b111,
         address: ADDRESS,
     }
@@ -36,9 +38,18 @@ pub const ODD: Format = Format {
     table: 1 << 63 | 1 << 2,
     leaf: 1 << 2 | 1 << 58,
     large: 1 << 1,
+    large_pages: true,
     present: 1 << 2,
     address: ADDRESS,
 };
+
+/// The same without large pages.
+pub const fn small(format: Format) -> Format {
+    Format {
+        large_pages: false,
+        ..format
+    }
+}
 
 /// All of them.
 pub const ALL: [Format; 5] = [npt(4), npt(5), ept(4), ept(5), ODD];

@@ -10,6 +10,7 @@ use palacios_core::backend::Backend;
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::write;
+use palacios_core::memory::table::Format;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
 use std::collections::VecDeque;
@@ -140,7 +141,10 @@ impl TestBackend for Vmx<TestHost> {
     }
     fn adapt(processor: processor::Config) -> processor::Config {
         processor::Config {
-            format: formats::ept(processor.format.levels),
+            format: Format {
+                large_pages: processor.format.large_pages,
+                ..formats::ept(processor.format.levels)
+            },
             vmx: Some(vt_x(processor.next_rip)),
             ..processor
         }

@@ -4,6 +4,7 @@
 use palacios_core::addr::{Gpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::devices::GuestMemory;
 use palacios_core::host::{CpuId, Host, NoMemory, Thread};
+use palacios_core::memory::table::Format;
 use palacios_core::memory::{FillError, Memory, HIGH_RAM, LOW_RAM_END};
 use palacios_testing::host::{LargePages, TestRam};
 use palacios_testing::{formats, heap, Config, TestHost};
@@ -20,9 +21,19 @@ fn memory(host: &TestHost, ram: &TestRam, bytes: u64) -> Result<Ram, NoMemory> {
 }
 
 fn with_memory<R>(large: LargePages, bytes: u64, test: impl FnOnce(&Ram, &TestRam) -> R) -> R {
+    with_tables(formats::npt(4), large, bytes, test)
+}
+
+fn with_tables<R>(
+    format: Format,
+    large: LargePages,
+    bytes: u64,
+    test: impl FnOnce(&Ram, &TestRam) -> R,
+) -> R {
     TestHost::run(Config::default(), |host| {
         let ram = host.ram(large);
-        test(&memory(host, &ram, bytes).unwrap(), &ram)
+        let memory = Memory::new(host, ram.clone(), bytes, format).unwrap();
+        test(&memory, &ram)
     })
 }
 
@@ -213,12 +224,16 @@ fn apply(memory: &Ram, ram: &TestRam, model: &mut Model, op: &Op) {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
     #[test]
-    fn contents_outlive_revocation(ops in prop::collection::vec(op(), 1..60)) {
+    fn contents_outlive_revocation(
+        ops in prop::collection::vec(op(), 1..60),
+        format in prop::sample::select(vec![formats::npt(4), formats::small(formats::ept(4))]),
+    ) {
         let bytes = LOW_RAM_END + 2 * LARGE + LARGE / 2;
-        with_memory(LargePages::Sometimes, bytes, |memory, ram| {
+        with_tables(format, LargePages::Sometimes, bytes, |memory, ram| {
             let mut model = Model::default();
             for op in &ops {
                 apply(memory, ram, &mut model, op);
+                assert!(format.large_pages || memory.frames().0 == 0);
             }
             memory.revoke(Gpa(0), u64::MAX, || ());
             assert_eq!(memory.resident_bytes(), 0);

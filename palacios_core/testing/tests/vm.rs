@@ -25,10 +25,10 @@ fn configs<B: TestBackend>() -> [Config; 3] {
         }),
         ..Default::default()
     };
-    use palacios_testing::formats::{ept, npt, ODD};
+    use palacios_testing::formats::{ept, npt, small, ODD};
     [
         with(1, true, npt(4)),
-        with(2, false, ept(5)),
+        with(2, false, small(ept(5))),
         with(3, true, ODD),
     ]
 }

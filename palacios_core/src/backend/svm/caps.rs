@@ -116,6 +116,7 @@ impl Caps {
             table: PRESENT_WRITE_USER | self.c_bit,
             leaf: PRESENT_WRITE_USER | self.c_bit,
             large: 1 << 7,
+            large_pages: true,
             present: 1,
             address: ADDRESS & !self.c_bit,
         }

@@ -80,6 +80,8 @@ pub(super) struct Caps {
     /// 4, or 5 where guest-physical addresses need it and the processor has it.
     pub levels: u8,
     pub accessed_dirty: bool,
+    /// A leaf of nested tables may be large: see [`bears_large_pages`].
+    pub large_pages: bool,
     pub physical_bits: u8,
     /// VERW clears buffers, and the processor needs it (SDM 4: IA32_ARCH_CAPABILITIES).
     pub clear_buffers: bool,
@@ -181,6 +183,7 @@ impl Caps {
                 4
             },
             accessed_dirty: ept & ept::ACCESSED_DIRTY != 0,
+            large_pages: bears_large_pages(arch),
             physical_bits,
             clear_buffers: has(seven[3], 10) && verw_helps,
             flush_l1d: has(seven[3], 28) && l1tf,
@@ -205,6 +208,7 @@ impl Caps {
             table: ALL_ALLOWED,
             leaf: ALL_ALLOWED | WRITE_BACK,
             large: 1 << 7,
+            large_pages: self.large_pages,
             present: ALL_ALLOWED,
             address: 0x000f_ffff_ffff_f000,
         }
@@ -216,6 +220,14 @@ impl Caps {
         let levels = u64::from(self.levels.saturating_sub(1)) << 3;
         root | WRITE_BACK | levels | u64::from(self.accessed_dirty) << 6
     }
+}
+
+/// Older processors raise a machine check or hang, for the whole host, when a guest fetches code from a large page while it
+/// changes that page's size in its own tables (CVE-2018-12207), but only where the nested leaf is large as well. Newer ones say
+/// PSCHANGE_MC_NO (SDM 4: table 2-2). An Atom that is above it and does not say so loses no more than time.
+fn bears_large_pages(arch_capabilities: u64) -> bool {
+    const PSCHANGE_MC_NO: u64 = 1 << 6;
+    arch_capabilities & PSCHANGE_MC_NO != 0
 }
 
 /// Bits of CR0 that are 1 in any guest, and those that exit when it changes them. PE and PG an unrestricted guest has for its

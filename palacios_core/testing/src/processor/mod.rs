@@ -81,6 +81,11 @@ pub enum Violation {
         /// Of this page.
         gpa: Gpa,
     },
+    /// A large page in tables of a format that has none.
+    LargePage {
+        /// The page.
+        gpa: Gpa,
+    },
     /// A vCPU was entered though nobody had taken the event that the last exit cut short.
     EventLost(Event),
     /// An event was injected which the guest would not take.

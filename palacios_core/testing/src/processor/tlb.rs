@@ -186,6 +186,9 @@ impl Tlb {
             }
             let next = Hpa(entry & format.address);
             if level == 1 || entry & format.large != 0 {
+                if level > 1 && !format.large_pages {
+                    host.processors().note(Violation::LargePage { gpa });
+                }
                 let size = 1 << shift;
                 let owner = host.owner(next);
                 let entry = Entry {

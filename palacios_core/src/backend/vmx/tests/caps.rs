@@ -124,6 +124,25 @@ fn tables_are_of_as_many_levels_as_addresses_need() {
 }
 
 #[test]
+fn large_pages_are_for_processors_that_bear_them() {
+    let of = |seven: u32, arch: u64| {
+        let cpuid = move |leaf, sub| match leaf {
+            7 => [0, 0, 0, seven],
+            _ => cpuid(leaf, sub),
+        };
+        let read = move |i| match i {
+            msr::ARCH_CAPABILITIES => Some(arch),
+            _ => capability(i),
+        };
+        let caps = Caps::new(cpuid, read, 0, true).unwrap();
+        caps.table_format().large_pages
+    };
+    assert!(!of(0, 0) && !of(0, 1 << 6));
+    assert!(!of(1 << 29, !(1 << 6)));
+    assert!(of(1 << 29, 1 << 6));
+}
+
+#[test]
 fn control_registers_are_the_guests_but_for_some_bits() {
     let caps = caps();
     // PE and PG may be clear in an unrestricted guest; NE not.

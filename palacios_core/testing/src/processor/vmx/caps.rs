@@ -4,6 +4,7 @@
 use crate::processor::Config;
 
 pub const FEATURE_CONTROL: u32 = 0x3a;
+const ARCH_CAPABILITIES: u32 = 0x10a;
 pub const BASIC: u32 = 0x480;
 pub const PIN: u32 = 0x481;
 pub const MISC: u32 = 0x485;
@@ -15,13 +16,15 @@ pub const REVISION: u32 = 0x12;
 /// IA32_VMX_BASIC: the true controls are there.
 pub const TRUE_CONTROLS: u64 = 1 << 55;
 const WALK_5: u64 = 1 << 7;
+/// It is above CVE-2018-12207.
+const PSCHANGE_MC_NO: u64 = 1 << 6;
 
 fn full(index: u32) -> Option<u64> {
     Some(match index {
         // Locked, and on outside of SMX.
         FEATURE_CONTROL => 0b101,
         // RDCL_NO and the like are not there: all that helps against them is done.
-        0x10a => 0,
+        ARCH_CAPABILITIES => 0,
         BASIC => 6 << 50 | 0x400 << 32 | TRUE_CONTROLS | REVISION as u64,
         PIN => 0x7f_0000_0016,
         0x482 => 0xfff9_fffe_0401_e172,
@@ -50,8 +53,9 @@ pub fn read(config: &Config, index: u32) -> Option<u64> {
     let lacks = config.vmx.iter().flat_map(|vmx| &vmx.lacks);
     let lacking = lacks.filter(|(of, _)| *of == index);
     let lacking = lacking.fold(0, |all, (_, bits)| all | bits);
-    let extra = match (index, config.format.levels) {
-        (EPT_VPID, 5) => WALK_5,
+    let extra = match index {
+        EPT_VPID if config.format.levels == 5 => WALK_5,
+        ARCH_CAPABILITIES if config.format.large_pages => PSCHANGE_MC_NO,
         _ => 0,
     };
     full(index).map(|value| (value | extra) & !lacking)
