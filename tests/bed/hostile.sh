@@ -26,6 +26,7 @@ check "all model-specific registers" ends 1 "passed, 0 failed" touch_every_msr
 check "an interrupt storm" ends 124 "timeout" interrupt_storm --timeout=3
 check "a reset by the keyboard controller" ends 1 "after the reset" reset_by_keyboard
 check "a reset by the chipset" ends 1 "after the reset" reset_by_chipset
+check "registers behind a reset" ends 1 "passed, 0 failed" reset_clears_registers
 check "two hundred resets" ends 1 "passed, 0 failed" "reset_storm times=200"
 check "interrupts off, and spinning" ends 124 "timeout" spin_without_interrupts --timeout=3
 

@@ -100,18 +100,24 @@ impl<H: Host> Fpu<H> {
     /// The state after power-on.
     pub(super) fn new(host: &H, layout: Layout) -> Result<Self, NoMemory> {
         let pages = u64::from(layout.bytes).div_ceil(PAGE_SIZE);
-        let mut area = Pages::new(host, pages as u32)?;
-        // An area of zeroes says "all components are initial" (XSTATE_BV is 0); but FXRSTOR reads FCW, and both MXCSR.
-        area.write(0, &INITIAL_FCW.to_le_bytes());
-        area.write(24, &INITIAL_MXCSR.to_le_bytes());
-        Ok(Self {
+        let mut fpu = Self {
             layout,
-            area,
+            area: Pages::new(host, pages as u32)?,
             xcr0: 1,
             live_xcr0: layout.host_xcr0,
             host_pkru: 0,
             host_xss: 0,
-        })
+        };
+        fpu.power_on();
+        Ok(fpu)
+    }
+
+    /// Forgets what the guest left; not in a window.
+    pub(super) fn power_on(&mut self) {
+        // An area of zeroes says "all components are initial" (XSTATE_BV is 0); but FXRSTOR reads FCW, and both MXCSR.
+        self.area.bytes_mut().fill(0);
+        self.area.write(0, &INITIAL_FCW.to_le_bytes());
+        self.area.write(24, &INITIAL_MXCSR.to_le_bytes());
     }
 
     /// XCR0 as the guest set it.
@@ -299,7 +305,8 @@ mod tests {
             ours.load();
         }
         assert_eq!(guest.area.bytes_mut()[208..224], pattern);
-        let fresh = &mut Fpu::new(&host, layout).unwrap();
+        guest.power_on();
+        let fresh = &mut guest;
         // SAFETY: as above.
         unsafe {
             ours.unload();

@@ -108,6 +108,9 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn segment(&self, seg: Seg) -> Segment;
     /// The current privilege level.
     fn cpl(&self) -> u8;
+    /// Puts what [`BackendVcpu::set_state`] leaves alone, as an INIT does (SDM 3A: table 9-1), back as it was after power-on:
+    /// floating-point state, and model-specific registers.
+    fn power_on(&mut self);
     /// All state that a guest can observe and the backend holds.
     fn state(&self) -> CpuState;
     /// Replaces all of it.

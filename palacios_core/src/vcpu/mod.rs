@@ -126,6 +126,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.tsc.reset();
         let first = self.index == 0;
         let state = if first { vm.boot_state() } else { STOPPED };
+        self.arch.power_on();
         self.init(&state);
         self.activity = if first {
             Activity::Active

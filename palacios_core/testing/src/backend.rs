@@ -284,6 +284,9 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     fn cpl(&self) -> u8 {
         0
     }
+    fn power_on(&mut self) {
+        self.msrs.values_mut().for_each(|value| *value = 0);
+    }
     fn state(&self) -> CpuState {
         self.guest.state
     }

@@ -538,21 +538,27 @@ guest! {
 }
 
 guest! {
-    /// Starts a second vCPU twice, which says what it has in CR0, and then switches its caches off; resets the machine, and
-    /// does so again. Status 0 if it had caches at first, and none behind an INIT; else 1.
-    pub fn caches =
+    /// Starts a second vCPU twice, which says what it finds in CR0 and in the register `p0`, then switches its caches off and
+    /// writes 1 to the register; resets the machine, and does so again. Status 0 if an INIT left both alone and a reset
+    /// neither, so that it had caches at first; else 1.
+    pub fn restarts =
     "trampoline start_h, 16"
+    "mov eax, [0x100020]"
+    "mov [0x700c], eax"
     "mov dword ptr [0x7004], 0"
     "mov ebx, 0x10"
+    "xor esi, esi"
     "2: lapic_write 0x300, 0xc4500"
     "lapic_write 0x300, 0xc4608"
     "3: cmp word ptr [0x7004], 0"
     "je 3b"
     "cmp [0x7000], ebx"
     "jne 8f"
+    "cmp [0x7010], esi"
+    "jne 8f"
     "mov dword ptr [0x7004], 0"
     "xor ebx, 0x40000000"
-    "test ebx, 0x40000000"
+    "xor esi, 1"
     "jnz 2b"
     "cmp dword ptr [0x7008], 0"
     "jne 9f"
@@ -570,6 +576,11 @@ guest! {
     // CD and MP.
     "or eax, 0x40000002"
     "mov cr0, eax"
+    "mov ecx, [0x700c]"
+    "rdmsr"
+    "mov [0x7010], eax"
+    "mov eax, 1"
+    "wrmsr"
     "inc word ptr [0x7004]"
     "5: hlt"
     "jmp 5b"

@@ -437,6 +437,7 @@ impl BackendVcpu<TestHost, StormBackend> for StormVcpu {
     fn cpl(&self) -> u8 {
         0
     }
+    fn power_on(&mut self) {}
     fn state(&self) -> CpuState {
         self.state
     }

@@ -22,6 +22,9 @@ use vm_fdt::FdtWriter;
 /// How long a guest may take for all that a test has it do.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+const TSC_AUX: u32 = 0xc000_0103;
+
 /// What a machine is to be.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -103,6 +106,8 @@ pub trait TestBackend: Backend<TestHost> {
     /// How much longer than others it takes for an exit: each instruction that the machine beneath refuses takes it some
     /// ten microseconds.
     const SLOWNESS: u32 = 1;
+    /// A model-specific register that its guests have for their own, and can reach on these processors.
+    const OWN_MSR: u32 = KERNEL_GS_BASE;
     /// Finds them.
     fn find(host: &TestHost) -> Self;
     /// The processors nearest to these that it runs on.
@@ -119,6 +124,7 @@ impl TestBackend for AdversarialBackend {
 
 /// The real one. Its privileged instructions are done by the test host's processors.
 impl TestBackend for Svm<TestHost> {
+    const OWN_MSR: u32 = TSC_AUX;
     fn find(host: &TestHost) -> Self {
         trap::install();
         Self::probe_with_cpuid(host, trap::cpuid(host)).expect("the test host's SVM")

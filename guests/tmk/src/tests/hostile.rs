@@ -2,13 +2,13 @@
 //! What a hostile guest does. None of it may harm the host; some of it ends the VM.
 
 use super::time::{cmos, set_cmos};
-use crate::io::{inb, inl, inw, outb, outw};
-use crate::{fault, multiboot, println, tests, Outcome};
+use crate::io::{inb, inl, inw, outb, outw, rdmsr, wrmsr};
+use crate::{check_eq, fault, multiboot, println, tests, Outcome};
 use core::arch::asm;
 
 tests!(
     ; named: read_every_port, touch_every_msr, write_every_port, triple_fault, jump_to_nothing, unknown_instruction, interrupt_storm, reset_by_keyboard,
-    reset_by_chipset, reset_storm, power_off
+    reset_by_chipset, reset_clears_registers, reset_storm, power_off
 );
 
 fn read_every_port() -> Outcome {
@@ -136,6 +136,25 @@ fn reset_by_keyboard() -> Outcome {
 
 fn reset_by_chipset() -> Outcome {
     once(|| outb(0xcf9, 6))
+}
+
+/// What one kernel leaves in registers, the next does not find there. Not PAT: in QEMU, VMRUN leaves the host's in.
+fn reset_clears_registers() -> Outcome {
+    // SYSENTER_ESP, STAR, LSTAR, KERNEL_GS_BASE.
+    const OWN: [u32; 4] = [0x175, 0xc000_0081, 0xc000_0082, 0xc000_0102];
+    let (mut mxcsr, mut fcw) = (0u32, 0u16);
+    // SAFETY: SSE is on.
+    unsafe { asm!("stmxcsr [{}]", "fnstcw [{}]", in(reg) &mut mxcsr, in(reg) &mut fcw) };
+    let own = OWN.map(rdmsr);
+    once(|| {
+        OWN.iter().for_each(|index| wrmsr(*index, 0x1_2340));
+        // SAFETY: as above; all exceptions stay masked, and nothing here computes.
+        unsafe { asm!("ldmxcsr [{}]", "fldcw [{}]", in(reg) &0xffc0u32, in(reg) &0x7fu16) };
+        outb(0x64, 0xfe);
+    })?;
+    check_eq!(own, [0; 4]);
+    check_eq!((mxcsr, fcw), (0x1f80, 0x37f));
+    Ok(())
 }
 
 /// Resets again and again, `times=` times.

@@ -17,7 +17,7 @@ use super::super::tags::{Flush, Tag};
 use super::super::{BackendVcpu, Event, Exit};
 use super::events::{Events, Seen};
 use super::exit::{self, code};
-use super::permission::msr;
+use super::permission::{msr, SWITCHED};
 use super::vmcb::{tlb_control, Clean, VirtualInterrupt, VmcbPage};
 use super::{enter, intercepts, registers, Caps, PerCpu, Svm};
 use crate::addr::Hpa;
@@ -70,7 +70,6 @@ impl<H: Host> Vcpu<H> {
         control.msrpm = caps.address(svm.msr_map.at());
         control.nested_paging = 1;
         control.virtual_interrupt = VirtualInterrupt::V_INTR_MASKING;
-        vmcb.change(Clean::NP).save.g_pat = INITIAL_PAT;
         let mut vcpu = Self {
             caps,
             id: svm.vcpus.fetch_add(1, Relaxed).wrapping_add(1),
@@ -82,6 +81,7 @@ impl<H: Host> Vcpu<H> {
             place: Place::default(),
             tsc_aux: caps.tsc_aux.then_some(Switched::guarded(MSR_TSC_AUX)),
         };
+        vcpu.power_on();
         vcpu.set_state(&CpuState::reset());
         Ok(vcpu)
     }
@@ -308,6 +308,13 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         self.vmcb.get().save.cpl & 3
     }
 
+    fn power_on(&mut self) {
+        self.fpu.power_on();
+        for index in SWITCHED.into_iter().chain([msr::SPEC_CTRL, MSR_TSC_AUX]) {
+            self.set_msr(index, 0);
+        }
+        self.set_msr(msr::PAT, INITIAL_PAT);
+    }
     fn state(&self) -> CpuState {
         let save = &self.vmcb.get().save;
         let segment = |seg| self.segment(seg);

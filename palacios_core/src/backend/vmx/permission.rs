@@ -6,7 +6,7 @@ use super::caps::msr;
 use crate::host::{Host, NoMemory};
 
 /// Registers that entries and exits switch.
-const SWITCHED: [u32; 6] = [
+pub(super) const SWITCHED: [u32; 6] = [
     msr::SYSENTER_CS,
     msr::SYSENTER_ESP,
     msr::SYSENTER_EIP,

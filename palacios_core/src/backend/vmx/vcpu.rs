@@ -24,7 +24,7 @@ use super::exit::{reason, Exited};
 use super::field::*;
 use super::instructions::{self as vmx, Scope};
 use super::operation::{Operation, Refused};
-use super::permission::IN_WINDOWS;
+use super::permission::{IN_WINDOWS, SWITCHED};
 use super::registers;
 use super::vmcs::Vmcs;
 use super::{check, enter, PerCpu, Vmx};
@@ -106,6 +106,7 @@ impl<H: Host> Vcpu<H> {
             dr6: 0,
         };
         vcpu.fill_controls(vmx.msr_map.at());
+        vcpu.power_on();
         vcpu.set_state(&CpuState::reset());
         Ok(vcpu)
     }
@@ -127,7 +128,6 @@ impl<H: Host> Vcpu<H> {
         vmcs.set(LINK, u64::MAX);
         vmcs.set(CR0_MASK, Natural(caps.cr0_guarded));
         vmcs.set(CR4_MASK, Natural(caps.cr4_guarded));
-        vmcs.set(PAT, INITIAL_PAT);
     }
 
     /// Takes a place on `cpu`: a tag that is good there, and nothing the processor could have kept from elsewhere: what
@@ -463,6 +463,13 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
         registers::cpl(&self.vmcs)
     }
 
+    fn power_on(&mut self) {
+        self.fpu.power_on();
+        for index in SWITCHED.into_iter().chain(IN_WINDOWS).chain([MSR_TSC_AUX]) {
+            self.set_msr(index, 0);
+        }
+        self.set_msr(msr::PAT, INITIAL_PAT);
+    }
     fn state(&self) -> CpuState {
         let mut state = CpuState {
             gprs: self.gprs,

@@ -130,6 +130,15 @@ fn model_specific_registers_are_told_apart() {
     assert!(vcpu.set_msr(0xc000_0103, 7));
     assert!(!vcpu.set_msr(0xc000_0103, 1 << 32));
     assert_eq!(vcpu.msr(0xc000_0103), Some(7));
+    vcpu.power_on();
+    for index in SWITCHED.into_iter().chain([0xc000_0103]) {
+        let initial = if index == 0x277 {
+            0x0007_0406_0007_0406
+        } else {
+            0
+        };
+        assert_eq!(vcpu.msr(index), Some(initial), "{index:#x}");
+    }
     // No SPEC_CTRL without a second one in the processor.
     for index in [0x48, 0x10, 0xc000_0080, 0x1b] {
         assert_eq!(vcpu.msr(index), None);

@@ -157,6 +157,10 @@ fn model_specific_registers_are_told_apart() {
     for (value, index) in (1..).zip(all) {
         assert_eq!(vcpu.msr(index), Some(value));
     }
+    assert!(vcpu.set_msr(msr::PAT, 0));
+    vcpu.power_on();
+    assert!(all.into_iter().all(|index| vcpu.msr(index) == Some(0)));
+    assert_eq!(vcpu.msr(msr::PAT), Some(0x0007_0406_0007_0406));
     // What an entry, or WRMSR, would refuse.
     for index in [
         msr::SYSENTER_ESP,
