@@ -163,7 +163,9 @@ fn vt_x(new: bool) -> processor::VmxConfig {
     const PREEMPTION_TIMER: (u32, u64) = (0x481, 1 << 38);
     const RDTSCP_SPIN_EXITS_INVPCID: (u32, u64) = (0x48b, (1 << 3 | 1 << 10 | 1 << 12) << 32);
     const ACCESSED_DIRTY: (u32, u64) = (0x48c, 1 << 21);
+    const MEMORY_CTRL: (u32, u64) = (0x33, u64::MAX);
     let optional = [
+        MEMORY_CTRL,
         TRUE_CONTROLS,
         PREEMPTION_TIMER,
         RDTSCP_SPIN_EXITS_INVPCID,

@@ -11,6 +11,7 @@ use crate::state::{cr0, cr4};
 pub(super) mod msr {
     pub use super::super::super::msr::*;
     pub const PLATFORM_ID: u32 = 0x17;
+    pub const MEMORY_CTRL: u32 = 0x33;
     pub const FEATURE_CONTROL: u32 = 0x3a;
     pub const ARCH_CAPABILITIES: u32 = 0x10a;
     pub const FLUSH_CMD: u32 = 0x10b;

@@ -94,6 +94,11 @@ impl Events {
         self.pending = self.injected.take();
     }
 
+    /// The exit was none of the guest's: it goes on with what the exit cut short.
+    pub(super) fn go_on(&mut self) {
+        self.pending = self.interrupted.take();
+    }
+
     /// Takes in what an exit says of events.
     pub(super) fn after<H: Host>(&mut self, vmcs: &mut Vmcs<H>, exit: &Exited, cr2: u64) -> Seen {
         // An exit clears the valid bit (SDM 3C: 24.8.3).

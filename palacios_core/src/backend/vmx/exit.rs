@@ -120,6 +120,9 @@ impl Exited {
     pub(super) fn is_debug(&self) -> bool {
         self.vector() == Some(DEBUG)
     }
+    pub(super) fn is_alignment(&self) -> bool {
+        self.vector() == Some(ALIGNMENT)
+    }
     pub(super) fn is_machine_check(&self) -> bool {
         self.reason == reason::MACHINE_CHECK || self.vector() == Some(MACHINE_CHECK)
     }

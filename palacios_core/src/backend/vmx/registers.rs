@@ -75,6 +75,11 @@ pub(super) fn cpl<H: Host>(vmcs: &Vmcs<H>) -> u8 {
     A(vmcs.get(SS_RIGHTS) as u16).dpl()
 }
 
+/// The guest has asked for #AC at what it executes now (SDM 3A: 6.15, "interrupt 17").
+pub(super) fn checks_alignment<H: Host>(vmcs: &Vmcs<H>, caps: &Caps) -> bool {
+    cpl(vmcs) == 3 && cr0(vmcs, caps) & cr0::AM != 0 && vmcs.get(RFLAGS).0 & rflags::AC != 0
+}
+
 /// In 64-bit mode.
 pub(super) fn is_long<H: Host>(vmcs: &Vmcs<H>) -> bool {
     vmcs.get(EFER) & efer::LMA != 0 && from_rights(vmcs.get(CS_RIGHTS)).has(A::L)

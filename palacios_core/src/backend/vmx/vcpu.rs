@@ -26,6 +26,7 @@ use super::instructions::{self as vmx, Scope};
 use super::operation::{Operation, Refused};
 use super::permission::{IN_WINDOWS, SWITCHED};
 use super::registers;
+use super::split_locks::SplitLocks;
 use super::vmcs::Vmcs;
 use super::{check, enter, PerCpu, Vmx};
 use crate::addr::Hpa;
@@ -79,6 +80,7 @@ pub struct Vcpu<H: Host> {
     switched: [Switched; IN_WINDOWS.len()],
     /// What RDTSCP gives, if guests have it.
     tsc_aux: Option<Switched>,
+    split_locks: SplitLocks,
     place: Place,
     cr2: u64,
     /// DR6 while the guest does not have the debug registers.
@@ -101,6 +103,7 @@ impl<H: Host> Vcpu<H> {
             breakpoints: Breakpoints::default(),
             switched: IN_WINDOWS.map(Switched::open),
             tsc_aux: caps.tsc_aux.then_some(Switched::guarded(MSR_TSC_AUX)),
+            split_locks: SplitLocks::default(),
             place: Place::default(),
             cr2: 0,
             dr6: 0,
@@ -297,6 +300,14 @@ impl<H: Host> Vcpu<H> {
         self.vmcs.set(DR7, Natural(dr7 & !DR7_GD));
     }
 
+    /// An #AC exited that the host alone had asked for, and the guest is to try again.
+    fn was_split_lock(&mut self) -> bool {
+        self.exit.is_alignment()
+            && !registers::checks_alignment(&self.vmcs, &self.caps)
+            // SAFETY: in a window; `unload` ends it.
+            && unsafe { self.split_locks.allow() }
+    }
+
     fn tpr(&self) -> *mut u8 {
         // SAFETY: inside of the page.
         unsafe { self.virtual_apic.as_ptr().as_ptr().add(VIRTUAL_TPR) }
@@ -341,7 +352,8 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     }
 
     fn enter(&mut self, host: &H) -> Exit {
-        // Once more at most for each: debug registers and the task priority exit no more until they are asked to again.
+        // Once more at most for each: debug registers, the task priority and split locks exit no more until they are asked
+        // to again.
         loop {
             if let Some(why) = self.place.refused {
                 return why;
@@ -369,6 +381,10 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
             }
             if self.exit.is_debug() {
                 self.note_debug();
+            }
+            if self.was_split_lock() {
+                self.events.go_on();
+                continue;
             }
             match self.exit.reason {
                 reason::DEBUG_REGISTER => self.lend(),
@@ -398,6 +414,7 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
             for register in self.switched.iter_mut().chain(&mut self.tsc_aux) {
                 register.unload();
             }
+            self.split_locks.unload();
             self.vmcs.unload(self.vmcs.at().0);
             self.operation.leave();
         }

@@ -34,6 +34,8 @@ pub struct Policy {
     pub exceptions: u32,
     pub iret: bool,
     pub invlpg: bool,
+    /// A locked access to two cache lines is an #AC.
+    pub split_locks_fault: bool,
     /// Under VT-x, CR0 and CR4 exit bit by bit, and IRET lets NMIs in before it can fault.
     pub masks: Option<Masks>,
 }
@@ -53,6 +55,7 @@ impl Default for Policy {
             exceptions: 0,
             iret: false,
             invlpg: true,
+            split_locks_fault: false,
             masks: None,
         }
     }

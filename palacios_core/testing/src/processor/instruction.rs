@@ -100,6 +100,9 @@ impl Guest {
         i: &Instruction,
         next: &mut CpuState,
     ) -> Done {
+        if self.policy.split_locks_fault && self.splits_a_lock(i) {
+            return Err(Stop::Exception(Exception::alignment()));
+        }
         match i.mnemonic() {
             Mnemonic::Nop => Ok(()),
             Mnemonic::Mov => self.mov(bus, i, next),
@@ -423,6 +426,16 @@ impl Guest {
     fn address(&self, i: &Instruction) -> Gpa {
         let base = self.state.segments[segment(i.memory_segment()) as usize].base;
         Gpa(base.wrapping_add(self.offset(i)) & 0xffff_ffff)
+    }
+
+    /// A locked access to two cache lines. (A move to CR8 has the prefix for another reason.)
+    fn splits_a_lock(&self, i: &Instruction) -> bool {
+        const LINE: u64 = 64;
+        let locks = i.has_lock_prefix() || i.mnemonic() == Mnemonic::Xchg;
+        if !locks || i.op0_kind() != OpKind::Memory {
+            return false;
+        }
+        self.address(i).0 % LINE + self.size(i, 0) as u64 > LINE
     }
 
     fn read(&mut self, bus: &mut Bus<'_>, i: &Instruction, n: u32) -> Result<u64, Stop> {

@@ -229,6 +229,7 @@ impl Run<'_> {
                 exceptions: vmcb.u32(at::EXCEPTIONS),
                 iret: intercepts & 1 << 20 != 0,
                 invlpg: intercepts & 1 << 25 != 0,
+                split_locks_fault: false,
                 masks: None,
             },
             shadow: vmcb.u64(at::SHADOW) & 1 != 0,

@@ -11,7 +11,7 @@ use palacios_core::backend::{Backend, BackendVcpu, Event, Exit};
 use palacios_core::devices::GuestMemory;
 use palacios_core::host::{CpuId, Host};
 use palacios_core::memory::Memory;
-use palacios_core::state::{rflags, CpuState, Exception, Reg, Seg};
+use palacios_core::state::{cr0, rflags, CpuState, Exception, Reg, Seg};
 use palacios_testing::host::LargePages;
 use palacios_testing::vm::{Hypervisor, TestBackend};
 use palacios_testing::{processor, Config, TestHost};
@@ -144,17 +144,22 @@ fn flat() -> CpuState {
 
 fn on(cpus: u32, tags: u32, vcpus: usize, code: &[u8], test: impl Fn(&mut Bench)) {
     for new in [true, false] {
-        let processor = Backing::adapt(processor::Config {
-            next_rip: new,
-            tags,
-            ..processor::Config::default()
-        });
-        let config = Config {
-            cpus,
-            processor,
-            ..Config::default()
-        };
+        let config = config(new, cpus, tags);
         TestHost::run(config, |host| test(&mut Bench::new(host, vcpus, code)));
+    }
+}
+
+/// A host whose processors have all that is used, or what they must have.
+fn config(new: bool, cpus: u32, tags: u32) -> Config {
+    let processor = Backing::adapt(processor::Config {
+        next_rip: new,
+        tags,
+        ..processor::Config::default()
+    });
+    Config {
+        cpus,
+        processor,
+        ..Config::default()
     }
 }
 

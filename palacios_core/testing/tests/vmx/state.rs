@@ -88,6 +88,40 @@ fn control_registers_exit_where_the_vmm_has_a_say() {
 }
 
 #[test]
+fn split_locks_of_guests_that_were_promised_none_pass() {
+    // lock inc dword [0x503e]; hlt
+    let code = [0xf0, 0xff, 0x05, 0x3e, 0x50, 0, 0, 0xf4];
+    on(2, 16, 1, &code, |bench| {
+        for n in 1..=8 {
+            bench.vcpus[0].set_rip(CODE);
+            assert_eq!(bench.enter(), Exit::Halt);
+            let mut count = [0];
+            bench.memory.read(Gpa(DATA + 0x3e), &mut count).unwrap();
+            assert_eq!(count, [n]);
+        }
+    });
+}
+
+#[test]
+fn a_guest_that_asked_for_alignment_checks_gets_them() {
+    let code = [0xf0, 0xff, 0x05, 0x3e, 0x50, 0, 0, 0xf4];
+    TestHost::run(config(true, 1, 16), |host| {
+        let mut bench = Bench::new(host, 1, &code);
+        let mut state = flat();
+        state.control.cr0 |= cr0::AM;
+        state.rflags |= rflags::AC;
+        state.segments[Seg::Ss as usize].attributes.0 |= 3 << 5;
+        let ends = [(); 4].map(|()| {
+            bench.vcpus[0].set_state(&state);
+            bench.enter()
+        });
+        // In the windows in which the host asks for them too: the test processor knows no others.
+        let asked = Exit::Exception(Exception::alignment());
+        assert!(ends.contains(&asked), "{ends:?}");
+    });
+}
+
+#[test]
 fn a_task_is_busy_whatever_its_descriptor_said() {
     alone(HALTS, |bench| {
         let mut state = flat();

@@ -244,3 +244,19 @@ fn interrupts_wait_for_the_flag_and_the_shadow() {
     vmcs.set(INTERRUPTIBILITY, blocking::NMI);
     assert!(events.interruptible(&vmcs) && !events.nmi_allowed(&vmcs));
 }
+
+#[test]
+fn what_an_exit_of_the_hosts_cut_short_is_delivered_by_the_next_entry() {
+    let (mut vmcs, mut cr2) = (guest(true), 0);
+    let mut events = delivering(Some(Event::Interrupt(0x31)));
+    events.before(&mut vmcs, &mut cr2, 0);
+    let cut = Exited {
+        vectoring: event::VALID | event::INTERRUPT | 0x31,
+        ..exited(reason::EXCEPTION_OR_NMI)
+    };
+    assert_eq!(events.after(&mut vmcs, &cut, 0), Seen::AsIs);
+    events.go_on();
+    assert_eq!(events.interrupted, None);
+    events.before(&mut vmcs, &mut cr2, 0);
+    assert_eq!(vmcs.get(ENTRY_EVENT), 0x8000_0031);
+}

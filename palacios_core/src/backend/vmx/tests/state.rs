@@ -36,6 +36,23 @@ fn a_cpu_that_was_not_enabled_runs_nothing() {
 }
 
 #[test]
+fn alignment_is_checked_where_the_guest_asks_for_it() {
+    let (mut vmcs, caps) = (vmcs(), caps());
+    let mut check = |cpl: u16, am: u64, ac: u64| {
+        let mut state = CpuState::reset();
+        state.control.cr0 |= am;
+        state.rflags |= ac;
+        state.segments[Seg::Ss as usize].attributes.0 |= cpl << 5;
+        registers::fill(&mut vmcs, &caps, &state);
+        registers::checks_alignment(&vmcs, &caps)
+    };
+    assert!(check(3, cr0::AM, rflags::AC));
+    assert!(!check(0, cr0::AM, rflags::AC));
+    assert!(!check(3, 0, rflags::AC));
+    assert!(!check(3, cr0::AM, 0));
+}
+
+#[test]
 fn rights_hold_what_attributes_do() {
     // Code of 64 bits, a stack of 32 bits, real-mode data, a task in use, an LDT.
     for (seg, attributes, rights) in [

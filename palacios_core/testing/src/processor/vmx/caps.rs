@@ -61,6 +61,12 @@ pub fn read(config: &Config, index: u32) -> Option<u64> {
     full(index).map(|value| (value | extra) & !lacking)
 }
 
+/// The processor has not even the register.
+pub fn is_missing(config: &Config, index: u32) -> bool {
+    let lacks = config.vmx.iter().flat_map(|vmx| &vmx.lacks);
+    lacks.into_iter().any(|lack| *lack == (index, u64::MAX))
+}
+
 /// The controls that an entry may set: those that must be 1 in the lower half, those that may be in the upper.
 pub fn controls(config: &Config, index: u32) -> (u32, u32) {
     let truth = read(config, BASIC).is_some_and(|basic| basic & TRUE_CONTROLS != 0);

@@ -16,7 +16,7 @@ use crate::TestHost;
 use palacios_core::addr::{Gpa, Hpa};
 use palacios_core::backend::{Event, Exit, NestedFault};
 use palacios_core::host::{CpuId, Host};
-use palacios_core::state::{cr0, cr4, efer, Control, Reg, Seg};
+use palacios_core::state::{cr0, cr4, efer, Control, Exception, Reg, Seg};
 
 /// Bits of the primary controls.
 mod primary {
@@ -148,6 +148,7 @@ impl Entry<'_> {
                 exceptions: vmcs.get_32(field::EXCEPTIONS),
                 iret: false,
                 invlpg: on(primary::INVLPG),
+                split_locks_fault: self.split_locks_fault(),
                 masks: Some(Masks {
                     guarded: [field::CR0_MASK, field::CR4_MASK].map(|f| vmcs.get(f)),
                     shadow: [field::CR0_SHADOW, field::CR4_SHADOW].map(|f| vmcs.get(f)),
@@ -170,6 +171,11 @@ impl Entry<'_> {
         guest.state.control.cr2 = self.core.vmx.registers.cr2;
         guest.state.dr6 = self.core.vmx.registers.dr[6];
         guest
+    }
+
+    fn split_locks_fault(&self) -> bool {
+        let control = self.core.vmx.memory_control(&self.host.processors().config);
+        control & host::SPLIT_LOCKS_FAULT != 0
     }
 
     fn run(&mut self, vmcs: &mut Vmcs, guest: &mut Guest) -> Exit {
@@ -318,6 +324,9 @@ impl Entry<'_> {
             }
             exit => Reason::Guest(exit),
         };
+        if exit == Exit::Exception(Exception::alignment()) {
+            self.core.vmx.split_locks_pass = self.host.random() % 2 == 0;
+        }
         exit::store(self.host, vmcs, guest);
         exit::describe(vmcs, guest, reason, self.core.vmx.registers.dr[6]);
         let flushed = std::mem::take(&mut self.core.vmx.forgot);

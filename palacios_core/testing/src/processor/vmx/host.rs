@@ -8,6 +8,9 @@ use super::vmcs::Vmcs;
 use palacios_core::host::CpuId;
 use std::collections::BTreeMap;
 
+pub const MEMORY_CTRL: u32 = 0x33;
+/// Of it: split locks fault (SDM 3A: 8.1.2.3).
+pub const SPLIT_LOCKS_FAULT: u64 = 1 << 29;
 pub const DEBUGCTL: u32 = 0x1d9;
 pub const EFER: u32 = 0xc000_0080;
 pub const FS_BASE: u32 = 0xc000_0100;
@@ -91,6 +94,7 @@ impl Registers {
             (SYSENTER_CS, 0x10),
             (SYSENTER_ESP, area | 0x3200),
             (SYSENTER_EIP, 0xffff_ffff_8100_1230 + n),
+            (MEMORY_CTRL, (window % 2) * SPLIT_LOCKS_FAULT),
             (DEBUGCTL, if window % 3 == 2 { 1 << 14 } else { 0 }),
             (TSC_AUX, n),
             (XSS, HOST_XSS),

@@ -28,7 +28,7 @@ use vmcs::Vmcs;
 /// What is special about a processor with VT-x.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// Bits that its capability registers lack, by the registers' numbers.
+    /// Bits that its capability registers lack, by the registers' numbers. Where it is all, there is no such register.
     pub lacks: Vec<(u32, u64)>,
     /// Of how many exits by something of the host one is by a machine check, which was the host's; 0 is none.
     pub machine_check_one_in: u64,
@@ -59,6 +59,8 @@ pub struct Vmx {
     forgot: bool,
     /// An NMI, or a machine check, of the host that its handler is to see.
     owed: [bool; 2],
+    /// Another thread of the core lets split locks through until the window closes.
+    split_locks_pass: bool,
 }
 
 impl Vmx {
@@ -72,6 +74,7 @@ impl Vmx {
             active: HashMap::new(),
             forgot: false,
             owed: [false; 2],
+            split_locks_pass: false,
         }
     }
 
@@ -94,6 +97,7 @@ impl Vmx {
         self.window += 1;
         self.registers = Registers::own(self.cpu, self.window);
         (self.region, self.current, self.owed) = (None, None, [false; 2]);
+        self.split_locks_pass = false;
         self.active.clear();
         left.map(Violation::Vmx)
     }
@@ -244,6 +248,15 @@ impl Vmx {
             field::SPIN_GAP | field::SPIN_WINDOW if !has(caps::SECONDARY, 1 << 10) => None,
             field::PREEMPTION_TIMER if !has(caps::PIN, 1 << 6) => None,
             field => Some(field),
+        }
+    }
+
+    /// MSR_MEMORY_CTRL, which is the core's, of which another thread may have written it.
+    fn memory_control(&self, config: &super::Config) -> u64 {
+        let control = self.registers.msr(host::MEMORY_CTRL);
+        match self.split_locks_pass || caps::is_missing(config, host::MEMORY_CTRL) {
+            true => control & !host::SPLIT_LOCKS_FAULT,
+            false => control,
         }
     }
 

@@ -188,12 +188,20 @@ fn register(host: &TestHost, vmx: &mut Vmx, what: Mnemonic, machine: &mut Machin
     const COMMANDS: [u32; 2] = [0x49, 0x10b];
     let index = machine.get(Register::RCX) as u32;
     let value = machine.edx_eax();
+    let config = &host.processors().config;
+    let memory_control = vmx.memory_control(config);
     let msrs = &mut vmx.registers.msrs;
     match what {
+        Mnemonic::Rdmsr | Mnemonic::Wrmsr if caps::is_missing(config, index) => {
+            return Done::Faults;
+        }
         Mnemonic::Xsetbv => vmx.registers.xcr0 = Some(value),
         Mnemonic::Rdmsr => {
-            let capability = caps::read(&host.processors().config, index);
-            let Some(value) = msrs.get(&index).copied().or(capability) else {
+            let value = match index {
+                host::MEMORY_CTRL => Some(memory_control),
+                _ => msrs.get(&index).copied().or(caps::read(config, index)),
+            };
+            let Some(value) = value else {
                 return Done::Faults;
             };
             machine.set(Register::RAX, value & 0xffff_ffff);
