@@ -108,6 +108,7 @@ pub(super) unsafe fn write_msr(index: u32, value: u64) -> Result<(), Faulted> {
 macro_rules! readable {
     ($(#[$doc:meta])* $read:ident, $name:literal) => {
         $(#[$doc])*
+        #[inline(always)] // Some are read where no return may be executed.
         pub(super) fn $read() -> u64 {
             let value: u64;
             // SAFETY: reads a register at CPL 0.
@@ -126,6 +127,7 @@ macro_rules! register {
         ///
         /// # Safety
         /// The caller owns the register, or puts back what the host had in it.
+        #[inline(always)]
         pub(super) unsafe fn $write(value: u64) {
             // SAFETY: by the contract above.
             unsafe { asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nostack)) };

@@ -236,28 +236,26 @@ impl<H: Host> Vcpu<H> {
     fn run(&mut self, host: &H) -> Result<Seen, vmx::Error> {
         self.before_entry();
         // SAFETY: in the window of the last `load`, which entered VMX operation and filled in the host's state. The controls
-        // have exit what a guest must not do alone, and its nested tables reach the guest's frames only. CR2 is put in for
-        // the guest; no fault of the host is under way.
+        // have exit what a guest must not do alone, and its nested tables reach the guest's frames only. CR2 is the guest's
+        // as long as nothing of the host can fault: what the host does in `guest_enter` and `guest_exit` may.
         let ran = unsafe {
             self.flush();
             self.fpu.enter();
+            host.guest_enter();
             if cpu::read_cr2() != self.cr2 {
                 cpu::write_cr2(self.cr2);
             }
-            host.guest_enter();
             let ran = enter::run(
                 &mut self.gprs,
                 self.vmcs.is_launched(),
                 self.caps.clear_buffers,
             );
+            self.cr2 = cpu::read_cr2();
             host.guest_exit();
             ran
         };
         match ran {
-            Ok(()) => {
-                self.cr2 = cpu::read_cr2();
-                self.after_exit()
-            }
+            Ok(()) => self.after_exit(),
             Err(vmx::Error::Failed) => {
                 self.exit = Exited::failed(self.vmcs.info(INSTRUCTION_ERROR));
                 self.events.not_entered();

@@ -311,6 +311,13 @@ impl TestHost {
         log.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// What the host does beside an entry may fault, and be mended.
+    fn faults(&self) {
+        let cpu = here::cpu().expect("of a window");
+        let at = self.random();
+        self.processors().cpu(cpu).vmx.page_fault(at);
+    }
+
     /// Counts what is to be allocated; fails if a test wants that.
     fn object<T>(&self, make: impl FnOnce() -> T) -> Result<T, NoMemory> {
         match heap::allocate() {
@@ -407,6 +414,10 @@ impl Host for TestHost {
     fn guest_enter(&self) {
         assert!(here::cpu().is_some(), "guest_enter outside of a window");
         here::holds_nothing("guest_enter");
+        self.faults();
+    }
+    fn guest_exit(&self) {
+        self.faults();
     }
 
     fn machine_check(&self) -> MachineCheck {

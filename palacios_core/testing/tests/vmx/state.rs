@@ -73,6 +73,22 @@ fn registers_that_nothing_switches_are_the_guests_in_windows_only() {
 }
 
 #[test]
+fn the_address_of_a_page_fault_stays_the_guests() {
+    // mov eax, cr2; inc eax; mov cr2, eax; hlt
+    let code = [0x0f, 0x20, 0xd0, 0x40, 0x0f, 0x22, 0xd0, 0xf4];
+    on(2, 16, 1, &code, |bench| {
+        let mut state = flat();
+        state.control.cr2 = 0x1234;
+        bench.vcpus[0].set_state(&state);
+        for n in 1..=4 {
+            bench.vcpus[0].set_rip(CODE);
+            assert_eq!(bench.enter(), Exit::Halt);
+            assert_eq!(bench.vcpus[0].control().cr2, 0x1234 + n);
+        }
+    });
+}
+
+#[test]
 fn control_registers_exit_where_the_vmm_has_a_say() {
     // mov eax, cr0; or eax, 8 (TS); mov cr0, eax; or eax, 0x40000000 (CD); mov cr0, eax
     let code = [

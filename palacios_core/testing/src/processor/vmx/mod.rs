@@ -83,6 +83,11 @@ impl Vmx {
         self.registers.task_cut = false;
     }
 
+    /// The host has a page fault, and mends it.
+    pub fn page_fault(&mut self, at: u64) {
+        self.registers.cr2 = at;
+    }
+
     /// What the host must find as it was, when a window closes.
     pub fn window_closes(&mut self) -> Option<Violation> {
         let left = match () {
