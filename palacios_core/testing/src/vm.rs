@@ -164,8 +164,10 @@ fn vt_x(new: bool) -> processor::VmxConfig {
     const RDTSCP_SPIN_EXITS_INVPCID: (u32, u64) = (0x48b, (1 << 3 | 1 << 10 | 1 << 12) << 32);
     const ACCESSED_DIRTY: (u32, u64) = (0x48c, 1 << 21);
     const MEMORY_CTRL: (u32, u64) = (0x33, u64::MAX);
+    const PEBS_ENABLE: (u32, u64) = (0x3f1, u64::MAX);
     let optional = [
         MEMORY_CTRL,
+        PEBS_ENABLE,
         TRUE_CONTROLS,
         PREEMPTION_TIMER,
         RDTSCP_SPIN_EXITS_INVPCID,

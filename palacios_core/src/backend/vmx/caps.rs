@@ -17,6 +17,8 @@ pub(super) mod msr {
     pub const FLUSH_CMD: u32 = 0x10b;
     pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUGCTL: u32 = 0x1d9;
+    pub const PERF_GLOBAL_CTRL: u32 = 0x38f;
+    pub const PEBS_ENABLE: u32 = 0x3f1;
     pub const BASIC: u32 = 0x480;
     pub const PIN: u32 = 0x481;
     pub const PRIMARY: u32 = 0x482;
@@ -90,6 +92,8 @@ pub(super) struct Caps {
     pub flush_l1d: bool,
     pub ibpb: bool,
     pub tsc_aux: bool,
+    /// The host may have event samples on (PEBS).
+    pub samples: bool,
 }
 
 /// How many tags there are, the host's 0 among them (SDM 3C: 28.1).
@@ -190,6 +194,10 @@ impl Caps {
             flush_l1d: has(seven[3], 28) && l1tf,
             ibpb: has(seven[3], 26),
             tsc_aux: second & secondary::RDTSCP.0 != 0,
+            // With a debug store (SDM 3B: 17.4.9); emulators and hypervisors may have the bit alone.
+            samples: has(cpuid(1, 0)[3], 21)
+                && read(msr::PEBS_ENABLE).is_some()
+                && read(msr::PERF_GLOBAL_CTRL).is_some(),
         })
     }
 

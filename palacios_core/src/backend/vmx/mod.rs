@@ -19,6 +19,7 @@ mod instructions;
 mod operation;
 mod permission;
 mod registers;
+mod samples;
 mod split_locks;
 #[cfg(test)]
 mod tests;

@@ -26,6 +26,7 @@ use super::instructions::{self as vmx, Scope};
 use super::operation::{Operation, Refused};
 use super::permission::{IN_WINDOWS, SWITCHED};
 use super::registers;
+use super::samples::Samples;
 use super::split_locks::SplitLocks;
 use super::vmcs::Vmcs;
 use super::{check, enter, PerCpu, Vmx};
@@ -81,6 +82,8 @@ pub struct Vcpu<H: Host> {
     /// What RDTSCP gives, if guests have it.
     tsc_aux: Option<Switched>,
     split_locks: SplitLocks,
+    /// If the processor has them.
+    samples: Option<Samples<H>>,
     place: Place,
     cr2: u64,
     /// DR6 while the guest does not have the debug registers.
@@ -90,10 +93,15 @@ pub struct Vcpu<H: Host> {
 impl<H: Host> Vcpu<H> {
     pub(super) fn new(host: &H, vmx: &Vmx<H>) -> Result<Self, NoMemory> {
         let caps = vmx.caps;
+        let mut vmcs = Vmcs::new(host, caps.revision)?;
+        let samples = match caps.samples {
+            true => Some(Samples::new(host, &mut vmcs)?),
+            false => None,
+        };
         let mut vcpu = Self {
             caps,
             id: vmx.vcpus.fetch_add(1, Relaxed).wrapping_add(1),
-            vmcs: Vmcs::new(host, caps.revision)?,
+            vmcs,
             virtual_apic: Pages::new(host, 1)?,
             operation: Operation::default(),
             gprs: Gprs::default(),
@@ -104,6 +112,7 @@ impl<H: Host> Vcpu<H> {
             switched: IN_WINDOWS.map(Switched::open),
             tsc_aux: caps.tsc_aux.then_some(Switched::guarded(MSR_TSC_AUX)),
             split_locks: SplitLocks::default(),
+            samples,
             place: Place::default(),
             cr2: 0,
             dr6: 0,
@@ -241,6 +250,9 @@ impl<H: Host> Vcpu<H> {
         let ran = unsafe {
             self.flush();
             self.fpu.enter();
+            if let Some(samples) = &mut self.samples {
+                samples.before_entry();
+            }
             host.guest_enter();
             if cpu::read_cr2() != self.cr2 {
                 cpu::write_cr2(self.cr2);
@@ -252,6 +264,9 @@ impl<H: Host> Vcpu<H> {
             );
             self.cr2 = cpu::read_cr2();
             host.guest_exit();
+            if let (Err(_), Some(samples)) = (ran, &mut self.samples) {
+                samples.not_entered();
+            }
             ran
         };
         match ran {
@@ -343,6 +358,9 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
                 register.load();
             }
             self.fpu.load();
+        }
+        if let Some(samples) = &mut self.samples {
+            samples.open(&mut self.vmcs);
         }
         self.take_place(cpu, here, vmx.tags);
         self.place.loaded = true;

@@ -5,7 +5,7 @@ mod events;
 mod state;
 mod translation;
 
-use palacios_core::addr::{Gpa, PAGE_SIZE};
+use palacios_core::addr::{Gpa, Hpa, PAGE_SIZE};
 use palacios_core::backend::vmx::{Vcpu, Vmx};
 use palacios_core::backend::{Backend, BackendVcpu, Event, Exit};
 use palacios_core::devices::GuestMemory;

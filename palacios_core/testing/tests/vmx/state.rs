@@ -104,6 +104,26 @@ fn control_registers_exit_where_the_vmm_has_a_say() {
 }
 
 #[test]
+fn the_host_takes_its_samples_in_the_host_alone() {
+    on(2, 16, 1, READS, |bench| {
+        for n in 0..24 {
+            assert_eq!(bench.window(n % 2, 0, 8), Exit::Halt);
+        }
+    });
+}
+
+#[test]
+fn the_host_has_its_samples_again_when_no_guest_was_entered() {
+    alone(HALTS, |bench| {
+        // No processor has an address so high: the entry does not even begin (SDM 3C: 26.2.1.1).
+        bench.vcpus[0].set_table_root(Hpa(1 << 51));
+        for _ in 0..6 {
+            assert!(matches!(bench.enter(), Exit::BadState(why) if why.contains("controls")));
+        }
+    });
+}
+
+#[test]
 fn split_locks_of_guests_that_were_promised_none_pass() {
     // lock inc dword [0x503e]; hlt
     let code = [0xf0, 0xff, 0x05, 0x3e, 0x50, 0, 0, 0xf4];

@@ -66,6 +66,26 @@ fn a_register_that_is_missing_is_an_answer() {
 }
 
 #[test]
+fn samples_need_a_debug_store_and_their_registers() {
+    let found = |store: u32, lacks: u32| {
+        let cpuid = |leaf, subleaf| match leaf {
+            1 => [0, 0, 1 << 5, store << 21],
+            _ => cpuid(leaf, subleaf),
+        };
+        let read = |index| match index {
+            _ if index == lacks => None,
+            msr::PEBS_ENABLE | msr::PERF_GLOBAL_CTRL => Some(0),
+            _ => capability(index),
+        };
+        Caps::new(cpuid, read, 0, true).unwrap().samples
+    };
+    assert!(found(1, 0));
+    assert!(!found(0, 0));
+    assert!(!found(1, msr::PEBS_ENABLE));
+    assert!(!found(1, msr::PERF_GLOBAL_CTRL));
+}
+
+#[test]
 fn controls_are_what_is_needed_and_what_must_be() {
     const CR3_EXITS: u32 = 1 << 15 | 1 << 16;
     let caps = caps();

@@ -83,7 +83,8 @@ pub fn controls(config: &Config, index: u32) -> (u32, u32) {
 pub fn cpuid(config: &Config, leaf: u32) -> [u32; 4] {
     match leaf {
         0 => [7, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
-        1 => [0, 0, 1 << 5, 0],
+        // VMX; a debug store.
+        1 => [0, 0, 1 << 5, 1 << 21],
         // MD_CLEAR, IBPB, L1D_FLUSH, ARCH_CAPABILITIES.
         7 => [0, 0, 0, 1 << 10 | 1 << 26 | 1 << 28 | 1 << 29],
         0x8000_0000 => [0x8000_0008, 0, 0, 0],

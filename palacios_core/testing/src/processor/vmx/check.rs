@@ -59,7 +59,7 @@ pub fn contract(vmcs: &Vmcs, registers: &Registers) -> Result<(), &'static str> 
             "#DB, #AC or #MC does not exit",
         ),
         (
-            [EXIT_MSR_STORES, EXIT_MSR_LOADS, ENTRY_MSR_LOADS, DEBUGCTL]
+            [EXIT_MSR_STORES, DEBUGCTL]
                 .iter()
                 .all(|field| vmcs.get(*field) == 0),
             "registers are loaded or stored that nobody asked for",
@@ -116,6 +116,7 @@ pub fn controls(host: &TestHost, vmcs: &Vmcs) -> Result<(), &'static str> {
         vmcs.get_32(field) & must == must && vmcs.get_32(field) & !may == 0
     };
     let vpid = vmcs.get_32(VPID);
+    let is_list = |count, at| vmcs.get(count) == 0 || vmcs.get(at) % 16 == 0;
     let pages = [MSR_MAP, VIRTUAL_APIC].map(|field| vmcs.get(field));
     first(&[
         (allowed(PIN, caps::PIN), "reserved pin-based controls"),
@@ -131,6 +132,11 @@ pub fn controls(host: &TestHost, vmcs: &Vmcs) -> Result<(), &'static str> {
         (allowed(ENTRY, caps::PIN + 3), "reserved entry controls"),
         (vmcs.get(CR3_TARGETS) <= 4, "CR3-target count"),
         (pages.iter().all(|at| at % 4096 == 0), "page addresses"),
+        (
+            is_list(ENTRY_MSR_LOADS, ENTRY_MSR_LOAD_LIST)
+                && is_list(EXIT_MSR_LOADS, EXIT_MSR_LOAD_LIST),
+            "MSR lists",
+        ),
         (vpid != 0 && vpid < config.tags, "VPID"),
         (is_ept_pointer(config, vmcs.get(EPT_POINTER)), "EPT pointer"),
         (event_to_inject(vmcs), "event to inject"),

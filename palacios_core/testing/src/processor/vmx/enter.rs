@@ -8,10 +8,12 @@ use super::super::tlb::{Linear, Owner, Space};
 use super::super::trap::{Done, Machine};
 use super::super::{Core, Violation};
 use super::exit::{self, Reason};
-use super::host::{self, FS_BASE, GS_BASE, PAT, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP};
+use super::host::{
+    self, Registers, FS_BASE, GS_BASE, PAT, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP,
+};
 use super::trap::ends;
 use super::vmcs::Vmcs;
-use super::{check, field, Outcome};
+use super::{caps, check, field, Outcome};
 use crate::TestHost;
 use palacios_core::addr::{Gpa, Hpa};
 use palacios_core::backend::{Event, Exit, NestedFault};
@@ -61,6 +63,8 @@ pub fn enter(host: &TestHost, cpu: CpuId, resume: bool, machine: &mut Machine<'_
     let entered = entry.enter(&mut vmcs, resume, machine);
     if entered.is_ok() {
         core.vmx.registers.load(&vmcs);
+        let list = [field::EXIT_MSR_LOADS, field::EXIT_MSR_LOAD_LIST];
+        load_list(host, &mut core.vmx.registers, &vmcs, list);
         machine.go_on(vmcs.get(field::HOST_RIP), vmcs.get(field::HOST_RSP));
     }
     core.vmx.active.insert(at, vmcs);
@@ -102,6 +106,7 @@ impl Entry<'_> {
             return Ok(());
         }
         vmcs.launched = true;
+        self.load_list(vmcs);
         let mut guest = self.guest(vmcs, machine);
         let exit = self.run(vmcs, &mut guest);
         self.leave(vmcs, &mut guest, exit);
@@ -125,6 +130,20 @@ impl Entry<'_> {
         }
         if let Err(what) = check::stale_host(vmcs, &vmx.registers) {
             self.note(Violation::StaleField(what));
+        }
+    }
+
+    /// The MSRs that the entry loads, after which the host takes no samples in the guest.
+    fn load_list(&mut self, vmcs: &Vmcs) {
+        let vmx = &mut self.core.vmx;
+        let quiet = vmx.registers.msr(host::PEBS_ENABLE) == 0;
+        let list = [field::ENTRY_MSR_LOADS, field::ENTRY_MSR_LOAD_LIST];
+        load_list(self.host, &mut vmx.registers, vmcs, list);
+        let none = caps::is_missing(&self.host.processors().config, host::PEBS_ENABLE);
+        if !(none || quiet && vmx.registers.has_no_samples(&vmx.own)) {
+            self.note(Violation::Vmx(
+                "samples of the host go to the guest's memory",
+            ));
         }
     }
 
@@ -332,6 +351,17 @@ impl Entry<'_> {
         let flushed = std::mem::take(&mut self.core.vmx.forgot);
         processors.moved(self.at, self.core.vmx.cpu);
         processors.note_life(self.at, guest, flushed);
+    }
+}
+
+/// Loads a list of MSRs (SDM 3C: 26.4, 27.6).
+fn load_list(host: &TestHost, registers: &mut Registers, vmcs: &Vmcs, [count, at]: [u16; 2]) {
+    for n in 0..vmcs.get(count) {
+        let at = Hpa(vmcs.get(at) + 16 * n);
+        // SAFETY: 16 bytes of a page that was given to the processor.
+        let [index, value] = unsafe { host.phys_to_virt(at).cast::<[u64; 2]>().read_volatile() };
+        assert!(registers.msrs.contains_key(&(index as u32)) && index >> 32 == 0);
+        registers.msrs.insert(index as u32, value);
     }
 }
 

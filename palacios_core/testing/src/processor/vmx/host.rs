@@ -12,6 +12,8 @@ pub const MEMORY_CTRL: u32 = 0x33;
 /// Of it: split locks fault (SDM 3A: 8.1.2.3).
 pub const SPLIT_LOCKS_FAULT: u64 = 1 << 29;
 pub const DEBUGCTL: u32 = 0x1d9;
+pub const PERF_GLOBAL_CTRL: u32 = 0x38f;
+pub const PEBS_ENABLE: u32 = 0x3f1;
 pub const EFER: u32 = 0xc000_0080;
 pub const FS_BASE: u32 = 0xc000_0100;
 pub const GS_BASE: u32 = 0xc000_0101;
@@ -95,6 +97,8 @@ impl Registers {
             (SYSENTER_ESP, area | 0x3200),
             (SYSENTER_EIP, 0xffff_ffff_8100_1230 + n),
             (MEMORY_CTRL, (window % 2) * SPLIT_LOCKS_FAULT),
+            (PERF_GLOBAL_CTRL, 0x7_0000_000f),
+            (PEBS_ENABLE, if window % 5 == 1 { 0x2_0000_0005 } else { 0 }),
             (DEBUGCTL, if window % 3 == 2 { 1 << 14 } else { 0 }),
             (TSC_AUX, n),
             (XSS, HOST_XSS),
@@ -146,6 +150,11 @@ impl Registers {
 
     pub fn msr(&self, index: u32) -> u64 {
         self.msrs.get(&index).copied().unwrap_or(0)
+    }
+
+    /// Counters write no records into the guest's memory: those that would are off, and stand.
+    pub fn has_no_samples(&self, own: &Self) -> bool {
+        self.msr(PEBS_ENABLE) == 0 && self.msr(PERF_GLOBAL_CTRL) & own.msr(PEBS_ENABLE) == 0
     }
 
     /// What an exit loads (SDM 3C: 27.5), and what it leaves of the rest.

@@ -51,6 +51,8 @@ pub struct Vmx {
     /// How many windows have closed here.
     window: u64,
     registers: Registers,
+    /// The host's own, in this window.
+    own: Registers,
     /// The region of VMXON, in VMX operation.
     region: Option<u64>,
     current: Option<u64>,
@@ -69,6 +71,7 @@ impl Vmx {
             cpu,
             window: 0,
             registers: Registers::own(cpu, 0),
+            own: Registers::own(cpu, 0),
             region: None,
             current: None,
             active: HashMap::new(),
@@ -95,12 +98,11 @@ impl Vmx {
             () if !self.active.is_empty() => Some("a VMCS is left active"),
             () if self.owed[0] => Some("an NMI of the host is lost"),
             () if self.owed[1] => Some("a machine check of the host is lost"),
-            () => self
-                .registers
-                .differ(&Registers::own(self.cpu, self.window)),
+            () => self.registers.differ(&self.own),
         };
         self.window += 1;
-        self.registers = Registers::own(self.cpu, self.window);
+        self.own = Registers::own(self.cpu, self.window);
+        self.registers = self.own.clone();
         (self.region, self.current, self.owed) = (None, None, [false; 2]);
         self.split_locks_pass = false;
         self.active.clear();
@@ -256,6 +258,23 @@ impl Vmx {
         }
     }
 
+    /// A handler of the host sees to the samples that it has on, by an NMI: it finds what it left, and leaves something else.
+    fn handles_samples(&mut self, host: &TestHost) {
+        use host::{PEBS_ENABLE, PERF_GLOBAL_CTRL};
+        if self.own.msr(PEBS_ENABLE) == 0 {
+            return;
+        }
+        for index in [PEBS_ENABLE, PERF_GLOBAL_CTRL] {
+            let found = self.registers.msr(index);
+            if found != self.own.msr(index) {
+                self.note(host.processors(), "the host's samples are off in the host");
+            }
+            let left = found & !(host.random() & 1);
+            self.own.msrs.insert(index, left);
+            self.registers.msrs.insert(index, left);
+        }
+    }
+
     /// MSR_MEMORY_CTRL, which is the core's, of which another thread may have written it.
     fn memory_control(&self, config: &super::Config) -> u64 {
         let control = self.registers.msr(host::MEMORY_CTRL);
@@ -267,6 +286,7 @@ impl Vmx {
 
     /// The host's handler of vector 2 or 18 runs.
     pub fn handles(&mut self, host: &TestHost, vector: u8) {
+        self.handles_samples(host);
         let owed = &mut self.owed[usize::from(vector != 2)];
         if !std::mem::take(owed) && !host.processors().is_down() {
             self.note(

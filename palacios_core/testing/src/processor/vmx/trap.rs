@@ -22,6 +22,9 @@ pub fn emulate(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machi
     if host.processors().is_down() && may_be_interrupted(i, machine) {
         core.vmx.ends();
     }
+    if is_after_exit(i, machine) && host.random() % 4 == 0 {
+        core.vmx.handles_samples(host);
+    }
     match i.mnemonic() {
         Mnemonic::Invept | Mnemonic::Invvpid if core.vmx.region.is_none() => Done::Faults,
         Mnemonic::Invept | Mnemonic::Invvpid => {
@@ -58,10 +61,16 @@ pub fn emulate(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machi
 /// where the host's handler is asked to run.
 fn may_be_interrupted(i: &Instruction, machine: &Machine<'_>) -> bool {
     match i.mnemonic() {
-        Mnemonic::Vmread => machine.get(i.op1_register()) == u64::from(field::EXIT_REASON),
+        Mnemonic::Vmread => is_after_exit(i, machine),
         Mnemonic::Vmwrite | Mnemonic::Mov => false,
         _ => true,
     }
+}
+
+/// The first instruction of its kind after an exit.
+fn is_after_exit(i: &Instruction, machine: &Machine<'_>) -> bool {
+    i.mnemonic() == Mnemonic::Vmread
+        && machine.get(i.op1_register()) == u64::from(field::EXIT_REASON)
 }
 
 /// Sets the flags that an outcome has.
