@@ -299,7 +299,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             Exit::Monitor | Exit::Undefined => self.fault(Exception::INVALID_OPCODE),
             Exit::ReadPmc => self.fault(Exception::general_protection(0)),
             Exit::Exception(exception) => self.fault(exception),
-            Exit::TaskSwitch => self.emulate(here),
+            Exit::TaskSwitch => self.task_switch(),
             Exit::TripleFault => self.triple_fault(),
             Exit::BadState(what) => self.stop(StopReason::BadState(what)),
             Exit::MachineCheck => self.stop(StopReason::MachineCheck),
@@ -314,6 +314,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     fn stop(&mut self, reason: StopReason) {
         self.stopping.get_or_insert(reason);
+    }
+
+    /// By an instruction, or by an event that met a task gate: then there is none at RIP that could be emulated.
+    fn task_switch(&mut self) {
+        let rip = self.arch.rip();
+        self.stop(StopReason::TaskSwitch { rip });
     }
 
     fn triple_fault(&mut self) {

@@ -85,6 +85,11 @@ pub enum StopReason {
         /// The guest-physical address.
         gpa: u64,
     },
+    /// A switch to another task by the processor itself.
+    TaskSwitch {
+        /// Where.
+        rip: u64,
+    },
     /// An exit that this VMM does not know.
     UnknownExit {
         /// Where.
@@ -117,6 +122,7 @@ impl StopReason {
             TripleFault { .. }
                 | Unemulated { .. }
                 | NoMemoryAt { .. }
+                | TaskSwitch { .. }
                 | UnknownExit { .. }
                 | BadState(_)
         )
@@ -149,6 +155,10 @@ impl fmt::Display for StopReason {
             Self::NoMemoryAt { rip, gpa } => {
                 write!(f, "rip {rip:#x} leads to guest-physical {gpa:#x}, where there is no memory to execute")
             }
+            Self::TaskSwitch { rip } => write!(
+                f,
+                "a hardware task switch at rip {rip:#x}, by a task gate or to a task-state segment: not supported"
+            ),
             Self::UnknownExit { rip, code, info } => {
                 write!(f, "unknown exit {code:#x} ({:#x}, {:#x}) at rip {rip:#x}", info[0], info[1])
             }

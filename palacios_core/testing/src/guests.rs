@@ -124,6 +124,27 @@ guest! {
 }
 
 guest! {
+    /// Has a task gate for #UD. Executes UD2 (`p0` is 0) or `INT 6` (1), or jumps to a task-state segment.
+    pub fn switches_tasks =
+    "gate 6, nowhere_a"
+    "mov byte ptr [0x6035], 0x85"
+    "mov word ptr [0x6032], 8"
+    "mov dword ptr [0x5008], 0x51000067"
+    "mov dword ptr [0x500c], 0x00008900"
+    "mov word ptr [0x5ff8], 0xf"
+    "mov dword ptr [0x5ffa], 0x5000"
+    "lgdt [0x5ff8]"
+    "mov eax, [0x100020]"
+    "cmp eax, 1"
+    "je 2f"
+    "ja 3f"
+    "ud2"
+    "2: int 6"
+    "3: .byte 0xea, 0, 0, 0, 0, 8, 0"
+    "nowhere_a: exit 1"
+}
+
+guest! {
     /// Waits in HLT for `p0` interrupts of the local APIC's timer, which fires every `p1` ticks; ends with status 0.
     pub fn halt_for_ticks =
     "gate 0x40, tick_a"

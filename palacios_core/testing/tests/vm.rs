@@ -93,6 +93,21 @@ fn hlt_parks_and_its_time_is_counted<B: TestBackend>() {
     });
 }
 
+/// By an event that meets a task gate, where the instruction at RIP has nothing to do with it, or by a jump.
+fn task_switches_stop_the_guest<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        for how in 0..3 {
+            let vm = hypervisor.launch(&Spec::new(guests::switches_tasks(&[how])));
+            let why = vm.wait();
+            assert!(
+                matches!(why, StopReason::TaskSwitch { rip } if rip >> 12 == 0x100),
+                "{why}"
+            );
+            assert!(why.is_guest_error());
+        }
+    });
+}
+
 /// What a VM's only vCPU has spent, and between which times it was so.
 fn time_spent<B: TestBackend>(host: &TestHost, vm: &TestVm<B>) -> ([u64; 4], [u64; 2]) {
     use Counter::*;
@@ -683,6 +698,7 @@ macro_rules! on_all_backends {
 on_all_backends! {
     exits_are_counted_one_by_one,
     hlt_parks_and_its_time_is_counted,
+    task_switches_stop_the_guest,
     all_of_a_vcpus_time_is_counted,
     spinning_vcpus_give_way,
     the_counter_never_goes_back,

@@ -306,7 +306,7 @@ impl Guest {
         Ok(())
     }
 
-    /// A 32-bit gate into a flat code segment of the same privilege.
+    /// A 32-bit gate into a flat code segment of the same privilege, or a task gate.
     fn protected_gate(
         &mut self,
         bus: &mut Bus<'_>,
@@ -316,6 +316,7 @@ impl Guest {
         const PRESENT: u64 = 1 << 47;
         const INTERRUPT_GATE: u64 = 0xe << 40;
         const TRAP_GATE: u64 = 0xf << 40;
+        const TASK_GATE: u64 = 0x5 << 40;
         let entry = u64::from(vector) * 8;
         let bad = Stop::Exception(Exception::general_protection(u32::from(vector) * 8 + 2));
         if entry + 7 > self.state.idtr.limit.into() {
@@ -324,6 +325,9 @@ impl Guest {
         let at = Gpa(self.state.idtr.base.wrapping_add(entry) & 0xffff_ffff);
         let gate = bus.read(at, 8, Access::Read)?;
         let kind = gate & 0xf << 40;
+        if gate & PRESENT != 0 && kind == TASK_GATE {
+            return Err(Stop::Exit(Exit::TaskSwitch));
+        }
         if gate & PRESENT == 0 || (kind != INTERRUPT_GATE && kind != TRAP_GATE) {
             return Err(bad);
         }

@@ -328,8 +328,12 @@ impl Guest {
     }
 
     fn far_jump(&mut self, bus: &mut Bus<'_>, i: &Instruction, next: &mut CpuState) -> Done {
-        next.segments[Seg::Cs as usize] =
-            self.load_segment(bus, Seg::Cs, i.far_branch_selector())?;
+        let segment = self.load_segment(bus, Seg::Cs, i.far_branch_selector())?;
+        if !segment.attributes.has(SegmentAttributes::S) {
+            // Of what the system has, guests here jump to task-state segments alone.
+            return Err(exit(Exit::TaskSwitch));
+        }
+        next.segments[Seg::Cs as usize] = segment;
         next.rip = i.far_branch32().into();
         Ok(())
     }

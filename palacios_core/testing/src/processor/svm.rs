@@ -372,6 +372,9 @@ fn encode(event: Event) -> u64 {
     1 << 31 | field
 }
 
+/// The selector of a task, in tests.
+pub const TASK: u64 = 8;
+
 /// EXITCODE, EXITINFO1 and EXITINFO2 (APM 2: appendix C).
 fn encode_exit(guest: &Guest, exit: Exit) -> (u64, u64, u64) {
     match exit {
@@ -386,6 +389,8 @@ fn encode_exit(guest: &Guest, exit: Exit) -> (u64, u64, u64) {
         Exit::Port(access) => (0x7b, encode_port(access), guest.next_rip.unwrap_or(0)),
         Exit::ReadMsr => (0x7c, 0, 0),
         Exit::WriteMsr => (0x7c, 1, 0),
+        // With the selector of the other task (APM 2: 15.14.1).
+        Exit::TaskSwitch => (0x7d, TASK, 0),
         Exit::TripleFault => (0x7f, 0, 0),
         Exit::Hypercall => (0x81, 0, 0),
         Exit::CacheControl => (0x89, 0, 0),

@@ -2,6 +2,7 @@
 //! What an exit writes into the VMCS (SDM 3C: 27.2, 27.3; SDM 3D: appendix C).
 
 use super::super::execute::Guest;
+use super::super::svm::TASK;
 use super::check;
 use super::field;
 use super::vmcs::Vmcs;
@@ -130,6 +131,7 @@ fn has_length(guest: &Guest, why: Reason) -> bool {
 fn of_instruction(guest: &Guest, exit: Exit) -> (u64, u64) {
     match exit {
         Exit::TripleFault => (2, 0),
+        Exit::TaskSwitch => (9, encode_task_switch(guest)),
         Exit::InterruptWindow if guest.below_threshold => (43, 0),
         Exit::InterruptWindow => (7, 0),
         Exit::NmiWindow => (8, 0),
@@ -156,6 +158,12 @@ fn encode_move(guest: &Guest) -> u64 {
     let register = guest.moved & 15;
     let general = guest.moved_with as u64 & 15;
     register | u64::from(!write) << 4 | general << 8
+}
+
+/// SDM 3C: table 27-2: by a far jump, or by a gate.
+fn encode_task_switch(guest: &Guest) -> u64 {
+    let source = if guest.interrupted.is_some() { 3 } else { 2 };
+    TASK | source << 30
 }
 
 /// SDM 3C: table 27-5.
