@@ -5,6 +5,7 @@ use super::super::cpu::CR4_LA57;
 use super::super::Unsupported;
 use crate::addr::Hpa;
 use crate::memory::table::Format;
+use crate::state::cr4;
 
 /// SYSCFG: memory encryption is on (APM 2: 7.10.1).
 const SYSCFG_SMEE: u64 = 1 << 23;
@@ -28,8 +29,8 @@ pub(super) struct Caps {
     /// VERW clears buffers (APM 3: CPUID Fn8000_0021_EAX[VERW_CLEAR]).
     pub clear_buffers: bool,
     pub tsc_aux: bool,
-    /// CR4 has bits that a guest must not set: their state is not switched (see [`Caps::new`]).
-    pub guard_cr4: bool,
+    /// CR4.MCE as the host has it, and so any guest.
+    pub mce: u64,
     /// 4 or 5, as the host's own.
     pub levels: u8,
     /// The bit of a physical address that says "encrypted", if the host's memory is; else 0.
@@ -37,7 +38,7 @@ pub(super) struct Caps {
     pub physical_bits: u8,
 }
 
-/// Registers of the host that decide how it pages.
+/// Registers of the host that decide how it pages, and what else is in them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Paging {
     pub cr3: u64,
@@ -70,7 +71,6 @@ impl Caps {
         } else {
             [0; 4]
         };
-        let seven_1 = if seven[0] >= 1 { cpuid(7, 1) } else { [0; 4] };
         let encryption = leaf(0x8000_001f);
         let c_bit = c_bit(encryption, paging);
         Ok(Self {
@@ -85,12 +85,7 @@ impl Caps {
             ibpb: has(leaf(0x8000_0008)[1], 12),
             clear_buffers: has(leaf(0x8000_0021)[0], 5),
             tsc_aux: has(leaf(0x8000_0001)[3], 27) || has(seven[2], 22),
-            // Shadow stacks and branch tracking (U_CET, PL3_SSP), user interrupts and FRED have MSRs that VMRUN does not
-            // switch. The other bits of CR4 need nothing but what it does, or, like PKE, what is switched here.
-            guard_cr4: has(seven[2], 7)
-                || has(seven[3], 20)
-                || has(seven[3], 5)
-                || has(seven_1[0], 17),
+            mce: paging.cr4 & cr4::MCE,
             levels: if paging.cr4 & CR4_LA57 != 0 { 5 } else { 4 },
             c_bit,
             physical_bits: physical_bits(leaf(0x8000_0008)[0], encryption, c_bit),

@@ -7,9 +7,11 @@ use super::Caps;
 /// PAUSEs in a row, closer together than the threshold in cycles, before the guest is taken to be spinning.
 const PAUSE_COUNT: u16 = 3000;
 const PAUSE_THRESHOLD: u16 = 128;
-/// Sets the intercepts that are never taken away. CR0, CR3 and, unless there is state to guard, CR4 are its own under nested paging.
+/// Control registers of which guests have something of the host's: CR4. CR0 and CR3 are their own under nested paging.
+pub(super) const CR4: u16 = 1 << 4;
+/// Sets the intercepts that are never taken away.
 pub(super) fn always_intercept(control: &mut Control, caps: &Caps) {
-    control.cr_writes = u16::from(caps.guard_cr4) << 4;
+    control.cr_writes = CR4;
     // #DB and #AC too: their delivery can raise them again without end.
     control.exceptions = Exceptions::DB | Exceptions::AC | Exceptions::MC;
     control.intercepts3 = Intercepts3::INTR

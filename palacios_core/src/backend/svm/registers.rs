@@ -51,7 +51,7 @@ msr!(
     msr_mut, &mut
 );
 
-/// Writes all of a state that the VMCB holds.
+/// Writes all of a state that the VMCB holds, but for CR4.
 pub(super) fn fill(vmcb: &mut Vmcb, state: &CpuState) {
     let save = &mut vmcb.save;
     save.rip = state.rip;
@@ -59,7 +59,6 @@ pub(super) fn fill(vmcb: &mut Vmcb, state: &CpuState) {
     save.cr0 = state.control.cr0;
     save.cr2 = state.control.cr2;
     save.cr3 = state.control.cr3;
-    save.cr4 = state.control.cr4;
     save.efer = state.control.efer | efer::SVME;
     let [es, cs, ss, ds, fs, gs, ldtr, tr] = state.segments;
     save.es = es.into();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A virtual CPU under SVM.
 //!
-//! The VMCB holds its registers, but for the general ones other than RAX and RSP, DR0–DR3, and floating-point state. What
-//! the VMM changes there goes through [`VmcbPage::change`], which keeps the clean bits true.
+//! The VMCB holds its registers, but for the general ones other than RAX and RSP, CR4.MCE, DR0–DR3, and floating-point state.
+//! What the VMM changes there goes through [`VmcbPage::change`], which keeps the clean bits true.
 //!
 //! Against speculation across guests: when another vCPU ran on the CPU last, an indirect branch prediction barrier is
 //! issued where there is one, whatever mitigations the host was told to use. A guest has its own SPEC_CTRL if the processor
@@ -22,7 +22,7 @@ use super::vmcb::{tlb_control, Clean, VirtualInterrupt, VmcbPage};
 use super::{enter, intercepts, registers, Caps, PerCpu, Svm};
 use crate::addr::Hpa;
 use crate::host::{CpuId, Host, NoMemory};
-use crate::state::{efer, Control, CpuState, Gprs, Reg, Seg, Segment};
+use crate::state::{cr4, efer, Control, CpuState, Gprs, Reg, Seg, Segment};
 use core::sync::atomic::Ordering::Relaxed;
 
 /// PAT after reset (APM 2: 7.8.2).
@@ -51,6 +51,8 @@ pub struct Vcpu<H: Host> {
     /// Unlike any other's of this backend, and not 0.
     id: u64,
     pub(super) vmcb: VmcbPage<H>,
+    /// CR4.MCE as the guest set it.
+    mce: u64,
     gprs: Gprs,
     pub(super) events: Events,
     fpu: Fpu<H>,
@@ -74,6 +76,7 @@ impl<H: Host> Vcpu<H> {
             caps,
             id: svm.vcpus.fetch_add(1, Relaxed).wrapping_add(1),
             vmcb,
+            mce: 0,
             gprs: Gprs::default(),
             events: Events::default(),
             fpu: Fpu::new(host, svm.fpu)?,
@@ -148,6 +151,18 @@ impl<H: Host> Vcpu<H> {
         self.place.all_flushed |= vmcb.control.tlb_control == tlb_control::ALL;
         self.place.flush = Flush::Nothing;
         self.events.after(&mut self.vmcb)
+    }
+
+    /// Sets CR4. MCE stays as the host has it, whatever the guest sets: where the bit is clear, an error of the machine shuts
+    /// the processor down instead of reaching the host (APM 2: 3.1.3). The guest reads what it wrote.
+    fn set_cr4(&mut self, value: u64) {
+        self.mce = value & cr4::MCE;
+        let real = value & !cr4::MCE | self.caps.mce;
+        self.vmcb.change(Clean::CRX).save.cr4 = real;
+        let reads = if real == value { 0 } else { intercepts::CR4 };
+        if self.vmcb.get().control.cr_reads != reads {
+            self.vmcb.change(Clean::I).control.cr_reads = reads;
+        }
     }
 
     /// One entry and exit.
@@ -279,7 +294,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             cr0: save.cr0,
             cr2: save.cr2,
             cr3: save.cr3,
-            cr4: save.cr4,
+            cr4: save.cr4 & !cr4::MCE | self.mce,
             efer: save.efer & !efer::SVME,
         }
     }
@@ -297,8 +312,8 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         save.cr0 = new.cr0;
         save.cr2 = new.cr2;
         save.cr3 = new.cr3;
-        save.cr4 = new.cr4;
         save.efer = new.efer | efer::SVME;
+        self.set_cr4(new.cr4);
     }
 
     fn segment(&self, seg: Seg) -> Segment {
@@ -352,6 +367,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         }
         let vmcb = self.vmcb.change(Clean::all());
         registers::fill(vmcb, state);
+        self.set_cr4(state.control.cr4);
     }
 
     fn msr(&self, index: u32) -> Option<u64> {

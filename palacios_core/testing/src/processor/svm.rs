@@ -14,7 +14,7 @@ use crate::TestHost;
 use palacios_core::addr::Hpa;
 use palacios_core::backend::{Event, Exit, NestedFault, PortAccess};
 use palacios_core::host::{CpuId, Host};
-use palacios_core::state::{efer, Exception, Gprs, Reg};
+use palacios_core::state::{cr4, efer, Exception, Gprs, Reg};
 use std::collections::HashMap;
 
 const EFER: u32 = 0xc000_0080;
@@ -173,6 +173,10 @@ impl Run<'_> {
             (
                 asid != 0 && asid < self.host.processors().config.tags,
                 "no such ASID",
+            ),
+            (
+                vmcb.u64(at::CR4) & cr4::MCE != 0 && vmcb.u16(at::CR_WRITES) & 1 << 4 != 0,
+                "CR4.MCE is not the host's, or need not stay so",
             ),
             (vmcb.u64(at::NP_ENABLE) & 1 != 0, "nested paging is off"),
             (

@@ -8,10 +8,8 @@ use super::{breakpoints, fixups, vmx};
 use crate::{heap, TestHost};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use palacios_core::host::CpuId;
-use palacios_core::state::Gprs;
+use palacios_core::state::{cr4, Gprs};
 use std::sync::Once;
-
-const LA57: u64 = 1 << 12;
 
 /// From now on, this process's privileged instructions are the test host's processors'.
 pub fn install() {
@@ -254,7 +252,7 @@ fn moved(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>
     match (to, from) {
         (to, Register::CR4) => {
             let five = host.processors().config.format.levels == 5;
-            machine.set(to, if five { LA57 } else { 0 });
+            machine.set(to, cr4::MCE | if five { cr4::LA57 } else { 0 });
         }
         (to, from) if from.is_cr() => machine.set(to, 0),
         (to, from) if from.is_dr() => {

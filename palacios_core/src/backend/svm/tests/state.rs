@@ -27,16 +27,16 @@ fn all_pages_go_back() {
 fn caps_are_read_from_the_right_bits() {
     let caps = |svm, paging| Caps::new(cpuid_of(svm, 16), paging);
     let none = caps(NPT, Paging::default()).unwrap();
-    assert!(!none.next_rip && !none.flush_by_asid && !none.decode_assists && !none.guard_cr4);
+    assert!(!none.next_rip && !none.flush_by_asid && !none.decode_assists && none.mce == 0);
     assert_eq!((none.levels, none.physical_bits, none.c_bit), (4, 48, 0));
     assert!(none.ibpb && none.tsc_aux);
     let la57 = Paging {
-        cr4: 1 << 12,
+        cr4: 1 << 12 | 1 << 6,
         ..Paging::default()
     };
     let some = caps(NPT | NRIP | FLUSH_BY_ASID | DECODE_ASSISTS, la57).unwrap();
     assert!(some.next_rip && some.flush_by_asid && some.decode_assists);
-    assert_eq!(some.levels, 5);
+    assert_eq!((some.levels, some.mce), (5, 1 << 6));
     use Unsupported::*;
     assert_eq!(caps(0, la57), Err(Missing("nested paging (NPT)")));
     assert_eq!(Caps::new(|_, _| [0; 4], la57), Err(NoCpu));

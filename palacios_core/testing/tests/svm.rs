@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The SVM backend on a processor that forgives nothing, one window at a time.
+
+use palacios_core::addr::Gpa;
+use palacios_core::backend::svm::{Svm, Vcpu};
+use palacios_core::backend::{Backend, BackendVcpu, Exit};
+use palacios_core::devices::GuestMemory;
+use palacios_core::host::Host;
+use palacios_core::memory::Memory;
+use palacios_core::state::{cr4, CpuState, Reg};
+use palacios_testing::host::LargePages;
+use palacios_testing::vm::Hypervisor;
+use palacios_testing::{Config, TestHost};
+
+type Backing = Svm<TestHost>;
+
+const CODE: u64 = 0x1000;
+
+/// A vCPU with memory.
+struct Bench {
+    host: TestHost,
+    hypervisor: Hypervisor<Backing>,
+    /// Holds the guest's code.
+    _memory: Memory<TestHost>,
+    vcpu: Vcpu<TestHost>,
+}
+
+impl Bench {
+    fn new(host: &TestHost, code: &[u8]) -> Self {
+        let hypervisor = Hypervisor::<Backing>::new(host);
+        let backend = hypervisor.backend();
+        let ram = host.ram(LargePages::Never);
+        let memory = Memory::new(host, ram, 16 << 20, backend.table_format()).unwrap();
+        memory.write(Gpa(CODE), code).unwrap();
+        let mut vcpu = backend.vcpu(host).unwrap();
+        vcpu.set_state(&flat());
+        vcpu.set_table_root(memory.root());
+        Self {
+            host: host.clone(),
+            hypervisor,
+            _memory: memory,
+            vcpu,
+        }
+    }
+    /// One entry, in a window of its own.
+    fn enter(&mut self) -> Exit {
+        let (host, vcpu) = (&self.host, &mut self.vcpu);
+        let backend = self.hypervisor.backend();
+        host.window(|cpu| {
+            vcpu.load(host, backend, cpu);
+            let exit = vcpu.enter(host);
+            vcpu.unload(host, backend);
+            exit
+        })
+    }
+}
+
+/// 32-bit protected mode without paging.
+fn flat() -> CpuState {
+    let mut state = CpuState {
+        rip: CODE,
+        ..CpuState::reset()
+    };
+    state.control.cr0 = 1;
+    for segment in &mut state.segments[..6] {
+        (segment.base, segment.limit) = (0, u32::MAX);
+        segment.attributes.0 |= 0xc00;
+    }
+    state
+}
+
+/// A vCPU on a host with one CPU. The processor sees what is wrong, and so does the host when it ends.
+fn alone(code: &[u8], test: impl Fn(&mut Bench)) {
+    let config = Config {
+        cpus: 1,
+        ..Config::default()
+    };
+    TestHost::run(config, |host| test(&mut Bench::new(host, code)));
+}
+
+#[test]
+fn machine_checks_are_the_hosts_to_switch() {
+    // mov eax, cr4; mov cr4, eax; hlt
+    alone(&[0x0f, 0x20, 0xe0, 0x0f, 0x22, 0xe0, 0xf4], |bench| {
+        // Off to the guest, and on in the processor: it must not see that.
+        assert_eq!(bench.enter(), Exit::Emulate);
+        assert_eq!(bench.vcpu.rip(), CODE);
+        assert_eq!(bench.vcpu.control().cr4, 0);
+        // On to both: it may look, and not write.
+        let mut control = bench.vcpu.control();
+        control.cr4 = cr4::MCE | cr4::PGE;
+        bench.vcpu.set_control(control);
+        assert_eq!(bench.enter(), Exit::Emulate);
+        assert_eq!(bench.vcpu.rip(), CODE + 3);
+        assert_eq!(bench.vcpu.gprs()[Reg::Rax], cr4::MCE | cr4::PGE);
+        assert_eq!(bench.vcpu.control(), control);
+        bench.vcpu.set_state(&flat());
+        assert_eq!(bench.enter(), Exit::Emulate);
+        assert_eq!(bench.vcpu.state(), flat());
+    });
+}
