@@ -79,6 +79,16 @@ fn alone(code: &[u8], test: impl Fn(&mut Bench)) {
 }
 
 #[test]
+fn nothing_of_the_host_is_left_in_the_guest() {
+    alone(&[0xf4], |bench| {
+        for _ in 0..3 {
+            bench.vcpu.set_rip(CODE);
+            assert_eq!(bench.enter(), Exit::Halt);
+        }
+    });
+}
+
+#[test]
 fn machine_checks_are_the_hosts_to_switch() {
     // mov eax, cr4; mov cr4, eax; hlt
     alone(&[0x0f, 0x20, 0xe0, 0x0f, 0x22, 0xe0, 0xf4], |bench| {

@@ -60,6 +60,9 @@ pub struct Vcpu<H: Host> {
     pub(super) place: Place,
     /// What RDTSCP gives, if there is such a register.
     tsc_aux: Option<Switched>,
+    /// Zero in a guest. With the host's a bus lock would trap, and a trap flag count branches; VMRUN does not switch it, since
+    /// guests have no branch records of their own (APM 2: 13.1.1.6, 15.23).
+    debugctl: Switched,
 }
 
 impl<H: Host> Vcpu<H> {
@@ -83,6 +86,7 @@ impl<H: Host> Vcpu<H> {
             breakpoints: Breakpoints::default(),
             place: Place::default(),
             tsc_aux: caps.tsc_aux.then_some(Switched::guarded(MSR_TSC_AUX)),
+            debugctl: Switched::guarded(msr::DEBUGCTL),
         };
         vcpu.power_on();
         vcpu.set_state(&CpuState::reset());
@@ -198,8 +202,8 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             return;
         };
         self.take_place(cpu, here);
-        // SAFETY: in a window, on `cpu`; the page is that CPU's. The barrier takes nothing from the host but time, TSC_AUX
-        // gets its value back in `unload`, and floating-point state was put away by the host.
+        // SAFETY: in a window, on `cpu`; the page is that CPU's. The barrier takes nothing from the host but time, the switched
+        // registers get their values back in `unload`, and floating-point state was put away by the host.
         unsafe {
             if enter::save_host(self.place.host_vmcb).is_err() {
                 return;
@@ -207,8 +211,8 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             if here.last_vcpu.swap(self.id, Relaxed) != self.id && self.caps.ibpb {
                 let _ = cpu::write_msr(MSR_PRED_CMD, PRED_CMD_IBPB);
             }
-            if let Some(tsc_aux) = &mut self.tsc_aux {
-                tsc_aux.load();
+            for register in self.tsc_aux.iter_mut().chain([&mut self.debugctl]) {
+                register.load();
             }
             self.breakpoints.open();
             self.fpu.load();
@@ -252,11 +256,11 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         self.place.loaded = false;
         self.leave_place(svm);
         self.breakpoints.close(self.vmcb.get().save.dr6);
-        // SAFETY: in the window of `load`; TSC_AUX gets what it had.
+        // SAFETY: in the window of `load`; the switched registers get what they had.
         unsafe {
             self.fpu.unload();
-            if let Some(tsc_aux) = &mut self.tsc_aux {
-                tsc_aux.unload();
+            for register in self.tsc_aux.iter_mut().chain([&mut self.debugctl]) {
+                register.unload();
             }
         }
     }

@@ -18,6 +18,7 @@ use palacios_core::state::{cr4, efer, Exception, Gprs, Reg};
 use std::collections::HashMap;
 
 const EFER: u32 = 0xc000_0080;
+const DEBUGCTL: u32 = 0x1d9;
 /// The host has each CPU's number in it.
 pub const TSC_AUX: u32 = 0xc000_0103;
 /// The registers of a CPU that VMLOAD and VMSAVE move.
@@ -70,7 +71,7 @@ impl Svm {
     /// What the host must find as it was, when a window closes.
     pub fn window_closes(&mut self, cpu: CpuId) -> Option<Violation> {
         let own = Self::own(cpu);
-        let (xcr0, xss) = (self.xcr0, self.msr(0xda0));
+        let (xcr0, xss, debugctl) = (self.xcr0, self.msr(0xda0), self.msr(DEBUGCTL));
         let tsc_aux = self.msrs.get(&TSC_AUX).copied();
         let checks = [
             (
@@ -83,6 +84,7 @@ impl Svm {
             ),
             (xcr0 != 0 && xcr0 != host_xcr0(), "XCR0 is not the host's"),
             (xss != HOST_XSS, "XSS is not the host's"),
+            (debugctl != HOST_DEBUGCTL, "DEBUGCTL is not the host's"),
             (
                 tsc_aux.is_some_and(|v| v != u64::from(cpu.0)),
                 "TSC_AUX is not the host's",
@@ -97,6 +99,7 @@ impl Svm {
     pub fn msr(&self, index: u32) -> u64 {
         let initial = match index {
             0xda0 => HOST_XSS,
+            DEBUGCTL => HOST_DEBUGCTL,
             _ => 0,
         };
         self.msrs.get(&index).copied().unwrap_or(initial)
@@ -105,6 +108,8 @@ impl Svm {
 
 /// The host has supervisor state switched on, so that it matters.
 pub const HOST_XSS: u64 = 1 << 11;
+/// The host traps bus locks.
+const HOST_DEBUGCTL: u64 = 1 << 2;
 
 pub fn tsc() -> u64 {
     // SAFETY: every processor that this runs on has a time stamp counter.
@@ -162,6 +167,7 @@ impl Run<'_> {
                 "VMRUN with host interrupts off: none would end the guest",
             ),
             (svm.msr(0xc001_0117) != 0, "VM_HSAVE_PA is not set"),
+            (svm.msr(DEBUGCTL) == 0, "a guest runs under the host's DEBUGCTL"),
             (
                 svm.hidden_of == Some(self.at),
                 "another guest's VMLOAD state",
