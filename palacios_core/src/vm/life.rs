@@ -167,7 +167,7 @@ impl fmt::Display for StopReason {
             Self::MachineCheck => f.write_str("a machine check: the host's hardware failed under this VM; see the host's log"),
             Self::HostGone => f.write_str("virtualization was switched off on this host"),
             Self::HostTaken => f.write_str(
-                "another hypervisor took the processor's virtualization: unload it (rmmod kvm_intel), and start the VM anew",
+                "another hypervisor took the processor's virtualization: unload it (rmmod kvm_intel or kvm_amd), on AMD load v3vee anew, and start the VM anew",
             ),
             Self::ResetFailed => f.write_str("the guest asked for a reset, and its kernel could not be loaded again"),
         }

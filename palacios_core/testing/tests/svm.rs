@@ -5,7 +5,7 @@ use palacios_core::addr::Gpa;
 use palacios_core::backend::svm::{Svm, Vcpu};
 use palacios_core::backend::{Backend, BackendVcpu, Exit};
 use palacios_core::devices::GuestMemory;
-use palacios_core::host::Host;
+use palacios_core::host::{CpuId, Host};
 use palacios_core::memory::Memory;
 use palacios_core::state::{cr4, CpuState, Reg};
 use palacios_testing::host::LargePages;
@@ -108,4 +108,26 @@ fn machine_checks_are_the_hosts_to_switch() {
         assert_eq!(bench.enter(), Exit::Emulate);
         assert_eq!(bench.vcpu.state(), flat());
     });
+}
+
+/// What is there after somebody else came, and after we went.
+fn taken(area: u64) -> (u64, bool) {
+    let left = std::cell::Cell::default();
+    alone(&[0xf4], |bench| {
+        assert_eq!(bench.enter(), Exit::Halt);
+        bench.host.take_svm(area);
+        assert_eq!(bench.enter(), Exit::Busy);
+        assert_eq!(bench.enter(), Exit::Busy);
+        bench.hypervisor.backend().disable_cpu(CpuId(0));
+        left.set(bench.host.svm(CpuId(0)));
+        assert_eq!(bench.enter(), Exit::Gone);
+    });
+    left.get()
+}
+
+#[test]
+fn svm_is_left_to_whoever_took_it() {
+    assert_eq!(taken(0xabc000), (0xabc000, true));
+    // Nobody's: what was ours is switched off.
+    assert_eq!(taken(0), (0, false));
 }

@@ -118,6 +118,13 @@ impl<H: Host> Svm<H> {
     fn cpu(&self, cpu: CpuId) -> Option<&PerCpu<H>> {
         self.cpus.get(cpu.0 as usize)
     }
+
+    /// Nobody has put another save area in the place of ours, nor taken it away: a host that begins with SNP does so on all
+    /// CPUs (SEV-SNP firmware ABI: SNP_INIT), and leaves EFER.SVME as it is.
+    fn save_area_is_ours(&self, here: &PerCpu<H>) -> bool {
+        let at = cpu::read_msr(msr::VM_HSAVE_PA).map(|at| at & !self.caps.c_bit);
+        at == Ok(here.host_save.at().0)
+    }
 }
 
 impl<H: Host> Backend<H> for Svm<H> {
@@ -139,7 +146,9 @@ impl<H: Host> Backend<H> for Svm<H> {
             })
         };
         if on.is_err() {
-            self.disable_cpu(cpu);
+            here.enabled.store(false, Relaxed);
+            // SAFETY: what was just begun.
+            unsafe { switch_off() };
             return Err(Unsupported::Firmware);
         }
         if self.caps.tsc_ratio {
@@ -156,12 +165,10 @@ impl<H: Host> Backend<H> for Svm<H> {
         if !here.enabled.swap(false, Relaxed) {
             return;
         }
-        // SAFETY: SVM is ours, and no guest runs on this CPU now. Where a host that goes down was faster, nothing changes.
-        unsafe {
-            let _ = cpu::write_msr(msr::VM_HSAVE_PA, 0);
-            if let Ok(efer) = cpu::read_msr(MSR_EFER) {
-                let _ = cpu::write_msr(MSR_EFER, efer & !efer::SVME);
-            }
+        // Another's save area stays: SVM is his by now, and we go without a word.
+        if self.save_area_is_ours(here) || cpu::read_msr(msr::VM_HSAVE_PA) == Ok(0) {
+            // SAFETY: SVM is ours, and no guest runs on this CPU now. Where a host that goes down was faster, nothing changes.
+            unsafe { switch_off() };
         }
     }
 
@@ -194,6 +201,20 @@ impl<H: Host> Backend<H> for Svm<H> {
 
     fn vcpu(&self, host: &H) -> Result<Vcpu<H>, NoMemory> {
         Vcpu::new(host, self)
+    }
+}
+
+/// Leaves no save area behind, and SVM off.
+///
+/// # Safety
+/// SVM is ours, and no guest runs on this CPU.
+unsafe fn switch_off() {
+    // SAFETY: by the contract above.
+    unsafe {
+        let _ = cpu::write_msr(msr::VM_HSAVE_PA, 0);
+        if let Ok(efer) = cpu::read_msr(MSR_EFER) {
+            let _ = cpu::write_msr(MSR_EFER, efer & !efer::SVME);
+        }
     }
 }
 

@@ -41,8 +41,8 @@ pub(super) struct Place {
     host_vmcb: u64,
     /// The guest's floating-point state and debug registers are in.
     loaded: bool,
-    /// SVM is off here.
-    gone: bool,
+    /// Why it cannot be entered in this window.
+    refused: Option<Exit>,
 }
 
 /// A virtual CPU.
@@ -197,7 +197,7 @@ impl<H: Host> Vcpu<H> {
 
 impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     fn load(&mut self, _: &H, svm: &Svm<H>, cpu: CpuId) {
-        self.place.gone = true;
+        self.place.refused = Some(Exit::Gone);
         let Some(here) = svm.cpu(cpu).filter(|here| here.enabled.load(Relaxed)) else {
             return;
         };
@@ -206,6 +206,11 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         // registers get their values back in `unload`, and floating-point state was put away by the host.
         unsafe {
             if enter::save_host(self.place.host_vmcb).is_err() {
+                return;
+            }
+            // An exit would load the host's state from there.
+            if !svm.save_area_is_ours(here) {
+                self.place.refused = Some(Exit::Busy);
                 return;
             }
             if here.last_vcpu.swap(self.id, Relaxed) != self.id && self.caps.ibpb {
@@ -218,12 +223,12 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             self.fpu.load();
         }
         self.place.loaded = true;
-        self.place.gone = false;
+        self.place.refused = None;
     }
 
     fn enter(&mut self, host: &H) -> Exit {
-        if self.place.gone {
-            return Exit::Gone;
+        if let Some(why) = self.place.refused {
+            return why;
         }
         if self.events.nmi_window && self.events.nmi_allowed(self.vmcb.get()) {
             self.events.nmi_window = false;
@@ -236,7 +241,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
                 Ok(Seen::Again) => continue,
                 Ok(Seen::NmiWindow) => return Exit::NmiWindow,
                 Err(enter::Gone) => {
-                    self.place.gone = true;
+                    self.place.refused = Some(Exit::Gone);
                     return Exit::Gone;
                 }
             }

@@ -273,6 +273,15 @@ impl TestHost {
         self.processors().go_down();
         self.on_each_cpu(&|cpu| self.processors().cpu(cpu).svm.switch_off());
     }
+    /// Somebody else on the host takes SVM on all CPUs, as far as it can be seen: VM_HSAVE_PA holds `area`, or nothing.
+    pub fn take_svm(&self, area: u64) {
+        self.on_each_cpu(&|cpu| self.processors().cpu(cpu).svm.take_save_area(area));
+    }
+    /// VM_HSAVE_PA on a CPU, and whether SVM is on there.
+    pub fn svm(&self, cpu: CpuId) -> (u64, bool) {
+        let core = self.processors().cpu(cpu);
+        (core.svm.save_area(), core.svm.is_on())
+    }
     /// From now on its CPUs' time stamp counters cannot be compared.
     pub fn tsc_becomes_unstable(&self) {
         self.0.tsc_stable.store(false, SeqCst);

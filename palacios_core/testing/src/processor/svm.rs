@@ -19,6 +19,7 @@ use std::collections::HashMap;
 
 const EFER: u32 = 0xc000_0080;
 const DEBUGCTL: u32 = 0x1d9;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
 /// The host has each CPU's number in it.
 pub const TSC_AUX: u32 = 0xc000_0103;
 /// The registers of a CPU that VMLOAD and VMSAVE move.
@@ -49,6 +50,14 @@ impl Svm {
     }
     pub fn is_on(&self) -> bool {
         self.msrs.get(&EFER).is_some_and(|v| v & efer::SVME != 0)
+    }
+
+    pub fn save_area(&self) -> u64 {
+        self.msr(VM_HSAVE_PA)
+    }
+    /// Somebody else on the host has a save area of his own, or wants none to be there; EFER.SVME he leaves alone.
+    pub fn take_save_area(&mut self, to: u64) {
+        self.msrs.insert(VM_HSAVE_PA, to);
     }
 
     /// The host goes down: EFER.SVME is cleared, whoever had set it.
@@ -166,8 +175,11 @@ impl Run<'_> {
                 svm.interrupts,
                 "VMRUN with host interrupts off: none would end the guest",
             ),
-            (svm.msr(0xc001_0117) != 0, "VM_HSAVE_PA is not set"),
-            (svm.msr(DEBUGCTL) == 0, "a guest runs under the host's DEBUGCTL"),
+            (svm.msr(VM_HSAVE_PA) != 0, "VM_HSAVE_PA is not set"),
+            (
+                svm.msr(DEBUGCTL) == 0,
+                "a guest runs under the host's DEBUGCTL",
+            ),
             (
                 svm.hidden_of == Some(self.at),
                 "another guest's VMLOAD state",
