@@ -31,6 +31,8 @@ const MTRRS: usize = 28;
 #[derive(Clone, Debug)]
 pub(super) struct Msrs {
     features: Features,
+    /// The bits of EFER that there are.
+    efer: u64,
     /// Kept, not obeyed: nested paging gives guests write-back memory.
     mtrrs: [u64; MTRRS],
 }
@@ -43,6 +45,7 @@ impl Msrs {
         }
         Self {
             features: backend.features(),
+            efer: efer_bits(backend.cpuid(0x8000_0001, 0)[3]),
             mtrrs,
         }
     }
@@ -61,6 +64,17 @@ impl Msrs {
             _ => return None,
         };
         self.mtrrs.get_mut(slot as usize)
+    }
+}
+
+/// The bits of EFER that a guest may set, by the EDX of CPUID leaf 0x8000_0001 (APM 2: 3.1.7). The processor would refuse others,
+/// but not before it is entered.
+fn efer_bits(features: u32) -> u64 {
+    const FFXSR: u32 = 1 << 25;
+    let all = efer::SCE | efer::LME | efer::LMA | efer::NXE;
+    match features & FFXSR {
+        0 => all,
+        _ => all | efer::FFXSR,
     }
 }
 
@@ -133,14 +147,25 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// EFER (APM 2: 3.1.7): unknown bits fault, LMA cannot be written, and LME cannot change under paging.
     fn set_efer(&mut self, value: u64) -> Result<(), Exception> {
-        const KNOWN: u64 = efer::SCE | efer::LME | efer::LMA | efer::NXE | efer::FFXSR;
         let mut control = self.arch.control();
         let changed = control.efer ^ value;
-        if value & !KNOWN != 0 || (changed & efer::LME != 0 && control.cr0 & cr0::PG != 0) {
+        if value & !self.msrs.efer != 0 || (changed & efer::LME != 0 && control.cr0 & cr0::PG != 0)
+        {
             return Err(GP);
         }
         control.efer = value & !efer::LMA | control.efer & efer::LMA;
         self.arch.set_control(control);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn efer_has_what_cpuid_says() {
+        assert_eq!(efer_bits(u32::MAX), 0x4d01);
+        assert_eq!(efer_bits(!(1 << 25)), 0xd01);
     }
 }

@@ -180,7 +180,12 @@ fn efer_keeps() -> Outcome {
 fn efer_refuses() -> Outcome {
     let efer = rdmsr(EFER);
     check_eq!(efer & 1 << 12, 0, "SVME is hidden");
-    for bad in [1u64 << 12, 1 << 40, 1 << 1] {
+    // Only a processor that says so has FFXSR.
+    let ffxsr = match cpuid(0x8000_0001, 0)[3] & 1 << 25 {
+        0 => 1 << 14,
+        _ => 1 << 12,
+    };
+    for bad in [1u64 << 12, 1 << 40, 1 << 1, ffxsr] {
         let value = efer | bad;
         let seen =
             fault!("wrmsr", in("ecx") EFER, in("eax") value as u32, in("edx") (value >> 32) as u32);
