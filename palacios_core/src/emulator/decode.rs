@@ -75,6 +75,16 @@ impl Prefixes {
         found
     }
 
+    /// LOCK makes a move to or from CR0 one of CR8, for code that has no REX (APM 3: MOV CRn). `bytes` are the prefixes' and what
+    /// follows them.
+    fn name_cr8(&self, bytes: &[u8]) -> bool {
+        const REX_R: u8 = 4;
+        const REG: u8 = 0x38;
+        self.lock
+            && self.rex & REX_R == 0
+            && matches!(bytes.get(self.len..), Some([0x0f, 0x20 | 0x22, modrm, ..]) if modrm & REG == 0)
+    }
+
     fn address_width(&self, size: CodeSize) -> u8 {
         match (size, self.address_size) {
             (CodeSize::Bits16, false) | (CodeSize::Bits32, true) => 2,
@@ -92,8 +102,8 @@ impl Prefixes {
     }
 }
 
-/// An instruction's bytes without what the decoders stumble over: REX prefixes that do not count, and opcode 0x82, which
-/// is 0x80 by another name outside of 64-bit mode.
+/// An instruction's bytes without what the decoders stumble over: REX prefixes that do not count, LOCK where it names CR8, and
+/// opcode 0x82, which is 0x80 by another name outside of 64-bit mode.
 struct Plain {
     bytes: [u8; MAX_INSTRUCTION_BYTES],
     len: usize,
@@ -106,11 +116,14 @@ impl Plain {
         let mut plain = Plain {
             bytes: [0; MAX_INSTRUCTION_BYTES],
             len: 0,
-            dropped: prefixes.idle_rex,
+            dropped: 0,
         };
+        let cr8 = prefixes.name_cr8(bytes);
         let last = prefixes.len.wrapping_sub(1);
         for (i, &byte) in (0..MAX_INSTRUCTION_BYTES).zip(bytes) {
-            if prefixes.idle_rex != 0 && i < last && byte & 0xf0 == 0x40 {
+            let idle_rex = prefixes.idle_rex != 0 && i < last && byte & 0xf0 == 0x40;
+            if idle_rex || cr8 && i < prefixes.len && byte == 0xf0 {
+                plain.dropped = plain.dropped.wrapping_add(1);
                 continue;
             }
             let alias = byte == 0x82 && i == prefixes.len && size != CodeSize::Bits64;
@@ -143,7 +156,9 @@ impl Instruction {
             DecodeError::Unknown if prefixes.lock => DecodeError::BadLock,
             other => other,
         })?;
-        if instruction.lock && !instruction.may_lock() {
+        if prefixes.name_cr8(bytes) {
+            instruction.name_cr8();
+        } else if instruction.lock && !instruction.may_lock() {
             return Err(DecodeError::BadLock);
         }
         instruction.length = instruction.length.wrapping_add(plain.dropped);

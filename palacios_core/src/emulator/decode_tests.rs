@@ -200,11 +200,17 @@ fn length_differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
 
 /// Compares the two decoders on one input; says what differs.
 fn differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
-    let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE);
+    let ours = Instruction::decode(bytes, size);
+    let names_cr8 = |i: &Instruction| i.lock && i.op == Op::Mov;
+    let options = match ours.as_ref().is_ok_and(names_cr8) {
+        true => DecoderOptions::AMD,
+        false => DecoderOptions::NONE,
+    };
+    let mut decoder = Decoder::with_ip(bits, bytes, 0, options);
     let oracle = decoder.decode();
     let expected = (!oracle.is_invalid()).then(|| op_of(&oracle)).flatten();
     let show = |what: &str| Some(format!("{bits}-bit {bytes:02x?} {oracle}: {what}"));
-    let ours = match (Instruction::decode(bytes, size), expected) {
+    let ours = match (ours, expected) {
         (Err(_), None) => return None,
         // REX.R before a segment register is ignored by processors and refused by the decoder.
         (Err(_), Some(_)) if (0..2).any(|i| segment(oracle.op_register(i)).is_some()) => {
@@ -222,7 +228,7 @@ fn differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
     if Some(ours.op) != expected || usize::from(ours.length) != oracle.len() {
         return show(&format!("{ours:x?}"));
     }
-    if ours.lock != oracle.has_lock_prefix() {
+    if ours.lock != oracle.has_lock_prefix() && !names_cr8(&ours) {
         return show("lock");
     }
     if let Op::String(_) = ours.op {

@@ -189,6 +189,14 @@ impl Instruction {
         };
         lockable && matches!(self.operands, [Operand::Memory(_), ..])
     }
+    /// Its control register is CR8.
+    pub(super) fn name_cr8(&mut self) {
+        for operand in &mut self.operands {
+            if let Operand::Control(number) = operand {
+                *number = 8;
+            }
+        }
+    }
 }
 
 impl InstructionBytes {

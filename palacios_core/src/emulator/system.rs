@@ -107,7 +107,8 @@ impl<C: Cpu> Execution<'_, C> {
     }
 
     fn check_control(&self, number: u8) -> Result<(), Fault> {
-        if !matches!(number, 0 | 2 | 3 | 4 | 8) {
+        let unknown = self.instruction.lock && !self.machine.cpu.names_cr8_by_lock();
+        if unknown || !matches!(number, 0 | 2 | 3 | 4 | 8) {
             return Err(self.machine.fault(Exception::INVALID_OPCODE));
         }
         self.require_cpl0()

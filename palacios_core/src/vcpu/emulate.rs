@@ -175,6 +175,11 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         self.vcpu.arch.control().efer
     }
 
+    fn names_cr8_by_lock(&self) -> bool {
+        const ALT_MOV_CR8: u32 = 1 << 4;
+        let [_, _, features, _] = self.here.vm.backend().cpuid(0x8000_0001, 0);
+        features & ALT_MOV_CR8 != 0
+    }
     fn cr(&self, number: u8) -> u64 {
         let control = self.vcpu.arch.control();
         match number {

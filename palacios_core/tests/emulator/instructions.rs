@@ -230,6 +230,32 @@ fn control_registers_move() {
     assert_eq!(cpu.log, [Event::SetCr(3, 0x5000)]);
 }
 
+/// In 32- and 16-bit code, and in 64-bit code too, where there is another way.
+#[test]
+fn lock_makes_cr0_cr8() {
+    let long = TestCpu::long(RAM, 0x1000);
+    for mut cpu in [long, TestCpu::protected(RAM, 0x1000), TestCpu::real(0x1000)] {
+        *cpu.reg(Reg::Rcx) = 5;
+        // lock mov cr0, ecx; lock mov edx, cr0, with further prefixes in between
+        let step = cpu.run(&[0xf0, 0x0f, 0x22, 0xc1]).unwrap();
+        assert!(step.complete);
+        assert_eq!(cpu.log, [Event::SetCr(8, 5)]);
+        assert_eq!(cpu.run(&[0xf0, 0x66, 0xf0, 0x0f, 0x20, 0xc2]), DONE);
+        assert_eq!((*cpu.reg(Reg::Rdx), cpu.rip), (5, 10));
+        // Of no other control register, nor of a debug register.
+        for code in [[0xf0, 0x0f, 0x22, 0xd9], [0xf0, 0x0f, 0x23, 0xc1]] {
+            assert_eq!(cpu.run(&code), Err(Exception::INVALID_OPCODE.into()));
+        }
+        cpu.cpl = 3;
+        assert!(cpu.run(&[0xf0, 0x0f, 0x22, 0xc1]).is_err());
+        cpu.cpl = 0;
+        cpu.alt_mov_cr8 = false;
+        let unknown = Err(Exception::INVALID_OPCODE.into());
+        assert_eq!(cpu.run(&[0xf0, 0x0f, 0x22, 0xc1]), unknown);
+        assert_eq!((cpu.cr[8], cpu.rip), (5, 10));
+    }
+}
+
 #[test]
 fn machine_status_words() {
     let mut cpu = TestCpu::long(RAM, 0x1000);

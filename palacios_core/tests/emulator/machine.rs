@@ -41,6 +41,8 @@ pub struct TestCpu {
     pub log: Vec<Event>,
     /// The next compare-exchange finds that another CPU was faster.
     pub race: bool,
+    /// LOCK before a move to or from CR0 makes it one of CR8.
+    pub alt_mov_cr8: bool,
 }
 
 const FLAT_DATA: u16 = 0x0c93;
@@ -69,6 +71,7 @@ impl TestCpu {
             code: Vec::new(),
             log: Vec::new(),
             race: false,
+            alt_mov_cr8: true,
         }
     }
 
@@ -151,6 +154,9 @@ impl Cpu for TestCpu {
     }
     fn efer(&self) -> u64 {
         self.efer
+    }
+    fn names_cr8_by_lock(&self) -> bool {
+        self.alt_mov_cr8
     }
     fn cr(&self, number: u8) -> u64 {
         self.cr[number as usize]

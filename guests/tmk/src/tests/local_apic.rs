@@ -20,6 +20,7 @@ tests!(
     task_priority_holds_back,
     task_priority_lets_in_by_steps,
     cr8_holds_back,
+    cr8_has_another_name,
     cr8_and_tpr_are_one,
     self_ipi,
     spurious_vector_is_not_in_service,
@@ -102,6 +103,29 @@ fn cr8_holds_back() -> Outcome {
     }
     check_eq!(tpr, 0x90, "CR8 is the TPR");
     check_eq!((held, trap::count(0x8f)), (0, 1));
+    Ok(())
+}
+
+/// LOCK and CR0 are CR8 where the processor says so, and nothing where not: also while an interrupt waits for it, when a VMM may
+/// want to see the write.
+fn cr8_has_another_name() -> Outcome {
+    if cpuid(0x8000_0001, 0)[2] & 1 << 4 == 0 {
+        let seen = fault!(".byte 0xf0, 0x0f, 0x22, 0xc0", in("rax") 0u64);
+        check!(seen.is_some_and(|f| f.vector == 6), "no such instruction");
+        return Ok(());
+    }
+    apic::on();
+    let (held, read): (u32, u64);
+    // SAFETY: raises and lowers the task priority. `lock mov cr0, rax` and `lock mov rax, cr0`.
+    unsafe {
+        asm!(".byte 0xf0, 0x0f, 0x22, 0xc0", in("rax") 9u64);
+        apic::self_ipi(0x8f);
+        let_in();
+        held = trap::count(0x8f);
+        asm!(".byte 0xf0, 0x0f, 0x20, 0xc0", out("rax") read);
+        asm!("sti", ".byte 0xf0, 0x0f, 0x22, 0xc0", "nop", "nop", "cli", in("rax") 0u64);
+    }
+    check_eq!((read, held, trap::count(0x8f)), (9, 0, 1));
     Ok(())
 }
 
