@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub(super) struct FakeHost {
     /// How many are out.
     pub(super) pages: Arc<AtomicUsize>,
+    /// They begin where large pages do.
+    pub(super) on_boundaries: bool,
 }
 
 pub(super) const CPUS: u32 = 2;
@@ -62,8 +64,14 @@ impl<T: Send> Lock<T> for Locked<T> {
     }
 }
 
-fn memory(want: PageRequest) -> Memory {
-    Memory::from_size_align(want.pages as usize * 4096, want.align_pages as usize * 4096).unwrap()
+impl FakeHost {
+    fn memory(&self, want: PageRequest) -> Memory {
+        let align_pages = match self.on_boundaries {
+            true => 512,
+            false => want.align_pages as usize,
+        };
+        Memory::from_size_align(want.pages as usize * 4096, align_pages * 4096).unwrap()
+    }
 }
 
 impl Host for FakeHost {
@@ -76,12 +84,12 @@ impl Host for FakeHost {
     fn alloc_pages(&self, want: PageRequest) -> Result<Hpa, NoMemory> {
         self.pages.fetch_add(want.pages as usize, Ordering::Relaxed);
         // SAFETY: no request is for zero pages.
-        Ok(Hpa(unsafe { alloc_zeroed(memory(want)) } as u64))
+        Ok(Hpa(unsafe { alloc_zeroed(self.memory(want)) } as u64))
     }
     unsafe fn free_pages(&self, at: Hpa, want: PageRequest) {
         self.pages.fetch_sub(want.pages as usize, Ordering::Relaxed);
         // SAFETY: allocated just so.
-        unsafe { dealloc(at.0 as *mut u8, memory(want)) };
+        unsafe { dealloc(at.0 as *mut u8, self.memory(want)) };
     }
     fn phys_to_virt(&self, at: Hpa) -> NonNull<u8> {
         NonNull::new(at.0 as *mut u8).unwrap()

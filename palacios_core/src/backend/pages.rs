@@ -8,32 +8,45 @@ use core::ptr::NonNull;
 /// A run of zeroed pages, physically contiguous.
 pub(super) struct Pages<H: Host> {
     host: H,
-    at: Hpa,
+    given: Hpa,
     want: PageRequest,
+    /// How many pages of it lie unused before the first.
+    skipped: u32,
 }
+
+/// The size of a large page.
+const LARGE: u64 = 2 << 20;
 
 impl<H: Host> Pages<H> {
     /// `pages` of them.
     pub(super) fn new(host: &H, pages: u32) -> Result<Self, NoMemory> {
         let want = PageRequest::run(pages);
-        let at = host.alloc_pages(want)?;
+        let given = host.alloc_pages(want)?;
         Ok(Self {
             host: host.clone(),
-            at,
+            given,
             want,
+            skipped: 0,
         })
+    }
+    /// One page, and not the first of a large one. Where the host has SNP on, some processors take an access to a large page for
+    /// one to a VMCB or save area that stands at its beginning, and the host gets a page fault that it cannot explain.
+    pub(super) fn inside_large(host: &H) -> Result<Self, NoMemory> {
+        let mut two = Self::new(host, 2)?;
+        two.skipped = (two.given.0 % LARGE == 0).into();
+        Ok(two)
     }
     /// Where the hardware finds them.
     pub(super) fn at(&self) -> Hpa {
-        self.at
+        self.given.wrapping_add(u64::from(self.skipped) * PAGE_SIZE)
     }
     /// Where the host has them mapped.
     pub(super) fn as_ptr(&self) -> NonNull<u8> {
-        self.host.phys_to_virt(self.at)
+        self.host.phys_to_virt(self.at())
     }
     /// Their bytes; for pages that the hardware does not write meanwhile.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        let len = self.want.pages as usize * PAGE_SIZE as usize;
+        let len = self.want.pages.saturating_sub(self.skipped) as usize * PAGE_SIZE as usize;
         // SAFETY: the run is this long, was zeroed by the host, and belongs to `self`.
         unsafe { core::slice::from_raw_parts_mut(self.as_ptr().as_ptr(), len) }
     }
@@ -48,6 +61,6 @@ impl<H: Host> Pages<H> {
 impl<H: Host> Drop for Pages<H> {
     fn drop(&mut self) {
         // SAFETY: one run of one `alloc_pages`; its owner has taken the hardware off it.
-        unsafe { self.host.free_pages(self.at, self.want) };
+        unsafe { self.host.free_pages(self.given, self.want) };
     }
 }

@@ -57,8 +57,8 @@ struct PerCpu<H: Host> {
 impl<H: Host> PerCpu<H> {
     fn new(host: &H) -> Result<Self, NoMemory> {
         Ok(Self {
-            host_save: Pages::new(host, 1)?,
-            host_vmcb: Pages::new(host, 1)?,
+            host_save: Pages::inside_large(host)?,
+            host_vmcb: Pages::inside_large(host)?,
             enabled: AtomicBool::new(false),
             tags: Tags::default(),
             last_vcpu: AtomicU64::new(0),

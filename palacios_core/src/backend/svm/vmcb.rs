@@ -300,7 +300,7 @@ pub(super) struct VmcbPage<H: Host>(Pages<H>);
 impl<H: Host> VmcbPage<H> {
     /// One of zeroes: nothing in it is clean.
     pub(super) fn new(host: &H) -> Result<Self, NoMemory> {
-        Pages::new(host, 1).map(Self)
+        Pages::inside_large(host).map(Self)
     }
     /// Where the hardware finds it.
     pub(super) fn at(&self) -> crate::addr::Hpa {

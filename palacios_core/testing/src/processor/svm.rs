@@ -177,6 +177,10 @@ impl Run<'_> {
             ),
             (svm.msr(VM_HSAVE_PA) != 0, "VM_HSAVE_PA is not set"),
             (
+                self.at % (2 << 20) != 0 && svm.msr(VM_HSAVE_PA) % (2 << 20) != 0,
+                "a VMCB or save area at the beginning of a large page",
+            ),
+            (
                 svm.msr(DEBUGCTL) == 0,
                 "a guest runs under the host's DEBUGCTL",
             ),

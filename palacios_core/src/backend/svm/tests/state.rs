@@ -24,6 +24,24 @@ fn all_pages_go_back() {
 }
 
 #[test]
+fn what_vmrun_uses_does_not_begin_a_large_page() {
+    let host = FakeHost {
+        on_boundaries: true,
+        ..FakeHost::default()
+    };
+    let caps = Caps::new(cpuid_of(NPT, 16), Paging::default()).unwrap();
+    let svm = Svm::new(&host, caps, Layout::probe()).unwrap();
+    let vcpu = Vcpu::new(&host, &svm).unwrap();
+    let here = &svm.cpus[0];
+    for at in [vcpu.vmcb.at(), here.host_save.at(), here.host_vmcb.at()] {
+        assert_eq!(at.0 % (2 << 20), 4096);
+    }
+    assert_eq!(vcpu.state(), CpuState::reset());
+    drop((vcpu, svm));
+    assert_eq!(host.pages.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn caps_are_read_from_the_right_bits() {
     let caps = |svm, paging| Caps::new(cpuid_of(svm, 16), paging);
     let none = caps(NPT, Paging::default()).unwrap();
