@@ -371,6 +371,8 @@ impl Exception {
     pub const DEBUG: Exception = Exception::plain(1);
     /// #UD: an invalid opcode.
     pub const INVALID_OPCODE: Exception = Exception::plain(6);
+    /// #MF: an x87 exception that is not masked.
+    pub const X87: Exception = Exception::plain(16);
 
     /// An exception without an error code.
     pub const fn plain(vector: u8) -> Exception {

@@ -230,7 +230,7 @@ pub enum Exit {
     Monitor,
     /// `RDPMC`; no guest is offered it.
     ReadPmc,
-    /// An exception that is always intercepted, #DB or #AC, not delivered yet: the core injects it.
+    /// An exception that was intercepted, #DB, #AC or #MF, not delivered yet: the core injects it.
     Exception(Exception),
     /// An instruction that no guest has: it faults with #UD.
     Undefined,

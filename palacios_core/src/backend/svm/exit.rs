@@ -34,6 +34,7 @@ pub(super) mod code {
     pub const IOIO: u64 = 0x7b;
     pub const MSR: u64 = 0x7c;
     pub const TASK_SWITCH: u64 = 0x7d;
+    pub const FERR_FREEZE: u64 = 0x7e;
     pub const SHUTDOWN: u64 = 0x7f;
     pub const VMRUN: u64 = 0x80;
     pub const VMMCALL: u64 = 0x81;
@@ -68,6 +69,9 @@ pub(super) fn translate(vmcb: &Vmcb, caps: &Caps) -> Exit {
             error_code: Some(info1 as u32),
             ..Exception::alignment()
         }),
+        // A guest without CR0.NE waits for the interrupt that a chipset makes of FERR#. That is the host's, so it gets the #MF
+        // that it would get with NE, as under VT-x, where each guest has it set (APM 2: 8.2.16).
+        code::FERR_FREEZE => Exit::Exception(Exception::X87),
         code::INTR | code::NMI => Exit::HostInterrupt,
         code::SMI | code::INIT => Exit::HostInit,
         code::VINTR => Exit::InterruptWindow,

@@ -83,6 +83,7 @@ fn exits_are_translated() {
         (0x78, Exit::Halt),
         (0x7a, Exit::Undefined),
         (0x7d, Exit::TaskSwitch),
+        (0x7e, Exit::Exception(Exception::X87)),
         (0x7f, Exit::TripleFault),
         (0x80, Exit::Undefined),
         (0x81, Exit::Hypercall),
@@ -98,9 +99,9 @@ fn exits_are_translated() {
         assert_eq!(exit(code, 0, 0), expected, "{code:#x}");
     }
     assert_eq!(
-        exit(0x7e, 5, 6),
+        exit(0x9f, 5, 6),
         Exit::Unknown {
-            code: 0x7e,
+            code: 0x9f,
             info: [5, 6]
         }
     );
