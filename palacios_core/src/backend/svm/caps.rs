@@ -59,6 +59,11 @@ impl Caps {
         if !has(leaf(0x8000_0001)[2], 2) {
             return Err(Unsupported::NoCpu);
         }
+        if family(leaf(1)[0]) == 0x10 {
+            return Err(Unsupported::Missing(
+                "a TLB that no guest can break (family 10h, erratum 383)",
+            ));
+        }
         let [_, asids, _, svm] = leaf(0x8000_000a);
         if !has(svm, 0) {
             return Err(Unsupported::Missing("nested paging (NPT)"));
@@ -115,6 +120,15 @@ impl Caps {
             present: 1,
             address: ADDRESS & !self.c_bit,
         }
+    }
+}
+
+/// The processor's family (APM 3: CPUID Fn0000_0001_EAX). In family 10h a guest that splits a large page may have two translations
+/// of one address in the TLB, which is a machine check that stops the host (Revision Guide 41322: erratum 383).
+fn family(eax: u32) -> u32 {
+    match eax >> 8 & 15 {
+        15 => 15 + (eax >> 20 & 255),
+        base => base,
     }
 }
 

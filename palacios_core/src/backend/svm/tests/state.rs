@@ -58,6 +58,18 @@ fn caps_are_read_from_the_right_bits() {
     use Unsupported::*;
     assert_eq!(caps(0, la57), Err(Missing("nested paging (NPT)")));
     assert_eq!(Caps::new(|_, _| [0; 4], la57), Err(NoCpu));
+    let model = |eax| {
+        let cpuid = move |leaf, sub| match leaf {
+            1 => [eax, 0, 0, 0],
+            _ => cpuid_of(NPT, 16)(leaf, sub),
+        };
+        Caps::new(cpuid, la57).err()
+    };
+    // Families 10h, 12h, 15h, 17h.
+    assert!(matches!(model(0x0010_0f42), Some(Missing(what)) if what.contains("383")));
+    for good in [0x0030_0f10, 0x0060_0f12, 0x0080_0f11] {
+        assert_eq!(model(good), None);
+    }
 }
 
 #[test]
