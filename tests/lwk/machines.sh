@@ -18,3 +18,9 @@ image all 256 1 "test=all"
 lwk_run --machine vtx --mem 1024 --image all.img --timeout 600
 sed -nE 's/^((not )?ok [a-z0-9_]+).*/\1 [vtx]/p' log
 check "all tiny test kernels on VT-x" said '^lwk: all: the guest ended its test with status 1$'
+
+# Here a port sends no faster than a wire, so that what such a guest prints has no end.
+image chatter 64 1 "test=chatter_for_ever"
+lwk_run --machine vtx --mem 512 --image chatter.img --timeout 100 --type 'without end=\x1dq'
+check "a guest that prints for ever is stopped by a key" [ $? = 0 ]
+check "its end is told on a line of its own" said '^lwk: chatter: stopped on request'

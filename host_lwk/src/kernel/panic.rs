@@ -51,10 +51,7 @@ pub fn log(line: fmt::Arguments<'_>) {
 pub fn output(bytes: &[u8]) {
     if let Some(last) = bytes.last() {
         AT_LINE_START.store(*last == b'\n', Ordering::Relaxed);
-        // In pieces: a slow port keeps interrupts off for as long as it takes one.
-        bytes
-            .chunks(serial::FIFO_BYTES)
-            .for_each(|piece| serial::send(serial::LOG, piece));
+        serial::send(serial::LOG, bytes);
     }
 }
 

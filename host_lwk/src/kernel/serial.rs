@@ -71,7 +71,7 @@ pub fn exists(port: usize) -> bool {
     PORTS.get(port).is_some_and(|slot| slot.lock().is_some())
 }
 
-/// Sends all of it.
+/// Sends all of it, with interrupts off until the port has taken the last of it.
 pub fn send(port: usize, bytes: &[u8]) {
     let Some(slot) = PORTS.get(port) else { return };
     if let Some(port) = slot.lock().as_mut() {

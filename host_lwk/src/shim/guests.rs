@@ -192,26 +192,23 @@ impl Guest {
         }
     }
 
-    /// Its output to its port, what was typed there to it.
-    pub fn serve_console(&self) {
-        let mut bytes = [0; 256];
-        loop {
-            let len = self.console.take(&mut bytes);
-            let bytes = bytes.get(..len).unwrap_or_default();
-            match self.port {
-                Some(serial::LOG) => panic::output(bytes),
-                Some(port) => serial::send(port, bytes),
-                None => {}
-            }
-            if len == 0 {
-                break;
-            }
+    /// What was typed at its port to it, some of its output to its port; whether more of that may wait. A guest may print
+    /// faster than the port sends, and interrupts are off while it does: no more than the port takes at once.
+    pub fn serve_console(&self) -> bool {
+        let mut bytes = [0; serial::FIFO_BYTES];
+        let len = self.console.take(&mut bytes);
+        let output = bytes.get(..len).unwrap_or_default();
+        match self.port {
+            Some(serial::LOG) => panic::output(output),
+            Some(port) => serial::send(port, output),
+            None => {}
         }
         if let Some(port) = self.port.filter(|port| *port != serial::LOG) {
             while let Some(byte) = serial::receive(port) {
                 self.type_in(byte);
             }
         }
+        len == bytes.len()
     }
 
     /// A byte was typed at its console.
@@ -228,7 +225,7 @@ impl Guest {
         let name = self.name.as_str();
         match self.machine.state() {
             State::Stopped(reason) => {
-                self.serve_console();
+                while self.serve_console() {}
                 log!("{name}: {reason}");
                 self.say_statistics();
                 self.ended = true;

@@ -71,14 +71,15 @@ fn launch_all(boot: &'static Boot, hardware: &Hardware<Lwk>) -> Vec<Guest> {
     guests
 }
 
-/// Until the last guest has ended: consoles, keys, ends. Sleeps while there is nothing to do.
+/// Until the last guest has ended: consoles, keys, ends, a little of each in turn. Sleeps while there is nothing to do.
 fn serve(mut guests: Vec<Guest>) {
     let allocations = memory::allocations();
     let mut escaped = false;
     loop {
-        for guest in &guests {
-            guest.serve_console();
-        }
+        // All are asked: each is served by that.
+        let more = guests
+            .iter()
+            .fold(false, |more, guest| guest.serve_console() | more);
         while let Some(byte) = serial::receive(serial::LOG) {
             if core::mem::take(&mut escaped) {
                 command(&guests, byte);
@@ -96,7 +97,9 @@ fn serve(mut guests: Vec<Guest>) {
         if running == 0 {
             break;
         }
-        thread::park();
+        if !more {
+            thread::park();
+        }
     }
     log!(
         "{} allocations since the launch",

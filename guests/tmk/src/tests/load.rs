@@ -10,7 +10,7 @@ use core::ptr::{read_volatile, write_volatile};
 
 tests!(
     memory_keeps; named: memory_while_moved, events_while_moved, modes_while_moved, spin_without_interrupts, halt_without_interrupts,
-    halt_for_ever, chatter
+    halt_for_ever, chatter, chatter_for_ever
 );
 
 fn fill_and_check(first: u64, seed: u64, step: usize) -> Outcome {
@@ -112,4 +112,17 @@ fn halt_for_ever() -> Outcome {
 fn chatter() -> Outcome {
     (0..multiboot::number("lines").unwrap_or(1000)).for_each(|n| println!("line {n}"));
     Ok(())
+}
+
+/// Prints faster than a port of the host may send.
+fn chatter_for_ever() -> Outcome {
+    let mut lines = [b'.'; 4096];
+    lines.iter_mut().step_by(64).for_each(|end| *end = b'\n');
+    println!("without end");
+    loop {
+        // SAFETY: the console takes whatever comes.
+        unsafe {
+            core::arch::asm!("rep outsb", in("dx") 0x3f8u16, inout("rsi") lines.as_ptr() => _, inout("rcx") lines.len() => _)
+        };
+    }
 }
