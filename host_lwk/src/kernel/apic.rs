@@ -106,8 +106,14 @@ impl LocalApic {
                 .send_sipi((page >> 12) as u8, apic_id << self.destination_bit)
         }
     }
-    /// The one before has left (SDM 3A: 11.6.1).
+    /// The one before has left (SDM 3A: 11.6.1), and who is interrupted finds what was stored before: a command that is
+    /// written to a register of the processor does not wait for stores (SDM 3A: 11.12.3).
     fn settle(&self) {
+        // SAFETY: no effect but on order.
+        unsafe {
+            core::arch::x86_64::_mm_mfence();
+            core::arch::x86_64::_mm_lfence();
+        }
         // SAFETY: see above.
         while unsafe { self.apic.get_ipi_delivery_status() } {
             core::hint::spin_loop();
