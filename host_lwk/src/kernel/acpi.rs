@@ -64,13 +64,16 @@ impl Found {
             })
     }
 
+    /// The highest APIC id stands for all CPUs, so it is nobody's (SDM 3A: 11.6.2).
     fn take(&mut self, entry: MadtEntry<'_>) -> Result<(), NoMemory> {
         match entry {
-            MadtEntry::LocalApic(cpu) if cpu.flags & ENABLED != 0 => {
-                push(&mut self.apic_ids, cpu.apic_id.into())
+            MadtEntry::LocalApic(cpu) if cpu.flags & ENABLED != 0 && cpu.apic_id != u8::MAX => {
+                self.take_cpu(cpu.apic_id.into())
             }
-            MadtEntry::LocalX2Apic(cpu) if cpu.flags & ENABLED != 0 => {
-                push(&mut self.apic_ids, cpu.x2apic_id)
+            MadtEntry::LocalX2Apic(cpu)
+                if cpu.flags & ENABLED != 0 && cpu.x2apic_id != u32::MAX =>
+            {
+                self.take_cpu(cpu.x2apic_id)
             }
             MadtEntry::IoApic(io) => {
                 let (at, base) = (io.io_apic_address, io.global_system_interrupt_base);
@@ -81,6 +84,14 @@ impl Found {
                 push(&mut self.overrides, (irq, gsi, flags))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Firmware may list a CPU twice, once by each kind of entry: started again, it would lose what it does.
+    fn take_cpu(&mut self, apic_id: u32) -> Result<(), NoMemory> {
+        match self.apic_ids.contains(&apic_id) {
+            true => Ok(()),
+            false => push(&mut self.apic_ids, apic_id),
         }
     }
 }
