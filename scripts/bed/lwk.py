@@ -61,9 +61,10 @@ class Boot:
 
 
 class Run:
-    """One run, from the start to the power-off. `answers`: when a text is seen, these bytes are typed; one after the other."""
+    """One run, from the start to the power-off. `answers`: when a text is seen, these bytes are typed, or a text goes to the emulator's
+    monitor; one after the other."""
 
-    def __init__(self, boot: Boot, shape: Shape, answers: list[tuple[str, bytes]] = ()) -> None:
+    def __init__(self, boot: Boot, shape: Shape, answers: list[tuple[str, bytes | str]] = ()) -> None:
         self.boot, self.shape, self.answers = boot, shape, list(answers)
         # What each serial port said since the last answer.
         self.said: dict[str, str] = {}
@@ -128,7 +129,10 @@ class Run:
             mark, answer = self.answers.pop(0)
             # What was said before is answered.
             self.said["kernel"] = ""
-            machine.ports["kernel"].sendall(answer)
+            if isinstance(answer, str):
+                machine.monitor(answer)
+            else:
+                machine.ports["kernel"].sendall(answer)
 
     def _show(self, port: int, data: bytes) -> None:
         """The first port as it comes on a terminal; else line by line, those of others with the port's number before them."""

@@ -71,3 +71,8 @@ lwk_run --image spin.img:1 --type 'spinning=\x1ds' --type 'vcpu 0:   entries=\x1
 check "a VM is stopped by a key" [ $? = 0 ]
 check "statistics by a key" before '^lwk: spin: vcpu 0:   entries' '^lwk: Ctrl-\] s: statistics'
 check "stopped on request" said '^lwk: spin: stopped on request'
+
+# An error of the machine, on core 0, which idles.
+lwk_run --image spin.img:1 --monitor 'spinning=mce 0 1 0xb200000000000000 5 0 0'
+check "an error of the machine is a panic" [ $? = 200 ]
+check "which says so" said '^lwk: panic on CPU 0: #MC, machine check'

@@ -7,15 +7,13 @@ use super::boot::{boot_low, boot_low_end, boot_next_argument, boot_next_stack};
 use super::memory::{try_box, NoMemory, Stack};
 use super::sync::{IrqsOff, Once};
 use super::thread::{Scheduler, Thread};
-use super::{apic, time, trap};
+use super::{apic, features, time, trap};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::model_specific::GsBase;
-use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 use x86_64::VirtAddr;
 
 /// How long a CPU may take to start.
@@ -103,9 +101,9 @@ impl Cpu {
         unsafe {
             (*self.tables.get()).load();
             GsBase::write(VirtAddr::from_ptr(self));
+            features::enable();
             *self.apic.get() = Some(LocalApic::enable());
         }
-        enable_wide_registers();
         STARTED.fetch_add(1, Ordering::AcqRel);
         self.started.store(true, Ordering::Release);
     }
@@ -114,34 +112,6 @@ impl Cpu {
     pub fn interrupt(&self) {
         let _irqs = IrqsOff::new();
         apic::local(|apic| apic.send(apic::IPI, self.apic_id));
-    }
-}
-
-/// Lets guests have what the CPU has: the kernel itself is compiled without.
-fn enable_wide_registers() {
-    const XSAVE: u32 = 1 << 26;
-    const PKU: u32 = 1 << 3;
-    let (basic, extended) = (cpuid(1, 0), cpuid(7, 0));
-    if basic[2] & XSAVE == 0 {
-        return;
-    }
-    let pku = extended[2] & PKU != 0;
-    let avx512 = XCr0Flags::OPMASK | XCr0Flags::ZMM_HI256 | XCr0Flags::HI16_ZMM;
-    let offered = XCr0Flags::from_bits_truncate(u64::from(cpuid(0xd, 0)[0]));
-    let mut wanted = XCr0Flags::X87 | XCr0Flags::SSE | XCr0Flags::AVX | avx512;
-    let mut flags = Cr4Flags::OSXSAVE;
-    if pku {
-        flags |= Cr4Flags::PROTECTION_KEY_USER;
-        wanted |= XCr0Flags::MPK;
-    }
-    let mut enabled = offered & wanted;
-    if !enabled.contains(avx512) || !enabled.contains(XCr0Flags::AVX) {
-        enabled -= avx512;
-    }
-    // SAFETY: the CPU has what is switched on, and the kernel uses none of it.
-    unsafe {
-        Cr4::update(|cr4| cr4.insert(flags));
-        XCr0::write(enabled | XCr0Flags::X87);
     }
 }
 

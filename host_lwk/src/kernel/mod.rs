@@ -6,6 +6,7 @@ pub mod acpi;
 pub mod apic;
 pub mod boot;
 pub mod cpu;
+mod features;
 mod intrinsics;
 pub mod loader;
 pub mod memory;
