@@ -8,6 +8,7 @@ use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 
 /// Model-specific registers (SDM 4: 2).
 mod msr {
+    pub const FEATURE_CONTROL: u32 = 0x3a;
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_CTL: u32 = 0x17b;
     /// The first bank's; those of the others follow at every fourth.
@@ -28,8 +29,32 @@ fn leaf(number: u32) -> [u32; 4] {
 /// Once on each; its interrupt table stands.
 pub unsafe fn enable() {
     // SAFETY: by the contract above.
-    unsafe { enable_machine_checks() };
+    unsafe {
+        enable_machine_checks();
+        allow_vmx();
+    }
     enable_wide_registers();
+}
+
+/// Where firmware has not said whether VT-x may be used, nobody may use it; whoever says so locks it (SDM 3C: 23.7). This is
+/// the host's part: the core only looks.
+///
+/// # Safety
+/// It stays so until the processor is reset.
+unsafe fn allow_vmx() {
+    const VMX: u32 = 1 << 5;
+    const LOCKED: u64 = 1 << 0;
+    const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+    if leaf(1)[2] & VMX == 0 {
+        return;
+    }
+    let mut control = Msr::new(msr::FEATURE_CONTROL);
+    // SAFETY: a CPU with VT-x has it; by the contract above.
+    unsafe {
+        if control.read() & LOCKED == 0 {
+            control.write(LOCKED | VMX_OUTSIDE_SMX);
+        }
+    }
 }
 
 /// All errors of the machine raise #MC: without it they shut the processor down (SDM 3B: 16.8).
