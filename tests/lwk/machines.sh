@@ -24,3 +24,7 @@ image chatter 64 1 "test=chatter_for_ever"
 lwk_run --machine vtx --mem 512 --image chatter.img --timeout 100 --type 'without end=\x1dq'
 check "a guest that prints for ever is stopped by a key" [ $? = 0 ]
 check "its end is told on a line of its own" said '^lwk: chatter: stopped on request'
+
+# A processor without no-execute, or whose firmware switched that off: EFER has no bit for it.
+lwk_run --machine vtx --mem 512 --cpu-model 'corei7_sandy_bridge_2600k, exclude_features="nx"' --append conformance
+check "the kernel runs without no-execute" [ $? = 0 ]
