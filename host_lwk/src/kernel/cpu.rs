@@ -191,9 +191,12 @@ pub unsafe fn start_others(page: u64) -> Result<(), NoMemory> {
 /// For the start code, with the `Cpu` that this is to be.
 #[no_mangle]
 unsafe extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
-    time::compare_counters(time::COMPARE_ROUNDS);
-    // SAFETY: by the contract above.
-    unsafe { cpu.adopt() };
+    // SAFETY: by the contract above; nothing here goes by the counter yet.
+    unsafe {
+        time::align_counter();
+        time::compare_counters(time::COMPARE_ROUNDS);
+        cpu.adopt();
+    }
     super::thread::idle()
 }
 

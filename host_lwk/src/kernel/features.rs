@@ -9,6 +9,7 @@ use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 /// Model-specific registers (SDM 4: 2).
 mod msr {
     pub const FEATURE_CONTROL: u32 = 0x3a;
+    pub const TSC_ADJUST: u32 = 0x3b;
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_CTL: u32 = 0x17b;
     /// The first bank's; those of the others follow at every fourth.
@@ -34,6 +35,28 @@ pub unsafe fn enable() {
         allow_vmx();
     }
     enable_wide_registers();
+}
+
+/// What this CPU's time stamp counter is off by, where that can be told and set (SDM 3B: 18.17.3).
+pub fn counter_offset() -> Option<u64> {
+    // SAFETY: the CPU has it.
+    has_counter_offset().then(|| unsafe { Msr::new(msr::TSC_ADJUST).read() })
+}
+
+/// Moves this CPU's time stamp counter.
+///
+/// # Safety
+/// Before anything goes by it.
+pub unsafe fn set_counter_offset(offset: u64) {
+    if counter_offset().is_some_and(|now| now != offset) {
+        // SAFETY: the CPU has it; by the contract above.
+        unsafe { Msr::new(msr::TSC_ADJUST).write(offset) };
+    }
+}
+
+fn has_counter_offset() -> bool {
+    const TSC_ADJUST: u32 = 1 << 1;
+    leaf(7)[1] & TSC_ADJUST != 0
 }
 
 /// Where firmware has not said whether VT-x may be used, nobody may use it; whoever says so locks it (SDM 3C: 23.7). This is

@@ -2,6 +2,7 @@
 //! Time: the time stamp counter, measured once against the 8254, and the wall clock, read once.
 
 use super::cpu::cpuid;
+use super::features;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use x86_64::instructions::port::Port;
 
@@ -23,6 +24,8 @@ static BEGIN_WALL_NS: AtomicU64 = AtomicU64::new(0);
 static STABLE: AtomicBool = AtomicBool::new(false);
 /// The latest time that was told, kept only where counters differ.
 static LATEST_NS: AtomicU64 = AtomicU64::new(0);
+/// What the first CPU's counter is off by.
+static OFFSET: AtomicU64 = AtomicU64::new(0);
 /// The latest counter that was read by whoever compares.
 static LATEST_TSC: AtomicU64 = AtomicU64::new(0);
 
@@ -82,6 +85,16 @@ pub fn init(trusted: bool) {
     let known = cpuid(0x8000_0000, 0)[0] >= 0x8000_0007;
     let invariant = known && cpuid(0x8000_0007, 0)[3] & INVARIANT != 0;
     STABLE.store(invariant || trusted, Ordering::Relaxed);
+    OFFSET.store(features::counter_offset().unwrap_or(0), Ordering::Relaxed);
+}
+
+/// Puts this CPU's counter where the first one's is, if only an offset that firmware left parts them.
+///
+/// # Safety
+/// Before anything goes by it.
+pub unsafe fn align_counter() {
+    // SAFETY: the same contract.
+    unsafe { features::set_counter_offset(OFFSET.load(Ordering::Relaxed)) };
 }
 
 /// The rate as the processor states it (SDM 2A: CPUID 15H).
