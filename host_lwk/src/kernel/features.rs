@@ -2,6 +2,7 @@
 //! What is switched on in each processor, beside its tables and its local APIC.
 
 use super::cpu::cpuid;
+use super::predictions;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
 use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
@@ -17,7 +18,7 @@ mod msr {
 }
 
 /// A leaf of CPUID: EAX, EBX, ECX, EDX; zeroes where there is none.
-fn leaf(number: u32) -> [u32; 4] {
+pub fn leaf(number: u32) -> [u32; 4] {
     if number > cpuid(number & 1 << 31, 0)[0] {
         return [0; 4];
     }
@@ -33,6 +34,7 @@ pub unsafe fn enable() {
     unsafe {
         enable_machine_checks();
         allow_vmx();
+        predictions::keep_apart();
     }
     enable_wide_registers();
 }

@@ -11,6 +11,7 @@ mod intrinsics;
 pub mod loader;
 pub mod memory;
 pub mod panic;
+pub mod predictions;
 pub mod serial;
 pub mod sync;
 pub mod thread;

@@ -3,7 +3,7 @@
 
 use super::ram::Ram;
 use crate::kernel::sync::{Mutex, MutexGuard, Shared, SpinGuard, SpinLock};
-use crate::kernel::{cpu, memory, panic, thread, time};
+use crate::kernel::{cpu, memory, panic, predictions, thread, time};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -64,6 +64,11 @@ impl Host for Lwk {
 
     fn window_must_end(&self) -> bool {
         thread::must_yield()
+    }
+
+    #[inline(always)]
+    fn guest_exit(&self) {
+        predictions::forget_returns();
     }
 
     fn now_ns(&self) -> u64 {
