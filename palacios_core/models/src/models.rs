@@ -136,6 +136,35 @@ fn timer_against_entry(look: bool) {
     });
 }
 
+/// A VM is paused, and goes on, beside a vCPU that comes to wait: `Vm::pause`, `Vm::resume`, `Vm::wait_while`. Before it sleeps
+/// it looks whether the news of the pause has come since it took such: `look`.
+fn pause(look: bool) {
+    let paused = Arc::new(AtomicU64::new(0));
+    let of_other = paused.clone();
+    let other = move |vcpu: &Vcpu| {
+        for state in [1, 0] {
+            of_other.store(state, Ordering::SeqCst);
+            vcpu.post(Events::STATE);
+        }
+    };
+    beside(vec![Box::new(other)], |vcpu, join| {
+        let is_paused = || paused.load(Ordering::SeqCst) == 1;
+        let mut looks = 0;
+        while looks < LOOKS && is_paused() {
+            looks += 1;
+            vcpu.pending.take(Events::STATE);
+            vcpu.presence.park();
+            let awake = !is_paused() || look && vcpu.pending.has(Events::STATE);
+            if !awake && !vcpu.take_unpark() {
+                join();
+                assert!(vcpu.take_unpark(), "it sleeps on");
+            }
+            vcpu.presence.leave();
+        }
+        join();
+    });
+}
+
 /// What a revocation is about: one frame.
 #[derive(Clone)]
 struct Frame {
@@ -309,6 +338,8 @@ models! {
         fails: AsWritten, timer_against_entry(false), "deadlock";
     timer_and_interrupt_against_sleep: Some(4), sleeping(&[Vcpu::unpark, POST], one);
         fails: Relaxed, sleeping(&[Vcpu::unpark, POST], one), "it sleeps on";
+    pause_against_sleep: ALL, pause(true);
+        fails: AsWritten, pause(false), "it sleeps on";
     death: ALL, death(true);
         fails: AsWritten, death(false), "dead with an NMI on its way";
     revocation_against_entry: Some(4), revocation(vec![]);

@@ -109,6 +109,10 @@ impl Pending {
     pub fn has_events(&self) -> bool {
         self.events.load(Acquire) != 0
     }
+    /// Whether any of these events waits.
+    pub fn has(&self, which: Events) -> bool {
+        self.events.load(Acquire) & which.bits() != 0
+    }
     /// Whether interrupts wait.
     pub fn has_vectors(&self) -> bool {
         self.control.load(Acquire) & ON != 0

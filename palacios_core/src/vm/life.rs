@@ -436,9 +436,12 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             return;
         };
         while self.run_state() == state {
-            // Taken, so that the next change is news again, and comes with a call.
+            // Taken, so that the next change is news again, and comes with a call. The news of this very change may come only
+            // now, and on top of it none would.
             shared.pending.take(Events::STATE);
-            shared.park_unless(&self.host, || self.run_state() != state);
+            shared.park_unless(&self.host, || {
+                self.run_state() != state || shared.pending.has(Events::STATE)
+            });
         }
     }
 
