@@ -52,7 +52,8 @@ impl<H: Host> Pages<H> {
     }
     /// Writes `data` at offset `at`; what lies past the end is left out.
     pub(super) fn write(&mut self, at: usize, data: &[u8]) {
-        for (to, from) in self.bytes_mut().iter_mut().skip(at).zip(data) {
+        let rest = self.bytes_mut().get_mut(at..).unwrap_or_default();
+        for (to, from) in rest.iter_mut().zip(data) {
             *to = *from;
         }
     }

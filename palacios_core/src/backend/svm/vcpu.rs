@@ -334,8 +334,8 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
 
     fn power_on(&mut self) {
         self.fpu.power_on();
-        for index in SWITCHED.into_iter().chain([msr::SPEC_CTRL, MSR_TSC_AUX]) {
-            self.set_msr(index, 0);
+        for index in SWITCHED.iter().chain(&[msr::SPEC_CTRL, MSR_TSC_AUX]) {
+            self.set_msr(*index, 0);
         }
         self.set_msr(msr::PAT, INITIAL_PAT);
     }

@@ -32,8 +32,9 @@ impl<H: Host> Samples<H> {
     /// With empty lists.
     pub(super) fn new(host: &H, vmcs: &mut Vmcs<H>) -> Result<Self, NoMemory> {
         let lists = Pages::new(host, 1)?;
-        vmcs.set(ENTRY_MSR_LOAD_LIST, lists.at().0 + AT_ENTRY as u64);
-        vmcs.set(EXIT_MSR_LOAD_LIST, lists.at().0 + AT_EXIT as u64);
+        let list = |at| lists.at().wrapping_add(at as u64).0;
+        vmcs.set(ENTRY_MSR_LOAD_LIST, list(AT_ENTRY));
+        vmcs.set(EXIT_MSR_LOAD_LIST, list(AT_EXIT));
         Ok(Self {
             lists,
             on: false,
@@ -85,11 +86,12 @@ impl<H: Host> Samples<H> {
     }
 
     /// Fills in a list (SDM 3C: table 24-12).
-    fn list(&mut self, at: usize, entries: [(u32, u64); LENGTH as usize]) {
-        for (n, (index, value)) in entries.into_iter().enumerate() {
-            self.lists
-                .write(at + 16 * n, &u64::from(index).to_le_bytes());
-            self.lists.write(at + 16 * n + 8, &value.to_le_bytes());
+    fn list(&mut self, mut at: usize, entries: [(u32, u64); LENGTH as usize]) {
+        for (index, value) in &entries {
+            for word in &[u64::from(*index), *value] {
+                self.lists.write(at, &word.to_le_bytes());
+                at = at.wrapping_add(8);
+            }
         }
     }
 }
