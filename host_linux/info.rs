@@ -51,9 +51,7 @@ pub(crate) fn reason(why: StopReason) -> (u32, u32) {
         StopReason::UnknownExit { .. } => abi::V3_REASON_UNKNOWN_EXIT,
         StopReason::Unemulated { .. } => abi::V3_REASON_EMULATION,
         StopReason::BadState(_) => abi::V3_REASON_BAD_STATE,
-        StopReason::NoMemoryAt { .. } | StopReason::TaskSwitch { .. } => {
-            abi::V3_REASON_GUEST_ERROR
-        }
+        StopReason::NoMemoryAt { .. } | StopReason::TaskSwitch { .. } => abi::V3_REASON_GUEST_ERROR,
         StopReason::OutOfMemory => abi::V3_REASON_HOST_MEMORY,
         StopReason::MachineCheck
         | StopReason::HostGone
