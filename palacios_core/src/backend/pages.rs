@@ -8,11 +8,18 @@ use core::ptr::NonNull;
 /// A run of zeroed pages, physically contiguous.
 pub(super) struct Pages<H: Host> {
     host: H,
-    given: Hpa,
+    at: Hpa,
+    /// Where `at` is mapped: asked for once, as each exit looks there many times.
+    mapped: NonNull<u8>,
     want: PageRequest,
-    /// How many pages of it lie unused before the first.
+    /// How many of its pages lie unused before `at`.
     skipped: u32,
 }
+
+// SAFETY: the pages are its own, and the host has them mapped for all.
+unsafe impl<H: Host> Send for Pages<H> {}
+// SAFETY: as above; only `&mut` writes.
+unsafe impl<H: Host> Sync for Pages<H> {}
 
 /// The size of a large page.
 const LARGE: u64 = 2 << 20;
@@ -21,10 +28,11 @@ impl<H: Host> Pages<H> {
     /// `pages` of them.
     pub(super) fn new(host: &H, pages: u32) -> Result<Self, NoMemory> {
         let want = PageRequest::run(pages);
-        let given = host.alloc_pages(want)?;
+        let at = host.alloc_pages(want)?;
         Ok(Self {
             host: host.clone(),
-            given,
+            at,
+            mapped: host.phys_to_virt(at),
             want,
             skipped: 0,
         })
@@ -33,16 +41,20 @@ impl<H: Host> Pages<H> {
     /// one to a VMCB or save area that stands at its beginning, and the host gets a page fault that it cannot explain.
     pub(super) fn inside_large(host: &H) -> Result<Self, NoMemory> {
         let mut two = Self::new(host, 2)?;
-        two.skipped = (two.given.0 % LARGE == 0).into();
+        if two.at.0 % LARGE == 0 {
+            two.at = two.at.wrapping_add(PAGE_SIZE);
+            two.mapped = host.phys_to_virt(two.at);
+            two.skipped = 1;
+        }
         Ok(two)
     }
     /// Where the hardware finds them.
     pub(super) fn at(&self) -> Hpa {
-        self.given.wrapping_add(u64::from(self.skipped) * PAGE_SIZE)
+        self.at
     }
     /// Where the host has them mapped.
     pub(super) fn as_ptr(&self) -> NonNull<u8> {
-        self.host.phys_to_virt(self.at())
+        self.mapped
     }
     /// Their bytes; for pages that the hardware does not write meanwhile.
     pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
@@ -61,7 +73,9 @@ impl<H: Host> Pages<H> {
 
 impl<H: Host> Drop for Pages<H> {
     fn drop(&mut self) {
+        let skipped = u64::from(self.skipped).wrapping_mul(PAGE_SIZE);
+        let given = Hpa(self.at.0.wrapping_sub(skipped));
         // SAFETY: one run of one `alloc_pages`; its owner has taken the hardware off it.
-        unsafe { self.host.free_pages(self.given, self.want) };
+        unsafe { self.host.free_pages(given, self.want) };
     }
 }
