@@ -45,12 +45,22 @@ def output(log: str, *command: object, cwd: Path = TOP, env: dict | None = None)
     return done.returncode, path.read_text(errors="replace")
 
 
+def timed(*args, **kwargs) -> tuple[int, str, float]:
+    """As `output`, with the seconds it took."""
+    start = time.monotonic()
+    return *output(*args, **kwargs), time.monotonic() - start
+
+
+def show_end(text: str, lines: int = 40) -> None:
+    print("\n".join("      " + line for line in text.splitlines()[-lines:]), file=sys.stderr)
+
+
 def check(results: Results, name: str, *command: object, **kwargs) -> bool:
     """One command as one test; its last lines are shown when it fails."""
     status, text = output(f"{results.stage}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}", *command, **kwargs)
     results.check(name, status == 0)
     if status != 0:
-        print("\n".join("      " + line for line in text.splitlines()[-30:]), file=sys.stderr)
+        show_end(text, 30)
     return status == 0
 
 
@@ -73,8 +83,7 @@ def cargo(results: Results) -> None:
     status, text = output("cargo", "cargo", "test", "--workspace", "--no-fail-fast")
     results.read_cargo(text, elsewhere=("module",))
     if status != 0:
-        tail = text.splitlines()[-40:]
-        print("\n".join("      " + line for line in tail), file=sys.stderr)
+        show_end(text)
         if not results.failed:
             results.fail("cargo test")
 
@@ -174,10 +183,8 @@ class BedRun:
 
     def output(self) -> tuple[int, str, float]:
         """Its status, its output, and the seconds it took."""
-        start = time.monotonic()
-        status, text = output(self.log(), "scripts/testbed", "run", "--machine", self.machine, "--kernel", self.kernel, *self.options,
-                              "--add", self.test, "--add", f"{self.skips()}:skips", "--", "sh", f"./{self.test.name}")
-        return status, text, time.monotonic() - start
+        return timed(self.log(), "scripts/testbed", "run", "--machine", self.machine, "--kernel", self.kernel, *self.options,
+                     "--add", self.test, "--add", f"{self.skips()}:skips", "--", "sh", f"./{self.test.name}")
 
     def judge(self, results: Results, status: int, text: str, seconds: float) -> None:
         name = f"{self.test.stem}{self.where()}"
@@ -188,7 +195,7 @@ class BedRun:
             told = results.count()
         if status != 0:
             results.fail(f"{name}: status {status}")
-            print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)
+            show_end(text)
         elif told == 0:
             results.ok(name)
         elif len(results.failed) > before:
@@ -212,10 +219,8 @@ def lwk(results: Results) -> None:
 
 def run_lwk(test: Path) -> tuple[int, str, float]:
     """Its status, its output, and the seconds it took."""
-    start = time.monotonic()
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
-        status, text = output(f"lwk-{test.stem}", "bash", test, cwd=Path(folder), env={"TOP": str(TOP)})
-    return status, text, time.monotonic() - start
+        return timed(f"lwk-{test.stem}", "bash", test, cwd=Path(folder), env={"TOP": str(TOP)})
 
 
 def judge_lwk(results: Results, name: str, status: int, text: str, seconds: float) -> None:
@@ -223,7 +228,7 @@ def judge_lwk(results: Results, name: str, status: int, text: str, seconds: floa
     if not results.read_tap(text) or status != 0:
         results.fail(f"{name}: status {status}")
     if len(results.failed) > failed:
-        print("\n".join("      " + line for line in text.splitlines()[-40:]), file=sys.stderr)
+        show_end(text)
     print(f"    lwk {name}: {results.count() - before} tests in {seconds:.0f} s", flush=True)
 
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Pages that a backend holds for the hardware, given back when dropped.
 
-use crate::addr::{Hpa, PAGE_SIZE};
+use crate::addr::{Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use crate::host::{Host, NoMemory, PageRequest};
 use core::ptr::NonNull;
 
@@ -21,9 +21,6 @@ unsafe impl<H: Host> Send for Pages<H> {}
 // SAFETY: as above; only `&mut` writes.
 unsafe impl<H: Host> Sync for Pages<H> {}
 
-/// The size of a large page.
-const LARGE: u64 = 2 << 20;
-
 impl<H: Host> Pages<H> {
     /// `pages` of them.
     pub(super) fn new(host: &H, pages: u32) -> Result<Self, NoMemory> {
@@ -41,7 +38,7 @@ impl<H: Host> Pages<H> {
     /// one to a VMCB or save area that stands at its beginning, and the host gets a page fault that it cannot explain.
     pub(super) fn inside_large(host: &H) -> Result<Self, NoMemory> {
         let mut two = Self::new(host, 2)?;
-        if two.at.0 % LARGE == 0 {
+        if two.at.0 % LARGE_PAGE_SIZE == 0 {
             two.at = two.at.wrapping_add(PAGE_SIZE);
             two.mapped = host.phys_to_virt(two.at);
             two.skipped = 1;

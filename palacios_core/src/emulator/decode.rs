@@ -109,6 +109,8 @@ struct Plain {
     len: usize,
     /// How many bytes were left out.
     dropped: u8,
+    /// LOCK names CR8.
+    cr8: bool,
 }
 
 impl Plain {
@@ -117,12 +119,12 @@ impl Plain {
             bytes: [0; MAX_INSTRUCTION_BYTES],
             len: 0,
             dropped: 0,
+            cr8: prefixes.name_cr8(bytes),
         };
-        let cr8 = prefixes.name_cr8(bytes);
         let last = prefixes.len.wrapping_sub(1);
         for (i, &byte) in (0..MAX_INSTRUCTION_BYTES).zip(bytes) {
             let idle_rex = prefixes.idle_rex != 0 && i < last && byte & 0xf0 == 0x40;
-            if idle_rex || cr8 && i < prefixes.len && byte == 0xf0 {
+            if idle_rex || plain.cr8 && i < prefixes.len && byte == 0xf0 {
                 plain.dropped = plain.dropped.wrapping_add(1);
                 continue;
             }
@@ -156,7 +158,7 @@ impl Instruction {
             DecodeError::Unknown if prefixes.lock => DecodeError::BadLock,
             other => other,
         })?;
-        if prefixes.name_cr8(bytes) {
+        if plain.cr8 {
             instruction.name_cr8();
         } else if instruction.lock && !instruction.may_lock() {
             return Err(DecodeError::BadLock);

@@ -2,7 +2,7 @@
 //! Delivery: what waits for a vCPU, and what of it the next entry brings.
 #![forbid(unsafe_code)]
 
-use super::{Activity, Here, Vcpu, RESET};
+use super::{Activity, Here, Vcpu, STOPPED};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::devices::PowerRequest;
 use crate::host::Host;
@@ -56,12 +56,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// INIT changes neither XCR0 nor whether there are caches (SDM 3A: table 9-1).
     fn state_after_init(&self) -> CpuState {
-        const CACHES: u64 = cr0::CD | cr0::NW;
         let mut state = CpuState {
             xcr0: self.arch.xcr0(),
-            ..RESET
+            ..STOPPED
         };
-        state.control.cr0 = RESET.control.cr0 & !CACHES | self.arch.control().cr0 & CACHES;
+        state.control.cr0 |= self.arch.control().cr0 & (cr0::CD | cr0::NW);
         state
     }
 

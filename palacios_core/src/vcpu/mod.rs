@@ -528,11 +528,9 @@ fn new_apic<H: Host, B: Backend<H>>(index: u32, backend: &B) -> LocalApic {
     apic
 }
 
-const RESET: CpuState = CpuState::reset();
-
 /// How firmware leaves a CPU that it does not boot from: its caches are on, which a kernel need not see to.
 const STOPPED: CpuState = {
-    let mut state = RESET;
+    let mut state = CpuState::reset();
     state.control.cr0 &= !(cr0::CD | cr0::NW);
     state
 };

@@ -16,6 +16,7 @@ const PARAMETERS: usize = 32;
 /// - an IDT at 0x6000, the local APIC switched on, and its id in EBP, when the lines begin;
 /// - `gate vector, label` sets a vector of that IDT;
 /// - `trampoline label, words` copies so many words of code to page 8, where other vCPUs can start;
+/// - `protect label`, of 16 words, is where they do, at that label: what follows is 32-bit code again, where it was linked;
 /// - `exit status` ends the VM.
 #[macro_export]
 macro_rules! guest {
@@ -55,6 +56,30 @@ macro_rules! guest {
             "dec ecx",
             "jnz 2b",
             ".endm",
+            ".macro protect start",
+            "cli",
+            "mov ax, cs",
+            "mov ds, ax",
+            // data32 lgdt [73f - start]
+            ".byte 0x66, 0x0f, 0x01, 0x16",
+            ".word 73f - \\start",
+            "mov eax, cr0",
+            "or eax, 1",
+            "mov cr0, eax",
+            // data32 jmp 8:74f
+            ".byte 0x66, 0xea",
+            concat!(".long 0x100000 + 74f - guest_begin_", stringify!($name)),
+            ".word 8",
+            ".balign 8",
+            "72: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff",
+            "73: .word 23",
+            ".long 0x8000 + 72b - \\start",
+            ".code32",
+            "74: mov eax, 16",
+            "mov ds, eax",
+            "mov ss, eax",
+            "mov es, eax",
+            ".endm",
             ".macro exit status",
             "mov eax, \\status",
             "out 0xf4, al",
@@ -76,7 +101,7 @@ macro_rules! guest {
             "77: mov esp, 0x90000",
             concat!("call setup_", stringify!($name)),
             $($line,)*
-            ".purgem addr\n.purgem lapic_write\n.purgem lapic_read\n.purgem gate\n.purgem trampoline\n.purgem exit",
+            ".purgem addr\n.purgem lapic_write\n.purgem lapic_read\n.purgem gate\n.purgem trampoline\n.purgem protect\n.purgem exit",
             ".code64",
             concat!(".global guest_end_", stringify!($name), "\n"),
             concat!("guest_end_", stringify!($name), ":\n.popsection"),
@@ -283,28 +308,7 @@ guest! {
     // Where the others start, copied to page 8.
     ".code16"
     "start_d:"
-    "cli"
-    "mov ax, cs"
-    "mov ds, ax"
-    // data32 lgdt [gdtr - start]
-    ".byte 0x66, 0x0f, 0x01, 0x16"
-    ".word gdtr_d - start_d"
-    "mov eax, cr0"
-    "or eax, 1"
-    "mov cr0, eax"
-    ".byte 0x66, 0xea"
-    ".long 0x100000 + protected_d - guest_begin_workers"
-    ".word 8"
-    ".balign 8"
-    "gdt_d: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
-    "gdtr_d: .word 23"
-    ".long 0x8000 + gdt_d - start_d"
-    ".code32"
-    "protected_d:"
-    "mov eax, 16"
-    "mov ds, eax"
-    "mov ss, eax"
-    "mov es, eax"
+    "protect start_d"
     "lapic_read 0x20"
     "shr eax, 24"
     "mov ebp, eax"
@@ -337,28 +341,7 @@ guest! {
     "4: exit 0"
     ".code16"
     "start_z:"
-    "cli"
-    "mov ax, cs"
-    "mov ds, ax"
-    // data32 lgdt [gdtr - start]
-    ".byte 0x66, 0x0f, 0x01, 0x16"
-    ".word gdtr_z - start_z"
-    "mov eax, cr0"
-    "or eax, 1"
-    "mov cr0, eax"
-    ".byte 0x66, 0xea"
-    ".long 0x100000 + protected_z - guest_begin_turns"
-    ".word 8"
-    ".balign 8"
-    "gdt_z: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
-    "gdtr_z: .word 23"
-    ".long 0x8000 + gdt_z - start_z"
-    ".code32"
-    "protected_z:"
-    "mov eax, 16"
-    "mov ds, eax"
-    "mov ss, eax"
-    "mov es, eax"
+    "protect start_z"
     "lapic_read 0x20"
     "shr eax, 24"
     "mov ebp, eax"
@@ -422,28 +405,7 @@ guest! {
     "iretd"
     ".code16"
     "start_e:"
-    "cli"
-    "mov ax, cs"
-    "mov ds, ax"
-    // data32 lgdt [gdtr - start]
-    ".byte 0x66, 0x0f, 0x01, 0x16"
-    ".word gdtr_e - start_e"
-    "mov eax, cr0"
-    "or eax, 1"
-    "mov cr0, eax"
-    ".byte 0x66, 0xea"
-    ".long 0x100000 + protected_e - guest_begin_ping_pong"
-    ".word 8"
-    ".balign 8"
-    "gdt_e: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
-    "gdtr_e: .word 23"
-    ".long 0x8000 + gdt_e - start_e"
-    ".code32"
-    "protected_e:"
-    "mov eax, 16"
-    "mov ds, eax"
-    "mov ss, eax"
-    "mov es, eax"
+    "protect start_e"
     "mov esp, 0x80000"
     "call setup_ping_pong"
     "jmp play_e"
@@ -528,28 +490,7 @@ guest! {
     "3: exit 0"
     ".code16"
     "start_p:"
-    "cli"
-    "mov ax, cs"
-    "mov ds, ax"
-    // data32 lgdt [gdtr - start]
-    ".byte 0x66, 0x0f, 0x01, 0x16"
-    ".word gdtr_p - start_p"
-    "mov eax, cr0"
-    "or eax, 1"
-    "mov cr0, eax"
-    ".byte 0x66, 0xea"
-    ".long 0x100000 + protected_p - guest_begin_init_to_the_first"
-    ".word 8"
-    ".balign 8"
-    "gdt_p: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
-    "gdtr_p: .word 23"
-    ".long 0x8000 + gdt_p - start_p"
-    ".code32"
-    "protected_p:"
-    "mov eax, 16"
-    "mov ds, eax"
-    "mov ss, eax"
-    "mov es, eax"
+    "protect start_p"
     "4: cmp dword ptr [0x7004], 0"
     "je 4b"
     "lapic_write 0x300, 0xc4500"
@@ -661,28 +602,7 @@ guest! {
     "jmp 6b"
     ".code16"
     "start_k:"
-    "cli"
-    "mov ax, cs"
-    "mov ds, ax"
-    // data32 lgdt [gdtr - start]
-    ".byte 0x66, 0x0f, 0x01, 0x16"
-    ".word gdtr_k - start_k"
-    "mov eax, cr0"
-    "or eax, 1"
-    "mov cr0, eax"
-    ".byte 0x66, 0xea"
-    ".long 0x100000 + protected_k - guest_begin_nmi_ping_pong"
-    ".word 8"
-    ".balign 8"
-    "gdt_k: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff"
-    "gdtr_k: .word 23"
-    ".long 0x8000 + gdt_k - start_k"
-    ".code32"
-    "protected_k:"
-    "mov eax, 16"
-    "mov ds, eax"
-    "mov ss, eax"
-    "mov es, eax"
+    "protect start_k"
     "mov esp, 0x98000"
     "call setup_nmi_ping_pong"
     "lapic_write 0x300, 0xc4400"

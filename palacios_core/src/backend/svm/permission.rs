@@ -31,7 +31,6 @@ pub(super) const SWITCHED: [u32; 11] = [
 pub(super) mod msr {
     pub use super::super::super::msr::*;
     pub const SPEC_CTRL: u32 = 0x48;
-    pub const DEBUGCTL: u32 = 0x1d9;
     pub const TSC_RATIO: u32 = 0xc000_0104;
     pub const SYSCFG: u32 = 0xc001_0010;
     pub const VM_CR: u32 = 0xc001_0114;

@@ -25,8 +25,6 @@ use crate::host::{CpuId, Host, NoMemory};
 use crate::state::{cr4, efer, Control, CpuState, Gprs, Reg, Seg, Segment};
 use core::sync::atomic::Ordering::Relaxed;
 
-/// PAT after reset (APM 2: 7.8.2).
-const INITIAL_PAT: u64 = 0x0007_0406_0007_0406;
 /// Where a vCPU is, and what of it the processor may know.
 #[derive(Debug, Default)]
 pub(super) struct Place {
@@ -337,7 +335,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         for index in SWITCHED.iter().chain(&[msr::SPEC_CTRL, MSR_TSC_AUX]) {
             self.set_msr(*index, 0);
         }
-        self.set_msr(msr::PAT, INITIAL_PAT);
+        self.set_msr(msr::PAT, msr::INITIAL_PAT);
     }
     fn state(&self) -> CpuState {
         let save = &self.vmcb.get().save;

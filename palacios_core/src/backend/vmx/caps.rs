@@ -16,7 +16,6 @@ pub(super) mod msr {
     pub const ARCH_CAPABILITIES: u32 = 0x10a;
     pub const FLUSH_CMD: u32 = 0x10b;
     pub const MISC_ENABLE: u32 = 0x1a0;
-    pub const DEBUGCTL: u32 = 0x1d9;
     pub const PERF_GLOBAL_CTRL: u32 = 0x38f;
     pub const PEBS_ENABLE: u32 = 0x3f1;
     pub const BASIC: u32 = 0x480;

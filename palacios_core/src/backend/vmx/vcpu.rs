@@ -35,8 +35,6 @@ use crate::host::{CpuId, Host, NoMemory};
 use crate::state::{rflags, Control, CpuState, Gprs, Reg, Seg, Segment};
 use core::sync::atomic::Ordering::Relaxed;
 
-/// PAT after reset (SDM 3A: 11.12.4).
-const INITIAL_PAT: u64 = 0x0007_0406_0007_0406;
 /// Where the task priority stands in the virtual-APIC page; CR8 is its upper half (SDM 3C: 29.1.1).
 const VIRTUAL_TPR: usize = 0x80;
 /// IA32_FLUSH_CMD: the first-level data cache.
@@ -501,7 +499,7 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
         for index in SWITCHED.iter().chain(&IN_WINDOWS).chain(&[MSR_TSC_AUX]) {
             self.set_msr(*index, 0);
         }
-        self.set_msr(msr::PAT, INITIAL_PAT);
+        self.set_msr(msr::PAT, msr::INITIAL_PAT);
     }
     fn state(&self) -> CpuState {
         let mut state = CpuState {
