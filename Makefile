@@ -2,10 +2,11 @@
 # `make help` says what there is.
 
 KERNEL ?= stock
+PROFILE ?= release
 MACHINE ?= svm
 SECONDS ?= 600
 
-.PHONY: help run run-lwk test bed modules tools guests bootstrap fuzz docs-check clean
+.PHONY: help run run-lwk test tmk bed modules tools guests bootstrap fuzz docs-check clean
 help: ## this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -22,8 +23,11 @@ test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
 bed: modules tools ## an emulated host with v3vee.ko and the tools: a shell, or CMD="…"; KERNEL=debug MACHINE=vtx
 	@scripts/testbed run --machine $(MACHINE) --kernel $(KERNEL) -- $(if $(CMD),'$(subst ','\'',$(CMD))',sh)
 
-modules: ## v3vee.ko in build/; KERNEL=debug for the debug kernel, KDIR=/lib/modules/RELEASE/build for this machine
-	@scripts/build-module $(if $(KDIR),--kdir $(KDIR),--kernel $(KERNEL))
+tmk: ## tests of the tiny test kernels in a VM on an emulated host, by TEST="NAME…" (TEST=list lists them); CPUS=4 KERNEL=debug MACHINE=vtx
+	@scripts/tmk $(if $(TEST),'$(TEST)',list) $(if $(CPUS),--cpus $(CPUS)) --kernel $(KERNEL) --machine $(MACHINE)
+
+modules: ## v3vee.ko in build/; KERNEL=debug for the debug kernel, KDIR=/lib/modules/RELEASE/build for this machine; PROFILE=dev or debug
+	@scripts/build-module $(if $(KDIR),--kdir $(KDIR),--kernel $(KERNEL)) --profile $(PROFILE)
 
 tools: ## the v3 command, one static program, in build/tools
 	@scripts/build-tools

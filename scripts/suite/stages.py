@@ -109,7 +109,7 @@ def modules(results: Results) -> None:
 
 
 def tools(results: Results) -> None:
-    check(results, "v3, static", "scripts/build-tools")
+    check(results, "v3, static", "scripts/build-tools", "--tests")
     status, text = output("tools-ldd", "file", "--brief", "--dereference", BUILD / "tools/v3") if (BUILD / "tools/v3").exists() else (1, "")
     if status == 0:
         results.check("v3 needs no library", "static" in text)

@@ -65,22 +65,10 @@ impl<H: Host> Hardware<H> {
         stream: &mut OpenStream<'_>,
     ) -> Result<AnyVm<H>, CreateError> {
         Ok(match self {
-            Self::Svm(svm) => AnyVm::Svm(vm_on(host, svm, parts, stream)?),
-            Self::Vmx(vmx) => AnyVm::Vmx(vm_on(host, vmx, parts, stream)?),
+            Self::Svm(svm) => AnyVm::Svm(Vm::new(host, svm.clone(), parts, stream)?),
+            Self::Vmx(vmx) => AnyVm::Vmx(Vm::new(host, vmx.clone(), parts, stream)?),
         })
     }
-}
-
-/// Makes a VM on one backend. Not inlined, nor is what it calls: a kernel's stack is small, and each backend would take its
-/// part of it.
-#[inline(never)]
-fn vm_on<H: Host, B: Backend<H>>(
-    host: &H,
-    backend: &H::Shared<B>,
-    parts: Parts<H>,
-    stream: &mut OpenStream<'_>,
-) -> Result<H::Shared<Vm<H, B>>, CreateError> {
-    Ok(host.share(Vm::new(host, backend.clone(), parts, stream)?)?)
 }
 
 /// A VM on whatever hardware. Its methods are those of [`Vm`].

@@ -103,7 +103,6 @@ pub struct Machine<'a> {
     pub kernel: &'a [u8],
     /// The stream that is the console, if there is one.
     pub console: Option<&'a str>,
-    pins: [Option<u32>; MAX_VCPUS as usize],
     serials: [Option<Serial<'a>>; MAX_SERIALS],
     image: Image<'a>,
 }
@@ -126,7 +125,7 @@ impl<'a> Machine<'a> {
         }
         let chosen = root.child("chosen");
         let text = |name: &str| chosen.map_or(Ok(None), |chosen| chosen.str(name));
-        let (vcpus, pins) = parse_cpus(&root)?;
+        let vcpus = parse_cpus(&root)?;
         let serials = parse_devices(&root)?;
         Ok(Machine {
             name: root.str("model")?,
@@ -159,7 +158,6 @@ impl<'a> Machine<'a> {
                     ))
                 }
             },
-            pins,
             serials,
             image,
         })
@@ -167,7 +165,10 @@ impl<'a> Machine<'a> {
 
     /// The host CPU that this virtual CPU shall stay on, if any.
     pub fn pin(&self, vcpu: u32) -> Option<u32> {
-        *self.pins.get(usize::try_from(vcpu).ok()?)?
+        let cpus = self.image.tree().root().child("cpus")?;
+        let node = cpu_nodes(&cpus).nth(usize::try_from(vcpu).ok()?)?;
+        // `parse_cpus` has seen that it can be read.
+        node.u32("v3vee,pin").ok()?
     }
 
     /// Its serial ports.
@@ -238,20 +239,22 @@ fn parse_memory(root: &Node<'_>) -> Result<u64, ImageError> {
     Ok(bytes)
 }
 
-type Pins = [Option<u32>; MAX_VCPUS as usize];
+/// The nodes of the processors below the node `cpus`.
+fn cpu_nodes<'a>(cpus: &Node<'a>) -> impl Iterator<Item = Node<'a>> {
+    cpus.children().filter(|node| node.name.starts_with("cpu@"))
+}
 
-fn parse_cpus(root: &Node<'_>) -> Result<(u32, Pins), ImageError> {
+/// Checks all processors; returns how many there are.
+fn parse_cpus(root: &Node<'_>) -> Result<u32, ImageError> {
     let cpus = root.child("cpus").ok_or(missing(root, "cpus"))?;
-    let nodes = || cpus.children().filter(|node| node.name.starts_with("cpu@"));
-    let found = nodes().fold(0u32, |count, _| count.saturating_add(1));
+    let found = cpu_nodes(&cpus).fold(0u32, |count, _| count.saturating_add(1));
     if found == 0 || found > MAX_VCPUS {
         return Err(ImageError::BadCpuCount {
             found,
             most: MAX_VCPUS,
         });
     }
-    let mut pins = [None; MAX_VCPUS as usize];
-    for (pin, (number, node)) in pins.iter_mut().zip((0..MAX_VCPUS).zip(nodes())) {
+    for (number, node) in (0..MAX_VCPUS).zip(cpu_nodes(&cpus)) {
         if node.u32("reg")? != Some(number) {
             return Err(wrong(
                 &node,
@@ -259,9 +262,9 @@ fn parse_cpus(root: &Node<'_>) -> Result<(u32, Pins), ImageError> {
                 "is not its place in the list of processors",
             ));
         }
-        *pin = node.u32("v3vee,pin")?;
+        node.u32("v3vee,pin")?;
     }
-    Ok((found, pins))
+    Ok(found)
 }
 
 /// Checks all blobs; returns the kernel.

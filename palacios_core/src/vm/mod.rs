@@ -16,7 +16,7 @@ use crate::clock::VmClock;
 use crate::devices::bus::Bus;
 use crate::devices::{ByteStream, Cx};
 use crate::host::{CpuId, Host, Level, Lock, LockClass, NoMemory, NoSuchCpu, Scope, Thread};
-use crate::image::{Image, ImageError};
+use crate::image::{Image, ImageError, Machine};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
 use crate::state::CpuState;
@@ -173,53 +173,37 @@ struct VcpuSlot<H: Host, B: Backend<H>> {
 
 impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// Makes a VM and loads its kernel; launches nothing. `stream` opens the byte stream of a name.
+    ///
+    /// A kernel's stack is small. So each step is a function of its own that leaves nothing there, and the VM is where it
+    /// stays, and not on the stack, before its kernel is loaded.
+    #[inline(never)]
     pub fn new(
         host: &H,
         backend: H::Shared<B>,
         parts: Parts<H>,
         stream: &mut OpenStream<'_>,
-    ) -> Result<Self, CreateError> {
+    ) -> Result<H::Shared<Self>, CreateError> {
         let vm = Self::assemble(host, backend, parts, stream)?;
         vm.load_image()?;
         Ok(vm)
     }
 
-    /// Makes the machine that the image describes. Its description is large, and a kernel's stack small: none of it is left
-    /// there when the kernel is loaded.
+    /// Makes the machine that the image describes.
     #[inline(never)]
     fn assemble(
         host: &H,
         backend: H::Shared<B>,
         parts: Parts<H>,
         stream: &mut OpenStream<'_>,
-    ) -> Result<Self, CreateError> {
-        let Parts {
-            name,
-            image,
-            ram,
-            observer,
-        } = parts;
-        let parsed = Image::parse((*image).as_ref()).map_err(CreateError::Image)?;
-        let machine = parsed.machine().map_err(CreateError::Image)?;
-        let memory = Memory::new(host, ram, machine.memory_bytes, backend.table_format())?;
-        let clock = VmClock::new(host);
-        let mut vcpus = Vec::new();
-        for index in 0..machine.vcpus {
-            let pin = machine.pin(index).map(CpuId);
-            if let Some(cpu) = pin.filter(|cpu| cpu.0 >= host.cpu_limit()) {
-                return Err(CreateError::NoSuchCpu(cpu));
-            }
-            vcpus.try_push(VcpuSlot::new(
-                host,
-                &*backend,
-                &memory,
-                (&name, index, machine.vcpus),
-                pin,
-            )?)?;
-        }
-        Ok(Self {
+    ) -> Result<H::Shared<Self>, CreateError> {
+        let machine = machine_of(Image::parse((*parts.image).as_ref()))?;
+        let format = backend.table_format();
+        let memory = Memory::new(host, parts.ram, machine.memory_bytes, format)?;
+        let vcpus = VcpuSlot::all(host, &*backend, &memory, &parts.name, &machine)?;
+        let bus = pc::build(host, &machine, stream)?;
+        Ok(host.share(Self {
             chipset: host.spin_lock(LockClass::Chipset, Chipset::new())?,
-            bus: pc::build(host, &machine, stream)?,
+            bus,
             life: host.mutex(LockClass::VmState, life::Life::new())?,
             control: host.mutex(LockClass::VmControl, ())?,
             run_state: AtomicU8::new(life::RunState::Stopped as u8),
@@ -228,15 +212,15 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             power: route::PowerSwitch::new(),
             stuck: stuck::Stuck::new(),
             told_dead: AtomicBool::new(false),
-            name,
+            name: parts.name,
             host: host.clone(),
             backend,
-            observer,
+            observer: parts.observer,
             memory,
-            clock,
+            clock: VmClock::new(host),
             vcpus,
-            image,
-        })
+            image: parts.image,
+        })?)
     }
 
     /// Its name.
@@ -330,8 +314,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// Loads the kernel, and notes the first vCPU's state at its entry.
     #[inline(never)]
     fn load_image(&self) -> Result<(), CreateError> {
-        let image = Image::parse_again((*self.image).as_ref()).map_err(CreateError::Image)?;
-        let machine = image.machine().map_err(CreateError::Image)?;
+        let machine = machine_of(Image::parse_again((*self.image).as_ref()))?;
         let boot_state = boot::load(&machine, &self.memory).map_err(|error| match error {
             // Not the machine's memory is too small, but the host's.
             BootError::NotRam(NotRam(at)) if self.memory.is_ram(at) => CreateError::NoMemory,
@@ -347,7 +330,36 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
 }
 
+/// The machine that an image describes.
+#[inline(never)]
+fn machine_of(image: Result<Image<'_>, ImageError>) -> Result<Machine<'_>, CreateError> {
+    image
+        .and_then(|image| image.machine())
+        .map_err(CreateError::Image)
+}
+
 impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
+    /// All vCPUs of a machine.
+    #[inline(never)]
+    fn all(
+        host: &H,
+        backend: &B,
+        memory: &Memory<H>,
+        name: &VmName,
+        machine: &Machine<'_>,
+    ) -> Result<Vec<Self>, CreateError> {
+        let mut vcpus = Vec::new();
+        for index in 0..machine.vcpus {
+            let pin = machine.pin(index).map(CpuId);
+            if let Some(cpu) = pin.filter(|cpu| cpu.0 >= host.cpu_limit()) {
+                return Err(CreateError::NoSuchCpu(cpu));
+            }
+            let whose = (name, index, machine.vcpus);
+            vcpus.try_push(Self::new(host, backend, memory, whose, pin)?)?;
+        }
+        Ok(vcpus)
+    }
+
     #[inline(never)]
     fn new(
         host: &H,

@@ -227,7 +227,6 @@ impl<B: TestBackend> Hypervisor<B> {
             }
         };
         let vm = Vm::new(&self.host, self.backend.clone(), parts, &mut stream)?;
-        let vm = self.host.share(vm)?;
         Ok(TestVm {
             vm,
             ram,
