@@ -19,7 +19,7 @@ use crate::misc::{Device, Operations};
 use crate::queue::{Queue, Until};
 use crate::sleep::Awake;
 use crate::stream::{DeviceEnd, Stream};
-use crate::user::{self, must_be_zero};
+use crate::user::{self, must_be_zero, Text};
 use crate::{error, info};
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -437,6 +437,23 @@ impl VmNode {
         let pin = held.machine.pin(vcpu.vcpu);
         vcpu.cpu = pin.map_or(abi::V3_CPU_ANY, |cpu| cpu.0);
         user::write(arg, &vcpu)
+    }
+
+    /// Lists the names of the streams.
+    fn streams(&self, arg: usize) -> Result {
+        let mut streams: abi::v3_streams = user::read(arg)?;
+        must_be_zero(streams.pad)?;
+        self.held()?;
+        // Copied first: writing to the caller's memory may sleep for long.
+        let mut all = KVec::new();
+        for stream in self.watch.streams.lock().iter() {
+            let name = Text::of(format_args!("{}", stream.name())).field;
+            all.push(abi::v3_stream { name }, GFP_KERNEL)?;
+        }
+        let fit = all.get(..streams.count as usize).unwrap_or(&all);
+        user::write_all(streams.entries, fit)?;
+        streams.count = all.len() as u32;
+        user::write(arg, &streams)
     }
 
     /// The stream of a name; the console's without one.

@@ -61,6 +61,7 @@ impl MiscDevice for VmFile {
             abi::V3_VM_RELOCATE => node.relocate(arg),
             abi::V3_VM_MOVE => node.move_vcpu(arg),
             abi::V3_VM_VCPU => node.vcpu(arg),
+            abi::V3_VM_STREAMS => node.streams(arg),
             _ => Err(ENOTTY),
         }?;
         Ok(0)

@@ -234,6 +234,18 @@ struct v3_stream {
 };
 
 /**
+ * struct v3_streams - the argument of V3_VM_STREAMS.
+ * @entries: Address of an array of struct v3_stream; may be 0 if @count is 0.
+ * @count: In: entries that fit. Out: streams that exist, as in struct v3_list.
+ * @pad: Zero.
+ */
+struct v3_streams {
+	__u64 entries;
+	__u32 count;
+	__u32 pad;
+};
+
+/**
  * struct v3_relocate - the argument of V3_VM_RELOCATE.
  * @gpa: First guest-physical address; a multiple of 4096.
  * @len: Bytes; a multiple of 4096, not zero.
@@ -370,6 +382,9 @@ __extension__ enum v3_vm_ioctl {
 	 *   ENOENT  the VM has no such virtual CPU
 	 */
 	V3_VM_VCPU = _IOWR(V3_IOCTL_TYPE, 0x2a, struct v3_vcpu),
+
+	/* Lists the names of the VM's streams. */
+	V3_VM_STREAMS = _IOWR(V3_IOCTL_TYPE, 0x2b, struct v3_streams),
 };
 
 #endif /* _UAPI_V3VEE_H */

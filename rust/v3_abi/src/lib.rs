@@ -67,6 +67,7 @@ abi! {
     v3_stats: 16,
     v3_stat: 56,
     v3_stream: 32,
+    v3_streams: 16,
     v3_relocate: 16,
     v3_vcpu: 8,
 }

@@ -114,6 +114,13 @@ pub struct v3_stream {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct v3_streams {
+    pub entries: __u64,
+    pub count: __u32,
+    pub pad: __u32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct v3_relocate {
     pub gpa: __u64,
     pub len: __u64,
@@ -140,4 +147,5 @@ pub const V3_VM_STREAM: v3_vm_ioctl = 1075861031;
 pub const V3_VM_RELOCATE: v3_vm_ioctl = 1074812456;
 pub const V3_VM_MOVE: v3_vm_ioctl = 1074288169;
 pub const V3_VM_VCPU: v3_vm_ioctl = 3221771818;
+pub const V3_VM_STREAMS: v3_vm_ioctl = 3222296107;
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

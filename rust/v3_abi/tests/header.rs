@@ -71,6 +71,7 @@ fn c_and_rust_agree_on_numbers() {
         ("V3_VM_RELOCATE", V3_VM_RELOCATE),
         ("V3_VM_MOVE", V3_VM_MOVE),
         ("V3_VM_VCPU", V3_VM_VCPU),
+        ("V3_VM_STREAMS", V3_VM_STREAMS),
     ];
     let source: String = calls
         .iter()
