@@ -14,7 +14,6 @@ from .cpio import Cpio
 # Modules of the host kernel that tests load by `modprobe`, with all they depend on.
 WANTED = ("kvm-amd", "kvm-intel", "msr", "brd")
 TOOLS = TOP / "build" / "tools"
-ALIASES = ("v3_create", "v3_launch", "v3_stop", "v3_free", "v3_cons", "v3_stream", "v3_stats")
 
 
 @dataclass
@@ -52,7 +51,7 @@ def build(root: Path, kernel: Kernel, job: Job) -> bytes:
     archive.file("bed/command", command(job.command).encode(), 0o755)
     for source, name in job.add:
         archive.copy(name.lstrip("/") if name.startswith("/") else f"root/{name}", source)
-    for name in ("proc", "sys", "tmp", "root", "etc"):
+    for name in ("proc", "sys", "tmp", "root", "etc", "usr/local/bin"):
         archive.folder(name)
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/tmp:/bin/sh\n")
     archive.file("etc/group", b"root:x:0:\nuser:x:1000:\n")
@@ -102,8 +101,9 @@ def stripped(module: Path) -> bytes:
 def add_tools(archive: Cpio) -> None:
     if (TOOLS / "v3").exists():
         archive.copy("bin/v3", TOOLS / "v3")
-        for alias in ALIASES:
-            archive.link(f"bin/{alias}", "v3")
+        # As `v3 links` made them.
+        for link in sorted(path for path in TOOLS.iterdir() if path.is_symlink()):
+            archive.link(f"bin/{link.name}", os.readlink(link))
 
 
 def settings(job: Job) -> str:

@@ -3,12 +3,15 @@
 
 mod console;
 mod docs;
+mod links;
 mod make;
+mod report;
 mod run;
 mod show;
 
 use crate::cli::{Command, CoreMove, Free, Relocate};
 use crate::failure::Failure;
+use crate::progress::during;
 use crate::Outcome;
 use std::io::{self, Write};
 use v3_ctl::{number_of, Control, Vm};
@@ -18,10 +21,10 @@ pub fn execute(command: Command) -> Outcome {
     match command {
         Command::Build(args) => make::build(&args),
         Command::Create(args) => make::create(&args),
-        Command::Launch(args) => with(&args.vm, Vm::launch),
-        Command::Stop(args) => with(&args.vm, Vm::stop),
-        Command::Pause(args) => with(&args.vm, Vm::pause),
-        Command::Continue(args) => with(&args.vm, Vm::resume),
+        Command::Launch(args) => with(&args.vm, "launching", Vm::launch),
+        Command::Stop(args) => with(&args.vm, "stopping", Vm::stop),
+        Command::Pause(args) => with(&args.vm, "pausing", Vm::pause),
+        Command::Continue(args) => with(&args.vm, "continuing", Vm::resume),
         Command::Free(args) => free(&args),
         Command::Wait(args) => run::wait(&args),
         Command::Run(args) => run::run(&args),
@@ -33,35 +36,45 @@ pub fn execute(command: Command) -> Outcome {
         Command::Relocate(args) => relocate(&args),
         Command::CoreMove(args) => core_move(&args),
         Command::Version(args) => show::version(&args),
-        Command::Completions { shell } => docs::completions(shell),
+        Command::Links(args) => links::links(&args),
+        Command::Completions { shell } => docs::completions(&shell),
         Command::Man { dir } => docs::man(dir.as_deref()),
     }
 }
 
-fn with(vm: &str, call: impl FnOnce(&Vm) -> Result<(), v3_ctl::Error>) -> Outcome {
-    call(&Vm::find(vm)?)?;
+/// Does something with a VM; `doing` says what, if it takes long.
+fn with(vm: &str, doing: &str, call: impl FnOnce(&Vm) -> Result<(), v3_ctl::Error>) -> Outcome {
+    let name = vm;
+    let vm = Vm::find(vm)?;
+    during(&format!("{doing} {name}"), || call(&vm))?;
     Ok(0)
 }
 
 fn free(args: &Free) -> Outcome {
     let control = Control::open()?;
-    let number = match number_of(&args.vm) {
+    let vm = &args.target.vm;
+    let number = match number_of(vm) {
         Some(number) => number,
-        None => control.find(&args.vm)?,
+        None => control.find(vm)?,
     };
     if args.force {
-        Vm::open(number)?.stop()?;
+        let vm_to_stop = Vm::open(number)?;
+        during(&format!("stopping {vm}"), || vm_to_stop.stop())?;
     }
-    control.free(number)?;
+    during(&format!("freeing {vm}"), || control.free(number))?;
     Ok(0)
 }
 
 fn relocate(args: &Relocate) -> Outcome {
-    with(&args.vm, |vm| vm.relocate(args.gpa, args.len))
+    with(&args.target.vm, "relocating memory of", |vm| {
+        vm.relocate(args.gpa, args.len)
+    })
 }
 
 fn core_move(args: &CoreMove) -> Outcome {
-    with(&args.vm, |vm| vm.move_vcpu(args.vcpu, args.cpu.0))
+    with(&args.target.vm, "moving a virtual CPU of", |vm| {
+        vm.move_vcpu(args.vcpu, args.cpu.0)
+    })
 }
 
 /// Prints to standard output. A reader that left early, such as `head`, is no failure.

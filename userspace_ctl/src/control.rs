@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `/dev/v3vee`: creates, lists and frees VMs.
 
+use crate::error::Call;
 use crate::state::text;
-use crate::{ioctl, Error, Info, Vm};
+use crate::{ioctl, Error, Info, State, Vm};
 use rustix::fd::OwnedFd;
 use rustix::fs::{open, Mode, OFlags};
 use rustix::io::Errno;
@@ -84,7 +85,7 @@ impl Control {
     /// Opens the node and compares ABI numbers.
     pub fn open() -> Result<Self, Error> {
         let fd = open_node(CONTROL_NODE)?;
-        let version = ioctl::version(&fd).map_err(|errno| failed("version", errno))?;
+        let version = ioctl::version(&fd).map_err(|errno| failed(Call::Version, errno))?;
         if version.abi != V3_ABI {
             return Err(Error::OtherAbi {
                 module: version.abi,
@@ -95,7 +96,7 @@ impl Control {
 
     /// What the module is and can do.
     pub fn version(&self) -> Result<Version, Error> {
-        let raw = ioctl::version(&self.fd).map_err(|errno| failed("version", errno))?;
+        let raw = ioctl::version(&self.fd).map_err(|errno| failed(Call::Version, errno))?;
         Ok(Version {
             abi: raw.abi,
             module: text(&raw.module),
@@ -126,7 +127,7 @@ impl Control {
 
     /// All VMs, by ascending number.
     pub fn list(&self) -> Result<Vec<Info>, Error> {
-        let raw = ioctl::list(&self.fd).map_err(|errno| failed("list", errno))?;
+        let raw = ioctl::list(&self.fd).map_err(|errno| failed(Call::List, errno))?;
         Ok(raw.iter().map(Info::from).collect())
     }
 
@@ -134,12 +135,27 @@ impl Control {
     pub fn free(&self, vm: u32) -> Result<(), Error> {
         ioctl::free(&self.fd, v3_free { vm, pad: 0 }).map_err(|errno| match errno {
             Errno::NOENT => Error::NoSuchVm(node_of(vm)),
-            errno => Error::Call {
-                what: "free",
-                node: node_of(vm),
+            errno => self.not_freed(vm, errno),
+        })
+    }
+
+    /// Why a VM was not freed.
+    fn not_freed(&self, vm: u32, errno: Errno) -> Error {
+        let all = self.list().unwrap_or_default();
+        match all.into_iter().find(|info| info.vm == vm) {
+            Some(info) if matches!(info.state, State::Running | State::Paused) => {
+                Error::WrongState {
+                    call: Call::Free,
+                    vm: info.name,
+                    state: info.state,
+                }
+            }
+            found => Error::Call {
+                call: Call::Free,
+                on: found.map_or_else(|| node_of(vm), |info| info.name),
                 errno,
             },
-        })
+        }
     }
 
     /// The number of the VM that `text` names: a name, a number, or `/dev/v3-vmN`.
@@ -155,10 +171,10 @@ impl Control {
     }
 }
 
-fn failed(what: &'static str, errno: Errno) -> Error {
+fn failed(call: Call, errno: Errno) -> Error {
     Error::Call {
-        what,
-        node: CONTROL_NODE.into(),
+        call,
+        on: CONTROL_NODE.into(),
         errno,
     }
 }

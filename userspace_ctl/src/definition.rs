@@ -3,7 +3,7 @@
 //!
 //! ```toml
 //! name = "debian"                 # Optional: the VM's name where `v3 create` is given none.
-//! memory = "512M"                 # With a unit: K, M, G or T, also as MiB and so on.
+//! memory = "512M"                 # Text with a unit: K, M, G or T, also as MiB and so on; or a number of MiB.
 //! vcpus = 2                       # Optional: 1.
 //! pins = [0, 1]                   # Optional: the host CPUs on which the first virtual CPUs stay.
 //! kernel = "vmlinuz"              # A Linux bzImage or a Multiboot 1 kernel.
@@ -23,9 +23,8 @@
 //!
 //! Paths are relative to the folder of the TOML file. Unknown keys are errors.
 
-use crate::guest::{Boot, Guest, ModuleFile, SerialPort};
-use crate::units::parse_bytes;
-use palacios_core::image::machine::{MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES};
+use crate::guest::{check_memory, check_vcpus, Boot, Contents, Guest, ModuleFile, SerialPort};
+use crate::units::parse_memory;
 use serde::Deserialize;
 use std::fmt;
 use std::ops::Range;
@@ -38,7 +37,7 @@ use v3_abi::V3_STREAM_NAME_LEN;
 #[serde(deny_unknown_fields)]
 struct Written {
     name: Option<Spanned<String>>,
-    memory: Spanned<String>,
+    memory: Spanned<TextOrNumber>,
     vcpus: Option<Spanned<u32>>,
     #[serde(default)]
     pins: Option<Spanned<Vec<u32>>>,
@@ -52,6 +51,16 @@ struct Written {
     #[serde(default)]
     module: Vec<WrittenModule>,
     serial: Option<Vec<WrittenSerial>>,
+}
+
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected a size like \"512M\", or a number of MiB"
+)]
+enum TextOrNumber {
+    Text(String),
+    Number(u64),
 }
 
 #[derive(Deserialize)]
@@ -90,6 +99,8 @@ pub struct DefinitionError {
     pub line: usize,
     /// What is wrong there.
     pub message: String,
+    /// The line names a file that cannot be used.
+    pub is_about_a_file: bool,
 }
 
 impl fmt::Display for DefinitionError {
@@ -137,6 +148,7 @@ impl<'a> Definition<'a> {
             file: self.file.into(),
             line: before.matches('\n').count() + 1,
             message: message.into(),
+            is_about_a_file: false,
         }
     }
 
@@ -150,37 +162,33 @@ impl<'a> Definition<'a> {
         }
     }
 
-    fn memory(&self, memory: &Spanned<String>) -> Result<u64> {
-        let wrong = |why: String| self.error(memory.span(), format!("memory: {why}"));
-        let bytes = parse_bytes(memory.get_ref()).map_err(wrong)?;
-        if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes) || bytes % 4096 != 0 {
-            return Err(wrong(format!(
-                "a machine has {} to {} MiB, in steps of 4 KiB",
-                MIN_MEMORY_BYTES >> 20,
-                MAX_MEMORY_BYTES >> 20
-            )));
-        }
-        Ok(bytes)
+    fn memory(&self, memory: &Spanned<TextOrNumber>) -> Result<u64> {
+        let text = match memory.get_ref() {
+            TextOrNumber::Text(text) => text,
+            TextOrNumber::Number(number) => &number.to_string(),
+        };
+        let bytes = parse_memory(text).and_then(check_memory);
+        bytes.map_err(|why| self.error(memory.span(), format!("memory: {why}")))
     }
 
     fn vcpus(&self, vcpus: Option<&Spanned<u32>>) -> Result<u32> {
-        match vcpus {
-            None => Ok(1),
-            Some(n) if (1..=MAX_VCPUS).contains(n.get_ref()) => Ok(*n.get_ref()),
-            Some(n) => {
-                let why = format!("vcpus: a machine has 1 to {MAX_VCPUS} of them");
-                Err(self.error(n.span(), why))
-            }
-        }
+        let Some(vcpus) = vcpus else {
+            return Ok(1);
+        };
+        let checked = check_vcpus(*vcpus.get_ref());
+        checked.map_err(|why| self.error(vcpus.span(), format!("vcpus: {why}")))
     }
 
-    fn pins(&self, pins: Option<Spanned<Vec<u32>>>, vcpus: u32) -> Result<Vec<u32>> {
+    fn pins(&self, pins: Option<Spanned<Vec<u32>>>, vcpus: u32) -> Result<Vec<Option<u32>>> {
         match pins {
             Some(pins) if pins.get_ref().len() > vcpus as usize => Err(self.error(
                 pins.span(),
                 format!("pins: more than vcpus, which is {vcpus}"),
             )),
-            pins => Ok(pins.map(Spanned::into_inner).unwrap_or_default()),
+            pins => {
+                let pins = pins.map(Spanned::into_inner).unwrap_or_default();
+                Ok(pins.into_iter().map(Some).collect())
+            }
         }
     }
 
@@ -195,18 +203,21 @@ impl<'a> Definition<'a> {
     }
 
     /// A file beside the TOML file.
-    fn path(&self, at: Range<usize>, path: &Path, key: &str) -> Result<PathBuf> {
+    fn path(&self, at: Range<usize>, path: &Path, key: &str) -> Result<Contents> {
         let path = self.file.parent().unwrap_or(Path::new("")).join(path);
         let why = match std::fs::metadata(&path) {
-            Ok(found) if found.is_file() => return Ok(path),
+            Ok(found) if found.is_file() => return Ok(path.into()),
             Ok(_) => "not a file".into(),
             Err(e) => rustix::io::Errno::from_io_error(&e)
                 .map_or_else(|| e.to_string(), crate::error::plain),
         };
-        Err(self.error(at, format!("{key}: {}: {why}", path.display())))
+        Err(DefinitionError {
+            is_about_a_file: true,
+            ..self.error(at, format!("{key}: {}: {why}", path.display()))
+        })
     }
 
-    fn initrds(&self, written: Option<Spanned<OneOrMany>>) -> Result<Vec<PathBuf>> {
+    fn initrds(&self, written: Option<Spanned<OneOrMany>>) -> Result<Vec<Contents>> {
         let Some(written) = written else {
             return Ok(Vec::new());
         };
@@ -224,7 +235,7 @@ impl<'a> Definition<'a> {
     fn modules(&self, written: Vec<WrittenModule>) -> Result<Vec<ModuleFile>> {
         let one = |module: WrittenModule| {
             Ok(ModuleFile {
-                file: self.path(module.file.span(), module.file.get_ref(), "file")?,
+                contents: self.path(module.file.span(), module.file.get_ref(), "file")?,
                 cmdline: self.line(module.cmdline, "cmdline")?,
             })
         };

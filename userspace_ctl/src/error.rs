@@ -1,8 +1,67 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why a call failed, in words that say what to do.
 
+use crate::State;
 use rustix::io::Errno;
 use std::fmt;
+
+/// What a program asks of the module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// The module's version.
+    Version,
+    /// All VMs.
+    List,
+    /// To free a VM.
+    Free,
+    /// To start a VM.
+    Launch,
+    /// To stop a VM.
+    Stop,
+    /// To halt a VM.
+    Pause,
+    /// To let a VM go on.
+    Continue,
+    /// To wait until a VM stops.
+    Wait,
+    /// A VM's description.
+    Info,
+    /// A VM's counters.
+    Stats,
+    /// To attach to a stream.
+    Stream,
+    /// The names of a VM's streams.
+    Streams,
+    /// To exchange a VM's memory.
+    Relocate,
+    /// To move a virtual CPU.
+    CoreMove,
+    /// Where a virtual CPU may run.
+    Pin,
+}
+
+impl Call {
+    /// What is tried, in words that go between "cannot" and the name of the VM.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Version => "ask the version of",
+            Self::List => "list the VMs of",
+            Self::Free => "free",
+            Self::Launch => "launch",
+            Self::Stop => "stop",
+            Self::Pause => "pause",
+            Self::Continue => "continue",
+            Self::Wait => "wait for",
+            Self::Info => "describe",
+            Self::Stats => "read the counters of",
+            Self::Stream => "attach to a stream of",
+            Self::Streams => "list the streams of",
+            Self::Relocate => "relocate memory of",
+            Self::CoreMove => "move a virtual CPU of",
+            Self::Pin => "ask for the pins of",
+        }
+    }
+}
 
 /// Why a call of the module failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,12 +89,30 @@ pub enum Error {
         /// The module's explanation; may be empty.
         message: String,
     },
+    /// The VM is in a state in which this cannot be done.
+    WrongState {
+        /// What was tried.
+        call: Call,
+        /// The VM's name.
+        vm: String,
+        /// Its state.
+        state: State,
+    },
+    /// The VM has no stream of this name.
+    NoSuchStream {
+        /// The VM's name.
+        vm: String,
+        /// The name of the stream; empty for the console's.
+        stream: String,
+        /// The names of the streams that it has.
+        known: Vec<String>,
+    },
     /// Another call failed.
     Call {
-        /// What was tried, such as `launch`.
-        what: &'static str,
-        /// The VM's node, or the control node.
-        node: String,
+        /// What was tried.
+        call: Call,
+        /// The VM's name, or the node if there is none.
+        on: String,
         /// Why.
         errno: Errno,
     },
@@ -44,65 +121,72 @@ pub enum Error {
 impl Error {
     /// What to do about it, if that is known.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        Some(match self {
-            Self::Open { errno, .. } if is_absent(*errno) => {
-                "is the module loaded? insmod v3vee.ko"
-            }
-            Self::Open {
-                errno: Errno::ACCESS | Errno::PERM,
-                ..
-            } => "run as root, or ask for access to the node",
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::WrongState { call, vm, state } => return Some(cure(*call, vm, *state)),
+            Self::Open { errno, .. } => cure_of_open(*errno)?,
             Self::OtherAbi { .. } => "use the v3 that was built with this module",
             Self::BadName(_) => "use 1 to 63 letters, digits, `.`, `_`, `-`, and not digits alone",
             Self::NoSuchVm(_) => "`v3 list` shows all VMs",
-            Self::Refused {
-                errno: Errno::EXIST,
-                ..
-            } => "give another name, or free that VM: v3 free NAME",
-            Self::Refused {
-                errno: Errno::NOSPC,
-                ..
-            } => "free a VM: v3 list, v3 free NAME",
-            Self::Refused {
-                errno: Errno::NOMEM,
-                ..
-            } => "give the VM less memory, or free other VMs",
-            Self::Call {
-                what: "free",
-                errno: Errno::BUSY,
-                ..
-            } => "stop it first: v3 stop VM",
-            Self::Call {
-                what: "stream",
-                errno: Errno::BUSY,
-                ..
-            } => "close the other console or stream; one can be attached at a time",
-            Self::Call {
-                what: "stream",
-                errno: Errno::NOENT,
-                ..
-            } => "the image names the streams: `[[serial]]` of its TOML file",
-            Self::Call {
-                what: "core-move",
-                errno: Errno::NXIO,
-                ..
-            } => "/sys/devices/system/cpu/online shows the host's CPUs",
-            Self::Call {
-                what: "core-move",
-                errno: Errno::NOENT,
-                ..
-            } => "they count from 0; `v3 info VM` says how many there are",
-            Self::Call {
-                errno: Errno::BADFD,
-                ..
-            } => "`v3 info VM` shows its state",
-            Self::Call {
-                errno: Errno::NOTTY,
-                ..
-            } => "use the v3 that was built with this module",
-            _ => return None,
-        })
+            Self::NoSuchStream { .. } => "the image names them: `[[serial]]` of its guest.toml",
+            Self::Refused { errno, .. } => cure_of_refusal(*errno)?,
+            Self::Call { call, errno, .. } => cure_of_call(*call, *errno)?,
+        };
+        Some(hint.into())
+    }
+}
+
+fn cure_of_open(errno: Errno) -> Option<&'static str> {
+    match errno {
+        errno if is_absent(errno) => Some("is the module loaded? insmod v3vee.ko"),
+        Errno::ACCESS | Errno::PERM => Some("run as root, or ask for access to the node"),
+        _ => None,
+    }
+}
+
+/// How a VM in this state can be brought to where the call is possible.
+fn cure(call: Call, vm: &str, state: State) -> String {
+    match (call, state) {
+        (Call::Launch, State::Running) => {
+            format!("a VM is launched once; `v3 console {vm}` shows what it does")
+        }
+        (Call::Launch, State::Paused) => format!("let it go on with `v3 continue {vm}`"),
+        (Call::Free, State::Running | State::Paused) => {
+            format!("stop it first with `v3 stop {vm}`, or use `v3 free -f {vm}`")
+        }
+        (Call::Wait, State::Created) => format!(
+            "start it with `v3 launch {vm}`, or wait for somebody to do so with `v3 wait --for-launch {vm}`"
+        ),
+        (_, State::Created) => format!("start it with `v3 launch {vm}`"),
+        (_, State::Stopped) => {
+            format!("a VM runs once: free it with `v3 free {vm}`, and create it again")
+        }
+        _ => format!("its state may have changed meanwhile: `v3 info {vm}` shows it"),
+    }
+}
+
+fn cure_of_refusal(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::EXIST => Some("give another name, or free that VM with `v3 free NAME`"),
+        Errno::NOSPC => Some("free a VM with `v3 free NAME`; `v3 list` shows all"),
+        Errno::NOMEM => Some("give the VM less memory, or free other VMs"),
+        _ => None,
+    }
+}
+
+fn cure_of_call(call: Call, errno: Errno) -> Option<&'static str> {
+    match (call, errno) {
+        (Call::Stream, Errno::BUSY) => {
+            Some("close the other console or stream; one can be attached at a time")
+        }
+        (Call::CoreMove, Errno::NXIO) => {
+            Some("/sys/devices/system/cpu/online shows the host's CPUs")
+        }
+        (Call::CoreMove, Errno::NOENT) => {
+            Some("they count from 0; `v3 info VM` says how many there are")
+        }
+        (_, Errno::NOTTY) => Some("use the v3 that was built with this module"),
+        _ => None,
     }
 }
 
@@ -112,22 +196,30 @@ fn is_absent(errno: Errno) -> bool {
 }
 
 /// What an error number means here.
-fn meaning(what: &str, errno: Errno) -> String {
-    match (what, errno) {
-        ("core-move", Errno::NXIO) => "the host has no such CPU, or it is offline".into(),
-        (_, Errno::NODEV | Errno::NXIO) => "no such device".into(),
-        ("free", Errno::BUSY) => "the VM still runs".into(),
-        ("stream", Errno::BUSY) => "another program is attached to it".into(),
-        ("stream", Errno::NOENT) => "the VM has no such stream".into(),
-        ("core-move" | "pin", Errno::NOENT) => "the VM has no such virtual CPU".into(),
-        ("launch", Errno::BADFD) => "it was launched before; a VM runs once".into(),
-        ("pause" | "continue" | "relocate" | "core-move", Errno::BADFD) => {
-            "the VM's state does not allow it".into()
-        }
-        ("relocate", Errno::RANGE) => "not all of it is memory of the guest".into(),
-        ("relocate", Errno::INVAL) => "address and length must be multiples of 4096".into(),
-        (_, Errno::NOTTY) => "the module does not know this call".into(),
-        _ => plain(errno),
+fn meaning(call: Call, errno: Errno) -> String {
+    let words = match (call, errno) {
+        (Call::CoreMove, Errno::NXIO) => "the host has no such CPU, or it is offline",
+        (_, Errno::NODEV | Errno::NXIO) => "no such device",
+        (Call::Pause, Errno::BUSY) => "it resets itself over and over; try again",
+        (Call::Stream, Errno::BUSY) => "another program is attached to it",
+        (Call::CoreMove | Call::Pin, Errno::NOENT) => "the VM has no such virtual CPU",
+        (Call::Relocate, Errno::RANGE) => "not all of it is memory of the guest",
+        (Call::Relocate, Errno::INVAL) => "address and length must be multiples of 4096",
+        (_, Errno::BADFD) => "its state does not allow it",
+        (_, Errno::NOTTY) => "the module does not know this call",
+        _ => return plain(errno),
+    };
+    words.into()
+}
+
+/// What a state means for somebody who wants something else.
+fn standing(state: State) -> String {
+    match state {
+        State::Created => "it was never launched".into(),
+        State::Running => "it is running".into(),
+        State::Paused => "it is paused".into(),
+        State::Stopped => "it has stopped".into(),
+        State::Other(_) => format!("it is in the state {}", state.name()),
     }
 }
 
@@ -158,11 +250,37 @@ impl fmt::Display for Error {
                 write!(f, "the module refused the VM: {}", refusal(*errno))
             }
             Self::Refused { message, .. } => f.write_str(message),
-            Self::Call { what, node, errno } => {
-                write!(f, "{node}: {what}: {}", meaning(what, *errno))
+            Self::WrongState { call, vm, state } => {
+                write!(f, "cannot {} {vm}: {}", call.words(), standing(*state))
+            }
+            Self::NoSuchStream { vm, stream, known } => no_such_stream(f, vm, stream, known),
+            Self::Call { call, on, errno } => {
+                write!(
+                    f,
+                    "cannot {} {on}: {}",
+                    call.words(),
+                    meaning(*call, *errno)
+                )
             }
         }
     }
+}
+
+fn no_such_stream(
+    f: &mut fmt::Formatter<'_>,
+    vm: &str,
+    stream: &str,
+    known: &[String],
+) -> fmt::Result {
+    if stream.is_empty() {
+        write!(f, "{vm} has no console")?;
+    } else {
+        write!(f, "{vm} has no stream `{}`", stream.escape_debug())?;
+    }
+    if !known.is_empty() {
+        write!(f, "; its streams are {}", known.join(", "))?;
+    }
+    Ok(())
 }
 
 /// What an error of V3_CREATE means, see `v3vee.h`.
@@ -192,7 +310,10 @@ mod tests {
                 errno,
             };
             assert_eq!(error.to_string(), "/dev/v3vee: no such device");
-            assert_eq!(error.hint(), Some("is the module loaded? insmod v3vee.ko"));
+            assert_eq!(
+                error.hint().unwrap(),
+                "is the module loaded? insmod v3vee.ko"
+            );
         }
         let denied = Error::Open {
             node: "/dev/v3vee".into(),
@@ -214,28 +335,135 @@ mod tests {
             .ends_with("a VM of that name exists"));
     }
 
+    /// Message and hint.
+    fn told(call: Call, state: State) -> (String, String) {
+        let error = Error::WrongState {
+            call,
+            vm: "debian".into(),
+            state,
+        };
+        (error.to_string(), error.hint().unwrap())
+    }
+
     #[test]
-    fn wrong_states_are_explained() {
-        let call = |what, errno| Error::Call {
-            what,
-            node: "/dev/v3-vm0".into(),
-            errno,
+    fn a_wrong_state_is_told_with_its_cure() {
+        let cases = [
+            (
+                (Call::Launch, State::Running),
+                "cannot launch debian: it is running",
+                "v3 console debian",
+            ),
+            (
+                (Call::Launch, State::Paused),
+                "cannot launch debian: it is paused",
+                "v3 continue debian",
+            ),
+            (
+                (Call::Launch, State::Stopped),
+                "cannot launch debian: it has stopped",
+                "v3 free debian",
+            ),
+            (
+                (Call::Pause, State::Created),
+                "cannot pause debian: it was never launched",
+                "v3 launch debian",
+            ),
+            (
+                (Call::Pause, State::Stopped),
+                "cannot pause debian: it has stopped",
+                "create it again",
+            ),
+            (
+                (Call::Continue, State::Created),
+                "cannot continue debian: it was never launched",
+                "v3 launch debian",
+            ),
+            (
+                (Call::Continue, State::Stopped),
+                "cannot continue debian: it has stopped",
+                "v3 free debian",
+            ),
+            (
+                (Call::Free, State::Running),
+                "cannot free debian: it is running",
+                "v3 free -f debian",
+            ),
+            (
+                (Call::Free, State::Paused),
+                "cannot free debian: it is paused",
+                "v3 stop debian",
+            ),
+            (
+                (Call::Wait, State::Created),
+                "cannot wait for debian: it was never launched",
+                "v3 wait --for-launch debian",
+            ),
+            (
+                (Call::Relocate, State::Stopped),
+                "cannot relocate memory of debian: it has stopped",
+                "v3 free debian",
+            ),
+            (
+                (Call::CoreMove, State::Stopped),
+                "cannot move a virtual CPU of debian: it has stopped",
+                "v3 free debian",
+            ),
+        ];
+        for ((call, state), message, cure) in cases {
+            let (said, hint) = told(call, state);
+            assert_eq!(said, message);
+            assert!(hint.contains(cure), "{hint}");
+        }
+        // A state that changed between the call and the question.
+        let (_, hint) = told(Call::Pause, State::Running);
+        assert!(hint.contains("v3 info debian"), "{hint}");
+        let (said, _) = told(Call::Launch, State::Other(7));
+        assert_eq!(said, "cannot launch debian: it is in the state other-7");
+    }
+
+    #[test]
+    fn an_unknown_stream_comes_with_the_known_ones() {
+        let error = |stream: &str, known: &[&str]| Error::NoSuchStream {
+            vm: "debian".into(),
+            stream: stream.into(),
+            known: known.iter().map(ToString::to_string).collect(),
         };
         assert_eq!(
-            call("launch", Errno::BADFD).to_string(),
-            "/dev/v3-vm0: launch: it was launched before; a VM runs once"
-        );
-        assert!(call("free", Errno::BUSY)
-            .hint()
-            .unwrap()
-            .contains("v3 stop"));
-        assert_eq!(
-            call("core-move", Errno::NXIO).to_string(),
-            "/dev/v3-vm0: core-move: the host has no such CPU, or it is offline"
+            error("com9", &["com1", "debug"]).to_string(),
+            "debian has no stream `com9`; its streams are com1, debug"
         );
         assert_eq!(
-            call("stop", Errno::NODEV).to_string(),
-            "/dev/v3-vm0: stop: no such device"
+            error("", &["debug"]).to_string(),
+            "debian has no console; its streams are debug"
+        );
+        // A module that cannot list them.
+        assert_eq!(
+            error("com9", &[]).to_string(),
+            "debian has no stream `com9`"
+        );
+        assert!(error("x", &[]).hint().unwrap().contains("[[serial]]"));
+    }
+
+    #[test]
+    fn other_errors_are_explained() {
+        let call = |call, errno| Error::Call {
+            call,
+            on: "debian".into(),
+            errno,
+        };
+        let busy = call(Call::Stream, Errno::BUSY);
+        assert_eq!(
+            busy.to_string(),
+            "cannot attach to a stream of debian: another program is attached to it"
+        );
+        assert!(busy.hint().unwrap().contains("close the other console"));
+        assert_eq!(
+            call(Call::CoreMove, Errno::NXIO).to_string(),
+            "cannot move a virtual CPU of debian: the host has no such CPU, or it is offline"
+        );
+        assert_eq!(
+            call(Call::Stop, Errno::NODEV).to_string(),
+            "cannot stop debian: no such device"
         );
     }
 }

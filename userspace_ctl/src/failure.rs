@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! How a command fails: exit status, message, and what to do.
 
+use crate::terminal::say;
 use rustix::io::Errno;
 use std::fmt;
 use std::path::Path;
 use v3_ctl::{BuildError, DefinitionError, Error};
 
-/// The command line, the module or a call.
+/// The command line, a file, the module or a call.
 pub const TOOL: u8 = 125;
-/// The image or the VM.
+/// The guest.toml, the image, the kernel or the VM made of them.
 pub const REFUSED: u8 = 126;
 
 /// A failed command.
@@ -17,34 +18,32 @@ pub struct Failure {
     /// Exit status of the program.
     pub code: u8,
     message: String,
-    hint: Option<String>,
+    hints: Vec<String>,
 }
 
 impl Failure {
-    /// The program's own failure.
-    pub fn tool(message: impl Into<String>) -> Self {
+    fn new(code: u8, message: impl Into<String>) -> Self {
         Self {
-            code: TOOL,
+            code,
             message: message.into(),
-            hint: None,
+            hints: Vec::new(),
         }
     }
 
-    /// A refused image.
+    /// The program's own failure.
+    pub fn tool(message: impl Into<String>) -> Self {
+        Self::new(TOOL, message)
+    }
+
+    /// A refused guest.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self {
-            code: REFUSED,
-            message: message.into(),
-            hint: None,
-        }
+        Self::new(REFUSED, message)
     }
 
     /// With what to do about it.
-    pub fn hint(self, hint: impl Into<String>) -> Self {
-        Self {
-            hint: Some(hint.into()),
-            ..self
-        }
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
     }
 
     /// A file that cannot be read or written.
@@ -55,6 +54,11 @@ impl Failure {
     /// What went wrong.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Tells people.
+    pub fn tell(&self) {
+        say(&format!("v3: {self}"));
     }
 }
 
@@ -70,9 +74,34 @@ fn words(error: &std::io::Error) -> String {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;
-        self.hint
-            .as_ref()
-            .map_or(Ok(()), |hint| write!(f, "\nhint: {hint}"))
+        self.hints
+            .iter()
+            .try_for_each(|hint| write!(f, "\nhint: {hint}"))
+    }
+}
+
+impl From<clap::Error> for Failure {
+    /// A wrong command line. clap's message has paragraphs: the error, tips, the usage, and how to get help.
+    fn from(error: clap::Error) -> Self {
+        let text = error.render().to_string();
+        let paragraphs = text.trim_end().split("\n\n");
+        let lines = paragraphs.map(|paragraph| {
+            let lines = paragraph.lines().map(str::trim);
+            lines.collect::<Vec<_>>().join(" ")
+        });
+        let mut failure = Self::tool("the command line is wrong");
+        for line in lines {
+            if let Some(message) = line.strip_prefix("error: ") {
+                failure.message = message.into();
+            } else if let Some(tip) = line.strip_prefix("tip: ") {
+                failure.hints.push(tip.into());
+            } else if let Some(usage) = line.strip_prefix("Usage: ") {
+                failure.hints.push(format!("usage: {usage}"));
+            } else if line.contains("--help") {
+                failure.hints.push("--help tells more".into());
+            }
+        }
+        failure
     }
 }
 
@@ -87,18 +116,18 @@ impl From<Error> for Failure {
             _ => false,
         };
         let code = if refused { REFUSED } else { TOOL };
-        let hint = error.hint().map(Into::into);
         Self {
             code,
             message: error.to_string(),
-            hint,
+            hints: error.hint().into_iter().collect(),
         }
     }
 }
 
 impl From<DefinitionError> for Failure {
     fn from(error: DefinitionError) -> Self {
-        Self::refused(error.to_string())
+        let code = if error.is_about_a_file { TOOL } else { REFUSED };
+        Self::new(code, error.to_string())
     }
 }
 
@@ -120,5 +149,34 @@ impl From<std::io::Error> for Failure {
 impl From<Errno> for Failure {
     fn from(errno: Errno) -> Self {
         std::io::Error::from(errno).into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
+
+    fn of(line: &str) -> String {
+        let error = Cli::try_parse_from(line.split(' ')).err().unwrap();
+        Failure::from(error).to_string()
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_told_like_any_other_error() {
+        assert_eq!(
+            of("v3 launch"),
+            "the following required arguments were not provided: <VM>\nhint: usage: v3 launch <VM>\nhint: --help tells more"
+        );
+        assert_eq!(
+            of("v3 free --forse x").lines().nth(1),
+            Some("hint: a similar argument exists: '--force'")
+        );
+        assert_eq!(
+            of("v3 run x --expect 2"),
+            "invalid value '2' for '--expect <N>': a test exit is an odd number, V * 2 + 1 for a write of V; \
+             0 stands for a power-off\nhint: --help tells more"
+        );
     }
 }

@@ -5,10 +5,14 @@ use crate::error::plain;
 use palacios_core::addr::{Gpa, NotRam};
 use palacios_core::boot;
 use palacios_core::devices::GuestMemory;
-use palacios_core::image::{write, Image};
+use palacios_core::image::machine::{
+    Machine, Serial, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
+};
+use palacios_core::image::{write, BootKind, Image};
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 use rustix::io::Errno;
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,11 +32,68 @@ pub enum Boot {
     Multiboot,
 }
 
+impl From<BootKind> for Boot {
+    fn from(kind: BootKind) -> Self {
+        match kind {
+            BootKind::Auto => Self::Auto,
+            BootKind::Linux => Self::Linux,
+            BootKind::Multiboot => Self::Multiboot,
+        }
+    }
+}
+
+/// Where the contents of one of a guest's files come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contents {
+    /// From this file, which is read when the image is made.
+    File(PathBuf),
+    /// From memory.
+    Bytes {
+        /// Where the bytes came from, for messages.
+        origin: String,
+        /// The contents.
+        bytes: Vec<u8>,
+    },
+}
+
+impl From<PathBuf> for Contents {
+    fn from(file: PathBuf) -> Self {
+        Self::File(file)
+    }
+}
+
+impl fmt::Display for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(file) => file.display().fmt(f),
+            Self::Bytes { origin, .. } => f.write_str(origin),
+        }
+    }
+}
+
+impl Contents {
+    /// How many bytes have to be read from a file.
+    fn bytes_to_read(&self) -> Result<u64, BuildError> {
+        match self {
+            Self::File(file) => file_bytes(file),
+            Self::Bytes { .. } => Ok(0),
+        }
+    }
+
+    /// The contents; tells `step` of each piece that was read.
+    fn get(&self, step: &mut dyn FnMut(u64)) -> Result<Cow<'_, [u8]>, BuildError> {
+        match self {
+            Self::File(file) => Ok(read(file, step)?.into()),
+            Self::Bytes { bytes, .. } => Ok(bytes.into()),
+        }
+    }
+}
+
 /// A file for a Multiboot kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleFile {
-    /// Its path.
-    pub file: PathBuf,
+    /// What is in it.
+    pub contents: Contents,
     /// Its command line.
     pub cmdline: String,
 }
@@ -52,6 +113,15 @@ impl SerialPort {
     pub fn com(number: u8) -> Self {
         let stream = format!("com{number}");
         Self { number, stream }
+    }
+
+    /// The port that an image describes.
+    fn of_image(serial: &Serial<'_>) -> Self {
+        let is_at = |number: &u8| Self::com(*number).place().0 == serial.port;
+        Self {
+            number: (1..4).find(is_at).unwrap_or(4),
+            stream: serial.stream.into(),
+        }
     }
 
     /// Its first I/O port and its interrupt line.
@@ -74,16 +144,16 @@ pub struct Guest {
     pub memory_bytes: u64,
     /// Its virtual CPUs.
     pub vcpus: u32,
-    /// The host CPUs on which the first virtual CPUs stay.
-    pub pins: Vec<u32>,
+    /// For each of the first virtual CPUs the host CPU on which it stays; `None` lets it run on any.
+    pub pins: Vec<Option<u32>>,
     /// Its kernel.
-    pub kernel: PathBuf,
+    pub kernel: Contents,
     /// How to start it.
     pub boot: Boot,
     /// The kernel's command line.
     pub cmdline: String,
     /// Initial file systems for Linux, joined in this order.
-    pub initrds: Vec<PathBuf>,
+    pub initrds: Vec<Contents>,
     /// Files for a Multiboot kernel.
     pub modules: Vec<ModuleFile>,
     /// Its serial ports.
@@ -101,7 +171,7 @@ impl Guest {
             memory_bytes: 512 << 20,
             vcpus: 1,
             pins: Vec::new(),
-            kernel,
+            kernel: kernel.into(),
             boot: Boot::Auto,
             cmdline: String::new(),
             initrds: Vec::new(),
@@ -111,26 +181,58 @@ impl Guest {
         }
     }
 
+    /// The guest that an image describes. `file` is where the image lies, for messages.
+    pub fn of_image(image: &[u8], file: &Path) -> Result<Self, BuildError> {
+        let wrong = |e| BuildError::Image(format!("{}: {e}", file.display()));
+        let machine = Image::parse(image).and_then(|image| image.machine());
+        Ok(Self::of_machine(&machine.map_err(wrong)?, file))
+    }
+
+    fn of_machine(machine: &Machine<'_>, file: &Path) -> Self {
+        let part = |what: &str, bytes: &[u8]| Contents::Bytes {
+            origin: format!("{}, its {what}", file.display()),
+            bytes: bytes.to_vec(),
+        };
+        let modules = machine.modules().map(|module| ModuleFile {
+            contents: part("module", module.data),
+            cmdline: module.bootargs.into(),
+        });
+        Self {
+            name: machine.name.map(Into::into),
+            memory_bytes: machine.memory_bytes,
+            vcpus: machine.vcpus,
+            pins: (0..machine.vcpus).map(|vcpu| machine.pin(vcpu)).collect(),
+            kernel: part("kernel", machine.kernel),
+            boot: machine.boot.into(),
+            cmdline: machine.bootargs.into(),
+            initrds: machine.initrds().map(|data| part("initrd", data)).collect(),
+            modules: modules.collect(),
+            serials: machine
+                .serials()
+                .map(|serial| SerialPort::of_image(&serial))
+                .collect(),
+            console: machine.console.map(Into::into),
+        }
+    }
+
     /// Reads all files and makes the image; then reads it back as the module will, so that what the module would refuse
     /// is refused here. `progress` is called with the bytes read so far, and those to read.
     pub fn build(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<u8>, BuildError> {
         let files = self.files();
         let mut total = 0;
         for file in &files {
-            total += std::fs::metadata(file)
-                .map_err(|e| BuildError::file(file, &e))?
-                .len();
+            total += file.bytes_to_read()?;
         }
         let mut done = 0;
+        let mut step = |bytes| {
+            done += bytes;
+            progress(done, total);
+        };
         let mut blobs = Vec::new();
         for file in &files {
-            let mut step = |bytes| {
-                done += bytes;
-                progress(done, total);
-            };
-            blobs.push(read(file, &mut step).map_err(|e| BuildError::file(file, &e))?);
+            blobs.push(file.get(&mut step)?);
         }
-        let slices: Vec<&[u8]> = blobs.iter().map(Vec::as_slice).collect();
+        let slices: Vec<&[u8]> = blobs.iter().map(AsRef::as_ref).collect();
         let tree = self.tree().map_err(|e| BuildError::Image(e.to_string()))?;
         let image = write::image(&tree, &slices).map_err(|e| BuildError::Image(e.to_string()))?;
         self.check(&image)?;
@@ -138,13 +240,10 @@ impl Guest {
     }
 
     /// The files, in the order in which the tree numbers them.
-    fn files(&self) -> Vec<&Path> {
-        let modules = self.modules.iter().map(|module| &module.file);
-        let all = [&self.kernel]
-            .into_iter()
-            .chain(&self.initrds)
-            .chain(modules);
-        all.map(PathBuf::as_path).collect()
+    fn files(&self) -> Vec<&Contents> {
+        let modules = self.modules.iter().map(|module| &module.contents);
+        let all = [&self.kernel].into_iter().chain(&self.initrds);
+        all.chain(modules).collect()
     }
 
     fn tree(&self) -> vm_fdt::FdtWriterResult<Vec<u8>> {
@@ -176,7 +275,7 @@ impl Guest {
             let cpu = fdt.begin_node(&format!("cpu@{number:x}"))?;
             fdt.property_string("device_type", "cpu")?;
             fdt.property_u32("reg", number)?;
-            if let Some(pin) = pins.next() {
+            if let Some(Some(pin)) = pins.next() {
                 fdt.property_u32("v3vee,pin", *pin)?;
             }
             fdt.end_node(cpu)?;
@@ -241,24 +340,59 @@ impl Guest {
             .map_err(|e| BuildError::Image(e.to_string()))?;
         let loaded = boot::load(&machine, &Nowhere(machine.memory_bytes));
         loaded.map(|_| ()).map_err(|e| BuildError::Kernel {
-            kernel: self.kernel.clone(),
+            kernel: self.kernel.to_string(),
             why: e.to_string(),
         })
     }
 }
 
-/// Reads a whole file; tells `step` of each piece.
-fn read(file: &Path, step: &mut dyn FnMut(u64)) -> io::Result<Vec<u8>> {
-    const PIECE_BYTES: u64 = 4 << 20;
-    let mut from = File::open(file)?;
-    let mut data = Vec::new();
-    loop {
-        let got = from.by_ref().take(PIECE_BYTES).read_to_end(&mut data)? as u64;
-        step(got);
-        if got == 0 {
-            return Ok(data);
-        }
+/// Checks that a machine can have so much RAM.
+pub fn check_memory(bytes: u64) -> Result<u64, String> {
+    if (MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&bytes) && bytes % 4096 == 0 {
+        return Ok(bytes);
     }
+    let (least, most) = (MIN_MEMORY_BYTES >> 20, MAX_MEMORY_BYTES >> 20);
+    Err(format!(
+        "a machine has {least} to {most} MiB, in steps of 4 KiB"
+    ))
+}
+
+/// Checks that a machine can have so many virtual CPUs.
+pub fn check_vcpus(count: u32) -> Result<u32, String> {
+    let has = (1..=MAX_VCPUS).contains(&count).then_some(count);
+    has.ok_or_else(|| format!("a machine has 1 to {MAX_VCPUS} virtual CPUs"))
+}
+
+/// Reads a whole file, such as an image. `progress` is called with the bytes read so far, and those to read.
+pub fn read_file(file: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<u8>, BuildError> {
+    let total = file_bytes(file)?;
+    let mut done = 0;
+    read(file, &mut |bytes| {
+        done += bytes;
+        progress(done, total);
+    })
+}
+
+fn file_bytes(file: &Path) -> Result<u64, BuildError> {
+    let found = std::fs::metadata(file).map_err(|e| BuildError::file(file, &e))?;
+    Ok(found.len())
+}
+
+/// Reads a whole file; tells `step` of each piece.
+fn read(file: &Path, step: &mut dyn FnMut(u64)) -> Result<Vec<u8>, BuildError> {
+    const PIECE_BYTES: u64 = 4 << 20;
+    let mut data = Vec::new();
+    let mut read_all = || {
+        let mut from = File::open(file)?;
+        loop {
+            match from.by_ref().take(PIECE_BYTES).read_to_end(&mut data)? {
+                0 => return Ok(()),
+                got => step(got as u64),
+            }
+        }
+    };
+    read_all().map_err(|e| BuildError::file(file, &e))?;
+    Ok(data)
 }
 
 /// Guest memory of so many bytes which knows only where it ends: loading a kernel shows whether it fits.
@@ -296,8 +430,8 @@ pub enum BuildError {
     },
     /// The kernel cannot be started on this machine.
     Kernel {
-        /// Its path.
-        kernel: PathBuf,
+        /// Its file, or the image that it is in.
+        kernel: String,
         /// Why.
         why: String,
     },
@@ -319,7 +453,7 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { file, why } => write!(f, "{}: {why}", file.display()),
-            Self::Kernel { kernel, why } => write!(f, "{}: {why}", kernel.display()),
+            Self::Kernel { kernel, why } => write!(f, "{kernel}: {why}"),
             Self::Image(why) => f.write_str(why),
         }
     }

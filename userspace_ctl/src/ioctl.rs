@@ -55,6 +55,7 @@ calls! {
     relocate: input<v3_relocate> = V3_VM_RELOCATE;
     move_vcpu: input<v3_vcpu> = V3_VM_MOVE;
     vcpu_raw: inout<v3_vcpu> = V3_VM_VCPU;
+    streams_raw: inout<v3_streams> = V3_VM_STREAMS;
 }
 
 fn address<T>(data: *const T) -> u64 {
@@ -122,6 +123,19 @@ pub(crate) fn stats(fd: impl AsFd) -> Result<Vec<v3_stat>, Errno> {
         };
         // SAFETY: There are as many entries as said, and any bytes make one.
         unsafe { stats_raw(&fd, &mut arg) }?;
+        Ok(arg.count)
+    })
+}
+
+pub(crate) fn streams(fd: impl AsFd) -> Result<Vec<v3_stream>, Errno> {
+    all(|entries: &mut [v3_stream]| {
+        let mut arg = v3_streams {
+            entries: address(entries.as_mut_ptr()),
+            count: entries.len() as u32,
+            pad: 0,
+        };
+        // SAFETY: There are as many entries as said, and any bytes make one.
+        unsafe { streams_raw(&fd, &mut arg) }?;
         Ok(arg.count)
     })
 }

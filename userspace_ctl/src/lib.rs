@@ -30,9 +30,11 @@ mod vm;
 
 pub use control::{node_of, number_of, Control, Version, CONTROL_NODE};
 pub use definition::{Definition, DefinitionError};
-pub use error::Error;
-pub use guest::{Boot, BuildError, Guest, ModuleFile, SerialPort};
+pub use error::{Call, Error};
+pub use guest::{
+    check_memory, check_vcpus, read_file, Boot, BuildError, Contents, Guest, ModuleFile, SerialPort,
+};
 pub use state::{Info, Reason, Stat, State, Stopped};
 pub use stream::Stream;
-pub use units::{format_bytes, parse_bytes, parse_seconds};
+pub use units::{format_bytes, parse_length, parse_memory, parse_seconds};
 pub use vm::Vm;

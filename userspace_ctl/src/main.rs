@@ -4,47 +4,67 @@
 
 mod cli;
 mod commands;
+mod complete;
 mod escape;
 mod failure;
+mod links;
+mod newlines;
+mod progress;
 mod pump;
 mod signals;
 mod terminal;
 
+use clap::error::ErrorKind;
 use clap::Parser;
-use cli::{Cli, Command, Links};
+use cli::{Cli, Command};
 use failure::{Failure, TOOL};
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// What a command ends with: an exit status, or why it failed.
+type Outcome = Result<u8, Failure>;
+
 fn main() -> ExitCode {
-    let command = match parse() {
-        Ok(command) => command,
-        Err(error) => {
-            // Help and version were asked for; anything else is a wrong command line.
-            let code = if error.use_stderr() { TOOL } else { 0 };
-            let _ = error.print();
-            return code.into();
-        }
-    };
-    match commands::execute(command) {
-        Ok(code) => code.into(),
-        Err(failure) => {
-            eprintln!("v3: {failure}");
-            failure.code.into()
-        }
+    let code = answer().unwrap_or_else(|failure| {
+        failure.tell();
+        failure.code
+    });
+    code.into()
+}
+
+fn answer() -> Outcome {
+    if complete::answer()? {
+        return Ok(0);
+    }
+    match parse()? {
+        Ok(command) => commands::execute(command),
+        Err(error) => show_help(error),
     }
 }
 
 /// The command, by the name under which the program was called.
-fn parse() -> Result<Command, clap::Error> {
-    let called = std::env::args_os().next().unwrap_or_default();
-    let name = Path::new(&called).file_name().unwrap_or_default();
-    if name.to_string_lossy().starts_with("v3_") {
-        Links::try_parse().map(|links| links.link.into())
-    } else {
-        Cli::try_parse().map(|cli| cli.command)
+fn parse() -> Result<Result<Command, clap::Error>, Failure> {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let called = args.first().map(Path::new).and_then(Path::file_name);
+    let name = called.unwrap_or_default().to_string_lossy();
+    if !name.starts_with("v3_") {
+        return Ok(Cli::try_parse_from(args).map(|cli| cli.command));
     }
+    links::parse(&name, &args).ok_or_else(|| {
+        Failure::tool(format!("no command is called {name}")).hint("`v3 links` lists all names")
+    })
 }
 
-/// What a command ends with: an exit status, or why it failed.
-type Outcome = Result<u8, Failure>;
+/// Prints help or the version, if it is that which clap gives in place of a command.
+fn show_help(error: clap::Error) -> Outcome {
+    let code = match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+        // Nothing was asked for.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => TOOL,
+        _ => return Err(error.into()),
+    };
+    // A reader that left early is no failure.
+    let _ = error.print();
+    Ok(code)
+}

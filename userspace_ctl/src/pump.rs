@@ -5,7 +5,9 @@
 //! in pieces that a pipe or terminal which polls as writable takes at once.
 
 use crate::escape::{Escape, Wish};
+use crate::newlines::Newlines;
 use crate::signals::Signals;
+use crate::terminal::say;
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
@@ -39,6 +41,8 @@ pub struct Pump<'a> {
     pub output: BorrowedFd<'a>,
     /// The way out, if keys are looked at.
     pub escape: Option<Escape>,
+    /// Ends the lines of the output, if it goes to a terminal in raw mode. Else the bytes stay as they are.
+    pub newlines: Option<Newlines>,
     /// What else may end it.
     pub signals: &'a Signals,
     /// Polls as ready once the VM stopped; without it the end of the stream says so.
@@ -71,6 +75,7 @@ impl<'a> Pump<'a> {
             input: None,
             output,
             escape: None,
+            newlines: None,
             signals,
             stopped: None,
             deadline: None,
@@ -172,7 +177,10 @@ impl<'a> Pump<'a> {
         let mut piece = [0; PIECE_BYTES];
         match rustix::io::read(stream, &mut piece) {
             Ok(0) => self.stream = None,
-            Ok(len) => self.to_user.extend_from_slice(&piece[..len]),
+            Ok(len) => match &mut self.newlines {
+                Some(newlines) => newlines.append(&piece[..len], &mut self.to_user),
+                None => self.to_user.extend_from_slice(&piece[..len]),
+            },
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(errno) => return Err(errno),
         }
@@ -199,7 +207,8 @@ impl<'a> Pump<'a> {
 
     /// Shows what the guest sent; false if nobody looks any more.
     fn write_output(&mut self) -> Result<bool, Errno> {
-        match rustix::io::write(self.output, &self.to_user) {
+        let piece = &self.to_user[..self.to_user.len().min(PIECE_BYTES)];
+        match rustix::io::write(self.output, piece) {
             Ok(len) => drop(self.to_user.drain(..len)),
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(Errno::PIPE | Errno::IO) => return Ok(false),
@@ -232,7 +241,9 @@ impl<'a> Pump<'a> {
         let wish = escape.filter(typed, &mut self.to_guest);
         if wish == Some(Wish::Help) {
             let key = escape.name();
-            eprint!("\r\n{key} q: leave   {key} {key}: send {key} to the guest\r\n");
+            say(&format!(
+                "\n[{key} q leaves; {key} {key} sends {key} to the guest]"
+            ));
         }
         wish
     }

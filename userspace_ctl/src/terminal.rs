@@ -3,11 +3,23 @@
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::termios::{isatty, tcgetattr, tcsetattr, OptionalActions, Termios};
-use std::io;
+use std::io::{self, Write};
 use std::sync::{Mutex, Once, PoisonError};
 
 /// The terminal in raw mode and how it was before: one at a time, as a program has one terminal.
 static SAVED: Mutex<Option<(OwnedFd, Termios)>> = Mutex::new(None);
+
+/// Says something to people, on standard error. In raw mode a terminal needs more than a newline to begin a line.
+pub fn say(text: &str) {
+    let raw = SAVED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .is_some();
+    let end = if raw { "\r\n" } else { "\n" };
+    let text = text.replace('\n', end) + end;
+    // Nobody can be told that nobody listens.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
 
 /// Raw mode; dropping it, or a panic, restores the terminal.
 pub struct RawMode(());

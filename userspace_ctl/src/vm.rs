@@ -2,6 +2,8 @@
 //! `/dev/v3-vmN`: runs and watches one VM.
 
 use crate::control::open_node;
+use crate::error::Call;
+use crate::state::text;
 use crate::{ioctl, node_of, number_of, Control, Error, Info, Stat, Stopped, Stream};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -44,29 +46,40 @@ impl Vm {
         self.number
     }
 
-    fn failed(&self, what: &'static str) -> impl FnOnce(Errno) -> Error {
-        let node = node_of(self.number);
-        move |errno| Error::Call { what, node, errno }
+    /// Explains the error of a call, with the VM's name and state as the module tells them.
+    fn failed(&self, call: Call) -> impl FnOnce(Errno) -> Error + '_ {
+        move |errno| match ioctl::info(&self.fd).map(|raw| Info::from(&raw)) {
+            Ok(info) if errno == Errno::BADFD => Error::WrongState {
+                call,
+                vm: info.name,
+                state: info.state,
+            },
+            info => Error::Call {
+                call,
+                on: info.map_or_else(|_| node_of(self.number), |info| info.name),
+                errno,
+            },
+        }
     }
 
     /// Starts it.
     pub fn launch(&self) -> Result<(), Error> {
-        ioctl::launch(&self.fd).map_err(self.failed("launch"))
+        ioctl::launch(&self.fd).map_err(self.failed(Call::Launch))
     }
 
     /// Stops it for good; returns when no virtual CPU runs.
     pub fn stop(&self) -> Result<(), Error> {
-        ioctl::stop(&self.fd).map_err(self.failed("stop"))
+        ioctl::stop(&self.fd).map_err(self.failed(Call::Stop))
     }
 
     /// Halts its CPUs and its clock; returns when they stand.
     pub fn pause(&self) -> Result<(), Error> {
-        ioctl::pause(&self.fd).map_err(self.failed("pause"))
+        ioctl::pause(&self.fd).map_err(self.failed(Call::Pause))
     }
 
     /// Lets it go on after a pause.
     pub fn resume(&self) -> Result<(), Error> {
-        ioctl::resume(&self.fd).map_err(self.failed("continue"))
+        ioctl::resume(&self.fd).map_err(self.failed(Call::Continue))
     }
 
     /// Waits until it stopped. Without a timeout only a signal that kills interrupts that; `Ok(None)` is a timeout.
@@ -78,42 +91,62 @@ impl Vm {
                 exit_status: raw.exit_status,
             })),
             Err(Errno::TIMEDOUT) => Ok(None),
-            Err(errno) => Err(self.failed("wait")(errno)),
+            Err(errno) => Err(self.failed(Call::Wait)(errno)),
         }
     }
 
     /// Describes it.
     pub fn info(&self) -> Result<Info, Error> {
-        let raw = ioctl::info(&self.fd).map_err(self.failed("info"))?;
+        let raw = ioctl::info(&self.fd).map_err(self.failed(Call::Info))?;
         Ok(Info::from(&raw))
     }
 
     /// All its counters.
     pub fn stats(&self) -> Result<Vec<Stat>, Error> {
-        let raw = ioctl::stats(&self.fd).map_err(self.failed("stats"))?;
+        let raw = ioctl::stats(&self.fd).map_err(self.failed(Call::Stats))?;
         Ok(raw.iter().map(Stat::from).collect())
     }
 
     /// Attaches to a stream; the empty name is the console's.
     pub fn stream(&self, name: &str) -> Result<Stream, Error> {
         let fd = open_node(&node_of(self.number))?;
-        Stream::attach(fd, name).map_err(self.failed("stream"))
+        Stream::attach(fd, name).map_err(|errno| match errno {
+            Errno::NOENT => self.no_such_stream(name),
+            errno => self.failed(Call::Stream)(errno),
+        })
+    }
+
+    fn no_such_stream(&self, name: &str) -> Error {
+        Error::NoSuchStream {
+            vm: self
+                .info()
+                .map_or_else(|_| node_of(self.number), |info| info.name),
+            stream: name.into(),
+            // Without them the message is shorter, and still true.
+            known: self.streams().unwrap_or_default(),
+        }
+    }
+
+    /// The names of its streams.
+    pub fn streams(&self) -> Result<Vec<String>, Error> {
+        let raw = ioctl::streams(&self.fd).map_err(self.failed(Call::Streams))?;
+        Ok(raw.iter().map(|stream| text(&stream.name)).collect())
     }
 
     /// Has the host take the memory behind these guest pages away and give other, with the same contents.
     pub fn relocate(&self, gpa: u64, len: u64) -> Result<(), Error> {
-        ioctl::relocate(&self.fd, v3_relocate { gpa, len }).map_err(self.failed("relocate"))
+        ioctl::relocate(&self.fd, v3_relocate { gpa, len }).map_err(self.failed(Call::Relocate))
     }
 
     /// Moves a virtual CPU to a CPU of the host, where it then stays; with `None` it may run on any.
     pub fn move_vcpu(&self, vcpu: u32, cpu: Option<u32>) -> Result<(), Error> {
         let cpu = cpu.unwrap_or(V3_CPU_ANY);
-        ioctl::move_vcpu(&self.fd, v3_vcpu { vcpu, cpu }).map_err(self.failed("core-move"))
+        ioctl::move_vcpu(&self.fd, v3_vcpu { vcpu, cpu }).map_err(self.failed(Call::CoreMove))
     }
 
     /// The host's CPU on which a virtual CPU alone runs; `None` if it may run on any.
     pub fn pin(&self, vcpu: u32) -> Result<Option<u32>, Error> {
-        let cpu = ioctl::pin(&self.fd, vcpu).map_err(self.failed("pin"))?;
+        let cpu = ioctl::pin(&self.fd, vcpu).map_err(self.failed(Call::Pin))?;
         Ok((cpu != V3_CPU_ANY).then_some(cpu))
     }
 }

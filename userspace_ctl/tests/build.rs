@@ -3,8 +3,8 @@
 
 use palacios_core::image::{BootKind, Image};
 use proptest::prelude::*;
-use std::path::{Path, PathBuf};
-use v3_ctl::{Boot, BuildError, Guest, ModuleFile, SerialPort};
+use std::path::Path;
+use v3_ctl::{Boot, BuildError, Contents, Guest, ModuleFile, SerialPort};
 
 /// The least Multiboot 1 kernel: a header that says where the file itself goes (Multiboot 0.6.96: 3.1), and HLT.
 fn kernel() -> Vec<u8> {
@@ -30,11 +30,11 @@ fn build(guest: &Guest) -> Result<Vec<u8>, String> {
 }
 
 /// Files of these contents.
-fn files(dir: &Path, prefix: &str, contents: &[Vec<u8>]) -> Vec<PathBuf> {
+fn files(dir: &Path, prefix: &str, contents: &[Vec<u8>]) -> Vec<Contents> {
     let write = |(at, data): (usize, &Vec<u8>)| {
         let file = dir.join(format!("{prefix}{at}"));
         std::fs::write(&file, data).unwrap();
-        file
+        Contents::File(file)
     };
     contents.iter().enumerate().map(write).collect()
 }
@@ -50,7 +50,7 @@ proptest! {
         name in prop::option::of("[a-z][a-z0-9._-]{0,62}"),
         mib in 4u64..4096,
         (vcpus, pins) in (1u32..=64).prop_flat_map(|n| {
-            (Just(n), prop::collection::vec(any::<u32>(), 0..=n as usize))
+            (Just(n), prop::collection::vec(any::<Option<u32>>(), 0..=n as usize))
         }),
         cmdline in "[ -~äß]{0,200}",
         initrds in blobs(),
@@ -60,7 +60,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let modules = files(dir.path(), "module", &modules).into_iter().zip(modules);
         let modules: Vec<_> = modules
-            .map(|(file, data)| (ModuleFile { cmdline: format!("{} {cmdline}", file.display()), file }, data))
+            .map(|(contents, data)| (ModuleFile { cmdline: format!("{contents} {cmdline}"), contents }, data))
             .collect();
         let guest = Guest {
             name,
@@ -81,7 +81,7 @@ proptest! {
         prop_assert_eq!(machine.memory_bytes, guest.memory_bytes);
         prop_assert_eq!(machine.vcpus, guest.vcpus);
         for vcpu in 0..vcpus {
-            prop_assert_eq!(machine.pin(vcpu), guest.pins.get(vcpu as usize).copied());
+            prop_assert_eq!(machine.pin(vcpu), guest.pins.get(vcpu as usize).copied().flatten());
         }
         prop_assert_eq!(machine.bootargs, &guest.cmdline);
         prop_assert_eq!(machine.boot, BootKind::Auto);
@@ -94,6 +94,8 @@ proptest! {
         let mut streams: Vec<_> = machine.serials().map(|s| s.stream.to_string()).collect();
         streams.sort();
         prop_assert_eq!(streams, ports.iter().map(|port| format!("com{port}")).collect::<Vec<_>>());
+        let again = Guest::of_image(&bytes, Path::new("guest.img")).unwrap();
+        prop_assert_eq!(build(&again), Ok(bytes));
     }
 }
 
@@ -101,7 +103,7 @@ proptest! {
 fn a_file_that_is_no_kernel_is_refused_when_built() {
     let dir = tempfile::tempdir().unwrap();
     let good = guest(dir.path());
-    std::fs::write(&good.kernel, "hello").unwrap();
+    std::fs::write(dir.path().join("kernel"), "hello").unwrap();
     let error = build(&good).unwrap_err();
     assert!(
         error.contains("kernel: the kernel is neither a Linux bzImage nor"),
@@ -118,8 +120,8 @@ fn a_file_that_is_no_kernel_is_refused_when_built() {
 fn files_that_do_not_fit_the_memory_are_refused_when_built() {
     let dir = tempfile::tempdir().unwrap();
     let modules = files(dir.path(), "module", &[vec![0; 8 << 20]]);
-    let modules = modules.into_iter().map(|file| ModuleFile {
-        file,
+    let modules = modules.into_iter().map(|contents| ModuleFile {
+        contents,
         cmdline: String::new(),
     });
     let small = Guest {
@@ -146,6 +148,20 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
+fn a_damaged_image_describes_no_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut image = build(&guest(dir.path())).unwrap();
+    *image.last_mut().unwrap() ^= 1;
+    let error = Guest::of_image(&image, Path::new("guest.img")).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("guest.img: the image is damaged"),
+        "{error}"
+    );
+}
+
+#[test]
 fn progress_ends_at_the_total() {
     let dir = tempfile::tempdir().unwrap();
     let initrds = files(dir.path(), "initrd", &[vec![1; 10 << 20], vec![2; 3]]);
@@ -160,4 +176,10 @@ fn progress_ends_at_the_total() {
     let all = (10 << 20) + 3 + kernel().len() as u64;
     assert_eq!(seen.last(), Some(&(all, all)));
     assert!(seen.len() > 4 && seen.windows(2).all(|w| w[0].0 <= w[1].0));
+    let mut seen = Vec::new();
+    let file = dir.path().join("initrd0");
+    let data = v3_ctl::read_file(&file, &mut |done, total| seen.push((done, total))).unwrap();
+    assert_eq!(data, vec![1; 10 << 20]);
+    assert_eq!(seen.last(), Some(&(10 << 20, 10 << 20)));
+    assert!(seen.len() > 2);
 }

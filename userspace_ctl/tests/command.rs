@@ -35,10 +35,15 @@ fn without_the_module_every_call_says_so() {
         "list --json",
         "stream x com1",
         "stream -i 0 com1",
+        "cons x",
         "create a b",
+        "create --json a b --cpus 2",
         "run a.img",
+        "run a.img --mem 64 --expect 1",
         "run --kernel k",
+        "wait --for-launch x",
         "relocate 0 0 4096",
+        "relocate 0 0x100000 2M",
         "core-move x 0 1",
         "core-move x 0 any",
     ]
@@ -66,24 +71,72 @@ fn run_tells_its_own_failure_in_json() {
 }
 
 #[test]
-fn a_wrong_command_line_is_125() {
+fn a_wrong_command_line_is_125_and_told_like_every_error() {
     for line in [
-        "",
         "boil",
         "run",
-        "run a --kernel b",
+        "run a b",
+        "run a --expect 2",
+        "run a --mem 1",
+        "run a --mem 12X",
+        "run a --cpus 0",
+        "run -b --kernel k",
         "launch",
+        "launch --colour x",
         "stats",
         "create",
+        "wait x --timeout soon",
+        "relocate x 0 4Q",
         "console x --escape 7",
         "core-move x 0",
         "core-move x 0 nowhere",
+        "completions csh",
     ] {
-        v3(line)
+        v3(line).assert().code(125).stdout(is_empty()).stderr(
+            starts_with("v3: ")
+                .and(contains("\nhint: "))
+                .and(contains("error:").not()),
+        );
+    }
+    v3("run")
+        .assert()
+        .stderr(contains("hint: usage: v3 run <FILE|--kernel <FILE>>"));
+    // Nothing is asked for: that is no mistake in what is.
+    v3("")
+        .assert()
+        .code(125)
+        .stdout(is_empty())
+        .stderr(contains("Usage"));
+}
+
+#[test]
+fn one_kind_of_mistake_has_one_status_in_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let missing = "no such file or directory";
+    fs::write(path("no-kernel.toml"), "memory = 16\nkernel = \"none\"\n").unwrap();
+    fs::write(path("wrong.toml"), "memory = 1\nkernel = \"wrong.toml\"\n").unwrap();
+    fs::write(path("text.toml"), "memory = 16\nkernel = \"wrong.toml\"\n").unwrap();
+    // A file that is not there, whoever names it.
+    for file in ["none.toml", "no-kernel.toml"] {
+        v3(&format!("build {}", path(file)))
             .assert()
             .code(125)
-            .stdout(is_empty())
-            .stderr(contains("Usage").or(contains("--help")));
+            .stderr(starts_with("v3: ").and(contains(missing)));
+    }
+    // A folder that is a file.
+    v3(&format!("man {}", path("wrong.toml")))
+        .assert()
+        .code(125);
+    v3(&format!("links {}", path("wrong.toml")))
+        .assert()
+        .code(125);
+    // A guest that is wrong.
+    for file in ["wrong.toml", "text.toml"] {
+        v3(&format!("build {}", path(file)))
+            .assert()
+            .code(126)
+            .stderr(starts_with("v3: "));
     }
 }
 
@@ -101,7 +154,7 @@ fn help_and_version_are_0() {
     v3("version")
         .assert()
         .code(0)
-        .stdout(contains("module not loaded"));
+        .stdout(contains("no module: /dev/v3vee: no such device"));
     v3("version --json")
         .assert()
         .code(0)
@@ -146,6 +199,13 @@ fn builds_an_image_and_leaves_nothing_else() {
     ))
     .assert()
     .code(0);
+    v3(&format!(
+        "build {} -o /nowhere/guest.img",
+        path("guest.toml")
+    ))
+    .assert()
+    .code(125)
+    .stderr("v3: /nowhere/guest.img: no such file or directory\n");
     let image = fs::read(path("guest.img")).unwrap();
     assert!(palacios_core::image::Image::parse(&image).is_ok());
     assert_eq!(image, fs::read(path("other")).unwrap());
@@ -165,8 +225,9 @@ fn a_wrong_definition_is_126_with_its_line() {
         fs::write(&toml, text).unwrap();
         v3(&format!("build {}", toml.display())).assert().code(126)
     };
-    build("memory = \"16M\"\nkernel = \"none\"").stderr(contains("guest.toml:2: kernel: "));
-    build("memory = \"16\"\nkernel = \"none\"").stderr(contains("guest.toml:1: memory: "));
+    build("memory = \"16M\"\nvcpus = 0\nkernel = \"none\"")
+        .stderr(contains("guest.toml:2: vcpus: "));
+    build("memory = \"1\"\nkernel = \"none\"").stderr(contains("guest.toml:1: memory: "));
     build("<vm class=\"PC\"></vm>").stderr(contains("this is XML").and(contains("hint: ")));
     assert!(!toml.with_extension("img").exists());
 }
@@ -179,35 +240,133 @@ fn a_missing_definition_is_125() {
         .stderr("v3: /nowhere/guest.toml: no such file or directory\n");
 }
 
+/// A folder with `v3` and all its links, as `v3 links` makes them, and the links' names.
+fn links() -> (tempfile::TempDir, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("v3");
+    fs::copy(assert_cmd::cargo::cargo_bin("v3"), &program).unwrap();
+    Command::new(&program)
+        .arg("links")
+        .arg(dir.path())
+        .assert()
+        .code(0)
+        .stdout(is_empty())
+        .stderr(is_empty());
+    let listed = v3("links --json").assert().code(0);
+    let json: serde_json::Value = serde_json::from_slice(&listed.get_output().stdout).unwrap();
+    let names = json.as_array().unwrap().iter();
+    let names = names.map(|link| link["link"].as_str().unwrap().to_string());
+    (dir, names.collect())
+}
+
 #[test]
 fn palacios_names_are_links() {
-    let dir = tempfile::tempdir().unwrap();
-    let names = [
+    let (dir, names) = links();
+    for wanted in [
         "v3_create",
         "v3_launch",
         "v3_stop",
         "v3_pause",
         "v3_continue",
         "v3_free",
+        "v3_wait",
         "v3_cons",
         "v3_stream",
         "v3_stats",
-    ];
+        "v3_core_move",
+        "v3_list",
+        "v3_info",
+    ] {
+        assert!(names.iter().any(|name| name == wanted), "{wanted}");
+    }
     for name in names {
-        let link = dir.path().join(name);
-        std::os::unix::fs::symlink(assert_cmd::cargo::cargo_bin("v3"), &link).unwrap();
+        let link = dir.path().join(&name);
         Command::new(&link)
             .arg("--help")
             .assert()
             .code(0)
             .stdout(contains(format!("Usage: {name}")));
         Command::new(&link)
+            .arg("--colour")
             .assert()
             .code(125)
-            .stderr(contains("Usage").or(contains("--help")));
+            .stdout(is_empty())
+            .stderr(starts_with("v3: ").and(contains(format!("hint: usage: {name}"))));
     }
     let mut free = Command::new(dir.path().join("v3_free"));
-    free.arg("0").assert().code(125).stderr(contains("insmod"));
+    free.arg("0")
+        .assert()
+        .code(125)
+        .stderr(starts_with("v3: ").and(contains("insmod")));
+    let unknown = dir.path().join("v3_boil");
+    std::os::unix::fs::symlink("v3", &unknown).unwrap();
+    Command::new(&unknown)
+        .assert()
+        .code(125)
+        .stderr("v3: no command is called v3_boil\nhint: `v3 links` lists all names\n");
+}
+
+#[test]
+fn links_are_listed() {
+    v3("links")
+        .assert()
+        .code(0)
+        .stdout(contains("v3_cons        v3 console\n"));
+}
+
+/// Has a real bash complete a line, with all that `v3 completions bash` gives; `path` is where it looks for programs.
+/// The words are an array in the shell's syntax, of which the last is completed.
+fn bash_completes(path: &Path, words: &str) -> Vec<String> {
+    let script = format!(
+        "source <({v3} completions bash) || exit 1
+         COMP_WORDS=({words})
+         COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)) COMP_TYPE=9
+         function=$(complete -p \"${{COMP_WORDS[0]}}\" | grep -o '_clap_complete_[a-z0-9_]*') || exit 1
+         $function \"${{COMP_WORDS[0]}}\" \"${{COMP_WORDS[COMP_CWORD]}}\"
+         printf '%s\n' \"${{COMPREPLY[@]}}\"",
+        v3 = assert_cmd::cargo::cargo_bin("v3").display()
+    );
+    let path = format!("{}:{}", path.display(), std::env::var("PATH").unwrap());
+    let run = Command::new("bash")
+        .args(["--norc", "-c", &script])
+        .env("PATH", path)
+        .assert()
+        .success()
+        .stderr(is_empty());
+    let text = String::from_utf8(run.get_output().stdout.clone()).unwrap();
+    text.lines().map(Into::into).collect()
+}
+
+#[test]
+fn bash_completes_commands_options_and_files_of_v3_and_its_links() {
+    let (dir, names) = links();
+    let complete = |words: &str| bash_completes(dir.path(), words);
+    assert_eq!(complete("v3 lau"), ["launch"]);
+    assert_eq!(complete("v3 run --exp"), ["--expect"]);
+    assert_eq!(complete("v3_wait --for"), ["--for-launch"]);
+    fs::write(dir.path().join("guest.img"), "").unwrap();
+    let start = format!("{}/gue", dir.path().display());
+    let file = [format!("{}/guest.img", dir.path().display())];
+    assert_eq!(complete(&format!("v3 run {start}")), file);
+    assert_eq!(complete(&format!("v3_create {start}")), file);
+    for name in names {
+        let options = complete(&format!("{name} --hel"));
+        assert_eq!(options, ["--help"], "{name}");
+    }
+}
+
+/// There is no module here: a program in place of `v3` gives the names. `tests/module.rs` asks the real one for them.
+#[test]
+fn bash_asks_v3_for_names_with_the_whole_line() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let fake = dir.path().join("v3");
+    let script = "#!/bin/sh\n[ \"$V3_COMPLETE $*\" = \"bash -- v3_stream debian co\" ] || exit 1\n\
+                  [ $_CLAP_COMPLETE_INDEX = 2 ] || exit 1\nprintf 'com1\\013com2'\n";
+    fs::write(&fake, script).unwrap();
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    let streams = bash_completes(dir.path(), "v3_stream debian co");
+    assert_eq!(streams, ["com1", "com2"]);
 }
 
 #[test]
@@ -224,14 +383,17 @@ fn manual_and_completions() {
         .assert()
         .code(0)
         .stdout(is_empty());
-    for page in ["v3.1", "v3-run.1", "v3-build.1", "v3_create.1", "v3_cons.1"] {
+    let page = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+    for name in ["v3.1", "v3-run.1", "v3-links.1", "v3_create.1", "v3_cons.1"] {
+        assert!(page(name).contains(".SH SYNOPSIS"), "{name}");
+    }
+    for option in ["expect", "cpus", "append", "cmdline"] {
         assert!(
-            fs::read_to_string(dir.path().join(page))
-                .unwrap()
-                .contains(".SH SYNOPSIS"),
-            "{page}"
+            page("v3-run.1").contains(&format!("\\-\\-{option}")),
+            "{option}"
         );
     }
+    assert!(page("v3-wait.1").contains("\\-\\-for\\-launch"));
 }
 
 #[test]

@@ -8,11 +8,13 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{fcntl_setfl, open, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
+use rustix::pty::{grantpt, openpt, ptsname, unlockpt, OpenptFlags};
 use std::ffi::c_void;
 use std::io::{Read, Write};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use v3_abi::*;
-use v3_ctl::{node_of, Control, Error, Guest, Reason, State, Vm};
+use v3_ctl::{node_of, Call as Asked, Control, Error, Guest, Reason, State, Vm};
 
 /// `mov eax, 42; mov dx, 0xf4; out dx, eax; 1: hlt; jmp 1b`: ends with status 85.
 const EXIT: &[u8] = b"\xb8\x2a\0\0\0\x66\xba\xf4\0\xef\xf4\xeb\xfd";
@@ -25,6 +27,9 @@ const TRIPLE_FAULT: &[u8] = b"\x0f\x01\x1d\x28\0\x10\0\xcc\0\0\0\0\0\0";
 /// Sends back what it receives at com1; a `q` ends it with status 7.
 const ECHO: &[u8] = b"\x66\xba\xfd\x03\xec\xa8\x01\x74\xf7\x66\xba\xf8\x03\xec\xee\x3c\x71\x75\xed\
     \xb8\x03\0\0\0\x66\xba\xf4\0\xef\xf4\xeb\xfd";
+/// Sends two lines at com1, one ended by `\n` and one by `\r\n`, and spins.
+const TWO_LINES: &[u8] =
+    b"\x66\xba\xf8\x03\xb0\x31\xee\xb0\x0a\xee\xb0\x32\xee\xb0\x0d\xee\xb0\x0a\xee\xfa\xeb\xfe";
 /// RAM of every guest here.
 const MEMORY: u64 = 16 << 20;
 
@@ -120,6 +125,11 @@ fn errno<T: std::fmt::Debug>(result: Result<T, Error>) -> Errno {
         Error::Call { errno, .. } | Error::Open { errno, .. } | Error::Refused { errno, .. } => {
             errno
         }
+        Error::WrongState {
+            call: Asked::Free, ..
+        } => Errno::BUSY,
+        Error::WrongState { .. } => Errno::BADFD,
+        Error::NoSuchStream { .. } => Errno::NOENT,
         error => panic!("{error:?}"),
     }
 }
@@ -266,6 +276,7 @@ fn descriptors_of_a_freed_vm_answer_enodev() {
     }
     assert_eq!(errno(vm.info()), Errno::NODEV);
     assert_eq!(errno(vm.stats()), Errno::NODEV);
+    assert_eq!(errno(vm.streams()), Errno::NODEV);
     assert_eq!(errno(vm.pin(0)), Errno::NODEV);
     assert_eq!(errno(vm.wait(None)), Errno::NODEV);
     assert_eq!(
@@ -637,6 +648,11 @@ fn padding_must_be_zero() {
         ..v3_stats::zeroed()
     };
     assert_eq!(call(vm.node(), V3_VM_STATS, stats), Err(Errno::INVAL));
+    let streams = &mut v3_streams {
+        pad: 1,
+        ..v3_streams::zeroed()
+    };
+    assert_eq!(call(vm.node(), V3_VM_STREAMS, streams), Err(Errno::INVAL));
 }
 
 #[test]
@@ -657,7 +673,7 @@ fn unknown_calls_and_other_sizes_are_enotty() {
                         "{number:#x}"
                     );
                 }
-                if !(0x20..=0x2a).contains(&(number & 0xff)) {
+                if !(0x20..=0x2b).contains(&(number & 0xff)) {
                     assert_eq!(
                         call(&node, number, &mut room[0]),
                         Err(Errno::NOTTY),
@@ -691,6 +707,7 @@ fn bad_pointers_are_efault() {
             V3_VM_STATS,
             V3_VM_STREAM,
             V3_VM_RELOCATE,
+            V3_VM_STREAMS,
         ] {
             assert_eq!(
                 call_at(&node, number, at),
@@ -710,6 +727,341 @@ fn bad_pointers_are_efault() {
             pad: 0,
         };
         assert_eq!(call(&node, V3_VM_STATS, stats), Err(Errno::FAULT));
+        let streams = &mut v3_streams {
+            entries: at as u64,
+            count: 1,
+            pad: 0,
+        };
+        assert_eq!(call(&node, V3_VM_STREAMS, streams), Err(Errno::FAULT));
     }
     assert_eq!(vm.info().unwrap().state, State::Created);
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn streams_have_names() {
+    let vm = Owned::create("streams", SPIN);
+    assert_eq!(vm.streams().unwrap(), ["com1", "debug"]);
+    let mut two = [v3_stream::zeroed(); 2];
+    let mut arg = v3_streams {
+        entries: two.as_mut_ptr().expose_provenance() as u64,
+        count: 1,
+        pad: 0,
+    };
+    call(vm.node(), V3_VM_STREAMS, &mut arg).unwrap();
+    assert_eq!(arg.count, 2);
+    assert!(two[0].name.starts_with(b"com1\0") && two[1].name[0] == 0);
+}
+
+// From here on: the `v3` command.
+
+/// `v3` as cargo built it, or the one that is installed.
+fn v3(line: &str) -> Command {
+    let built = env!("CARGO_BIN_EXE_v3");
+    let exists = std::path::Path::new(built).exists();
+    let mut command = Command::new(if exists { built } else { "v3" });
+    command.args(line.split_whitespace()).stdin(Stdio::null());
+    command
+}
+
+/// Status, standard output and standard error.
+fn ran(line: &str) -> (i32, String, String) {
+    let done = v3(line).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (
+        done.status.code().unwrap(),
+        text(&done.stdout),
+        text(&done.stderr),
+    )
+}
+
+/// A file with an image.
+fn image_file(code: &[u8]) -> tempfile::TempPath {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), image(code)).unwrap();
+    file.into_temp_path()
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn v3_tells_vm_state_and_cure_for_every_command() {
+    let vm = Owned::create("told", SPIN);
+    let (debian, number) = ("told", vm.number());
+    let refused = |line: &str, message: &str, cure: &str| {
+        let (code, out, error) = ran(line);
+        assert_eq!((code, out.as_str()), (125, ""), "{line}: {error}");
+        let mut lines = error.lines();
+        assert_eq!(lines.next().unwrap(), format!("v3: {message}"), "{line}");
+        let hint = lines.next().unwrap();
+        assert!(hint.starts_with("hint: ") && hint.contains(cure), "{hint}");
+        assert_eq!(lines.next(), None);
+    };
+    let launch = "v3 launch told";
+    refused(
+        "pause told",
+        "cannot pause told: it was never launched",
+        launch,
+    );
+    refused(
+        "continue told",
+        "cannot continue told: it was never launched",
+        launch,
+    );
+    refused(
+        "wait told",
+        "cannot wait for told: it was never launched",
+        launch,
+    );
+    vm.launch().unwrap();
+    refused(
+        &format!("launch {number}"),
+        "cannot launch told: it is running",
+        "v3 console told",
+    );
+    refused(
+        "free told",
+        "cannot free told: it is running",
+        "v3 free -f told",
+    );
+    vm.pause().unwrap();
+    refused(
+        "launch told",
+        "cannot launch told: it is paused",
+        "v3 continue told",
+    );
+    refused(
+        &format!("free /dev/v3-vm{number}"),
+        "cannot free told: it is paused",
+        "v3 stop told",
+    );
+    vm.stop().unwrap();
+    let again = "v3 free told";
+    refused("launch told", "cannot launch told: it has stopped", again);
+    refused("pause told", "cannot pause told: it has stopped", again);
+    refused(
+        "continue told",
+        "cannot continue told: it has stopped",
+        again,
+    );
+    refused(
+        "relocate told 0 4K",
+        "cannot relocate memory of told: it has stopped",
+        again,
+    );
+    refused(
+        "core-move told 0 any",
+        "cannot move a virtual CPU of told: it has stopped",
+        again,
+    );
+    // What is possible in any state.
+    for line in ["stop told", "info told", "stats told", "console told"] {
+        assert_eq!(ran(line).0, 0, "{line}");
+    }
+    assert_eq!(ran(&format!("wait {debian}")).0, 130);
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn v3_lists_the_streams_that_there_are() {
+    let vm = Owned::create("listed", SPIN);
+    let (code, _, error) = ran("stream listed com9");
+    let first = error.lines().next().unwrap();
+    assert_eq!(
+        (code, first),
+        (
+            125,
+            "v3: listed has no stream `com9`; its streams are com1, debug"
+        )
+    );
+    assert!(ran("info listed").1.contains("\nstreams: com1, debug\n"));
+    drop(vm);
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn v3_wait_can_wait_for_the_launch_too() {
+    let vm = Owned::create("expected", EXIT);
+    let mut waiter = v3("wait --for-launch expected --expect 85 --json")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    vm.launch().unwrap();
+    assert_eq!(waiter.wait().unwrap().code(), Some(0));
+    let mut json = String::new();
+    waiter.stdout.unwrap().read_to_string(&mut json).unwrap();
+    assert!(
+        json.starts_with(r#"{"exit":0,"reason":"test-exit","exit_status":85,"#),
+        "{json}"
+    );
+    let (code, _, error) = ran("wait expected");
+    assert_eq!(code, 85);
+    assert!(error.starts_with("[expected: test-exit 85"), "{error}");
+    let late = Owned::launch("late", SPIN);
+    let (code, _, error) = ran("wait late --timeout 0");
+    assert_eq!(
+        (code, error.as_str()),
+        (
+            124,
+            "v3: late: timeout: it has not stopped: it is running\n"
+        )
+    );
+    drop(late);
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn v3_run_judges_the_end() {
+    let (exit, triple_fault) = (image_file(EXIT), image_file(TRIPLE_FAULT));
+    let run =
+        |image: &std::path::Path, options: &str| ran(&format!("run {} {options}", image.display()));
+    assert_eq!(run(&exit, "--name judged-1").0, 85);
+    assert_eq!(
+        run(&exit, "--name judged-1 --expect 85"),
+        (0, String::new(), String::new())
+    );
+    let (code, _, error) = run(&exit, "--name judged-1 --expect 1");
+    assert_eq!(code, 1);
+    assert!(error.starts_with("v3: judged-1: test-exit 85"), "{error}");
+    assert!(error.ends_with("(expected test-exit 1)\n"), "{error}");
+    assert_eq!(run(&triple_fault, "--name judged-2").0, 127);
+    let (code, json, _) = run(&triple_fault, "--name judged-2 --expect 127 --json");
+    assert_eq!(code, 1);
+    assert!(
+        json.starts_with(r#"{"exit":1,"reason":"triple-fault","exit_status":null,"#),
+        "{json}"
+    );
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn v3_changes_an_image_for_one_vm() {
+    let file = image_file(SPIN);
+    let line = format!(
+        "create {} changed --mem 24M --cpus 3 --pins any,0 --json",
+        file.display()
+    );
+    let (code, json, error) = ran(&line);
+    assert_eq!(code, 0, "{error}");
+    let number = Control::open().unwrap().find("changed").unwrap();
+    let vm = Owned(Vm::open(number).unwrap());
+    let expected =
+        format!("{{\"vm\":{number},\"name\":\"changed\",\"node\":\"/dev/v3-vm{number}\"}}\n");
+    assert_eq!(json, expected);
+    let info = vm.info().unwrap();
+    assert_eq!((info.vcpus, info.memory_bytes), (3, 24 << 20));
+    let pins: Vec<_> = (0..3).map(|vcpu| vm.pin(vcpu).unwrap()).collect();
+    assert_eq!(pins, [None, Some(0), None]);
+    // The image itself stays as it is.
+    assert_eq!(std::fs::read(&file).unwrap(), image(SPIN));
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn v3_completes_vms_and_their_streams() {
+    let vm = Owned::create("completed", SPIN);
+    let complete = |line: &str| {
+        let words = line.split(' ').count() - 1;
+        let mut command = v3("--");
+        command.args(line.split(' ')).env("V3_COMPLETE", "bash");
+        command.env("_CLAP_COMPLETE_INDEX", words.to_string());
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    };
+    for line in [
+        "v3 launch",
+        "v3 info",
+        "v3 wait --for-launch",
+        "v3_cons",
+        "v3_core_move",
+    ] {
+        assert_eq!(complete(&format!("{line} compl")), "completed", "{line}");
+    }
+    assert_eq!(complete("v3_stream completed com"), "com1");
+    assert_eq!(complete("v3 stream -i completed d"), "debug");
+    drop(vm);
+}
+
+/// `v3` on a terminal: what it shows from start to end, and its status. `keys` are typed once it shows `prompt`.
+fn on_a_terminal(line: &str, prompt: &str, keys: &[u8]) -> (Option<i32>, String) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let terminal = open(ptsname(&master, Vec::new()).unwrap(), flags, Mode::empty()).unwrap();
+    let mut command = v3(line);
+    let end = || Stdio::from(terminal.try_clone().unwrap());
+    command.stdin(end()).stdout(end()).stderr(end());
+    let mut child = command.spawn().unwrap();
+    drop((command, terminal)); // The child alone has the terminal open.
+    let mut shown = Vec::new();
+    let mut typed = false;
+    let mut piece = [0; 256];
+    // When nobody has the terminal open any more, reading it is an error.
+    while let Ok(len) = rustix::io::read(&master, &mut piece) {
+        shown.extend_from_slice(&piece[..len]);
+        if !typed && String::from_utf8_lossy(&shown).contains(prompt) {
+            rustix::io::write(&master, keys).unwrap();
+            typed = true;
+        }
+    }
+    let status = child.wait().unwrap().code();
+    (status, String::from_utf8(shown).unwrap())
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn v3_console_keeps_lines_apart_and_says_what_became_of_the_vm() {
+    let vm = Owned::launch("lines", TWO_LINES);
+    let (status, shown) = on_a_terminal("console lines", "2\r\n", b"\x1dq");
+    assert_eq!(status, Some(0));
+    let expected = "[lines: Ctrl-] q leaves]\r\n1\r\n2\r\n\r\n\
+                    [left the console; lines goes on running: `v3 console lines` comes back]\r\n";
+    assert_eq!(shown, expected);
+    vm.pause().unwrap();
+    let (_, shown) = on_a_terminal("stream -i lines com1", "leaves]", b"\x1dq");
+    assert!(
+        shown.starts_with("[lines is paused: `v3 continue lines` lets it go on]\r\n"),
+        "{shown}"
+    );
+    assert!(
+        shown.ends_with(
+            "[left the stream com1; lines is paused: `v3 continue lines` lets it go on]\r\n"
+        ),
+        "{shown}"
+    );
+    drop(vm);
+    // What is no terminal gets the bytes as they are.
+    let vm = Owned::launch("lines", TWO_LINES);
+    let mut stream = v3("stream lines com1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut got = [0; 5];
+    stream
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut got)
+        .unwrap();
+    assert_eq!(&got, b"1\n2\r\n");
+    vm.stop().unwrap();
+    assert_eq!(stream.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+#[ignore = "needs v3vee.ko"]
+fn v3_run_left_by_the_escape_says_that_the_vm_is_gone() {
+    let file = image_file(TWO_LINES);
+    let line = format!("run {} --name left", file.display());
+    let (status, shown) = on_a_terminal(&line, "2\r\n", b"\x1dq");
+    assert_eq!(status, Some(130));
+    assert!(shown.contains("\r\n1\r\n2\r\n"), "{shown}");
+    assert!(
+        shown.ends_with("[left was stopped and freed]\r\n"),
+        "{shown}"
+    );
+    let gone = Error::NoSuchVm("left".into());
+    assert_eq!(Control::open().unwrap().find("left"), Err(gone));
 }

@@ -2,20 +2,17 @@
 //! Manual pages and completions, made of the command line's own description.
 
 use super::print;
-use crate::cli::{Cli, Links};
+use crate::cli::Cli;
 use crate::failure::Failure;
-use crate::Outcome;
+use crate::{complete, links, Outcome};
 use clap::{Command, CommandFactory};
-use clap_complete::Shell;
 use clap_mangen::roff::{roman, Roff};
 use clap_mangen::Man;
 use std::path::Path;
 use std::{fs, io};
 
-pub fn completions(shell: Shell) -> Outcome {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "v3", &mut script);
-    print(&String::from_utf8_lossy(&script))?;
+pub fn completions(shell: &str) -> Outcome {
+    print(&String::from_utf8_lossy(&complete::script(shell)?))?;
     Ok(0)
 }
 
@@ -30,14 +27,11 @@ pub fn man(dir: Option<&Path>) -> Outcome {
 /// A page for `v3`, one a command, and one for each of Palacios' names.
 fn write_all(dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
-    let (v3, links) = (full(Cli::command()), full(Links::command()));
-    let commands = [&v3]
-        .into_iter()
-        .chain(v3.get_subcommands())
-        .chain(links.get_subcommands());
-    for command in commands {
+    let v3 = full(Cli::command());
+    let commands = [&v3].into_iter().chain(v3.get_subcommands()).cloned();
+    for command in commands.chain(links::descriptions().map(full)) {
         let file = Man::new(command.clone()).get_filename();
-        fs::write(dir.join(file), page(command)?)?;
+        fs::write(dir.join(file), page(&command)?)?;
     }
     Ok(())
 }

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Makes images and VMs.
 
-use super::print;
-use crate::cli::{Build, Create};
+use super::{print, print_json};
+use crate::cli::{Build, Changes, Create};
 use crate::failure::Failure;
+use crate::progress::{during, reading};
 use crate::Outcome;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use palacios_core::image::Image;
+use serde::Serialize;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-use v3_ctl::{node_of, Control, Definition, Guest};
+use v3_ctl::{node_of, read_file, Contents, Control, Definition, Guest, Vm};
 
 pub fn build(args: &Build) -> Outcome {
     let output = args
@@ -19,23 +19,38 @@ pub fn build(args: &Build) -> Outcome {
         .clone()
         .unwrap_or_else(|| args.toml.with_extension("img"));
     let image = build_image(&read_definition(&args.toml)?)?;
-    write_whole(&output, &image)?;
+    during("writing the image", || write_whole(&output, &image))?;
     Ok(0)
+}
+
+/// A VM that was made.
+#[derive(Serialize)]
+struct Made<'a> {
+    vm: u32,
+    name: &'a str,
+    node: String,
 }
 
 pub fn create(args: &Create) -> Outcome {
     let control = Control::open()?;
-    let image = load_image(&args.image, args.build)?;
+    let image = image_of(Some(&args.image), args.build, &args.changes)?;
     let name = match &args.name {
         Some(name) => name.clone(),
         None => default_name(&image, &args.image),
     };
-    let vm = control.create(&image, &name)?;
-    print(&format!(
-        "VM ({name}) created at {}\n",
-        node_of(vm.number())
-    ))?;
+    let vm = create_vm(&control, &image, &name)?.number();
+    let node = node_of(vm);
+    if args.format.json {
+        let name = &name;
+        print_json(&Made { vm, name, node })?;
+    } else {
+        print(&format!("VM ({name}) created at {node}\n"))?;
+    }
     Ok(0)
+}
+
+pub fn create_vm(control: &Control, image: &[u8], name: &str) -> Result<Vm, Failure> {
+    Ok(during("creating the VM", || control.create(image, name))?)
 }
 
 /// The guest that a TOML file describes.
@@ -54,36 +69,94 @@ fn read_definition(file: &Path) -> Result<Guest, Failure> {
     Ok(Definition::new(&text, file).guest()?)
 }
 
-/// The bytes of a guest.img: read, or built of a guest.toml.
-pub fn load_image(file: &Path, is_definition: bool) -> Result<Vec<u8>, Failure> {
-    if is_definition {
-        return build_image(&read_definition(file)?);
-    }
-    let image = fs::read(file).map_err(|e| Failure::file(file, &e))?;
-    let refused = |e| Failure::refused(format!("{}: {e}", file.display()));
-    Image::parse(&image)
-        .and_then(|image| image.machine().map(|_| ()))
-        .map_err(refused)?;
-    Ok(image)
+/// The image for a VM. It is that of a file, guest.img or guest.toml, with some changes. Without a file a kernel is given.
+pub fn image_of(
+    file: Option<&Path>,
+    is_definition: bool,
+    changes: &Changes,
+) -> Result<Vec<u8>, Failure> {
+    let mut guest = match file {
+        Some(file) if is_definition => read_definition(file)?,
+        Some(file) => {
+            let image = read(file)?;
+            if changes.is_empty() {
+                during("checking the image", || check(&image, file))?;
+                return Ok(image);
+            }
+            Guest::of_image(&image, file)?
+        }
+        None => Guest::new(changes.kernel.clone().unwrap_or_default()),
+    };
+    changes.apply(&mut guest)?;
+    build_image(&guest)
 }
 
-/// Builds an image; after a second a bar shows how far it is.
-pub fn build_image(guest: &Guest) -> Result<Vec<u8>, Failure> {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
-    if let Ok(style) = ProgressStyle::with_template("reading files {bar:30} {bytes}/{total_bytes}")
-    {
-        bar.set_style(style);
+fn check(image: &[u8], file: &Path) -> Result<(), Failure> {
+    let machine = Image::parse(image).and_then(|image| image.machine().map(|_| ()));
+    machine.map_err(|e| Failure::refused(format!("{}: {e}", file.display())))
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        let Self {
+            kernel,
+            initrd,
+            module,
+            append,
+            cmdline,
+            mem,
+            cpus,
+            pins,
+        } = self;
+        let files = kernel.is_none() && initrd.is_empty() && module.is_empty();
+        let line = append.is_none() && cmdline.is_none();
+        files && line && mem.is_none() && cpus.is_none() && pins.is_empty()
     }
-    let start = Instant::now();
-    let image = guest.build(&mut |done, total| {
-        if bar.is_hidden() && start.elapsed() > Duration::from_secs(1) {
-            bar.set_draw_target(ProgressDrawTarget::stderr());
+
+    fn apply(&self, guest: &mut Guest) -> Result<(), Failure> {
+        if let Some(kernel) = &self.kernel {
+            guest.kernel = Contents::File(kernel.clone());
         }
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    Ok(image?)
+        let initrds = self.initrd.iter().cloned();
+        guest.initrds.extend(initrds.map(Contents::File));
+        guest.modules.extend(self.module.iter().cloned());
+        if let Some(cmdline) = &self.cmdline {
+            guest.cmdline.clone_from(cmdline);
+        }
+        if let Some(more) = &self.append {
+            let space = if guest.cmdline.is_empty() { "" } else { " " };
+            guest.cmdline = format!("{}{space}{more}", guest.cmdline);
+        }
+        guest.memory_bytes = self.mem.unwrap_or(guest.memory_bytes);
+        guest.vcpus = self.cpus.unwrap_or(guest.vcpus);
+        self.pin(guest)
+    }
+
+    fn pin(&self, guest: &mut Guest) -> Result<(), Failure> {
+        let count = guest.vcpus as usize;
+        if self.pins.len() > count {
+            return Err(Failure::tool(format!(
+                "--pins names more CPUs than the machine has, which is {count}"
+            ))
+            .hint("give one for each virtual CPU that is to be pinned, and with --cpus as many virtual CPUs"));
+        }
+        if !self.pins.is_empty() {
+            guest.pins = self.pins.iter().map(|cpu| cpu.0).collect();
+        }
+        // With fewer virtual CPUs than the image has, the pins of the others are of no use.
+        guest.pins.truncate(count);
+        Ok(())
+    }
+}
+
+/// Reads a file, and shows how far it is.
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    Ok(reading(|step| read_file(file, step))?)
+}
+
+/// Builds an image, and shows how far it is.
+fn build_image(guest: &Guest) -> Result<Vec<u8>, Failure> {
+    Ok(reading(|step| guest.build(step))?)
 }
 
 /// The name of a VM whose maker gave none: the image's, else the file's.
@@ -101,7 +174,7 @@ fn is_name(name: &str) -> bool {
 }
 
 /// A name made of a file's, without its ending and without what a name cannot have.
-pub fn name_of_file(file: &Path) -> String {
+fn name_of_file(file: &Path) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
     let allowed = |c: char| if is_name(&format!("x{c}")) { c } else { '_' };
     let name: String = stem.chars().map(allowed).take(40).collect();
@@ -140,5 +213,152 @@ mod tests {
         assert_eq!(name("42.img"), "vm42");
         assert_eq!(name(".."), "vm");
         assert!(is_name(&name(&"x".repeat(200))));
+    }
+
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+    use palacios_core::image::Machine;
+
+    /// The changes that a command line asks for.
+    fn changes(options: &str) -> Changes {
+        let line = format!("v3 run guest.img {options}");
+        match Cli::parse_from(line.split_whitespace()).command {
+            Command::Run(run) => run.changes,
+            _ => panic!(),
+        }
+    }
+
+    /// The least Multiboot 1 kernel (tests/build.rs explains it), with a last word to tell one from another.
+    fn kernel(last: u32) -> Vec<u8> {
+        let (magic, flags, load) = (0x1bad_b002u32, 1 << 16, 1 << 20);
+        let checksum = 0u32.wrapping_sub(magic).wrapping_sub(flags);
+        let words = [magic, flags, checksum, load, load, 0, 0, load + 32, last];
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// A folder with an image of 16 MiB and 4 CPUs, three of them pinned, and files to change it.
+    fn folder() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for (name, data) in [
+            ("k", kernel(1)),
+            ("k2", kernel(2)),
+            ("m", b"m".into()),
+            ("m2", b"m2".into()),
+        ] {
+            fs::write(path(name), data).unwrap();
+        }
+        let toml = "name = \"first\"\nmemory = 16\nvcpus = 4\npins = [3, 2, 1]\nkernel = \"k\"\n\
+                    cmdline = \"a=1\"\n[[module]]\nfile = \"m\"\ncmdline = \"one\"\n\
+                    [[serial]]\nport = \"com2\"\nstream = \"log\"\n[[serial]]\nport = \"com1\"\n";
+        fs::write(path("guest.toml"), toml).unwrap();
+        let image = image_of(Some(&path("guest.toml")), true, &Changes::default()).unwrap();
+        fs::write(path("guest.img"), image).unwrap();
+        dir
+    }
+
+    /// Looks at the machine that the image in `dir` is with changes; `@` in the options is the folder.
+    fn changed(dir: &Path, options: &str, look: impl FnOnce(Machine<'_>)) {
+        let options = options.replace('@', &dir.display().to_string());
+        let image = image_of(Some(&dir.join("guest.img")), false, &changes(&options)).unwrap();
+        look(Image::parse(&image).unwrap().machine().unwrap());
+    }
+
+    fn refused(dir: &Path, options: &str) -> Failure {
+        let options = options.replace('@', &dir.display().to_string());
+        image_of(Some(&dir.join("guest.img")), false, &changes(&options)).unwrap_err()
+    }
+
+    #[test]
+    fn what_is_not_changed_stays() {
+        let dir = folder();
+        changed(dir.path(), "--mem 32", |machine| {
+            assert_eq!(machine.memory_bytes, 32 << 20);
+            assert_eq!((machine.name, machine.vcpus), (Some("first"), 4));
+            let pins: Vec<_> = (0..4).map(|vcpu| machine.pin(vcpu)).collect();
+            assert_eq!(pins, [Some(3), Some(2), Some(1), None]);
+            assert_eq!((machine.bootargs, machine.kernel), ("a=1", &kernel(1)[..]));
+            let modules: Vec<_> = machine.modules().map(|m| (m.data, m.bootargs)).collect();
+            assert_eq!(modules, [(&b"m"[..], "one")]);
+            let serials: Vec<_> = machine.serials().map(|s| (s.port, s.stream)).collect();
+            assert_eq!(serials, [(0x3f8, "com1"), (0x2f8, "log")]);
+            assert_eq!(machine.console, Some("com1"));
+        });
+    }
+
+    #[test]
+    fn an_image_without_changes_is_taken_to_the_byte() {
+        let dir = folder();
+        let file = dir.path().join("guest.img");
+        let image = image_of(Some(&file), false, &Changes::default()).unwrap();
+        assert_eq!(image, fs::read(file).unwrap());
+    }
+
+    #[test]
+    fn append_adds_to_the_command_line_and_cmdline_replaces_it() {
+        let dir = folder();
+        let line = |options: &str, expected: &str| {
+            changed(dir.path(), options, |machine| {
+                assert_eq!(machine.bootargs, expected)
+            });
+        };
+        line("--append b=2", "a=1 b=2");
+        line("--cmdline b=2", "b=2");
+        line("--cmdline b=2 --append c", "b=2 c");
+        let mut guest = Guest::new("k".into());
+        changes("--append c").apply(&mut guest).unwrap();
+        assert_eq!(guest.cmdline, "c");
+    }
+
+    #[test]
+    fn cpus_and_their_pins_are_changed() {
+        let dir = folder();
+        let pins = |options: &str, expected: &[Option<u32>]| {
+            changed(dir.path(), options, |machine| {
+                let pins: Vec<_> = (0..machine.vcpus).map(|vcpu| machine.pin(vcpu)).collect();
+                assert_eq!(pins, expected);
+            });
+        };
+        pins("--cpus 2", &[Some(3), Some(2)]);
+        pins("--cpus 5", &[Some(3), Some(2), Some(1), None, None]);
+        pins("--pins any,7", &[None, Some(7), None, None]);
+        pins("--cpus 1 --pins 9", &[Some(9)]);
+        let too_many = refused(dir.path(), "--cpus 1 --pins 4,2");
+        assert_eq!(too_many.code, crate::failure::TOOL);
+        assert!(too_many.to_string().contains("which is 1\nhint: "));
+    }
+
+    #[test]
+    fn files_are_added_and_the_kernel_is_replaced() {
+        let dir = folder();
+        let options = "--kernel @/k2 --module @/m2=two --initrd @/m";
+        changed(dir.path(), options, |machine| {
+            assert_eq!(machine.kernel, kernel(2));
+            let modules: Vec<_> = machine.modules().map(|m| (m.data, m.bootargs)).collect();
+            assert_eq!(modules, [(&b"m"[..], "one"), (&b"m2"[..], "two")]);
+            assert_eq!(machine.initrds().collect::<Vec<_>>(), [b"m"]);
+        });
+    }
+
+    #[test]
+    fn a_changed_guest_is_checked_as_a_built_one() {
+        let dir = folder();
+        let no_kernel = refused(dir.path(), "--kernel @/m");
+        assert_eq!(no_kernel.code, crate::failure::REFUSED);
+        assert!(no_kernel.message().contains("m: the kernel is neither"));
+        let missing = refused(dir.path(), "--initrd @/none");
+        assert_eq!(missing.code, crate::failure::TOOL);
+        assert!(missing
+            .message()
+            .ends_with("none: no such file or directory"));
+        fs::write(dir.path().join("m"), vec![0; 8 << 20]).unwrap();
+        let small = refused(dir.path(), "--mem 4 --module @/m");
+        assert_eq!(small.code, crate::failure::REFUSED);
+        assert!(
+            small
+                .message()
+                .contains("guest.img, its kernel: the machine has"),
+            "{small}"
+        );
     }
 }

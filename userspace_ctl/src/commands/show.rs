@@ -7,7 +7,7 @@ use crate::Outcome;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write;
-use v3_ctl::{format_bytes, Control, Reason, Stat, Version, Vm};
+use v3_ctl::{format_bytes, Control, Error, Reason, Stat, Version, Vm};
 
 pub fn list(args: &Format) -> Outcome {
     let vms = Control::open()?.list()?;
@@ -61,16 +61,21 @@ fn vm_info(vm: &str, json: bool) -> Outcome {
     let info = vm.info()?;
     let pins = (0..info.vcpus).map(|vcpu| vm.pin(vcpu));
     let pins = pins.collect::<Result<Vec<_>, _>>()?;
+    let details = Details {
+        info: &info,
+        pins,
+        streams: vm.streams()?,
+    };
     if json {
-        print_json(&Pinned { info: &info, pins })?;
+        print_json(&details)?;
     } else {
-        print(&description(&info, &pins))?;
+        print(&details.description())?;
     }
     Ok(0)
 }
 
 pub fn stats(args: &Stats) -> Outcome {
-    let stats = Vm::find(&args.vm)?.stats()?;
+    let stats = Vm::find(&args.target.vm)?.stats()?;
     if args.format.json {
         print_json(&counters(&stats))?;
     } else {
@@ -79,12 +84,13 @@ pub fn stats(args: &Stats) -> Outcome {
     Ok(0)
 }
 
-/// A VM, with the host's CPU of each virtual CPU that is pinned.
+/// A VM, with the host's CPU of each virtual CPU that is pinned, and its streams.
 #[derive(Serialize)]
-struct Pinned<'a> {
+struct Details<'a> {
     #[serde(flatten)]
     info: &'a v3_ctl::Info,
     pins: Vec<Option<u32>>,
+    streams: Vec<String>,
 }
 
 /// This program, and the module if it is there.
@@ -93,29 +99,41 @@ struct Versions {
     v3: &'static str,
     abi: u32,
     module: Option<Version>,
+    /// Why the module could not be asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl Versions {
+    fn new(module: Result<Version, Error>) -> Self {
+        Self {
+            v3: env!("CARGO_PKG_VERSION"),
+            abi: v3_abi::V3_ABI,
+            error: module.as_ref().err().map(ToString::to_string),
+            module: module.ok(),
+        }
+    }
+
+    fn line(&self) -> String {
+        let module = match (&self.module, &self.error) {
+            (Some(m), _) => format!(
+                "module {} on {}, {} of {} VMs",
+                m.module, m.backend, m.vms, m.max_vms
+            ),
+            (None, Some(error)) => format!("no module: {error}"),
+            (None, None) => "no module".into(),
+        };
+        format!("v3 {}, ABI {}; {module}\n", self.v3, self.abi)
+    }
 }
 
 pub fn version(args: &Format) -> Outcome {
-    let versions = Versions {
-        v3: env!("CARGO_PKG_VERSION"),
-        abi: v3_abi::V3_ABI,
-        module: Control::open().and_then(|control| control.version()).ok(),
-    };
+    let versions = Versions::new(Control::open().and_then(|control| control.version()));
     if args.json {
         print_json(&versions)?;
-        return Ok(0);
+    } else {
+        print(&versions.line())?;
     }
-    let module = match &versions.module {
-        Some(m) => format!(
-            "module {} on {}, {} of {} VMs",
-            m.module, m.backend, m.vms, m.max_vms
-        ),
-        None => "module not loaded".into(),
-    };
-    print(&format!(
-        "v3 {}, ABI {}; {module}\n",
-        versions.v3, versions.abi
-    ))?;
     Ok(0)
 }
 
@@ -160,24 +178,28 @@ fn table(vms: &[v3_ctl::Info]) -> String {
     rows.iter().map(line).collect()
 }
 
-fn description(vm: &v3_ctl::Info, pins: &[Option<u32>]) -> String {
-    let pin = |pin: &Option<u32>| pin.map_or("any".into(), |cpu| cpu.to_string());
-    let pins: Vec<String> = pins.iter().map(pin).collect();
-    let mut text = format!(
-        "vm: {}\nname: {}\nstate: {}\nvcpus: {}\npins: {}\nmemory: {}\n",
-        vm.vm,
-        vm.name,
-        state(vm),
-        vm.vcpus,
-        pins.join(", "),
-        format_bytes(vm.memory_bytes)
-    );
-    for (key, value) in [("reason", &reason(vm)), ("message", &vm.message)] {
-        if !value.is_empty() {
-            let _ = writeln!(text, "{key}: {value}"); // A string takes everything.
+impl Details<'_> {
+    fn description(&self) -> String {
+        let vm = self.info;
+        let pin = |pin: &Option<u32>| pin.map_or("any".into(), |cpu| cpu.to_string());
+        let pins: Vec<String> = self.pins.iter().map(pin).collect();
+        let mut text = format!(
+            "vm: {}\nname: {}\nstate: {}\nvcpus: {}\npins: {}\nmemory: {}\nstreams: {}\n",
+            vm.vm,
+            vm.name,
+            state(vm),
+            vm.vcpus,
+            pins.join(", "),
+            format_bytes(vm.memory_bytes),
+            self.streams.join(", ")
+        );
+        for (key, value) in [("reason", &reason(vm)), ("message", &vm.message)] {
+            if !value.is_empty() {
+                let _ = writeln!(text, "{key}: {value}"); // A string takes everything.
+            }
         }
+        text
     }
-    text
 }
 
 fn stat_lines(stats: &[Stat], all: bool) -> String {
@@ -207,11 +229,14 @@ pub fn counters(stats: &[Stat]) -> Value {
 
 /// Says how a VM ended, for people.
 pub fn ending(vm: &v3_ctl::Info) -> String {
-    let mut text = format!("{}: {}", vm.name, reason(vm));
-    if !vm.message.is_empty() {
-        let _ = write!(text, ": {}", vm.message);
-    }
-    text
+    end(&vm.name, &vm.reason.name(), vm.exit_status, &vm.message)
+}
+
+/// An end in one line: name, reason, and what else there is.
+pub fn end(name: &str, reason: &str, exit_status: Option<u32>, message: &str) -> String {
+    let status = exit_status.map_or(String::new(), |status| format!(" {status}"));
+    let separator = if message.is_empty() { "" } else { ": " };
+    format!("{name}: {reason}{status}{separator}{message}")
 }
 
 #[cfg(test)]
@@ -257,11 +282,41 @@ VM  NAME         STATE    VCPUS  MEMORY   REASON
 
     #[test]
     fn a_vm_is_described() {
-        let text = description(&vm(0, "a"), &[None, Some(3)]);
+        let describe = |info: &v3_ctl::Info, pins: &[Option<u32>]| {
+            let (pins, streams) = (pins.to_vec(), vec!["com1".into(), "debug".into()]);
+            let details = Details {
+                info,
+                pins,
+                streams,
+            };
+            details.description()
+        };
+        let text = describe(&vm(0, "a"), &[None, Some(3)]);
         assert!(!text.contains("reason"));
         assert!(text.contains("\npins: any, 3\n"));
-        let text = description(&stopped(), &[None]);
-        assert!(text.ends_with("memory: 512 MiB\nreason: test-exit 85\nmessage: port 0xf4\n"));
+        let text = describe(&stopped(), &[None]);
+        assert!(text.ends_with(
+            "memory: 512 MiB\nstreams: com1, debug\nreason: test-exit 85\nmessage: port 0xf4\n"
+        ));
+    }
+
+    #[test]
+    fn an_end_is_one_line() {
+        assert_eq!(ending(&stopped()), "longer-name: test-exit 85: port 0xf4");
+        assert_eq!(end("a", "request", None, ""), "a: request");
+    }
+
+    #[test]
+    fn a_module_that_cannot_be_asked_is_not_said_to_be_missing() {
+        let denied = Error::Open {
+            node: "/dev/v3vee".into(),
+            errno: rustix::io::Errno::ACCESS,
+        };
+        let line = Versions::new(Err(denied)).line();
+        assert!(
+            line.ends_with("; no module: /dev/v3vee: permission denied\n"),
+            "{line}"
+        );
     }
 
     #[test]

@@ -22,11 +22,15 @@ fn refused(text: &str) -> String {
 
 const LEAST: &str = "memory = \"64M\"\nkernel = \"kernel\"\n";
 
-fn names(paths: &[PathBuf]) -> Vec<&str> {
-    paths
-        .iter()
-        .map(|path| path.file_name().unwrap().to_str().unwrap())
-        .collect()
+fn name(file: &Contents) -> &str {
+    match file {
+        Contents::File(path) => path.file_name().unwrap().to_str().unwrap(),
+        other => panic!("{other}"),
+    }
+}
+
+fn names(files: &[Contents]) -> Vec<&str> {
+    files.iter().map(name).collect()
 }
 
 #[test]
@@ -35,7 +39,8 @@ fn the_least_has_one_cpu_and_a_console() {
     let kernel = guest.kernel.clone();
     let expected = Guest {
         memory_bytes: 64 << 20,
-        ..Guest::new(kernel)
+        kernel,
+        ..Guest::new(PathBuf::new())
     };
     assert_eq!(guest, expected);
     assert_eq!(guest.serials, [SerialPort::com(1)]);
@@ -69,7 +74,10 @@ fn everything_is_read() {
     .unwrap();
     assert_eq!(guest.name.as_deref(), Some("all"));
     assert_eq!((guest.memory_bytes, guest.vcpus), (2 << 30, 3));
-    assert_eq!((guest.pins, guest.boot), (vec![2, 0], Boot::Multiboot));
+    assert_eq!(
+        (guest.pins, guest.boot),
+        (vec![Some(2), Some(0)], Boot::Multiboot)
+    );
     assert_eq!(guest.cmdline, "-x");
     assert_eq!(names(&guest.initrds), ["a", "b"]);
     let modules: Vec<_> = guest.modules.iter().map(|m| m.cmdline.as_str()).collect();
@@ -95,7 +103,7 @@ fn errors_name_the_line_and_the_way_out() {
     let after = |more: &str| refused(&format!("{LEAST}{more}"));
     assert_eq!(
         after("vcpus = 65"),
-        "guest.toml:3: vcpus: a machine has 1 to 64 of them"
+        "guest.toml:3: vcpus: a machine has 1 to 64 virtual CPUs"
     );
     assert_eq!(
         after("\n\ninitrd = \"c\""),
@@ -133,6 +141,20 @@ fn errors_name_the_line_and_the_way_out() {
 }
 
 #[test]
+fn a_missing_file_is_told_from_a_wrong_description() {
+    let about_a_file = |more: &str| {
+        let text = format!("{LEAST}{more}");
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("kernel"), "").unwrap();
+        let file = dir.path().join("guest.toml");
+        let error = Definition::new(&text, &file).guest().unwrap_err();
+        error.is_about_a_file
+    };
+    assert!(about_a_file("initrd = \"c\""));
+    assert!(!about_a_file("vcpus = 65"));
+}
+
+#[test]
 fn what_toml_itself_refuses_has_its_line_too() {
     assert!(refused("memory = ").starts_with("guest.toml:1: "));
     assert!(
@@ -142,13 +164,19 @@ fn what_toml_itself_refuses_has_its_line_too() {
         .starts_with("guest.toml:3: unknown variant `efi`"));
     assert!(refused(&format!("{LEAST}initrd = 5")).contains("expected a path or a list of paths"));
     assert!(refused("kernel = \"kernel\"").contains("missing field `memory`"));
-    assert!(refused("kernel = \"kernel\"\nmemory = 512").starts_with("guest.toml:2: "));
+    assert!(refused("kernel = \"kernel\"\nmemory = true")
+        .starts_with("guest.toml:2: expected a size like"));
 }
 
 #[test]
-fn memory_has_a_unit_and_a_range() {
-    let memory = |m: &str| refused(&format!("kernel = \"kernel\"\nmemory = \"{m}\""));
-    assert!(memory("512").starts_with("guest.toml:2: memory: `512` has no unit"));
+fn memory_has_a_range_and_need_not_have_a_unit() {
+    let definition = |m: &str| format!("kernel = \"kernel\"\nmemory = {m}");
+    for same in ["\"512M\"", "\"512\"", "512"] {
+        assert_eq!(read(&definition(same)).unwrap().memory_bytes, 512 << 20);
+    }
+    assert!(refused(&definition("1")).starts_with("guest.toml:2: memory: a machine has 2 to"));
+    let memory = |m: &str| refused(&definition(&format!("\"{m}\"")));
+    assert!(memory("512X").starts_with("guest.toml:2: memory: `512X` is not a size"));
     assert!(memory("1M").starts_with("guest.toml:2: memory: a machine has 2 to"));
     assert!(memory("2T").contains("a machine has"));
     assert!(memory("2049K").contains("steps of 4 KiB"));

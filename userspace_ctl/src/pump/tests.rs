@@ -157,6 +157,26 @@ fn without_a_stream_the_stop_alone_counts() {
 }
 
 #[test]
+fn a_raw_terminal_gets_whole_line_ends_and_others_the_bytes_as_they_are() {
+    for (newlines, shown) in [
+        (Some(Newlines::default()), &b"a\r\nb\r\n"[..]),
+        (None, &b"a\nb\r\n"[..]),
+    ] {
+        let mut ends = ends();
+        ends.guest.write_all(b"a\nb\r\n").unwrap();
+        ends.guest.shutdown(std::net::Shutdown::Both).unwrap();
+        let mut pump = ends.pump();
+        pump.newlines = newlines;
+        assert_eq!(pump.run(), Ok(End::Stopped));
+        drop(pump);
+        drop(ends.terminal);
+        let mut seen = Vec::new();
+        ends.user.read_to_end(&mut seen).unwrap();
+        assert_eq!(seen, shown);
+    }
+}
+
+#[test]
 fn closed_output_ends_it() {
     let ends = ends();
     let (read, write) = rustix::pipe::pipe().unwrap();

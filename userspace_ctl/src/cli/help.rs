@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What `--help` and the manual pages say beyond the options.
+
+/// For `v3` itself.
+pub const V3: &str = "\
+A VM is given by its name, its number N, or /dev/v3-vmN.
+
+Exit status, of every command:
+  0    done
+  124  the time given by --timeout passed (run, wait)
+  125  the command line is wrong; a file or a node cannot be opened, read or written; the module
+       is missing; no VM has this name, or its state does not allow it; a call or the host failed
+  126  the guest was refused: its guest.toml, image or kernel is wrong, or the module cannot make
+       a VM of it
+  127  the guest died (run, wait)
+  129, 130, 131, 143  SIGHUP, SIGINT, SIGQUIT, SIGTERM came (run, console, stream)
+`v3 run` and `v3 wait` also end as the guest did: see `v3 run --help`.
+
+An error is one line on standard error that begins with `v3: `, and then a line `hint: ` if there
+is something to do about it. What happens to a VM meanwhile is told in [brackets].
+
+Sizes: 512M, 2GiB, 4096K. A number without a unit counts MiB where it is the memory of a machine,
+and bytes where it is an address or the length of a range. 0x begins a hexadecimal number.
+
+Files:
+  /dev/v3vee     the module's control node
+  /dev/v3-vmN    the node of VM number N
+Palacios' names (v3_create, v3_cons, ...) are links to this program: `v3 links DIR` makes them.";
+
+/// For `create` and `run`.
+macro_rules! changes {
+    () => {
+        "\
+The options say what shall be other than FILE says; FILE itself stays as it is. --append adds to
+its command line, --cmdline replaces it; --initrd and --module add files behind its own; --pins
+replaces all its pins. The result is checked as by `v3 build`."
+    };
+}
+
+/// For `create`.
+pub const CREATE: &str = changes!();
+
+/// For `run`.
+pub const RUN: &str = concat!(
+    changes!(),
+    "
+Without FILE, --kernel starts from a machine with 512 MiB, 1 CPU, no command line and com1.
+
+In a terminal, Ctrl-] q stops the VM and leaves; Ctrl-] ? shows more keys. Without one,
+standard input goes to the guest, and its end changes nothing. SIGINT, SIGTERM, SIGHUP, SIGQUIT
+and the timeout stop the VM. Whatever happens, the VM is freed and the terminal restored.
+
+Exit status:
+  0    the guest powered itself off
+  N    the guest wrote V to the test-exit port 0xf4: (V * 2 + 1) modulo 256, always odd
+  124  the timeout passed
+  125  the command line is wrong; a file or a node cannot be opened, read or written; the module
+       is missing; a call or the host failed
+  126  the guest was refused: its guest.toml, image or kernel is wrong, or the module cannot make
+       a VM of it
+  127  the guest died: triple fault, unknown exit, failed emulation, endless resets
+  129, 130, 131, 143  stopped by SIGHUP; by SIGINT, the escape or `v3 stop`; by SIGQUIT; by SIGTERM
+A test exit can collide with the others; --json tells which it was.
+
+With --expect N the status is 0 if the guest ended with the test exit N, which is V * 2 + 1, and
+1 if it ended in another way. --expect 0 stands for a power-off. 125 and 126 are as above: they
+say nothing about the guest's own end.
+
+With --json the guest's output goes to standard error, and standard output has one line at the
+end, also when a call failed (not for a wrong command line):
+  {\"exit\": 85, \"reason\": \"test-exit\", \"exit_status\": 85, \"message\": \"…\", \"name\": \"…\",
+   \"counters\": {\"vm\": {\"NAME\": VALUE, …}, \"vcpus\": [{\"NAME\": VALUE, …}, …]}}
+\"exit\" is the exit status of v3, the others tell the guest's real end also with --expect;
+\"exit_status\" is null unless \"reason\" is test-exit. Reasons: power-off, test-exit, request,
+reset, triple-fault, unknown-exit, emulation, bad-state, guest-error, host-memory, host-error;
+and, of v3 itself, timeout, signal, escape, output-closed, refused, tool-error. After the last
+two, \"name\" and \"counters\" are missing."
+);
+
+/// For `wait`.
+pub const WAIT: &str = "\
+A VM that was never launched is an error at once, unless --for-launch is given: it would wait for
+ever if nobody launched it.
+
+Exit status, --expect and --json: as of `v3 run`, where 124 means that the VM did not stop in time.";
+
+/// For `console` and `stream`.
+pub const CONSOLE: &str = "\
+Where keys are passed on (always by `v3 console`, by `v3 stream` with -i), Ctrl-] q leaves and the
+VM goes on; Ctrl-] ? shows more keys. --escape takes another key than Ctrl-].";
+
+/// For `build`.
+pub const BUILD: &str = "\
+A guest.toml:
+  name = \"debian\"               # optional: name of the VM
+  memory = \"512M\"               # with a unit: K, M, G, T; or a number of MiB
+  vcpus = 2                     # optional: 1
+  pins = [0, 1]                 # optional: host CPUs of the first virtual CPUs
+  kernel = \"vmlinuz\"            # Linux bzImage or Multiboot 1 kernel
+  boot = \"auto\"                 # optional: or \"linux\", \"multiboot\"
+  cmdline = \"console=ttyS0\"     # optional
+  initrd = [\"a.img\", \"b.img\"]   # optional: one or a list, for Linux
+  console = \"com1\"              # optional: the stream that is the console
+
+  [[module]]                    # optional: files for a Multiboot kernel
+  file = \"program\"
+  cmdline = \"program -v\"        # optional
+
+  [[serial]]                    # optional: com1 alone if there is none
+  port = \"com1\"                 # com1 to com4
+  stream = \"com1\"               # optional: name of its stream
+Paths are relative to the folder of the file.";
+
+/// For `links`.
+pub const LINKS: &str = "\
+The links lead to this program. A link of this name that is there is replaced; a file is not.";
+
+/// For `completions`.
+pub const COMPLETIONS: &str = "\
+They complete commands, options, files, the names of VMs and of their streams, for v3 and for all
+its links. In the start-up file of the shell:
+  bash, zsh   source <(v3 completions bash)
+  fish        v3 completions fish | source";

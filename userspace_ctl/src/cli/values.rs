@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Reads the values of options and arguments.
+
+use v3_ctl::{check_memory, check_vcpus, parse_memory, ModuleFile};
+
+/// A CPU of the host, or any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu(pub Option<u32>);
+
+pub fn cpu(text: &str) -> Result<Cpu, String> {
+    match text {
+        "any" => Ok(Cpu(None)),
+        number => match number.parse() {
+            Ok(cpu) if cpu != v3_abi::V3_CPU_ANY => Ok(Cpu(Some(cpu))),
+            _ => Err("give the number of a CPU of the host, or `any`".into()),
+        },
+    }
+}
+
+/// The control character of a key: `]` is 0x1d, `a` is 0x01.
+pub fn escape(key: &str) -> Result<u8, String> {
+    match key.as_bytes() {
+        [key @ (b'a'..=b'z' | b'[' | b'\\' | b']' | b'^' | b'_')] => Ok(key & 0x1f),
+        _ => Err("give one of a to z, [, \\, ], ^, _".into()),
+    }
+}
+
+pub fn module(text: &str) -> Result<ModuleFile, String> {
+    let (file, cmdline) = text.split_once('=').unwrap_or((text, ""));
+    if file.is_empty() {
+        return Err("no file before the `=`".into());
+    }
+    Ok(ModuleFile {
+        contents: v3_ctl::Contents::File(file.into()),
+        cmdline: cmdline.into(),
+    })
+}
+
+/// The memory of a machine.
+pub fn memory(text: &str) -> Result<u64, String> {
+    parse_memory(text).and_then(check_memory)
+}
+
+/// The number of virtual CPUs of a machine.
+pub fn vcpus(text: &str) -> Result<u32, String> {
+    let count = text.parse().map_err(|_| "give a number".to_string())?;
+    check_vcpus(count)
+}
+
+/// The exit status with which a guest shall end.
+pub fn expected(text: &str) -> Result<u32, String> {
+    let status = text.parse().ok();
+    let possible = status.filter(|status| *status == 0 || status % 2 == 1);
+    possible.ok_or_else(|| {
+        "a test exit is an odd number, V * 2 + 1 for a write of V; 0 stands for a power-off".into()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_and_keys() {
+        assert_eq!(cpu("7"), Ok(Cpu(Some(7))));
+        assert_eq!(cpu("any"), Ok(Cpu(None)));
+        assert!(["-1", "4294967295", "none", ""]
+            .map(cpu)
+            .iter()
+            .all(Result::is_err));
+        assert_eq!((escape("]"), escape("a")), (Ok(0x1d), Ok(1)));
+        assert!(escape("]]").is_err());
+    }
+
+    #[test]
+    fn machines_are_as_large_as_a_machine_can_be() {
+        assert_eq!(memory("64"), Ok(64 << 20));
+        assert_eq!(memory("1GiB"), Ok(1 << 30));
+        assert!(memory("1M").unwrap_err().contains("2 to"));
+        assert_eq!((vcpus("1"), vcpus("64")), (Ok(1), Ok(64)));
+        assert!(["0", "65", "", "x"].map(vcpus).iter().all(Result::is_err));
+    }
+
+    #[test]
+    fn an_expected_end_is_one_that_a_guest_can_have() {
+        assert_eq!(expected("0"), Ok(0));
+        assert_eq!(expected("1"), Ok(1));
+        assert_eq!(expected("257"), Ok(257));
+        for never in ["2", "124", "-1", "", "x"] {
+            assert!(expected(never).unwrap_err().contains("odd"), "{never}");
+        }
+    }
+
+    #[test]
+    fn a_module_may_have_a_command_line() {
+        let read = module("words=a=b c").unwrap();
+        assert_eq!(
+            (read.contents.to_string().as_str(), read.cmdline.as_str()),
+            ("words", "a=b c")
+        );
+        assert_eq!(module("words").unwrap().cmdline, "");
+        assert!(module("=x").is_err());
+    }
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Shows on a terminal what is going on, once it takes longer than a second.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::sync::mpsc::{channel, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Does `work` that reads files, and shows how far it is. The work says how many bytes were read, of how many.
+pub fn reading<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
+    let bar = hidden("reading files {bar:30} {bytes}/{total_bytes}");
+    let mut step = |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    };
+    shown_during(&bar, PATIENCE, show, || work(&mut step))
+}
+
+/// Does `work`, of which nobody knows how long it takes, and shows `what` meanwhile.
+pub fn during<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    let spinner = hidden("{spinner} {msg}").with_message(what.to_string());
+    shown_during(&spinner, PATIENCE, show, work)
+}
+
+/// A bar that nobody sees yet.
+fn hidden(template: &str) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Shows a bar, if standard error is a terminal.
+fn show(bar: &ProgressBar) {
+    bar.set_draw_target(ProgressDrawTarget::stderr());
+    bar.enable_steady_tick(Duration::from_millis(100));
+}
+
+/// Does `work`, and shows the bar when it takes longer than `patience`.
+fn shown_during<T>(
+    bar: &ProgressBar,
+    patience: Duration,
+    show: impl FnOnce(&ProgressBar) + Send,
+    work: impl FnOnce() -> T,
+) -> T {
+    let (working, ended) = channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if ended.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                show(bar);
+                let _ = ended.recv(); // Nothing is sent: it returns when the work has ended.
+            }
+            bar.finish_and_clear();
+        });
+        let result = work();
+        drop(working);
+        result
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_takes_long_is_shown_while_it_lasts() {
+        let (shown, wait) = channel();
+        let result = shown_during(
+            &hidden("{msg}"),
+            Duration::ZERO,
+            move |_| shown.send(()).unwrap(),
+            move || {
+                wait.recv().unwrap();
+                7
+            },
+        );
+        assert_eq!(result, 7);
+    }
+
+    #[test]
+    fn short_work_is_not_shown_and_not_waited_for() {
+        let hour = Duration::from_secs(3600);
+        let never = |_: &ProgressBar| panic!("shown");
+        assert_eq!(shown_during(&hidden("{msg}"), hour, never, || 7), 7);
+    }
+
+    #[test]
+    fn what_was_read_is_told() {
+        let told = reading(|step| {
+            step(3, 10);
+            step(10, 10);
+            "all"
+        });
+        assert_eq!(told, "all");
+    }
+}
