@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # First process of the emulated host. ttyS0 is the kernel's log, ttyS1 the command's terminal, ttyS2 tells the test bed.
-export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=linux
+export PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -28,8 +28,11 @@ finish() {
 exec 3<>/dev/ttyS1 4<>/dev/ttyS2
 stty -F /dev/ttyS2 raw -echo 115200
 if [ "$TERMINAL" = 1 ]; then
+	export TERM=linux
 	stty -F /dev/ttyS1 sane 115200 rows "$ROWS" cols "$COLUMNS"
 else
+	# It is a line to the test bed, on which nobody draws.
+	export TERM=dumb
 	stty -F /dev/ttyS1 raw -echo 115200
 fi
 

@@ -33,10 +33,12 @@ fn hidden(template: &str) -> ProgressBar {
     bar
 }
 
-/// Shows a bar, if standard error is a terminal.
+/// Shows a bar, if standard error is a terminal that can draw a line over another.
 fn show(bar: &ProgressBar) {
-    bar.set_draw_target(ProgressDrawTarget::stderr());
-    bar.enable_steady_tick(Duration::from_millis(100));
+    if std::env::var_os("TERM").is_some_and(|term| term != "dumb") {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+        bar.enable_steady_tick(Duration::from_millis(100));
+    }
 }
 
 /// Does `work`, and shows the bar when it takes longer than `patience`.

@@ -60,14 +60,16 @@ fn without_the_module_every_call_says_so() {
 }
 
 #[test]
-fn run_tells_its_own_failure_in_json() {
-    let run = v3("run a.img --json").assert().code(125);
-    let json: serde_json::Value = serde_json::from_slice(&run.get_output().stdout).unwrap();
-    let expected = serde_json::json!({
-        "exit": 125, "reason": "tool-error", "exit_status": null,
-        "message": "/dev/v3vee: no such device",
-    });
-    assert_eq!(json, expected);
+fn run_and_wait_tell_their_own_failure_in_json() {
+    for line in ["run a.img --json", "wait x --json"] {
+        let done = v3(line).assert().code(125);
+        let json: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
+        let expected = serde_json::json!({
+            "exit": 125, "reason": "tool-error", "exit_status": null,
+            "message": "/dev/v3vee: no such device",
+        });
+        assert_eq!(json, expected);
+    }
 }
 
 #[test]

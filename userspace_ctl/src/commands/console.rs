@@ -95,6 +95,10 @@ impl Attached {
 fn why_silent(vm: &Info) -> Option<String> {
     let name = &vm.name;
     match vm.state {
+        State::Running if vm.dead => Some(format!(
+            "{name} is {}; `v3 stop {name}` ends it",
+            vm.message
+        )),
         State::Created => Some(format!(
             "{name} was not launched yet: `v3 launch {name}` starts it"
         )),
@@ -173,6 +177,15 @@ mod tests {
         assert_eq!(
             whereabouts(&vm(State::Created)),
             "debian was not launched yet: `v3 launch debian` starts it"
+        );
+        let dead = Info {
+            dead: true,
+            message: "dead: every CPU is halted".into(),
+            ..vm(State::Running)
+        };
+        assert_eq!(
+            whereabouts(&dead),
+            "debian is dead: every CPU is halted; `v3 stop debian` ends it"
         );
         let stopped = Info {
             reason: Reason::PowerOff,

@@ -7,6 +7,7 @@ use super::report::Report;
 use super::{print_json, show};
 use crate::cli::{Run, Wait};
 use crate::failure::Failure;
+use crate::progress::during;
 use crate::pump::{End, Pump};
 use crate::signals::Signals;
 use crate::terminal::say;
@@ -18,10 +19,35 @@ use std::time::{Duration, Instant};
 use v3_ctl::{Call, Control, Error, State, Vm};
 
 pub fn wait(args: &Wait) -> Outcome {
+    let report = wait_for(args).map(|report| report.judged(args.expect));
+    conclude(report, args.format.json, Report::tell_all)
+}
+
+pub fn run(args: &Run) -> Outcome {
+    let report = run_vm(args).map(|report| report.judged(args.expect));
+    conclude(report, args.json, Report::tell)
+}
+
+/// Reports an end, or that there was none.
+fn conclude(report: Result<Report, Failure>, json: bool, tell: fn(&Report)) -> Outcome {
+    if !json {
+        let report = report?;
+        tell(&report);
+        return Ok(report.exit);
+    }
+    let report = report.unwrap_or_else(|failure| {
+        failure.tell();
+        Report::of_failure(&failure)
+    });
+    print_json(&report)?;
+    Ok(report.exit)
+}
+
+fn wait_for(args: &Wait) -> Result<Report, Failure> {
     let vm = Vm::find(&args.target.vm)?;
     let before = vm.info()?;
     if before.state == State::Created && !args.for_launch {
-        // It might wait for ever.
+        // The wait might have no end.
         return Err(Error::WrongState {
             call: Call::Wait,
             vm: before.name,
@@ -40,28 +66,7 @@ pub fn wait(args: &Wait) -> Outcome {
         false => End::Timeout,
     };
     let counters = show::counters(&vm.stats()?);
-    let report = Report::of_end(end, vm.info()?, counters).judged(args.expect);
-    if args.format.json {
-        print_json(&report)?;
-    } else {
-        report.tell_all();
-    }
-    Ok(report.exit)
-}
-
-pub fn run(args: &Run) -> Outcome {
-    let report = run_vm(args).map(|report| report.judged(args.expect));
-    if args.json {
-        let report = report.unwrap_or_else(|failure| {
-            failure.tell();
-            Report::of_failure(&failure)
-        });
-        print_json(&report)?;
-        return Ok(report.exit);
-    }
-    let report = report?;
-    report.tell();
-    Ok(report.exit)
+    Ok(Report::of_end(end, vm.info()?, counters))
 }
 
 fn run_vm(args: &Run) -> Result<Report, Failure> {
@@ -89,9 +94,9 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
         .timeout
         .and_then(|timeout| Instant::now().checked_add(timeout));
     let end = with_keys(&mut pump, &name, "stops it and leaves", args.key.escape)?;
-    vm.vm.stop()?;
+    during("stopping the VM", || vm.vm.stop())?;
     let report = Report::of_end(end, vm.vm.info()?, show::counters(&vm.vm.stats()?));
-    vm.free()?;
+    during("freeing the VM", || vm.free())?;
     if end == End::Quit {
         say(&format!("[{name} was stopped and freed]"));
     }

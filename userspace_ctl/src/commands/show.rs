@@ -64,7 +64,8 @@ fn vm_info(vm: &str, json: bool) -> Outcome {
     let details = Details {
         info: &info,
         pins,
-        streams: vm.streams()?,
+        // An older module of the same ABI cannot list them.
+        streams: vm.streams().unwrap_or_default(),
     };
     if json {
         print_json(&details)?;
@@ -184,16 +185,20 @@ impl Details<'_> {
         let pin = |pin: &Option<u32>| pin.map_or("any".into(), |cpu| cpu.to_string());
         let pins: Vec<String> = self.pins.iter().map(pin).collect();
         let mut text = format!(
-            "vm: {}\nname: {}\nstate: {}\nvcpus: {}\npins: {}\nmemory: {}\nstreams: {}\n",
+            "vm: {}\nname: {}\nstate: {}\nvcpus: {}\npins: {}\nmemory: {}\n",
             vm.vm,
             vm.name,
             state(vm),
             vm.vcpus,
             pins.join(", "),
-            format_bytes(vm.memory_bytes),
-            self.streams.join(", ")
+            format_bytes(vm.memory_bytes)
         );
-        for (key, value) in [("reason", &reason(vm)), ("message", &vm.message)] {
+        let rest = [
+            ("streams", &self.streams.join(", ")),
+            ("reason", &reason(vm)),
+            ("message", &vm.message),
+        ];
+        for (key, value) in rest {
             if !value.is_empty() {
                 let _ = writeln!(text, "{key}: {value}"); // A string takes everything.
             }
