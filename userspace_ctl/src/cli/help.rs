@@ -10,8 +10,8 @@ Exit status, of every command:
   124  the time given by --timeout passed (run, wait)
   125  the command line is wrong; a file or a node cannot be opened, read or written; the module
        is missing; no VM has this name, or its state does not allow it; a call or the host failed
-  126  the guest was refused: its guest.toml, image or kernel is wrong, or the module cannot make
-       a VM of it
+  126  the guest was refused: its guest.toml, image or kernel is wrong, no machine is such as the
+       options ask for, or the module cannot make a VM of it
   127  the guest died (run, wait)
   129, 130, 131, 143  SIGHUP, SIGINT, SIGQUIT, SIGTERM came (run, console, stream)
 `v3 run` and `v3 wait` also end as the guest did: see `v3 run --help`.
@@ -56,8 +56,8 @@ Exit status:
   124  the timeout passed
   125  the command line is wrong; a file or a node cannot be opened, read or written; the module
        is missing; a call or the host failed
-  126  the guest was refused: its guest.toml, image or kernel is wrong, or the module cannot make
-       a VM of it
+  126  the guest was refused: its guest.toml, image or kernel is wrong, no machine is such as the
+       options ask for, or the module cannot make a VM of it
   127  the guest died: triple fault, unknown exit, failed emulation, endless resets
   129, 130, 131, 143  stopped by SIGHUP; by SIGINT, the escape or `v3 stop`; by SIGQUIT; by SIGTERM
 A test exit can collide with the others; --json tells which it was.

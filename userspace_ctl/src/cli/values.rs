@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reads the values of options and arguments.
 
-use v3_ctl::{check_memory, check_vcpus, parse_memory, ModuleFile};
+use v3_ctl::ModuleFile;
 
 /// A CPU of the host, or any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,17 +36,6 @@ pub fn module(text: &str) -> Result<ModuleFile, String> {
     })
 }
 
-/// The memory of a machine.
-pub fn memory(text: &str) -> Result<u64, String> {
-    parse_memory(text).and_then(check_memory)
-}
-
-/// The number of virtual CPUs of a machine.
-pub fn vcpus(text: &str) -> Result<u32, String> {
-    let count = text.parse().map_err(|_| "give a number".to_string())?;
-    check_vcpus(count)
-}
-
 /// The exit status with which a guest shall end.
 pub fn expected(text: &str) -> Result<u32, String> {
     let status = text.parse().ok();
@@ -70,15 +59,6 @@ mod tests {
             .all(Result::is_err));
         assert_eq!((escape("]"), escape("a")), (Ok(0x1d), Ok(1)));
         assert!(escape("]]").is_err());
-    }
-
-    #[test]
-    fn machines_are_as_large_as_a_machine_can_be() {
-        assert_eq!(memory("64"), Ok(64 << 20));
-        assert_eq!(memory("1GiB"), Ok(1 << 30));
-        assert!(memory("1M").unwrap_err().contains("2 to"));
-        assert_eq!((vcpus("1"), vcpus("64")), (Ok(1), Ok(64)));
-        assert!(["0", "65", "", "x"].map(vcpus).iter().all(Result::is_err));
     }
 
     #[test]

@@ -11,7 +11,9 @@ use serde::Serialize;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use v3_ctl::{node_of, read_file, Contents, Control, Definition, Guest, Vm};
+use v3_ctl::{
+    check_memory, check_vcpus, node_of, read_file, Contents, Control, Definition, Guest, Vm,
+};
 
 pub fn build(args: &Build) -> Outcome {
     let output = args
@@ -127,15 +129,20 @@ impl Changes {
             let space = if guest.cmdline.is_empty() { "" } else { " " };
             guest.cmdline = format!("{}{space}{more}", guest.cmdline);
         }
-        guest.memory_bytes = self.mem.unwrap_or(guest.memory_bytes);
-        guest.vcpus = self.cpus.unwrap_or(guest.vcpus);
+        let wrong = |option: &str, why| Failure::refused(format!("{option}: {why}"));
+        if let Some(bytes) = self.mem {
+            guest.memory_bytes = check_memory(bytes).map_err(|why| wrong("--mem", why))?;
+        }
+        if let Some(count) = self.cpus {
+            guest.vcpus = check_vcpus(count).map_err(|why| wrong("--cpus", why))?;
+        }
         self.pin(guest)
     }
 
     fn pin(&self, guest: &mut Guest) -> Result<(), Failure> {
         let count = guest.vcpus as usize;
         if self.pins.len() > count {
-            return Err(Failure::tool(format!(
+            return Err(Failure::refused(format!(
                 "--pins names more CPUs than the machine has, which is {count}"
             ))
             .hint("give one for each virtual CPU that is to be pinned, and with --cpus as many virtual CPUs"));
@@ -324,7 +331,7 @@ mod tests {
         pins("--pins any,7", &[None, Some(7), None, None]);
         pins("--cpus 1 --pins 9", &[Some(9)]);
         let too_many = refused(dir.path(), "--cpus 1 --pins 4,2");
-        assert_eq!(too_many.code, crate::failure::TOOL);
+        assert_eq!(too_many.code, crate::failure::REFUSED);
         assert!(too_many.to_string().contains("which is 1\nhint: "));
     }
 
@@ -343,6 +350,17 @@ mod tests {
     #[test]
     fn a_changed_guest_is_checked_as_a_built_one() {
         let dir = folder();
+        for (options, message) in [
+            ("--mem 1", "--mem: a machine has 2 to"),
+            ("--mem 2T", "--mem: a machine has"),
+            ("--mem 2049K", "in steps of 4 KiB"),
+            ("--cpus 0", "--cpus: a machine has 1 to 64 virtual CPUs"),
+            ("--cpus 65", "--cpus: a machine has"),
+        ] {
+            let wrong = refused(dir.path(), options);
+            assert_eq!(wrong.code, crate::failure::REFUSED, "{options}");
+            assert!(wrong.message().contains(message), "{wrong}");
+        }
         let no_kernel = refused(dir.path(), "--kernel @/m");
         assert_eq!(no_kernel.code, crate::failure::REFUSED);
         assert!(no_kernel.message().contains("m: the kernel is neither"));
