@@ -8,7 +8,7 @@ use crate::host::Linux;
 use crate::memory::Ram;
 use core::ptr::null_mut;
 use kernel::{bindings, prelude::*, seq_file::SeqFile, seq_print};
-use palacios_core::conformance::{self, Outcome};
+use palacios_core::conformance::Suite;
 
 /// Room for all lines at once: a second try would run all again.
 const OUTPUT_BYTES: usize = 16 << 10;
@@ -84,18 +84,11 @@ unsafe extern "C" fn show_flushes(file: *mut bindings::seq_file, _data: *mut c_v
 unsafe extern "C" fn show_conformance(file: *mut bindings::seq_file, _data: *mut c_void) -> i32 {
     // SAFETY: The file of this call.
     let file = unsafe { SeqFile::from_raw(file) };
-    let report = |name: &str, outcome: Outcome| match outcome {
-        Ok(()) => seq_print!(file, "ok {}\n", name),
-        Err(why) => seq_print!(file, "not ok {}: {}\n", name, why.0),
-    };
-    if conformance::run(&Linux, report).is_ok() {
-        report(
-            "guest RAM",
-            conformance::guest_ram(&Linux, || Ram::new().ok()),
-        );
-        // SAFETY: In a window: interrupts are off. Halting is what comes closest to a guest that never exits.
-        let guest_mode = |_: &Linux, _| unsafe { ffi::v3vee_halt() };
-        report("kicks", conformance::kicks(&Linux, guest_mode));
-    }
+    let mut suite = Suite::new(&Linux, |report| seq_print!(file, "{}\n", report));
+    suite.contract();
+    suite.guest_ram(|| Ram::new().ok());
+    // SAFETY: In a window: interrupts are off. Halting is what comes closest to a guest that never exits.
+    suite.kicks(|_: &Linux, _| unsafe { ffi::v3vee_halt() });
+    seq_print!(file, "{}\n", suite.summary());
     0
 }

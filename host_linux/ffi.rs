@@ -44,7 +44,7 @@ extern "C" {
 
     pub(crate) fn v3vee_tsc_stable() -> bool;
     pub(crate) fn v3vee_yield_to(task: *mut bindings::task_struct) -> bool;
-    pub(crate) fn v3vee_waited_ns(task: *const bindings::task_struct) -> u64;
+    pub(crate) fn v3vee_waited_ns(task: *const bindings::task_struct) -> i64;
 
     pub(crate) fn v3vee_irq_disable();
     pub(crate) fn v3vee_irq_enable();

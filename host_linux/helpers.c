@@ -186,15 +186,15 @@ bool v3vee_yield_to(struct task_struct *task)
 
 /*
  * What the scheduler counts whenever it lets a task run: how long that was on a run queue. Without CONFIG_SCHED_INFO, which
- * accounting and scheduler statistics select, nobody knows.
+ * accounting and scheduler statistics select, nobody knows: -1.
  */
-u64 v3vee_waited_ns(const struct task_struct *task);
-u64 v3vee_waited_ns(const struct task_struct *task)
+s64 v3vee_waited_ns(const struct task_struct *task);
+s64 v3vee_waited_ns(const struct task_struct *task)
 {
 #ifdef CONFIG_SCHED_INFO
 	return READ_ONCE(task->sched_info.run_delay);
 #else
-	return 0;
+	return -1;
 #endif
 }
 

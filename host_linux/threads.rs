@@ -338,9 +338,10 @@ impl host::Thread for Thread {
         }
     }
 
-    fn waited_ns(&self) -> u64 {
+    fn waited_ns(&self) -> Option<u64> {
         // SAFETY: The task is alive as long as this `Thread`.
-        unsafe { ffi::v3vee_waited_ns(self.0.task()) }
+        let waited_ns = unsafe { ffi::v3vee_waited_ns(self.0.task()) };
+        u64::try_from(waited_ns).ok()
     }
 
     fn yield_to(&self) -> bool {

@@ -74,11 +74,16 @@ pub trait Host: Clone + Send + Sync + 'static {
     fn now_ns(&self) -> u64;
     /// Nanoseconds since 1970-01-01 UTC. *Any.*
     fn wall_ns(&self) -> u64;
-    /// The rate of the time stamp counter; 0 where it is not known.
-    fn tsc_hz(&self) -> u64;
+    /// The rate of the time stamp counter in Hz, which does not change; 0 where it is not known. Then guests have to measure
+    /// it, and are offered no paravirtual clock.
+    fn tsc_hz(&self) -> u64 {
+        0
+    }
     /// The counters of all CPUs count at that one rate, idle or not, and show the same at any time: what was read on one may
     /// be used on another. A host that is not sure says `false`. May become `false`, for good. *Any*, often.
-    fn tsc_stable(&self) -> bool;
+    fn tsc_stable(&self) -> bool {
+        false
+    }
 
     // Threads and locks
 
@@ -194,11 +199,16 @@ pub trait Thread: Send + Sync {
     /// `None` disarms. Only on itself.
     fn arm(&self, at_ns: Option<u64>);
     /// How long it has been ready to run without running, because other threads had the CPU: nanoseconds since it was made,
-    /// never less than before. It need not count the wait that still lasts. *Any*, often.
-    fn waited_ns(&self) -> u64;
+    /// never less than before. It need not count the wait that still lasts. `None`, always: this host does not count it.
+    /// *Any*, often.
+    fn waited_ns(&self) -> Option<u64> {
+        None
+    }
     /// Lets it run in place of the caller, if it is ready to and has no CPU. `false`: it is not, or this host cannot; the
     /// caller then goes on at once. *Thread.*
-    fn yield_to(&self) -> bool;
+    fn yield_to(&self) -> bool {
+        false
+    }
     /// Pins it to a CPU, where it is when this returns or as soon as it runs; `None` lets it run on any. Running or not.
     /// On an error it stays as it is. *Thread.*
     fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu>;

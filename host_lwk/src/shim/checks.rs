@@ -4,24 +4,19 @@
 use super::host::Lwk;
 use super::ram::Ram;
 use crate::log;
-use palacios_core::conformance::{self, Outcome};
+use palacios_core::conformance::Suite;
 
 const GUEST_BYTES: u64 = 16 << 20;
 
-/// Runs all checks, up to the first that fails.
+/// Runs all checks.
 pub fn run() {
-    let report = |name: &'static str, outcome: Outcome| match outcome {
-        Ok(()) => log!("ok {name}"),
-        Err(why) => log!("not ok {name}: {}", why.0),
-    };
-    if conformance::run(&Lwk, report).is_ok() {
-        let ram = || Ram::new(GUEST_BYTES).ok();
-        report("guest RAM", conformance::guest_ram(&Lwk, ram));
-        // Halting is what comes closest to a guest that never exits.
-        let guest_mode = |_: &Lwk, _| {
-            x86_64::instructions::interrupts::enable_and_hlt();
-            x86_64::instructions::interrupts::disable();
-        };
-        report("kicks", conformance::kicks(&Lwk, guest_mode));
-    }
+    let mut suite = Suite::new(&Lwk, |report| log!("{report}"));
+    suite.contract();
+    suite.guest_ram(|| Ram::new(GUEST_BYTES).ok());
+    // Halting is what comes closest to a guest that never exits.
+    suite.kicks(|_: &Lwk, _| {
+        x86_64::instructions::interrupts::enable_and_hlt();
+        x86_64::instructions::interrupts::disable();
+    });
+    log!("{}", suite.summary());
 }

@@ -179,8 +179,8 @@ impl host::Thread for Thread {
         self.thread.arm(at_ns);
     }
 
-    fn waited_ns(&self) -> u64 {
-        self.thread.waited_ns()
+    fn waited_ns(&self) -> Option<u64> {
+        Some(self.thread.waited_ns())
     }
 
     fn yield_to(&self) -> bool {

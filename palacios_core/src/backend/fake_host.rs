@@ -30,12 +30,6 @@ impl Thread for Nothing {
     fn unpark(&self) {}
     fn kick(&self) {}
     fn arm(&self, _: Option<u64>) {}
-    fn waited_ns(&self) -> u64 {
-        match *self {}
-    }
-    fn yield_to(&self) -> bool {
-        match *self {}
-    }
     fn move_to(&self, _: Option<CpuId>) -> Result<(), NoSuchCpu> {
         match *self {}
     }
@@ -113,9 +107,6 @@ impl Host for FakeHost {
         0
     }
     fn wall_ns(&self) -> u64 {
-        0
-    }
-    fn tsc_hz(&self) -> u64 {
         0
     }
     fn tsc_stable(&self) -> bool {

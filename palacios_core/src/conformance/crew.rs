@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Threads that work on one check together, and end with it.
 
-use super::eventually;
+use super::Method::{NewThread, Share, Start, Unpark};
+use super::{broken, eventually, healthy, Failure, Outcome};
 use crate::alloc_ext::{try_vec, TryPush};
 use crate::host::{CpuId, Host, NoMemory, Thread};
 use alloc::vec::Vec;
@@ -21,6 +22,9 @@ impl<H: Host, S> Crew<H, S> {
     /// The check is over, well or not: the threads should end.
     pub fn stopped(&self) -> bool {
         self.stop.load(SeqCst)
+    }
+    pub fn is_last(&self, me: usize) -> bool {
+        me + 1 == self.threads.len()
     }
     /// On each thread once: waits for the others, so that they work at the same time.
     pub fn meet(&self) {
@@ -42,52 +46,97 @@ impl<H: Host, S> Crew<H, S> {
             thread.unpark();
         }
     }
+    /// Waits until all threads have come to the end of their work; `false` if they do not.
+    pub fn finished(&self) -> bool {
+        eventually(&self.host, || self.have_ended())
+    }
+    fn have_ended(&self) -> bool {
+        self.ended.load(SeqCst) == self.threads.len()
+    }
 }
 
-/// The handle that keeps a crew; the threads are told to stop, and joined, when it is dropped.
-pub struct Team<H: Host, S: Send + Sync + 'static>(H::Shared<Crew<H, S>>);
+/// Starts `body(crew, its index)` on a thread for each of `cpus`, pinned where one is named, and has `watch` look on. Then the
+/// threads are told to stop.
+pub fn with_crew<H: Host, S: Send + Sync + 'static>(
+    host: &H,
+    cpus: &[Option<CpuId>],
+    state: S,
+    body: impl Fn(&Crew<H, S>, usize) + Copy + Send + Sync + 'static,
+    watch: impl FnOnce(&Crew<H, S>) -> Outcome,
+) -> Outcome {
+    let team = Team::new(host, cpus, state)?;
+    let outcome = team.start(body).and_then(|()| watch(&team.0));
+    match (outcome, team.end()) {
+        (outcome, true) => outcome,
+        (Err(failure), false) => Err(Failure {
+            threads_left: true,
+            ..failure
+        }),
+        (Ok(()), false) => Err(Failure {
+            threads_left: true,
+            ..broken(Unpark, "a thread that is unparked and kicked goes on")
+        }),
+    }
+}
+
+/// A crew whose threads are ended when this is dropped.
+struct Team<H: Host, S: Send + Sync + 'static>(H::Shared<Crew<H, S>>);
 
 impl<H: Host, S: Send + Sync + 'static> Team<H, S> {
-    /// Makes a thread for each of `cpus`, pinned where one is named, and starts each at `body(crew, its index)`.
-    pub fn start(
-        host: &H,
-        cpus: &[Option<CpuId>],
-        state: S,
-        body: impl Fn(&Crew<H, S>, usize) + Copy + Send + Sync + 'static,
-    ) -> Result<Self, NoMemory> {
+    fn new(host: &H, cpus: &[Option<CpuId>], state: S) -> Result<Self, Failure> {
         let mut threads = Vec::new();
         for (i, cpu) in cpus.iter().enumerate() {
-            threads.try_push(host.thread(format_args!("check/{i}"), *cpu)?)?;
+            let thread = host.thread(format_args!("check/{i}"), *cpu);
+            threads.try_push(healthy(NewThread, thread)?)?;
         }
-        let crew = host.share(Crew {
+        let crew = Crew {
             host: host.clone(),
             threads,
             state,
             stop: AtomicBool::new(false),
             ready: AtomicUsize::new(0),
             ended: AtomicUsize::new(cpus.len()),
-        })?;
-        let team = Self(crew);
-        for (i, thread) in team.0.threads.iter().enumerate() {
-            let crew = team.0.clone();
-            team.0.ended.fetch_sub(1, SeqCst);
+        };
+        Ok(Self(healthy(Share, host.share(crew))?))
+    }
+
+    fn start(&self, body: impl Fn(&Crew<H, S>, usize) + Copy + Send + Sync + 'static) -> Outcome {
+        for (i, thread) in self.0.threads.iter().enumerate() {
+            let crew = self.0.clone();
+            self.0.ended.fetch_sub(1, SeqCst);
             let started = thread.start(move || {
                 let _end = End(&crew.ended);
                 body(&crew, i);
             });
             if started.is_err() {
-                team.0.ended.fetch_add(1, SeqCst);
-                return Err(NoMemory);
+                self.0.ended.fetch_add(1, SeqCst);
             }
+            healthy(Start, started)?;
         }
-        Ok(team)
+        Ok(())
     }
 
-    /// Waits until all threads have come to the end of their work; `false` if they do not.
-    pub fn finished(&self) -> bool {
+    /// Tells the threads to stop, and waits until they have; `false` if they do not. Over and over, as the host may be one that
+    /// loses some calls.
+    fn stop(&self) -> bool {
+        self.0.stop.store(true, SeqCst);
         eventually(&self.0.host, || {
-            self.0.ended.load(SeqCst) == self.0.threads.len()
+            for thread in &self.0.threads {
+                thread.unpark();
+                thread.kick();
+            }
+            self.0.have_ended()
         })
+    }
+
+    /// Ends the threads; `false` if they do not end. Then they keep all that they refer to, for ever.
+    fn end(self) -> bool {
+        let ended = self.stop();
+        match ended {
+            true => drop(self),
+            false => core::mem::forget(self),
+        }
+        ended
     }
 }
 
@@ -100,26 +149,11 @@ impl Drop for End<'_> {
     }
 }
 
-impl<H: Host, S: Send + Sync + 'static> core::ops::Deref for Team<H, S> {
-    type Target = Crew<H, S>;
-    fn deref(&self) -> &Crew<H, S> {
-        &self.0
-    }
-}
-
 impl<H: Host, S: Send + Sync + 'static> Drop for Team<H, S> {
     fn drop(&mut self) {
-        self.0.stop.store(true, SeqCst);
-        // Over and over: the host may be one that loses some.
-        while self.0.ended.load(SeqCst) != self.0.threads.len() {
-            for thread in &self.0.threads {
-                thread.unpark();
-                thread.kick();
-            }
-            self.0.host.yield_now();
-        }
-        for thread in &self.0.threads {
-            thread.join();
+        match self.stop() {
+            true => self.0.threads.iter().for_each(Thread::join),
+            false => core::mem::forget(self.0.clone()),
         }
     }
 }

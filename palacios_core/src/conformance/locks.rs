@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about locks.
 
-use super::crew::{pins, Team};
-use super::{ensure, Outcome};
+use super::crew::{pins, with_crew, Crew};
+use super::Method::{Mutex, SpinLock};
+use super::{ensure, healthy, Outcome};
+use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass};
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 const ROUNDS: u64 = 500;
 
-/// A lock and what tells whether two hold it at once.
+/// A lock around a count, and what tells whether two hold it at once.
 struct Guarded<L> {
     lock: L,
     inside: AtomicBool,
     broken: AtomicBool,
+    additions: AtomicU64,
 }
 
 impl<L: Lock<u64>> Guarded<L> {
@@ -22,6 +25,7 @@ impl<L: Lock<u64>> Guarded<L> {
             lock,
             inside: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            additions: AtomicU64::new(0),
         }
     }
     /// Adds one, slowly, in two steps that another holder would come between.
@@ -33,16 +37,18 @@ impl<L: Lock<u64>> Guarded<L> {
         *count = before + 1;
         self.broken.fetch_or(!alone, SeqCst);
         self.inside.store(false, SeqCst);
+        drop(count);
+        self.additions.fetch_add(1, SeqCst);
     }
-    fn kept(&self, additions: u64) -> bool {
-        !self.broken.load(SeqCst) && *self.lock.lock() == additions
+    fn kept(&self) -> bool {
+        !self.broken.load(SeqCst) && *self.lock.lock() == self.additions.load(SeqCst)
     }
 }
 
 pub fn mutex<H: Host>(host: &H) -> Outcome {
-    let state = Guarded::new(host.mutex(LockClass::VmState, 0)?);
-    let pins = pins(host, 2)?;
-    let team = Team::<H, _>::start(host, &pins, state, |crew, _| {
+    let lock = host.mutex(LockClass::VmState, 0);
+    let state = Guarded::new(healthy(Mutex, lock)?);
+    let run = |crew: &Crew<H, Guarded<H::Mutex<u64>>>, _| {
         crew.meet();
         for round in 0..ROUNDS {
             // A mutex may be held over a sleep.
@@ -52,20 +58,29 @@ pub fn mutex<H: Host>(host: &H) -> Outcome {
                 false => spin_loop(),
             });
         }
-    })?;
-    ensure(team.finished(), "a mutex that is free is had")?;
-    ensure(
-        team.state.kept(pins.len() as u64 * ROUNDS),
-        "one thread at a time holds a mutex",
-    )
+    };
+    with_crew(host, &pins(host, 2)?, state, run, |crew| {
+        ensure(crew.finished(), Mutex, "a mutex that is free is had")?;
+        ensure(
+            crew.state.kept(),
+            Mutex,
+            "one thread at a time holds a mutex",
+        )
+    })
 }
 
-/// Held by threads, in windows and in cross-calls, as an interrupt-safe lock may be.
+/// Held by threads, in windows and in cross-calls, as an interrupt-safe lock may be. The last thread makes the calls.
 pub fn spin_lock<H: Host>(host: &H) -> Outcome {
-    let state = Guarded::new(host.spin_lock(LockClass::GuestMemory, 0)?);
-    let pins = pins(host, 2)?;
-    let team = Team::<H, _>::start(host, &pins, state, |crew, _| {
+    let lock = host.spin_lock(LockClass::GuestMemory, 0);
+    let state = Guarded::new(healthy(SpinLock, lock)?);
+    let mut pins = pins(host, 2)?;
+    pins.try_push(None)?;
+    let run = |crew: &Crew<H, Guarded<H::SpinLock<u64>>>, me| {
         crew.meet();
+        if crew.is_last(me) {
+            (0..20).for_each(|_| crew.host.on_each_cpu(&|_| crew.state.add(spin_loop)));
+            return;
+        }
         for round in 0..ROUNDS {
             let add = || crew.state.add(|| (0..20).for_each(|_| spin_loop()));
             match round % 2 {
@@ -73,18 +88,13 @@ pub fn spin_lock<H: Host>(host: &H) -> Outcome {
                 _ => crew.host.window(|_| add()),
             }
         }
-    })?;
-    let calls = AtomicU32::new(0);
-    for _ in 0..20 {
-        host.on_each_cpu(&|_| {
-            team.state.add(spin_loop);
-            calls.fetch_add(1, SeqCst);
-        });
-    }
-    ensure(team.finished(), "a spin lock that is free is had")?;
-    ensure(
-        team.state
-            .kept(pins.len() as u64 * ROUNDS + u64::from(calls.load(SeqCst))),
-        "one CPU at a time holds a spin lock",
-    )
+    };
+    with_crew(host, &pins, state, run, |crew| {
+        ensure(crew.finished(), SpinLock, "a spin lock that is free is had")?;
+        ensure(
+            crew.state.kept(),
+            SpinLock,
+            "one CPU at a time holds a spin lock",
+        )
+    })
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about pages.
 
-use super::{ensure, Failure, Outcome};
+use super::Method::{AllocPages, FreePages, PhysToVirt};
+use super::{broken, ensure, healthy, Failure, Outcome};
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::host::{Host, PageRequest};
 
@@ -16,7 +17,7 @@ struct Run<'a, H: Host> {
 
 impl<'a, H: Host> Run<'a, H> {
     fn new(host: &'a H, want: PageRequest) -> Result<Self, Failure> {
-        let at = host.alloc_pages(want)?;
+        let at = healthy(AllocPages, host.alloc_pages(want))?;
         Ok(Self { host, at, want })
     }
     fn bytes(&self) -> u64 {
@@ -68,16 +69,25 @@ pub fn runs<H: Host>(host: &H) -> Outcome {
         let _odd = Run::new(host, PageRequest::ONE)?;
         let run = Run::new(host, request(shape))?;
         let align_bytes = u64::from(shape.1) * PAGE_SIZE;
-        ensure(run.at.0 % align_bytes == 0, "a run is aligned as asked")?;
-        ensure(run.zeroed(), "pages are zeroed")?;
+        ensure(
+            run.at.0 % align_bytes == 0,
+            AllocPages,
+            "a run is aligned as asked",
+        )?;
+        ensure(run.zeroed(), AllocPages, "pages are zeroed")?;
         run.fill(1);
-        ensure(run.holds(1), "a run is memory at phys_to_virt, end to end")?;
+        ensure(
+            run.holds(1),
+            PhysToVirt,
+            "a run is memory there, end to end",
+        )?;
         let base = host.phys_to_virt(run.at).as_ptr();
         for offset in [1, PAGE_SIZE - 1, run.bytes() - PAGE_SIZE, run.bytes() - 1] {
             let at = host.phys_to_virt(Hpa(run.at.0 + offset)).as_ptr();
             ensure(
                 at == base.wrapping_add(offset as usize),
-                "phys_to_virt of a run is linear, also between pages",
+                PhysToVirt,
+                "a run's pages follow each other without a gap",
             )?;
         }
     }
@@ -93,7 +103,8 @@ pub fn below_4g<H: Host>(host: &H) -> Outcome {
         let run = Run::new(host, want)?;
         ensure(
             run.at.0 + run.bytes() <= 1 << 32,
-            "below_4g: the whole run lies below 4 GiB",
+            AllocPages,
+            "with below_4g the whole run lies below 4 GiB",
         )?;
     }
     Ok(())
@@ -108,6 +119,7 @@ pub fn apart<H: Host>(host: &H) -> Outcome {
     c.fill(3);
     ensure(
         a.holds(1) && b.holds(2) && c.holds(3),
+        AllocPages,
         "runs do not overlap",
     )
 }
@@ -115,7 +127,11 @@ pub fn apart<H: Host>(host: &H) -> Outcome {
 pub fn reused<H: Host>(host: &H) -> Outcome {
     for round in 0..64 {
         let run = Run::new(host, request(REQUESTS[round % REQUESTS.len()]))?;
-        ensure(run.zeroed(), "pages that were used before are zeroed")?;
+        ensure(
+            run.zeroed(),
+            AllocPages,
+            "pages that were used before are zeroed",
+        )?;
         run.fill(round as u64);
     }
     Ok(())
@@ -125,7 +141,7 @@ pub fn reused<H: Host>(host: &H) -> Outcome {
 pub fn freed<H: Host>(host: &H) -> Outcome {
     for _ in 0..256 {
         let run = host.alloc_pages(PageRequest::run(256));
-        let at = run.map_err(|_| Failure("freed pages can be allocated again"))?;
+        let at = run.map_err(|_| broken(FreePages, "freed pages can be allocated again"))?;
         // SAFETY: allocated just above, used by nobody.
         unsafe { host.free_pages(at, PageRequest::run(256)) };
     }
@@ -141,7 +157,10 @@ pub fn too_many<H: Host>(host: &H) -> Outcome {
         if let Ok(at) = host.alloc_pages(want) {
             // SAFETY: allocated just above, used by nobody.
             unsafe { host.free_pages(at, want) };
-            return Err(Failure("a run larger than any memory is an error"));
+            return Err(broken(
+                AllocPages,
+                "a run larger than any memory is an error",
+            ));
         }
     }
     Ok(())

@@ -1,25 +1,54 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Promises of a provider of guest RAM.
+//! Promises of a provider of guest RAM: its frames are zeroed, aligned, apart, keep what a revoked page held, and forget what an
+//! ended one did.
 
-use super::{ensure, Failure, Outcome};
+use super::Method::{Page, Release};
+use super::{broken, ensure, Check, Failure, Outcome};
 use crate::addr::Hpa;
-use crate::host::{GuestRam, Host, PageSize, RamError, Release};
+use crate::host::{self, GuestRam, Host, PageSize, RamError};
 
 const SMALL: PageSize = PageSize::Small;
 const LARGE: PageSize = PageSize::Large;
 /// Small pages in a large one.
 const SMALL_PER_LARGE: u64 = LARGE.bytes() / SMALL.bytes();
 
-/// A provider's frames are zeroed, aligned, apart, keep what a revoked page held, and forget what an ended one did.
-///
-/// `ram` gives a fresh provider for a guest of at least 16 MiB.
-pub fn guest_ram<H: Host>(host: &H, ram: impl Fn() -> Option<H::Ram>) -> Outcome {
-    let fresh = || ram().ok_or(Failure("a healthy host has RAM for a small guest"));
-    small_pages(host, &fresh()?)?;
-    keeps_revoked(host, &fresh()?)?;
-    large_pages(host, &fresh()?)?;
-    large_comes_back_small(host, &fresh()?)
+/// A host, and what makes its providers of guest RAM.
+pub struct Subject<'a, H, F> {
+    /// The host.
+    pub host: &'a H,
+    /// Gives a fresh provider for a guest of at least 16 MiB, or `None` if there is no memory for one.
+    pub ram: F,
 }
+
+/// All checks of a provider.
+pub fn checks<'a, H: Host, F: Fn() -> Option<H::Ram>>() -> [Check<Subject<'a, H, F>>; 4] {
+    [
+        Check::new(
+            "guest RAM: zeroed, apart, forgotten at the end",
+            |subject| subject.with_ram(small_pages),
+        ),
+        Check::new("guest RAM: kept when revoked", |subject| {
+            subject.with_ram(keeps_revoked)
+        }),
+        Check::new("guest RAM: large pages", |subject| {
+            subject.with_ram(large_pages)
+        }),
+        Check::new(
+            "guest RAM: a large page comes back as small ones",
+            |subject| subject.with_ram(large_comes_back_small),
+        ),
+    ]
+}
+
+impl<H: Host, F: Fn() -> Option<H::Ram>> Subject<'_, H, F> {
+    fn with_ram(&self, check: impl FnOnce(&H, &H::Ram) -> Outcome) -> Outcome {
+        let ram = (self.ram)().ok_or(NO_FRAMES)?;
+        check(self.host, &ram)
+    }
+}
+
+const NO_FRAMES: Failure = broken(Page, "a healthy host has RAM for a small guest");
+const SMALL_TOO_LARGE: Failure = broken(Page, "4 KiB is not too large a page");
 
 /// A frame of guest RAM; dropped, the guest is done with it.
 struct Frame<'a, H: Host> {
@@ -41,8 +70,8 @@ impl<'a, H: Host> Frame<'a, H> {
         let at = match ram.page(gfn, size) {
             Ok(at) => at,
             Err(RamError::TooLarge) if size == LARGE => return Ok(None),
-            Err(RamError::TooLarge) => return Err(Failure("4 KiB is not too large a page")),
-            Err(RamError::NoMemory) => return Err(Failure("a healthy host has a few frames")),
+            Err(RamError::TooLarge) => return Err(SMALL_TOO_LARGE),
+            Err(RamError::NoMemory) => return Err(NO_FRAMES),
         };
         let frame = Self {
             host,
@@ -51,16 +80,20 @@ impl<'a, H: Host> Frame<'a, H> {
             at,
             size,
         };
-        ensure(at.0 % size.bytes() == 0, "a frame is aligned to its size")?;
+        ensure(
+            at.0 % size.bytes() == 0,
+            Page,
+            "a frame is aligned to its size",
+        )?;
         Ok(Some(frame))
     }
     fn small(host: &'a H, ram: &'a H::Ram, gfn: u64) -> Result<Self, Failure> {
-        Self::new(host, ram, gfn, SMALL)?.ok_or(Failure("4 KiB is not too large a page"))
+        Self::new(host, ram, gfn, SMALL)?.ok_or(SMALL_TOO_LARGE)
     }
     /// The host takes it back, the guest still wants its contents.
     fn revoke(self) {
         self.ram
-            .release(self.gfn, self.at, self.size, Release::Revoked);
+            .release(self.gfn, self.at, self.size, host::Release::Revoked);
         core::mem::forget(self);
     }
     fn words(&self) -> impl Iterator<Item = *mut u64> {
@@ -88,7 +121,7 @@ impl<'a, H: Host> Frame<'a, H> {
 impl<H: Host> Drop for Frame<'_, H> {
     fn drop(&mut self) {
         self.ram
-            .release(self.gfn, self.at, self.size, Release::Ended);
+            .release(self.gfn, self.at, self.size, host::Release::Ended);
     }
 }
 
@@ -96,18 +129,28 @@ fn small_pages<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
     let (a, b) = (Frame::small(host, ram, 0)?, Frame::small(host, ram, 1)?);
     ensure(
         a.zeroed() && b.zeroed(),
+        Page,
         "guest RAM is zeroed at first touch",
     )?;
     a.fill(1);
     b.fill(1 << 20);
     ensure(
         a.holds(1) && b.holds(1 << 20),
+        Page,
         "two pages have two frames, both memory at phys_to_virt",
     )?;
     drop(a);
     let again = Frame::small(host, ram, 0)?;
-    ensure(again.zeroed(), "what an ended guest held is not seen again")?;
-    ensure(b.holds(1 << 20), "a release leaves other pages alone")
+    ensure(
+        again.zeroed(),
+        Release,
+        "what an ended guest held is not seen again",
+    )?;
+    ensure(
+        b.holds(1 << 20),
+        Release,
+        "a release leaves other pages alone",
+    )
 }
 
 fn keeps_revoked<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
@@ -118,7 +161,11 @@ fn keeps_revoked<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
     }
     for gfn in (0..8).rev() {
         let frame = Frame::small(host, ram, gfn)?;
-        ensure(frame.holds(gfn << 32), "a revoked page keeps its contents")?;
+        ensure(
+            frame.holds(gfn << 32),
+            Release,
+            "a revoked page keeps its contents",
+        )?;
     }
     Ok(())
 }
@@ -128,13 +175,18 @@ fn large_pages<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
     let Some(frame) = Frame::new(host, ram, gfn, LARGE)? else {
         return Ok(());
     };
-    ensure(frame.zeroed(), "a large page is zeroed at first touch")?;
+    ensure(
+        frame.zeroed(),
+        Page,
+        "a large page is zeroed at first touch",
+    )?;
     frame.fill(7);
-    ensure(frame.holds(7), "a large page is memory, end to end")?;
+    ensure(frame.holds(7), Page, "a large page is memory, end to end")?;
     frame.revoke();
     let again = Frame::new(host, ram, gfn, LARGE)?;
     ensure(
         again.is_none_or(|again| again.holds(7)),
+        Release,
         "a large page that was revoked keeps its contents",
     )
 }
@@ -151,6 +203,7 @@ fn large_comes_back_small<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
         let piece = Frame::small(host, ram, first + i)?;
         ensure(
             piece.holds(i * SMALL.bytes() / 8),
+            Release,
             "a large page that was revoked keeps its contents for small ones",
         )?;
     }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about clocks.
 
-use super::crew::{pins, Team};
+use super::crew::{pins, with_crew, Crew};
+use super::Method::{NowNs, Start, TscHz, TscStable, WallNs};
 use super::{ensure, Outcome};
 use crate::host::Host;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -19,7 +20,7 @@ pub fn monotonic<H: Host>(host: &H) -> Outcome {
         ns: AtomicU64,
         broken: AtomicBool,
     }
-    let team = Team::<H, _>::start(host, &pins(host, 2)?, Latest::default(), |crew, _| {
+    let run = |crew: &Crew<H, Latest>, _| {
         crew.meet();
         for round in 0..2000u32 {
             let before = crew.state.ns.load(SeqCst);
@@ -30,39 +31,46 @@ pub fn monotonic<H: Host>(host: &H) -> Outcome {
                 crew.host.yield_now();
             }
         }
-    })?;
-    ensure(team.finished(), "threads run")?;
-    ensure(
-        !team.state.broken.load(SeqCst),
-        "now_ns never goes back, also between CPUs",
-    )
+    };
+    with_crew(host, &pins(host, 2)?, Latest::default(), run, |crew| {
+        ensure(crew.finished(), Start, "threads run on every CPU")?;
+        ensure(
+            !crew.state.broken.load(SeqCst),
+            NowNs,
+            "it never goes back, also between CPUs",
+        )
+    })
 }
 
 pub fn passes<H: Host>(host: &H) -> Outcome {
     let start = host.now_ns();
     // Bounded by effort, as the clock may stand still.
     let moved = (0..1_000_000u64).any(|_| host.now_ns() > start);
-    ensure(moved, "now_ns goes on")
+    ensure(moved, NowNs, "it goes on by itself")
 }
 
 pub fn sane<H: Host>(host: &H) -> Outcome {
     let first = host.wall_ns();
     ensure(
         SANE_WALL_NS.contains(&first),
-        "wall_ns counts nanoseconds from 1970",
+        WallNs,
+        "it counts nanoseconds from 1970",
     )?;
     ensure(
         host.wall_ns().abs_diff(first) < MINUTE_NS,
-        "wall_ns does not leap",
+        WallNs,
+        "it does not leap",
     )?;
     let hz = host.tsc_hz();
     ensure(
         hz == 0 || (SLOWEST_TSC_HZ..FASTEST_TSC_HZ).contains(&hz),
-        "tsc_hz is in Hz, or 0 where there is none",
+        TscHz,
+        "it is in Hz, or 0 where it is not known",
     )?;
-    ensure(hz == host.tsc_hz(), "tsc_hz does not change")?;
+    ensure(hz == host.tsc_hz(), TscHz, "it does not change")?;
     ensure(
         hz != 0 || !host.tsc_stable(),
+        TscStable,
         "a stable counter has a known rate",
     )
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about a thread's timer.
 
-use super::crew::{Crew, Team};
-use super::{ensure, Outcome};
+use super::crew::{with_crew, Crew};
+use super::Method::{Arm, Unpark};
+use super::{ensure, eventually, Outcome};
 use crate::host::{Host, Thread};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
@@ -20,6 +21,16 @@ fn sleeps_until<H: Host, S>(crew: &Crew<H, S>, at_ns: u64) -> bool {
     crew.host.now_ns() >= at_ns
 }
 
+/// The time that is armed ends a sleep, sooner or later.
+pub fn comes<H: Host>(host: &H) -> Outcome {
+    let run = |crew: &Crew<H, ()>, _| {
+        sleeps_until(crew, crew.host.now_ns() + MS);
+    };
+    with_crew(host, &[None], (), run, |crew| {
+        ensure(crew.finished(), Arm, "an armed time ends a park")
+    })
+}
+
 /// The timer wakes its thread no earlier than asked and once; armed again, again.
 pub fn fires_once<H: Host>(host: &H) -> Outcome {
     #[derive(Default)]
@@ -29,7 +40,7 @@ pub fn fires_once<H: Host>(host: &H) -> Outcome {
         sleeping: AtomicBool,
         woken: AtomicBool,
     }
-    let team = Team::<H, _>::start(host, &[None], State::default(), |crew, _| {
+    let run = |crew: &Crew<H, State>, _| {
         let state = &crew.state;
         for ms in [1, 3, 2] {
             let on_time = sleeps_until(crew, crew.host.now_ns() + ms * MS);
@@ -39,18 +50,24 @@ pub fn fires_once<H: Host>(host: &H) -> Outcome {
         state.sleeping.store(true, SeqCst);
         crew.threads.iter().for_each(Thread::park);
         state.again.store(!state.woken.load(SeqCst), SeqCst);
-    })?;
-    let woke = super::eventually(host, || team.state.sleeping.load(SeqCst));
-    ensure(woke, "an armed time ends a park")?;
-    let end_ns = host.now_ns() + 6 * MS;
-    while host.now_ns() < end_ns {
-        host.yield_now();
-    }
-    team.state.woken.store(true, SeqCst);
-    team.unpark(0);
-    ensure(team.finished(), "an unpark ends a park")?;
-    ensure(!team.state.early.load(SeqCst), "a timer is never early")?;
-    ensure(!team.state.again.load(SeqCst), "a timer fires once")
+    };
+    with_crew(host, &[None], State::default(), run, |crew| {
+        let woke = eventually(host, || crew.state.sleeping.load(SeqCst));
+        ensure(woke, Arm, "an armed time ends a park")?;
+        let end_ns = host.now_ns() + 6 * MS;
+        while host.now_ns() < end_ns {
+            host.yield_now();
+        }
+        crew.state.woken.store(true, SeqCst);
+        crew.unpark(0);
+        ensure(crew.finished(), Unpark, "it ends a park")?;
+        ensure(
+            !crew.state.early.load(SeqCst),
+            Arm,
+            "a timer is never early",
+        )?;
+        ensure(!crew.state.again.load(SeqCst), Arm, "a timer fires once")
+    })
 }
 
 #[derive(Default)]
@@ -63,7 +80,7 @@ struct Steps {
 }
 
 pub fn rearm_and_disarm<H: Host>(host: &H) -> Outcome {
-    let team = Team::<H, _>::start(host, &[None], Steps::default(), |crew, _| {
+    let run = |crew: &Crew<H, Steps>, _| {
         let Some(thread) = crew.threads.first() else {
             return;
         };
@@ -93,15 +110,19 @@ pub fn rearm_and_disarm<H: Host>(host: &H) -> Outcome {
         step(Some(now() + FAR_NS), 0);
         disarmed(crew);
         thread.arm(Some(now() + FAR_NS));
-    })?;
-    ensure(
-        team.finished() && team.state.steps.load(SeqCst) == 6,
-        "a time armed anew replaces the one before, and one that is past is now",
-    )?;
-    ensure(
-        !team.state.early.load(SeqCst),
-        "a replaced or disarmed time does not fire",
-    )
+    };
+    with_crew(host, &[None], Steps::default(), run, |crew| {
+        ensure(
+            crew.finished() && crew.state.steps.load(SeqCst) == 6,
+            Arm,
+            "a time armed anew replaces the one before, and one that is past is now",
+        )?;
+        ensure(
+            !crew.state.early.load(SeqCst),
+            Arm,
+            "a replaced or disarmed time does not fire",
+        )
+    })
 }
 
 /// On thread 0: a time that is disarmed before it came does not end the park after it.
@@ -123,41 +144,51 @@ fn disarmed<H: Host>(crew: &Crew<H, Steps>) {
     crew.state.early.fetch_or(now() < end_ns && !came, SeqCst);
 }
 
-/// Threads with times 4 ms apart wake in their order. A loaded host may run them late, so one good round of some is
-/// enough.
+/// Threads wake in the order of their times. A loaded host may run them late; so those times are farther and farther apart,
+/// and one good round is enough.
 pub fn in_order<H: Host>(host: &H) -> Outcome {
     #[derive(Default)]
     struct State {
+        gap_ns: u64,
         start_ns: AtomicU64,
         next: AtomicU32,
         early: AtomicBool,
         disorder: AtomicBool,
     }
-    for _ in 0..10 {
-        let team = Team::<H, _>::start(host, &[None; 4], State::default(), |crew, me| {
-            let Some(thread) = crew.threads.get(me) else {
-                return;
-            };
-            // From when all are there: on a slow host it takes long to make them.
-            crew.meet();
-            let now_ns = crew.host.now_ns();
-            let _ = (crew.state.start_ns).compare_exchange(0, now_ns, SeqCst, SeqCst);
-            let start_ns = crew.state.start_ns.load(SeqCst) + 2 * MS;
-            // Started in another order than that of their times.
-            let place = (me as u32 * 3 + 2) % 4;
-            let at_ns = start_ns + u64::from(place) * 4 * MS;
-            thread.arm(Some(at_ns));
-            thread.park();
-            let early = crew.host.now_ns() < at_ns;
-            crew.state.early.fetch_or(early, SeqCst);
-            let turn = crew.state.next.fetch_add(1, SeqCst);
-            crew.state.disorder.fetch_or(turn != place, SeqCst);
+    let run = |crew: &Crew<H, State>, me: usize| {
+        let (Some(thread), state) = (crew.threads.get(me), &crew.state) else {
+            return;
+        };
+        // From when all are there: on a slow host it takes long to make them.
+        crew.meet();
+        let now_ns = crew.host.now_ns();
+        let _ = (state.start_ns).compare_exchange(0, now_ns, SeqCst, SeqCst);
+        let start_ns = state.start_ns.load(SeqCst) + 2 * MS;
+        // Started in another order than that of their times.
+        let place = (me as u32 * 3 + 2) % 4;
+        let at_ns = start_ns + u64::from(place) * state.gap_ns;
+        thread.arm(Some(at_ns));
+        thread.park();
+        state.early.fetch_or(crew.host.now_ns() < at_ns, SeqCst);
+        let turn = state.next.fetch_add(1, SeqCst);
+        state.disorder.fetch_or(turn != place, SeqCst);
+    };
+    for round in 0..8 {
+        let state = State {
+            gap_ns: MS << (round + 2),
+            ..State::default()
+        };
+        let mut disorder = false;
+        with_crew(host, &[None; 4], state, run, |crew| {
+            ensure(crew.finished(), Arm, "every armed time comes")?;
+            let early = crew.state.early.load(SeqCst);
+            ensure(!early, Arm, "a timer is never early")?;
+            disorder = crew.state.disorder.load(SeqCst);
+            Ok(())
         })?;
-        ensure(team.finished(), "every armed time comes")?;
-        ensure(!team.state.early.load(SeqCst), "a timer is never early")?;
-        if !team.state.disorder.load(SeqCst) {
+        if !disorder {
             return Ok(());
         }
     }
-    ensure(false, "timers fire in the order of their times")
+    ensure(false, Arm, "timers fire in the order of their times")
 }

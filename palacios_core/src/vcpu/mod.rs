@@ -121,7 +121,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(crate) fn reset(&mut self, vm: &Vm<H, B>) {
         self.msrs = msr::Msrs::new(vm.backend());
         self.apic = new_apic(self.index, vm.backend());
-        let waited_ns = vm.thread(self.index).map_or(0, |thread| thread.waited_ns());
+        let waited_ns = vm.shared(self.index).map_or(0, |shared| shared.waited_ns());
         self.pvclock = pvclock::PvClock::new(waited_ns);
         self.tsc.reset();
         let first = self.index == 0;

@@ -84,10 +84,14 @@ impl<H: Host> VcpuShared<H> {
         let reading = self.reading(host);
         self.times.turn_to(next, reading, guest_ns, &self.stats);
     }
+    /// How long its thread has waited for a CPU; 0 on a host that does not count it.
+    pub(crate) fn waited_ns(&self) -> u64 {
+        self.thread.waited_ns().unwrap_or(0)
+    }
     fn reading(&self, host: &H) -> Reading {
         Reading {
             now_ns: host.now_ns(),
-            waited_ns: self.thread.waited_ns(),
+            waited_ns: self.waited_ns(),
         }
     }
     /// Its counters now. *Thread.*

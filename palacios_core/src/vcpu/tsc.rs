@@ -9,7 +9,7 @@ use super::pvclock::Instant;
 use super::{Here, Vcpu};
 use crate::backend::{Backend, BackendVcpu};
 use crate::devices::Clock;
-use crate::host::{Host, Thread};
+use crate::host::Host;
 use crate::interrupts::apic_timer::Now;
 use crate::vm::life::StopReason;
 
@@ -78,7 +78,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Writes the pages of Linux' clock and steal time, as far as they are due. `false`: there is no memory for them.
     pub(super) fn publish_clock(&mut self, here: &Here<'_, H, B>) -> bool {
-        self.pvclock.set_waited(here.shared.thread().waited_ns());
+        self.pvclock.set_waited(here.shared.waited_ns());
         if !self.pvclock.is_due() {
             return true;
         }

@@ -62,9 +62,17 @@ impl Armed {
     fn fire(&mut self, now_ns: u64) -> bool {
         let due = self.earliest().filter(|i| self.timers[*i].at_ns <= now_ns);
         if let Some(i) = due {
-            self.timers.swap_remove(i).thread.wake();
+            self.timers.swap_remove(i).thread.time_has_come();
         }
         due.is_some()
+    }
+    /// The timer that was to come first comes last.
+    fn postpone_earliest(&mut self) {
+        let latest_ns = self.timers.iter().map(|timer| timer.at_ns).max();
+        if let (Some(i), Some(latest_ns)) = (self.earliest(), latest_ns) {
+            let timer = &mut self.timers[i];
+            timer.at_ns = latest_ns.saturating_add(latest_ns - timer.at_ns);
+        }
     }
     /// For a host that breaks its promises: armed otherwise than asked for.
     fn break_promises(&mut self, host: &Inner) {
@@ -80,8 +88,10 @@ impl Armed {
         match host.config.broken {
             Some(Broken::TimerEarly) => push(at_ns - wait_ns / 4),
             Some(Broken::TimersOutOfOrder) => {
-                push(now_ns + 80_000_000u64.saturating_sub(4 * wait_ns).max(wait_ns))
+                push(at_ns);
+                self.postpone_earliest();
             }
+            Some(Broken::TimerNeverComes) => {}
             Some(Broken::TimerTwice) => {
                 push(at_ns);
                 push(at_ns.saturating_add(1_000_000));

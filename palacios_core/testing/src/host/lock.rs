@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Locks that check their order and are counted.
 
-use super::{here, Inner};
+use super::thread::sleep_for_ever;
+use super::{here, Broken, Inner};
 use palacios_core::host::{Lock, LockClass};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering::SeqCst;
@@ -58,6 +59,9 @@ impl<T: Send, const SPINS: bool> Lock<T> for TestLock<T, SPINS> {
     fn lock(&self) -> Guard<'_, T> {
         if !SPINS {
             here::may_sleep("a mutex");
+        }
+        if self.host.often_breaks(Broken::LockOftenStuck) && here::thread().is_some() {
+            sleep_for_ever();
         }
         here::take_lock(self.class, self.id);
         let held = Held(self.id);

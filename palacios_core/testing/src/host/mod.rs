@@ -34,7 +34,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What host to make.
@@ -97,6 +97,8 @@ struct Inner {
     processors: Processors,
     records: Mutex<Vec<Record>>,
     tsc_stable: AtomicBool,
+    /// What a host gives that gives the same pages over and over.
+    same_run: OnceLock<Option<Hpa>>,
 }
 
 /// What a vCPU did in its life.
@@ -145,6 +147,21 @@ impl Inner {
             .wrapping_mul(0x2545_f491_4f6c_dd1d)
             >> 16
     }
+    /// A run of pages, of which nobody else has any, unless it breaks that promise.
+    fn alloc(&self, want: PageRequest) -> Option<Hpa> {
+        const MANY_PAGES: u32 = 1 << 20;
+        const SAME_RUN: PageRequest = PageRequest::run(4);
+        let broken = self.config.broken;
+        match want.pages {
+            MANY_PAGES.. if broken == Some(Broken::PagesFewer) => {
+                self.arena.alloc(PageRequest::ONE)
+            }
+            ..=4 if broken == Some(Broken::PagesGivenTwice) => {
+                *self.same_run.get_or_init(|| self.arena.alloc(SAME_RUN))
+            }
+            _ => self.arena.alloc(want),
+        }
+    }
     fn any_cpu(&self) -> CpuId {
         CpuId((self.random() % self.cpus.len() as u64) as u32)
     }
@@ -181,6 +198,7 @@ impl TestHost {
             processors: Processors::new(config.processor.clone(), config.cpus),
             records: Mutex::default(),
             tsc_stable: AtomicBool::new(true),
+            same_run: OnceLock::new(),
             config,
         }));
         struct End<'a>(&'a TestHost);
@@ -353,8 +371,9 @@ impl Host for TestHost {
             below_4g: want.below_4g && !self.0.breaks(Broken::PagesAbove4g),
             ..want
         };
-        let at = self.object(|| self.0.arena.alloc(want))?.ok_or(NoMemory)?;
-        if self.0.breaks(Broken::PagesNotZeroed) {
+        let at = self.object(|| self.0.alloc(want))?.ok_or(NoMemory)?;
+        let remembers = self.0.breaks(Broken::PagesRemember) && self.0.arena.owner(at) > 0;
+        if self.0.breaks(Broken::PagesNotZeroed) || remembers {
             // SAFETY: a page that nobody has yet.
             unsafe { self.0.arena.address(at).add(77).write(1) };
         }
@@ -362,16 +381,25 @@ impl Host for TestHost {
     }
     unsafe fn free_pages(&self, at: Hpa, want: PageRequest) {
         here::may_sleep("free_pages");
-        if !self.0.breaks(Broken::PagesNotFreed) {
+        let keeps = [
+            Broken::PagesNotFreed,
+            Broken::PagesGivenTwice,
+            Broken::PagesFewer,
+        ];
+        if !keeps.into_iter().any(|broken| self.0.breaks(broken)) {
             self.0.arena.free(at, want.pages);
         }
     }
     fn phys_to_virt(&self, at: Hpa) -> NonNull<u8> {
-        self.0.arena.address(at)
+        let offset = match self.0.breaks(Broken::OffsetsIgnored) {
+            true => at.page_offset(),
+            false => 0,
+        };
+        self.0.arena.address(Hpa(at.0 - offset))
     }
 
     fn cpu_limit(&self) -> u32 {
-        self.0.config.cpus
+        self.0.config.cpus - u32::from(self.0.breaks(Broken::CpuLimitTooSmall))
     }
     fn current_cpu(&self) -> CpuId {
         let cpu = here::cpu().or_else(|| here::thread().map(|thread| thread.cpu()));
@@ -450,10 +478,17 @@ impl Host for TestHost {
         }
     }
     fn wall_ns(&self) -> u64 {
-        self.0.clock.wall_ns()
+        match self.0.breaks(Broken::WallClockInMicroseconds) {
+            true => self.0.clock.wall_ns() / 1000,
+            false => self.0.clock.wall_ns(),
+        }
     }
     fn tsc_hz(&self) -> u64 {
-        1_000_000_000
+        match self.0.config.broken {
+            Some(Broken::TscRateInMhz) => 1000,
+            Some(Broken::TscStableWithoutRate) => 0,
+            _ => 1_000_000_000,
+        }
     }
     fn tsc_stable(&self) -> bool {
         self.0.tsc_stable.load(SeqCst)

@@ -40,6 +40,7 @@ pub struct ThreadState {
 
 #[derive(Default)]
 struct Run {
+    starts: u32,
     running: bool,
     handle: Option<std::thread::JoinHandle<()>>,
     panic: Option<Box<dyn Any + Send>>,
@@ -88,6 +89,21 @@ impl TestThread {
     }
 }
 
+/// The calling thread does not go on any more.
+pub(super) fn sleep_for_ever() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+impl Drop for TestThread {
+    fn drop(&mut self) {
+        if self.0.host.breaks(Broken::DropSleeps) && self.0.is_current() {
+            sleep_for_ever();
+        }
+    }
+}
+
 impl Drop for ThreadState {
     fn drop(&mut self) {
         self.host.objects.threads.fetch_sub(1, SeqCst);
@@ -133,10 +149,12 @@ impl ThreadState {
     pub fn close_window(&self) {
         self.window.store(0, SeqCst);
     }
-    /// Ends its sleep and its stay in guest mode.
-    pub fn wake(&self) {
+    /// The time that it armed is there: ends its sleep and its stay in guest mode.
+    pub fn time_has_come(&self) {
         self.unpark();
-        self.kick();
+        if !self.host.breaks(Broken::TimerDoesNotKick) {
+            self.kick();
+        }
     }
     fn unpark(&self) {
         let mut wake = lock(&self.wake);
@@ -192,12 +210,19 @@ impl Thread for TestThread {
                 "{} is started again before it was joined",
                 self.0.name
             );
+            run.starts += 1;
+            run.running = true;
+            let ignored = self.0.host.breaks(Broken::NeverStarts)
+                || self.0.host.breaks(Broken::StartsOnce) && run.starts > 1;
+            if ignored {
+                run.running = run.starts == 1;
+                return Ok(());
+            }
             let state = self.0.clone();
             let spawned = std::thread::Builder::new()
                 .name(self.0.name.clone())
                 .spawn(move || state.live(body));
             run.handle = Some(spawned.expect("a thread of the machine beneath"));
-            run.running = true;
             Ok(())
         })
     }
@@ -240,8 +265,8 @@ impl Thread for TestThread {
         self.0.host.arm(&self.0, at_ns);
     }
 
-    fn waited_ns(&self) -> u64 {
-        self.0.waited_ns.load(SeqCst)
+    fn waited_ns(&self) -> Option<u64> {
+        Some(self.0.waited_ns.load(SeqCst))
     }
 
     /// Turns on a CPU are taken in order: whoever waits gets one as soon as the caller, who has none now, stays out of its way.
@@ -283,7 +308,8 @@ impl Thread for TestThread {
 
     fn pin(&self) -> Option<CpuId> {
         here::may_sleep("pin");
-        self.0.pinned().then(|| self.0.cpu())
+        let pinned = self.0.pinned() && !self.0.host.breaks(Broken::PinForgotten);
+        pinned.then(|| self.0.cpu())
     }
 
     fn join(&self) {
@@ -293,6 +319,12 @@ impl Thread for TestThread {
         if self.0.host.breaks(Broken::JoinTooEarly) {
             run.handle = None;
             return;
+        }
+        if self.0.host.breaks(Broken::JoinNeverReturns) && run.starts > 0
+            || self.0.host.breaks(Broken::JoinWaitsForStart) && run.starts == 0
+        {
+            drop(run);
+            sleep_for_ever();
         }
         while run.running {
             run = self
