@@ -6,6 +6,7 @@ use crate::counters::Directory;
 use crate::ffi::{self, THIS_MODULE};
 use crate::host::Linux;
 use crate::memory::Ram;
+use core::fmt;
 use core::ptr::null_mut;
 use kernel::{bindings, prelude::*, seq_file::SeqFile, seq_print};
 use palacios_core::conformance::Suite;
@@ -84,11 +85,12 @@ unsafe extern "C" fn show_flushes(file: *mut bindings::seq_file, _data: *mut c_v
 unsafe extern "C" fn show_conformance(file: *mut bindings::seq_file, _data: *mut c_void) -> i32 {
     // SAFETY: The file of this call.
     let file = unsafe { SeqFile::from_raw(file) };
-    let mut suite = Suite::new(&Linux, |report| seq_print!(file, "{}\n", report));
+    let print = |line: fmt::Arguments<'_>| seq_print!(file, "{}\n", line);
+    let mut suite = Suite::new(&Linux, |report| print(format_args!("{report}")));
     suite.contract();
     suite.guest_ram(|| Ram::new().ok());
     // SAFETY: In a window: interrupts are off. Halting is what comes closest to a guest that never exits.
     suite.kicks(|_: &Linux, _| unsafe { ffi::v3vee_halt() });
-    seq_print!(file, "{}\n", suite.summary());
+    print(format_args!("{}", suite.summary()));
     0
 }

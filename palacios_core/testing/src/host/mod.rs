@@ -22,7 +22,7 @@ pub use thread::TestThread;
 
 use crate::heap;
 use crate::processor::execute::Guest;
-use crate::processor::{self, Processors, Violation};
+use crate::processor::{self, HostMachine, Processors, Violation};
 use clock::{Clock, Timers};
 use cpu::Cpu;
 use pages::Arena;
@@ -528,6 +528,27 @@ impl Host for TestHost {
             let mut log = self.0.log.lock().unwrap_or_else(PoisonError::into_inner);
             log.push(LogLine { level, scope, text });
         });
+    }
+}
+
+impl HostMachine for TestHost {
+    fn processors(&self) -> &Processors {
+        self.processors()
+    }
+    fn phys_to_virt(&self, at: Hpa) -> NonNull<u8> {
+        Host::phys_to_virt(self, at)
+    }
+    fn owner(&self, page: Hpa) -> u32 {
+        self.owner(page)
+    }
+    fn window_cpu(&self) -> Option<CpuId> {
+        self.window_cpu()
+    }
+    fn interrupted(&self) -> bool {
+        self.interrupted()
+    }
+    fn random(&self) -> u64 {
+        self.random()
     }
 }
 

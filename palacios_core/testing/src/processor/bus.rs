@@ -2,16 +2,14 @@
 //! Guest-physical memory as a running guest reaches it: through the TLB of the CPU it is on.
 
 use super::tlb::{Space, Tlb, Translation};
-use super::Processors;
-use crate::TestHost;
+use super::{HostMachine, Processors};
 use palacios_core::addr::{Gpa, PAGE_SIZE};
 use palacios_core::backend::NestedFault;
-use palacios_core::host::Host;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering::SeqCst};
 
 /// The way to guest memory.
 pub struct Bus<'a> {
-    pub host: &'a TestHost,
+    pub host: &'a dyn HostMachine,
     pub processors: &'a Processors,
     pub tlb: &'a mut Tlb,
     pub space: Space,

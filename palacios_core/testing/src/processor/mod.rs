@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The processors of the test host: they execute guests, keep all that a processor may keep, and note what none allows.
+//! The processors of the test host, or of another [`HostMachine`]: they execute guests, keep all that a processor may keep, and note what none allows.
 
 mod breakpoints;
 pub(crate) mod bus;
@@ -7,6 +7,7 @@ mod control;
 pub(crate) mod execute;
 mod fixups;
 mod instruction;
+mod machine;
 pub(crate) mod svm;
 pub(crate) mod tlb;
 pub(crate) mod trap;
@@ -24,6 +25,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tlb::Tlb;
 
+pub use machine::HostMachine;
+pub use trap::{cpuid, install_for};
 pub use vmx::Config as VmxConfig;
 
 /// What kind of processor it is.
@@ -101,10 +104,10 @@ pub enum Violation {
     HostStarved(CpuId),
 }
 
-/// All processors.
+/// All processors of a host.
 #[derive(Debug)]
-pub(crate) struct Processors {
-    pub config: Config,
+pub struct Processors {
+    pub(crate) config: Config,
     cpus: Vec<Mutex<Core>>,
     violations: Mutex<Vec<Violation>>,
     lives: Mutex<Vec<Life>>,
@@ -169,6 +172,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Processors {
+    /// As many as a host has CPUs.
     pub fn new(config: Config, cpus: u32) -> Self {
         Self {
             config,
@@ -180,25 +184,25 @@ impl Processors {
             down: AtomicBool::new(false),
         }
     }
-    pub fn cpu(&self, cpu: CpuId) -> MutexGuard<'_, Core> {
+    pub(crate) fn cpu(&self, cpu: CpuId) -> MutexGuard<'_, Core> {
         lock(&self.cpus[cpu.0 as usize])
     }
-    pub fn regions(&self) -> MutexGuard<'_, vmx::Regions> {
+    pub(crate) fn regions(&self) -> MutexGuard<'_, vmx::Regions> {
         lock(&self.regions)
     }
     /// Says who uses a region for VMXON first.
-    pub fn enter_operation(&self, region: u64, cpu: CpuId) -> CpuId {
+    pub(crate) fn enter_operation(&self, region: u64, cpu: CpuId) -> CpuId {
         *lock(&self.operations).entry(region).or_insert(cpu)
     }
-    pub fn is_down(&self) -> bool {
+    pub(crate) fn is_down(&self) -> bool {
         self.down.load(SeqCst)
     }
     /// All CPUs leave VMX operation, whatever they are at.
-    pub fn go_down(&self) {
+    pub(crate) fn go_down(&self) {
         self.down.store(true, SeqCst);
     }
     /// Notes a violation, once.
-    pub fn note(&self, violation: Violation) {
+    pub(crate) fn note(&self, violation: Violation) {
         crate::heap::exempt(|| {
             let mut violations = lock(&self.violations);
             if !violations.contains(&violation) {
@@ -207,7 +211,7 @@ impl Processors {
         });
     }
     /// Says that a guest is now on `cpu`, and where it was before.
-    pub fn moved(&self, vmcb: u64, cpu: CpuId) -> Option<CpuId> {
+    pub(crate) fn moved(&self, vmcb: u64, cpu: CpuId) -> Option<CpuId> {
         let mut lives = lock(&self.lives);
         if let Some(life) = lives.iter_mut().find(|life| life.vmcb == vmcb) {
             return Some(std::mem::replace(&mut life.last, cpu));
@@ -224,7 +228,7 @@ impl Processors {
         None
     }
     /// Adds what a guest did in one entry.
-    pub fn note_life(&self, vmcb: u64, guest: &Guest, flushed: bool) {
+    pub(crate) fn note_life(&self, vmcb: u64, guest: &Guest, flushed: bool) {
         let mut lives = lock(&self.lives);
         let Some(life) = lives.iter_mut().find(|life| life.vmcb == vmcb) else {
             return;
@@ -244,13 +248,13 @@ impl Processors {
         }
     }
     /// What all guests did.
-    pub fn records(&self) -> Vec<Record> {
+    pub(crate) fn records(&self) -> Vec<Record> {
         lock(&self.lives)
             .iter()
             .map(|life| life.record.clone())
             .collect()
     }
-    pub fn take_violations(&self) -> Vec<Violation> {
+    pub(crate) fn take_violations(&self) -> Vec<Violation> {
         std::mem::take(&mut lock(&self.violations))
     }
     /// What was noted.
@@ -258,7 +262,7 @@ impl Processors {
         lock(&self.violations).clone()
     }
     /// Looks at a CPU whose window closes.
-    pub fn window_closes(&self, cpu: CpuId) {
+    pub(crate) fn window_closes(&self, cpu: CpuId) {
         let mut core = self.cpu(cpu);
         core.starved = 0;
         let left = match self.config.vmx {

@@ -9,11 +9,10 @@ use super::bus::Bus;
 use super::execute::{Guest, Policy};
 use super::tlb::Space;
 use super::vmcb::{at, Vmcb, GROUPS, HIDDEN};
-use super::Violation;
-use crate::TestHost;
+use super::{HostMachine, Violation};
 use palacios_core::addr::Hpa;
 use palacios_core::backend::{Event, Exit, NestedFault, PortAccess};
-use palacios_core::host::{CpuId, Host};
+use palacios_core::host::CpuId;
 use palacios_core::state::{cr4, efer, Exception, Gprs, Reg};
 use std::collections::HashMap;
 
@@ -132,7 +131,7 @@ pub fn host_xcr0() -> u64 {
 
 /// VMRUN, until the exit.
 pub struct Run<'a> {
-    pub host: &'a TestHost,
+    pub host: &'a dyn HostMachine,
     pub cpu: CpuId,
     pub at: u64,
     pub gprs: &'a mut Gprs,

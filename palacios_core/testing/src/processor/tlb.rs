@@ -4,10 +4,8 @@
 //! Under VT-x there are two kinds of what it keeps (SDM 3C: 28.3.1): guest-physical translations of one EPT pointer, whoever
 //! uses it, and combined ones, which go from a guest's linear addresses all the way, of one tag and one EPT pointer.
 
-use super::Violation;
-use crate::TestHost;
+use super::{HostMachine, Violation};
 use palacios_core::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
-use palacios_core::host::Host;
 use palacios_core::memory::table::Format;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,7 +92,7 @@ pub struct Translation {
 
 impl Translation {
     /// The frame is still its owner's; otherwise somebody gave it away while the guest could reach it.
-    pub fn check(&self, host: &TestHost, gpa: Gpa) -> Result<(), Violation> {
+    pub fn check(&self, host: &dyn HostMachine, gpa: Gpa) -> Result<(), Violation> {
         match () {
             () if self.foreign => Err(Violation::ForeignTranslation { gpa }),
             () if host.owner(self.frame) != self.owner => Err(Violation::StaleTranslation { gpa }),
@@ -122,7 +120,12 @@ impl Tlb {
         self.entries.clear();
     }
     /// Where `gpa` is; `None` if neither the TLB nor the tables know.
-    pub fn translate(&mut self, host: &TestHost, space: &Space, gpa: Gpa) -> Option<Translation> {
+    pub fn translate(
+        &mut self,
+        host: &dyn HostMachine,
+        space: &Space,
+        gpa: Gpa,
+    ) -> Option<Translation> {
         let known = self.find(space, gpa);
         let (entry, size) = match known {
             Some(known) => known,
@@ -172,7 +175,7 @@ impl Tlb {
     }
 
     /// Reads the tables, and keeps what they say.
-    fn walk(&mut self, host: &TestHost, space: &Space, gpa: Gpa) -> Option<(Entry, u64)> {
+    fn walk(&mut self, host: &dyn HostMachine, space: &Space, gpa: Gpa) -> Option<(Entry, u64)> {
         let format = space.format;
         let (mut table, mut level) = (space.root, format.levels);
         loop {

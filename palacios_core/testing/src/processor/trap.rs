@@ -1,15 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Privileged instructions in tests: the machine beneath refuses them, and the signal that tells so has them done by the
-//! test host's processor instead. The code under test is what a kernel would run, down to its assembly.
+//! test host's processor instead, or that of another [`HostMachine`]. The code under test is what a kernel would run, down to its assembly.
 
 use super::svm::{self, Run, TSC_AUX};
 use super::vmcb::Vmcb;
-use super::{breakpoints, fixups, vmx};
+use super::{breakpoints, fixups, vmx, HostMachine};
 use crate::{heap, TestHost};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, Register};
 use palacios_core::host::CpuId;
 use palacios_core::state::{cr4, Gprs};
-use std::sync::Once;
+use std::sync::{Arc, Once, OnceLock};
+
+/// Whose processors do the privileged instructions of threads that are on no test host.
+static MACHINE: OnceLock<Arc<dyn HostMachine>> = OnceLock::new();
+
+/// From now on, this process's privileged instructions are done by the processors of `machine`; on threads of a test host by
+/// that one's. Once in a process.
+pub fn install_for(machine: Arc<dyn HostMachine>) {
+    assert!(MACHINE.set(machine).is_ok(), "a process has one machine");
+    install();
+}
 
 /// From now on, this process's privileged instructions are the test host's processors'.
 pub fn install() {
@@ -154,8 +164,11 @@ extern "C" fn handle(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c
 
 /// Does the instruction at RIP; `false` if it is none that this knows, or not the test host's.
 fn emulate(machine: &mut Machine<'_>) -> bool {
-    let Some(host) = TestHost::here() else {
-        return false;
+    let test_host = TestHost::here();
+    let host: &dyn HostMachine = match (&test_host, MACHINE.get()) {
+        (Some(host), _) => host,
+        (None, Some(host)) => host.as_ref(),
+        (None, None) => return false,
     };
     let rip = *machine.rip() as u64;
     let bytes = breakpoints::code(rip);
@@ -167,10 +180,10 @@ fn emulate(machine: &mut Machine<'_>) -> bool {
     let i = Decoder::with_ip(64, &bytes, rip, options).decode();
     let cpu = host.window_cpu().unwrap_or(CpuId(0));
     let done = match i.mnemonic() {
-        _ if intel => vmx::emulate(&host, cpu, &i, machine),
-        _ if is_off(&host, cpu, &i) => Done::Faults,
-        Mnemonic::Mov => moved(&host, cpu, &i, machine),
-        _ => system(&host, cpu, &i, machine),
+        _ if intel => vmx::emulate(host, cpu, &i, machine),
+        _ if is_off(host, cpu, &i) => Done::Faults,
+        Mnemonic::Mov => moved(host, cpu, &i, machine),
+        _ => system(host, cpu, &i, machine),
     };
     match done {
         Done::Next => *machine.rip() += i.len() as i64,
@@ -182,7 +195,7 @@ fn emulate(machine: &mut Machine<'_>) -> bool {
 }
 
 /// The instruction faults as long as SVM is off.
-fn is_off(host: &TestHost, cpu: CpuId, i: &Instruction) -> bool {
+fn is_off(host: &dyn HostMachine, cpu: CpuId, i: &Instruction) -> bool {
     let svm = matches!(
         i.mnemonic(),
         Mnemonic::Clgi | Mnemonic::Stgi | Mnemonic::Vmload | Mnemonic::Vmsave | Mnemonic::Vmrun
@@ -197,7 +210,7 @@ fn fault(machine: &mut Machine<'_>) -> bool {
     to.is_some()
 }
 
-fn system(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>) -> Done {
+fn system(host: &dyn HostMachine, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>) -> Done {
     let mut core = host.processors().cpu(cpu);
     let rax = machine.get(Register::RAX);
     match i.mnemonic() {
@@ -230,7 +243,7 @@ fn system(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_
     Done::Next
 }
 
-fn vmrun(host: &TestHost, cpu: CpuId, machine: &mut Machine<'_>) {
+fn vmrun(host: &dyn HostMachine, cpu: CpuId, machine: &mut Machine<'_>) {
     let mut gprs = machine.gprs();
     let rax = machine.get(Register::RAX);
     let run = Run {
@@ -246,7 +259,7 @@ fn vmrun(host: &TestHost, cpu: CpuId, machine: &mut Machine<'_>) {
 }
 
 /// Moves to and from control and debug registers.
-fn moved(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>) -> Done {
+fn moved(host: &dyn HostMachine, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>) -> Done {
     let mut core = host.processors().cpu(cpu);
     let (to, from) = (i.op0_register(), i.op1_register());
     match (to, from) {
@@ -268,7 +281,7 @@ fn moved(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>
 }
 
 /// The CPUID that the backend is to see.
-pub fn cpuid(host: &TestHost) -> impl Fn(u32, u32) -> [u32; 4] {
+pub fn cpuid(host: &dyn HostMachine) -> impl Fn(u32, u32) -> [u32; 4] {
     let config = host.processors().config.clone();
     move |leaf, _| match config.vmx {
         Some(_) => vmx::caps::cpuid(&config, leaf),

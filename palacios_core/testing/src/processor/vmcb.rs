@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A virtual machine control block as the processor reads it: by offsets, out of APM 2, appendix B.
 
+use super::HostMachine;
 use palacios_core::addr::Hpa;
-use palacios_core::host::Host;
 use palacios_core::state::{CpuState, Segment, SegmentAttributes, TableRegister};
 
 /// Offsets of fields.
@@ -91,7 +91,7 @@ macro_rules! access {
 }
 
 impl Vmcb {
-    pub fn new(host: &impl Host, at: u64) -> Self {
+    pub fn new(host: &dyn HostMachine, at: u64) -> Self {
         assert!(at % 4096 == 0, "a VMCB at {at:#x}");
         Self(host.phys_to_virt(Hpa(at)).as_ptr())
     }

@@ -6,10 +6,8 @@ use super::caps;
 use super::field::*;
 use super::host::{self, Registers};
 use super::vmcs::{Vmcs, UNUSABLE};
-use crate::processor::Config;
-use crate::TestHost;
+use crate::processor::{Config, HostMachine};
 use palacios_core::addr::Hpa;
-use palacios_core::host::Host;
 use palacios_core::state::{cr0, cr4, efer, rflags};
 
 /// A condition that must hold, and what is wrong if not.
@@ -109,7 +107,7 @@ pub fn stale_host(vmcs: &Vmcs, r: &Registers) -> Result<(), &'static str> {
 }
 
 /// SDM 3C: 26.2.1. Failing, the entry does not begin, with error 7.
-pub fn controls(host: &TestHost, vmcs: &Vmcs) -> Result<(), &'static str> {
+pub fn controls(host: &dyn HostMachine, vmcs: &Vmcs) -> Result<(), &'static str> {
     let config = &host.processors().config;
     let allowed = |field, index| {
         let (must, may) = caps::controls(config, index);
@@ -153,12 +151,12 @@ fn is_ept_pointer(config: &Config, pointer: u64) -> bool {
 }
 
 /// Not above the priority in the virtual-APIC page, or the guest is below it from the start.
-fn threshold(host: &TestHost, vmcs: &Vmcs) -> bool {
+fn threshold(host: &dyn HostMachine, vmcs: &Vmcs) -> bool {
     vmcs.get(TPR_THRESHOLD) <= u64::from(virtual_tpr(host, vmcs) >> 4)
 }
 
 /// The task priority in the virtual-APIC page.
-pub fn virtual_tpr(host: &TestHost, vmcs: &Vmcs) -> u8 {
+pub fn virtual_tpr(host: &dyn HostMachine, vmcs: &Vmcs) -> u8 {
     let page = host.phys_to_virt(Hpa(vmcs.get(VIRTUAL_APIC)));
     // SAFETY: a byte of a page that is the vCPU's own.
     unsafe { page.as_ptr().add(0x80).read_volatile() }

@@ -6,7 +6,7 @@ use super::super::execute::{Guest, Masks, Policy};
 use super::super::svm::tsc;
 use super::super::tlb::{Linear, Owner, Space};
 use super::super::trap::{Done, Machine};
-use super::super::{Core, Violation};
+use super::super::{Core, HostMachine, Violation};
 use super::exit::{self, Reason};
 use super::host::{
     self, Registers, FS_BASE, GS_BASE, PAT, SYSENTER_CS, SYSENTER_EIP, SYSENTER_ESP,
@@ -14,10 +14,9 @@ use super::host::{
 use super::trap::ends;
 use super::vmcs::Vmcs;
 use super::{caps, check, field, Outcome};
-use crate::TestHost;
 use palacios_core::addr::{Gpa, Hpa};
 use palacios_core::backend::{Event, Exit, NestedFault};
-use palacios_core::host::{CpuId, Host};
+use palacios_core::host::CpuId;
 use palacios_core::state::{cr0, cr4, efer, Control, Exception, Reg, Seg};
 
 /// Bits of the primary controls.
@@ -34,14 +33,14 @@ mod primary {
 
 /// An entry under way.
 struct Entry<'a> {
-    host: &'a TestHost,
+    host: &'a dyn HostMachine,
     core: &'a mut Core,
     /// The address of the VMCS.
     at: u64,
 }
 
 /// Enters the guest of the current VMCS.
-pub fn enter(host: &TestHost, cpu: CpuId, resume: bool, machine: &mut Machine<'_>) -> Done {
+pub fn enter(host: &dyn HostMachine, cpu: CpuId, resume: bool, machine: &mut Machine<'_>) -> Done {
     let mut core = host.processors().cpu(cpu);
     if host.processors().is_down() {
         core.vmx.ends();
@@ -355,7 +354,12 @@ impl Entry<'_> {
 }
 
 /// Loads a list of MSRs (SDM 3C: 26.4, 27.6).
-fn load_list(host: &TestHost, registers: &mut Registers, vmcs: &Vmcs, [count, at]: [u16; 2]) {
+fn load_list(
+    host: &dyn HostMachine,
+    registers: &mut Registers,
+    vmcs: &Vmcs,
+    [count, at]: [u16; 2],
+) {
     for n in 0..vmcs.get(count) {
         let at = Hpa(vmcs.get(at) + 16 * n);
         // SAFETY: 16 bytes of a page that was given to the processor.

@@ -3,13 +3,12 @@
 
 use super::super::execute::Guest;
 use super::super::svm::TASK;
+use super::super::HostMachine;
 use super::check;
 use super::field;
 use super::vmcs::Vmcs;
-use crate::TestHost;
 use palacios_core::addr::Hpa;
 use palacios_core::backend::{Event, Exit, NestedFault, PortAccess};
-use palacios_core::host::Host;
 use palacios_core::state::{Exception, Reg};
 
 const VALID: u32 = 1 << 31;
@@ -47,7 +46,7 @@ pub fn entry_failed(vmcs: &mut Vmcs, reason: u64, qualification: u64) {
 }
 
 /// Saves the guest's state.
-pub fn store(host: &TestHost, vmcs: &mut Vmcs, guest: &Guest) {
+pub fn store(host: &dyn HostMachine, vmcs: &mut Vmcs, guest: &Guest) {
     vmcs.store(&guest.state);
     vmcs.set(field::RSP, guest.state.gprs[Reg::Rsp]);
     let shadow = match (guest.shadow, guest.shadow_of_stack) {

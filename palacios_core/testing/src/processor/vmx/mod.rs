@@ -16,11 +16,10 @@ mod vmcs;
 
 pub(crate) use trap::emulate;
 
-use super::{Processors, Violation};
-use crate::TestHost;
+use super::{HostMachine, Processors, Violation};
 use host::{Registers, CR4_VMXE};
 use palacios_core::addr::Hpa;
-use palacios_core::host::{CpuId, Host};
+use palacios_core::host::CpuId;
 use std::collections::HashMap;
 pub use vmcs::Regions;
 use vmcs::Vmcs;
@@ -120,7 +119,7 @@ impl Vmx {
         processors.note(Violation::Vmx(what));
     }
 
-    fn vmxon(&mut self, host: &TestHost, at: u64) -> Outcome {
+    fn vmxon(&mut self, host: &dyn HostMachine, at: u64) -> Outcome {
         if self.region.is_some() {
             return Outcome::Fails(15);
         }
@@ -139,7 +138,7 @@ impl Vmx {
         Outcome::Succeeds
     }
 
-    fn vmxoff(&mut self, host: &TestHost) -> Outcome {
+    fn vmxoff(&mut self, host: &dyn HostMachine) -> Outcome {
         if !self.active.is_empty() {
             self.note(host.processors(), "VMXOFF with a VMCS active");
         }
@@ -152,7 +151,7 @@ impl Vmx {
         at % 4096 == 0 && self.region != Some(at)
     }
 
-    fn vmptrld(&mut self, host: &TestHost, at: u64) -> Outcome {
+    fn vmptrld(&mut self, host: &dyn HostMachine, at: u64) -> Outcome {
         if !self.is_region(at) {
             return self.fails(9);
         }
@@ -176,7 +175,7 @@ impl Vmx {
         Outcome::Succeeds
     }
 
-    fn vmclear(&mut self, host: &TestHost, at: u64) -> Outcome {
+    fn vmclear(&mut self, host: &dyn HostMachine, at: u64) -> Outcome {
         if !self.is_region(at) {
             return self.fails(2);
         }
@@ -215,7 +214,7 @@ impl Vmx {
     }
 
     /// A field of the current VMCS.
-    fn vmread(&mut self, host: &TestHost, encoding: u64) -> Result<u64, Outcome> {
+    fn vmread(&mut self, host: &dyn HostMachine, encoding: u64) -> Result<u64, Outcome> {
         let Some(field) = self.field(host, encoding) else {
             return Err(self.fails(12));
         };
@@ -223,7 +222,7 @@ impl Vmx {
         Ok(vmcs.get(field))
     }
 
-    fn vmwrite(&mut self, host: &TestHost, encoding: u64, value: u64) -> Outcome {
+    fn vmwrite(&mut self, host: &dyn HostMachine, encoding: u64, value: u64) -> Outcome {
         let Some(field) = self.field(host, encoding) else {
             return self.fails(12);
         };
@@ -241,7 +240,7 @@ impl Vmx {
 
     /// A field that there is. Those that come with a control may be missing; to ask for another that does is a mistake, as
     /// is to ask for any without a VMCS.
-    fn field(&self, host: &TestHost, encoding: u64) -> Option<u16> {
+    fn field(&self, host: &dyn HostMachine, encoding: u64) -> Option<u16> {
         let processors = host.processors();
         let has = |index, bit: u32| caps::controls(&processors.config, index).1 & bit != 0;
         let field = u16::try_from(encoding).ok().filter(|e| field::exists(*e));
@@ -259,7 +258,7 @@ impl Vmx {
     }
 
     /// A handler of the host sees to the samples that it has on, by an NMI: it finds what it left, and leaves something else.
-    fn handles_samples(&mut self, host: &TestHost) {
+    fn handles_samples(&mut self, host: &dyn HostMachine) {
         use host::{PEBS_ENABLE, PERF_GLOBAL_CTRL};
         if self.own.msr(PEBS_ENABLE) == 0 {
             return;
@@ -285,7 +284,7 @@ impl Vmx {
     }
 
     /// The host's handler of vector 2 or 18 runs.
-    pub fn handles(&mut self, host: &TestHost, vector: u8) {
+    pub fn handles(&mut self, host: &dyn HostMachine, vector: u8) {
         self.handles_samples(host);
         let owed = &mut self.owed[usize::from(vector != 2)];
         if !std::mem::take(owed) && !host.processors().is_down() {
@@ -298,14 +297,14 @@ impl Vmx {
 }
 
 /// The revision identifier in a region.
-fn revision(host: &TestHost, at: u64) -> u32 {
+fn revision(host: &dyn HostMachine, at: u64) -> u32 {
     // SAFETY: the first bytes of a page that was given.
     let word = unsafe { host.phys_to_virt(Hpa(at)).cast::<u32>().read_volatile() };
     word & 0x7fff_ffff
 }
 
 /// What software finds in a region, beside its revision, means nothing.
-fn poison(host: &TestHost, at: u64) {
+fn poison(host: &dyn HostMachine, at: u64) {
     let page = host.phys_to_virt(Hpa(at));
     // SAFETY: a page that was given to the processor.
     unsafe { page.add(4).write_bytes(0xcc, 4092) };

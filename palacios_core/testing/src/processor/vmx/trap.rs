@@ -2,9 +2,9 @@
 //! Privileged instructions on a processor with VT-x.
 
 use super::super::trap::{Done, Machine};
+use super::super::HostMachine;
 use super::host::{self, CR4_VMXE};
 use super::{caps, field, Outcome, Vmx};
-use crate::TestHost;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use palacios_core::host::CpuId;
 
@@ -14,7 +14,12 @@ const ZF: u64 = 1 << 6;
 const ARITHMETIC: u64 = CF | 1 << 2 | 1 << 4 | ZF | 1 << 7 | 1 << 11;
 
 /// Does an instruction.
-pub fn emulate(host: &TestHost, cpu: CpuId, i: &Instruction, machine: &mut Machine<'_>) -> Done {
+pub fn emulate(
+    host: &dyn HostMachine,
+    cpu: CpuId,
+    i: &Instruction,
+    machine: &mut Machine<'_>,
+) -> Done {
     if matches!(i.mnemonic(), Mnemonic::Vmlaunch | Mnemonic::Vmresume) {
         return super::enter::enter(host, cpu, i.mnemonic() == Mnemonic::Vmresume, machine);
     }
@@ -85,7 +90,12 @@ pub fn ends(machine: &mut Machine<'_>, outcome: Outcome) -> Done {
 }
 
 /// Instructions of VMX operation.
-fn operation(host: &TestHost, vmx: &mut Vmx, i: &Instruction, machine: &mut Machine<'_>) -> Done {
+fn operation(
+    host: &dyn HostMachine,
+    vmx: &mut Vmx,
+    i: &Instruction,
+    machine: &mut Machine<'_>,
+) -> Done {
     if i.mnemonic() == Mnemonic::Vmxon {
         let may = vmx.registers.cr4 & CR4_VMXE != 0 && !host.processors().is_down();
         let at = machine.word(machine.address(i));
@@ -155,7 +165,12 @@ fn table(vmx: &mut Vmx, i: &Instruction, machine: &mut Machine<'_>) -> Done {
 }
 
 /// Moves to and from control and debug registers, and from the host's memory.
-fn moved(host: &TestHost, vmx: &mut Vmx, i: &Instruction, machine: &mut Machine<'_>) -> Done {
+fn moved(
+    host: &dyn HostMachine,
+    vmx: &mut Vmx,
+    i: &Instruction,
+    machine: &mut Machine<'_>,
+) -> Done {
     let r = &mut vmx.registers;
     if i.op1_kind() == OpKind::Memory {
         return match r.descriptor(machine.address(i)) {
@@ -193,7 +208,12 @@ fn moved(host: &TestHost, vmx: &mut Vmx, i: &Instruction, machine: &mut Machine<
 }
 
 /// Registers that are read and written by number.
-fn register(host: &TestHost, vmx: &mut Vmx, what: Mnemonic, machine: &mut Machine<'_>) -> Done {
+fn register(
+    host: &dyn HostMachine,
+    vmx: &mut Vmx,
+    what: Mnemonic,
+    machine: &mut Machine<'_>,
+) -> Done {
     const COMMANDS: [u32; 2] = [0x49, 0x10b];
     let index = machine.get(Register::RCX) as u32;
     let value = machine.edx_eax();
