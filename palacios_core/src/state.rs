@@ -7,23 +7,38 @@ use core::ops::{Index, IndexMut};
 /// A general register, numbered as instructions encode it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs)]
 pub enum Reg {
+    /// RAX, with the number 0.
     Rax,
+    /// RCX, with the number 1.
     Rcx,
+    /// RDX, with the number 2.
     Rdx,
+    /// RBX, with the number 3.
     Rbx,
+    /// RSP, with the number 4.
     Rsp,
+    /// RBP, with the number 5.
     Rbp,
+    /// RSI, with the number 6.
     Rsi,
+    /// RDI, with the number 7.
     Rdi,
+    /// R8, with the number 8.
     R8,
+    /// R9, with the number 9.
     R9,
+    /// R10, with the number 10.
     R10,
+    /// R11, with the number 11.
     R11,
+    /// R12, with the number 12.
     R12,
+    /// R13, with the number 13.
     R13,
+    /// R14, with the number 14.
     R14,
+    /// R15, with the number 15.
     R15,
 }
 
@@ -77,15 +92,22 @@ impl IndexMut<Reg> for Gprs {
 /// A segment register, numbered as instructions encode it; the two system registers follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-#[allow(missing_docs)]
 pub enum Seg {
+    /// The extra segment.
     Es,
+    /// The code segment.
     Cs,
+    /// The stack segment.
     Ss,
+    /// The data segment.
     Ds,
+    /// FS, which software uses as it likes.
     Fs,
+    /// GS, which software uses as it likes.
     Gs,
+    /// The local descriptor table.
     Ldtr,
+    /// The task register.
     Tr,
 }
 
@@ -258,67 +280,110 @@ impl CpuState {
 }
 
 /// Bits of RFLAGS (SDM 1: 3.4.3).
-#[allow(missing_docs)]
 pub mod rflags {
+    /// Carry.
     pub const CF: u64 = 1 << 0;
     /// Always one.
     pub const FIXED: u64 = 1 << 1;
+    /// Parity of the result's low byte.
     pub const PF: u64 = 1 << 2;
+    /// Carry out of the low four bits.
     pub const AF: u64 = 1 << 4;
+    /// The result is zero.
     pub const ZF: u64 = 1 << 6;
+    /// The result is negative.
     pub const SF: u64 = 1 << 7;
+    /// A #DB after each instruction.
     pub const TF: u64 = 1 << 8;
+    /// External interrupts are taken.
     pub const IF: u64 = 1 << 9;
+    /// String instructions go downwards.
     pub const DF: u64 = 1 << 10;
+    /// Signed overflow.
     pub const OF: u64 = 1 << 11;
     /// Both bits of the I/O privilege level.
     pub const IOPL: u64 = 3 << 12;
+    /// The task was called by another.
     pub const NT: u64 = 1 << 14;
+    /// Instruction breakpoints are ignored for one instruction.
     pub const RF: u64 = 1 << 16;
+    /// Virtual-8086 mode.
     pub const VM: u64 = 1 << 17;
+    /// Alignment is checked in user mode; with SMAP, user memory may be reached.
     pub const AC: u64 = 1 << 18;
+    /// The virtual interrupt flag.
     pub const VIF: u64 = 1 << 19;
+    /// A virtual interrupt is pending.
     pub const VIP: u64 = 1 << 20;
+    /// CPUID is there if it can be changed.
     pub const ID: u64 = 1 << 21;
 }
 
 /// Bits of CR0 (SDM 3A: 2.5).
-#[allow(missing_docs)]
 pub mod cr0 {
+    /// Protected mode.
     pub const PE: u64 = 1 << 0;
+    /// WAIT obeys TS.
     pub const MP: u64 = 1 << 1;
+    /// There is no x87: its instructions are #NM.
     pub const EM: u64 = 1 << 2;
+    /// The task was switched: x87 and SSE instructions are #NM.
     pub const TS: u64 = 1 << 3;
+    /// There is an x87; always one.
     pub const ET: u64 = 1 << 4;
+    /// Errors of the x87 are #MF.
     pub const NE: u64 = 1 << 5;
+    /// The kernel obeys read-only pages.
     pub const WP: u64 = 1 << 16;
+    /// RFLAGS.AC has alignment checked.
     pub const AM: u64 = 1 << 18;
+    /// Not write-through; allowed only together with CD.
     pub const NW: u64 = 1 << 29;
+    /// Caches are off.
     pub const CD: u64 = 1 << 30;
+    /// Paging.
     pub const PG: u64 = 1 << 31;
 }
 
 /// Bits of CR4 (SDM 3A: 2.5).
-#[allow(missing_docs)]
 pub mod cr4 {
+    /// Virtual-8086 mode has virtual interrupts.
     pub const VME: u64 = 1 << 0;
+    /// Protected mode has virtual interrupts.
     pub const PVI: u64 = 1 << 1;
+    /// RDTSC is the kernel's alone.
     pub const TSD: u64 = 1 << 2;
+    /// Breakpoints on I/O; DR4 and DR5 are #UD.
     pub const DE: u64 = 1 << 3;
+    /// 4 MiB pages, in 32-bit paging.
     pub const PSE: u64 = 1 << 4;
+    /// 64-bit entries in page tables.
     pub const PAE: u64 = 1 << 5;
+    /// Machine checks are exceptions.
     pub const MCE: u64 = 1 << 6;
+    /// Global pages.
     pub const PGE: u64 = 1 << 7;
+    /// RDPMC is for user mode too.
     pub const PCE: u64 = 1 << 8;
+    /// The kernel saves SSE registers by FXSAVE.
     pub const OSFXSR: u64 = 1 << 9;
+    /// Errors of SSE are #XM.
     pub const OSXMMEXCPT: u64 = 1 << 10;
+    /// SGDT, SIDT, SLDT, SMSW and STR are the kernel's alone.
     pub const UMIP: u64 = 1 << 11;
+    /// Five levels of page tables.
     pub const LA57: u64 = 1 << 12;
+    /// RDFSBASE and its like are there.
     pub const FSGSBASE: u64 = 1 << 16;
+    /// Address-space tags in CR3.
     pub const PCIDE: u64 = 1 << 17;
+    /// The kernel saves registers by XSAVE.
     pub const OSXSAVE: u64 = 1 << 18;
+    /// The kernel does not execute user pages.
     pub const SMEP: u64 = 1 << 20;
+    /// The kernel does not reach user pages.
     pub const SMAP: u64 = 1 << 21;
+    /// Protection keys for user pages.
     pub const PKE: u64 = 1 << 22;
 
     /// What a guest may set, if its processor has it: what these switch on needs nothing that is not switched with the guest.
@@ -342,14 +407,20 @@ pub mod cr4 {
 }
 
 /// Bits of EFER (APM 2: 3.1.7).
-#[allow(missing_docs)]
 pub mod efer {
+    /// SYSCALL is there.
     pub const SCE: u64 = 1 << 0;
+    /// Long mode, once paging is on.
     pub const LME: u64 = 1 << 8;
+    /// Long mode is on.
     pub const LMA: u64 = 1 << 10;
+    /// Page tables can forbid execution.
     pub const NXE: u64 = 1 << 11;
+    /// SVM is on.
     pub const SVME: u64 = 1 << 12;
+    /// Segment limits in long mode.
     pub const LMSLE: u64 = 1 << 13;
+    /// FXSAVE in 64-bit mode leaves out the XMM registers.
     pub const FFXSR: u64 = 1 << 14;
 }
 

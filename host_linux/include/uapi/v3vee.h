@@ -55,7 +55,7 @@
 #define V3_FEATURE_RELOCATE	(1ULL << 2)	/* V3_VM_RELOCATE works */
 #define V3_FEATURE_TLB_TAGS	(1ULL << 3)	/* translations of guests are told apart: ASIDs, VPIDs */
 #define V3_FEATURE_NEXT_RIP	(1ULL << 4)	/* the processor says where an instruction ends */
-#define V3_FEATURE_DECODE_ASSISTS (1ULL << 5)	/* and gives the bytes of one that faults */
+#define V3_FEATURE_DECODE_ASSISTS (1ULL << 5)	/* the processor gives the bytes of an instruction that faults */
 
 /**
  * struct v3_version - the answer to V3_VERSION.
@@ -103,9 +103,9 @@ struct v3_create {
 
 /* v3_info.state: where a VM is in its life. */
 #define V3_STATE_CREATED	1	/* made, not yet launched */
-#define V3_STATE_RUNNING	2
+#define V3_STATE_RUNNING	2	/* its CPUs run, or wait for interrupts */
 #define V3_STATE_PAUSED		3	/* its CPUs and its clock stand still */
-#define V3_STATE_STOPPED	4	/* for good; the reason says why */
+#define V3_STATE_STOPPED	4	/* it has stopped for good; the reason says why */
 
 /* v3_info.reason, v3_wait.reason: why a VM stopped. */
 #define V3_REASON_NONE		0	/* it did not */
@@ -115,7 +115,7 @@ struct v3_create {
 #define V3_REASON_REQUEST	3	/* V3_VM_STOP */
 #define V3_REASON_RESET		4	/* the guest reset more often than its image allows */
 /* The guest is broken. */
-#define V3_REASON_TRIPLE_FAULT	16
+#define V3_REASON_TRIPLE_FAULT	16	/* a fault while a double fault was delivered */
 #define V3_REASON_UNKNOWN_EXIT	17	/* the processor gave an exit that nothing handles */
 #define V3_REASON_EMULATION	18	/* an instruction that cannot be emulated */
 #define V3_REASON_BAD_STATE	19	/* the processor refused the guest's state */

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From the Multiboot 2 entry (32-bit, no paging) to [`crate::main`] in 64-bit mode, with the first 4 GiB mapped one to
+//! From the Multiboot 2 entry (32-bit, no paging) to `kernel_main` in 64-bit mode, with the first 4 GiB mapped one to
 //! one; and from a start-up message (real mode, at a page below 1 MiB) to `cpu::secondary_main`, for the other CPUs.
 
 use core::arch::global_asm;

@@ -45,15 +45,15 @@ impl<H: Host> Hardware<H> {
             svm => Ok(Self::Svm(host.share(svm?)?)),
         }
     }
-    /// [`Backend::enable_cpu`].
+    /// Switches virtualization on, on the CPU this runs on: [`Backend::enable_cpu`].
     pub fn enable_cpu(&self, cpu: CpuId) -> Result<(), Unsupported> {
         each!(Self, self, backend => backend.enable_cpu(cpu))
     }
-    /// [`Backend::disable_cpu`].
+    /// Switches it off there: [`Backend::disable_cpu`].
     pub fn disable_cpu(&self, cpu: CpuId) {
         each!(Self, self, backend => backend.disable_cpu(cpu))
     }
-    /// [`Backend::features`].
+    /// What the hardware can: [`Backend::features`].
     pub fn features(&self) -> Features {
         each!(Self, self, backend => backend.features())
     }
@@ -72,56 +72,71 @@ impl<H: Host> Hardware<H> {
 }
 
 /// A VM on whatever hardware. Its methods are those of [`Vm`].
-#[allow(missing_docs)]
 pub enum AnyVm<H: Host> {
+    /// On AMD's hardware.
     Svm(H::Shared<Vm<H, Svm<H>>>),
+    /// On Intel's hardware.
     Vmx(H::Shared<Vm<H, Vmx<H>>>),
 }
 
-#[allow(missing_docs)]
 impl<H: Host> AnyVm<H> {
+    /// Starts it from its image's kernel: [`Vm::launch`].
     pub fn launch(&self) -> Result<(), LifeError> {
         each!(Self, self, vm => Vm::<H, _>::launch(vm))
     }
+    /// Asks it to stop: [`Vm::stop`].
     pub fn stop(&self) -> Result<(), LifeError> {
         each!(Self, self, vm => vm.stop())
     }
+    /// Has it stand still: [`Vm::pause`].
     pub fn pause(&self) -> Result<(), LifeError> {
         each!(Self, self, vm => vm.pause())
     }
+    /// Has it go on: [`Vm::resume`].
     pub fn resume(&self) -> Result<(), LifeError> {
         each!(Self, self, vm => vm.resume())
     }
+    /// Waits for the end of its threads: [`Vm::join`].
     pub fn join(&self) {
         each!(Self, self, vm => vm.join())
     }
+    /// What it is at: [`Vm::state`].
     pub fn state(&self) -> State {
         each!(Self, self, vm => vm.state())
     }
+    /// No vCPU can ever wake again: [`Vm::is_dead`].
     pub fn is_dead(&self) -> bool {
         each!(Self, self, vm => vm.is_dead())
     }
+    /// Its name: [`Vm::name`].
     pub fn name(&self) -> &str {
         each!(Self, self, vm => vm.name())
     }
+    /// How many vCPUs it has: [`Vm::vcpus`].
     pub fn vcpus(&self) -> u32 {
         each!(Self, self, vm => vm.vcpus())
     }
+    /// The CPU to which a vCPU is pinned: [`Vm::pin`].
     pub fn pin(&self, vcpu: u32) -> Option<CpuId> {
         each!(Self, self, vm => vm.pin(vcpu))
     }
+    /// Moves a vCPU to a CPU, or lets it run on any: [`Vm::move_vcpu`].
     pub fn move_vcpu(&self, vcpu: u32, cpu: Option<CpuId>) -> Result<(), MoveError> {
         each!(Self, self, vm => vm.move_vcpu(vcpu, cpu))
     }
+    /// A vCPU's counters: [`Vm::counters`].
     pub fn counters(&self, vcpu: u32) -> Snapshot {
         each!(Self, self, vm => vm.counters(vcpu))
     }
+    /// Its RAM: [`Vm::memory`].
     pub fn memory(&self) -> &Memory<H> {
         each!(Self, self, vm => vm.memory())
     }
+    /// New input waits in a stream: [`Vm::input_ready`].
     pub fn input_ready(&self) {
         each!(Self, self, vm => vm.input_ready())
     }
+    /// Takes frames away from the guest: [`Vm::revoke`].
     pub fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
         each!(Self, self, vm => vm.revoke(from, bytes))
     }

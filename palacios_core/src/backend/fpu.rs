@@ -37,7 +37,7 @@ pub(super) struct Layout {
     pkru: bool,
     /// There are XSAVES and IA32_XSS.
     xsaves: bool,
-    /// FXRSTOR and XRSTOR leave the last x87 pointers of somebody else standing (no CPUID 8000_0008 EBX[2]).
+    /// FXRSTOR and XRSTOR leave the last x87 pointers of somebody else standing (no CPUID 8000_0008, EBX bit 2).
     leaves_pointers: bool,
 }
 

@@ -89,7 +89,7 @@ pub trait Cpu {
     /// EFER.
     fn efer(&self) -> u64;
 
-    /// It takes LOCK before a move to or from CR0, and moves CR8 (APM 3: CPUID Fn8000_0001_ECX[AltMovCr8]). Asked where one is
+    /// It takes LOCK before a move to or from CR0, and moves CR8 (APM 3: CPUID `Fn8000_0001_ECX[AltMovCr8]`). Asked where one is
     /// met.
     fn names_cr8_by_lock(&self) -> bool;
     /// Control register 0, 2, 3, 4 or 8.

@@ -105,13 +105,18 @@ pub struct Translation {
 }
 
 /// Page-fault error codes (SDM 3A: 4.7).
-#[allow(missing_docs)]
 pub mod error_code {
+    /// The page was present: a right was missing.
     pub const PRESENT: u32 = 1 << 0;
+    /// The access was a write.
     pub const WRITE: u32 = 1 << 1;
+    /// The access came from user mode.
     pub const USER: u32 = 1 << 2;
+    /// A reserved bit of an entry was set.
     pub const RESERVED: u32 = 1 << 3;
+    /// The access was a fetch of an instruction.
     pub const FETCH: u32 = 1 << 4;
+    /// A protection key forbade it.
     pub const PROTECTION_KEY: u32 = 1 << 5;
 }
 

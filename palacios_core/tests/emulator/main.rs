@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The emulator from outside: against this machine's own processor, and against the manuals where that cannot be asked.
-#![allow(missing_docs)]
 
 mod instructions;
 mod machine;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The page-table walker: each mode and each bit by table, and all of them by chance against a second walker that is
 //! written down mode by mode, as the manual draws them.
-#![allow(missing_docs)]
 
 mod second;
 

@@ -16,7 +16,7 @@ mod ctypes {
     pub type c_ulonglong = u64;
 }
 
-#[allow(missing_docs, non_camel_case_types)]
+#[allow(non_camel_case_types)]
 mod v3vee;
 pub use v3vee::*;
 

@@ -1,151 +1,315 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 // Generated from v3vee.h by rust/v3_abi/regenerate. Do not edit.
+/// Raised when an existing call changes its meaning. A program compares it with
+/// v3_version.abi and gives up if they differ. A new call does not raise it.
 pub const V3_ABI: u32 = 1;
+/// Type letter of every ioctl here.
 pub const V3_IOCTL_TYPE: u8 = 86u8;
+/// A VM's name, with its NUL
 pub const V3_NAME_LEN: u32 = 64;
+/// A stream's name, with its NUL
 pub const V3_STREAM_NAME_LEN: u32 = 32;
+/// A counter's name, with its NUL
 pub const V3_STAT_NAME_LEN: u32 = 44;
+/// A stop message, with its NUL
 pub const V3_MESSAGE_LEN: u32 = 256;
+/// Guests run on nested page tables
 pub const V3_FEATURE_NESTED_PAGING: u32 = 1;
+/// Guests may use AVX and its like
 pub const V3_FEATURE_XSAVE: u32 = 2;
+/// V3_VM_RELOCATE works
 pub const V3_FEATURE_RELOCATE: u32 = 4;
+/// Translations of guests are told apart: ASIDs, VPIDs
 pub const V3_FEATURE_TLB_TAGS: u32 = 8;
+/// The processor says where an instruction ends
 pub const V3_FEATURE_NEXT_RIP: u32 = 16;
+/// The processor gives the bytes of an instruction that faults
 pub const V3_FEATURE_DECODE_ASSISTS: u32 = 32;
+/// Made, not yet launched
 pub const V3_STATE_CREATED: u32 = 1;
+/// Its CPUs run, or wait for interrupts
 pub const V3_STATE_RUNNING: u32 = 2;
+/// Its CPUs and its clock stand still
 pub const V3_STATE_PAUSED: u32 = 3;
+/// It has stopped for good; the reason says why
 pub const V3_STATE_STOPPED: u32 = 4;
+/// It did not
 pub const V3_REASON_NONE: u32 = 0;
+/// The guest powered itself off
 pub const V3_REASON_POWER_OFF: u32 = 1;
+/// The guest wrote the test-exit port, see exit_status
 pub const V3_REASON_TEST_EXIT: u32 = 2;
+/// V3_VM_STOP
 pub const V3_REASON_REQUEST: u32 = 3;
+/// The guest reset more often than its image allows
 pub const V3_REASON_RESET: u32 = 4;
+/// A fault while a double fault was delivered
 pub const V3_REASON_TRIPLE_FAULT: u32 = 16;
+/// The processor gave an exit that nothing handles
 pub const V3_REASON_UNKNOWN_EXIT: u32 = 17;
+/// An instruction that cannot be emulated
 pub const V3_REASON_EMULATION: u32 = 18;
+/// The processor refused the guest's state
 pub const V3_REASON_BAD_STATE: u32 = 19;
+/// Anything else the guest did; the message says what
 pub const V3_REASON_GUEST_ERROR: u32 = 20;
+/// No memory for a page of the guest
 pub const V3_REASON_HOST_MEMORY: u32 = 32;
+/// Anything else; the message says what
 pub const V3_REASON_HOST_ERROR: u32 = 33;
+/// v3_info.flags. Dead: nothing can wake the guest any more, as all its CPUs are
+/// halted with interrupts off, or were never started. It stays running, and can
+/// be stopped.
 pub const V3_INFO_DEAD: u32 = 1;
+/// v3_stat.vcpu: the counter belongs to the whole VM.
 pub const V3_STAT_VM: i32 = -1;
+/// v3_vcpu.cpu: the virtual CPU may run on any.
 pub const V3_CPU_ANY: u32 = 4294967295;
+/// The type `__s32` of C.
 pub type __s32 = crate::ctypes::c_int;
+/// The type `__u32` of C.
 pub type __u32 = crate::ctypes::c_uint;
+/// The type `__s64` of C.
 pub type __s64 = crate::ctypes::c_longlong;
+/// The type `__u64` of C.
 pub type __u64 = crate::ctypes::c_ulonglong;
+/// The answer to V3_VERSION.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_version {
+    /// V3_ABI of the module. Always the first field.
     pub abi: __u32,
+    /// VMs that exist now.
     pub vms: __u32,
+    /// VMs that can exist at a time; numbers are below it.
     pub max_vms: __u32,
+    /// Virtual CPUs that one VM may have.
     pub max_vcpus: __u32,
+    /// V3_FEATURE_ bits.
     pub features: __u64,
+    /// Version of the module, for people.
     pub module: [crate::ctypes::c_char; 64usize],
+    /// The processor extension in use: "svm" or "vmx".
     pub backend: [crate::ctypes::c_char; 16usize],
 }
+/// The argument of V3_CREATE.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_create {
+    /// Address of a guest.img, whole, in the caller's memory. It is copied.
     pub image: __u64,
+    /// Its length in bytes.
     pub image_len: __u64,
+    /// Address of a buffer for an explanation of a failure, or 0.
     pub message: __u64,
+    /// Length of that buffer in bytes; 0 asks for no explanation. When
+    /// the call fails the module writes one line, cut to fit, with its NUL.
     pub message_len: __u32,
+    /// Zero.
     pub flags: __u32,
+    /// Out: the number N of the new /dev/v3-vmN.
     pub vm: __u32,
+    /// Zero.
     pub pad: __u32,
+    /// Name of the VM: 1 to 63 of the characters A-Z a-z 0-9 . _ - of which at
+    /// least one is not a digit, because digits alone name a VM by its number.
     pub name: [crate::ctypes::c_char; 64usize],
 }
+/// One VM: the answer to V3_VM_INFO, an entry of V3_LIST.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_info {
+    /// Number N of its /dev/v3-vmN.
     pub vm: __u32,
+    /// V3_STATE_.
     pub state: __u32,
+    /// V3_REASON_; V3_REASON_NONE unless stopped.
     pub reason: __u32,
+    /// For V3_REASON_TEST_EXIT: (value written) * 2 + 1, modulo 2^32;
+    /// else zero.
     pub exit_status: __u32,
+    /// Its virtual CPUs.
     pub vcpus: __u32,
+    /// V3_INFO_ bits; a program ignores those that it does not know.
     pub flags: __u32,
+    /// Its RAM.
     pub memory_bytes: __u64,
+    /// Its name.
     pub name: [crate::ctypes::c_char; 64usize],
+    /// Why it stopped, or is dead, for people; else empty.
     pub message: [crate::ctypes::c_char; 256usize],
 }
+/// The argument of V3_LIST.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_list {
+    /// Address of an array of [`v3_info`]; may be 0 if `count` is 0.
     pub entries: __u64,
+    /// In: entries that fit. Out: VMs that exist. If that is more, only the
+    /// first ones were written, by ascending number: ask again with more room.
     pub count: __u32,
+    /// Zero.
     pub pad: __u32,
 }
+/// The argument of V3_FREE.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_free {
+    /// Number of the VM.
     pub vm: __u32,
+    /// Zero.
     pub pad: __u32,
 }
+/// The argument of V3_VM_WAIT.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_wait {
+    /// In: how long to wait at most; 0 only looks, a negative number
+    /// waits as long as it takes.
     pub timeout_ns: __s64,
+    /// Out: V3_STATE_STOPPED.
     pub state: __u32,
+    /// Out: V3_REASON_.
     pub reason: __u32,
+    /// Out: as in [`v3_info`].
     pub exit_status: __u32,
+    /// Zero.
     pub pad: __u32,
 }
+/// One counter, an entry of V3_VM_STATS.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_stat {
+    /// Number of the virtual CPU it belongs to, or V3_STAT_VM.
     pub vcpu: __s32,
+    /// Its name: lower case, words joined by "_", unit last ("exit_cpuid",
+    /// "stream_com1_lost_bytes").
     pub name: [crate::ctypes::c_char; 44usize],
+    /// Its value. Counters of events never decrease.
     pub value: __u64,
 }
+/// The argument of V3_VM_STATS.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_stats {
+    /// Address of an array of [`v3_stat`]; may be 0 if `count` is 0.
     pub entries: __u64,
+    /// In: entries that fit. Out: counters that exist, as in [`v3_list`].
     pub count: __u32,
+    /// Zero.
     pub pad: __u32,
 }
+/// The argument of V3_VM_STREAM.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_stream {
+    /// Name of the stream, as the image gives it ("com1"); empty for the one
+    /// that the image makes the console.
     pub name: [crate::ctypes::c_char; 32usize],
 }
+/// The argument of V3_VM_STREAMS.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_streams {
+    /// Address of an array of [`v3_stream`]; may be 0 if `count` is 0.
     pub entries: __u64,
+    /// In: entries that fit. Out: streams that exist, as in [`v3_list`].
     pub count: __u32,
+    /// Zero.
     pub pad: __u32,
 }
+/// The argument of V3_VM_RELOCATE.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_relocate {
+    /// First guest-physical address; a multiple of 4096.
     pub gpa: __u64,
+    /// Bytes; a multiple of 4096, not zero.
     pub len: __u64,
 }
+/// The argument of V3_VM_MOVE and V3_VM_VCPU.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_vcpu {
+    /// Number of the virtual CPU.
     pub vcpu: __u32,
+    /// Number of the host's CPU on which alone it runs, or V3_CPU_ANY.
     pub cpu: __u32,
 }
+/// What is this module, and what can it do? No further errors.
 pub const V3_VERSION: v3_control_ioctl = 2154321408;
+/// Makes a VM from a guest.img; it is then V3_STATE_CREATED, with all of
+/// its RAM accounted to the caller.
+/// - `EINVAL`: the name is malformed
+/// - `EEXIST`: a VM of that name exists
+/// - `ENOEXEC`: the image is damaged, truncated, of a newer version, or
+///   holds no kernel that can be started
+/// - `EOPNOTSUPP`: the image is sound but asks for more than this module or
+///   this processor offers
+/// - `E2BIG`: the image is longer than the module accepts
+/// - `ENOSPC`: max_vms VMs exist
 pub const V3_CREATE: v3_control_ioctl = 3228063233;
+/// Lists the VMs.
 pub const V3_LIST: v3_control_ioctl = 3222296066;
+/// Ends a VM that is created or stopped, and gives back all it held.
+/// Descriptors of it may be open: from then on they answer ENODEV.
+/// - `ENOENT`: there is no such VM
+/// - `EBUSY`: it is running or paused: stop it first
 pub const V3_FREE: v3_control_ioctl = 1074288131;
+/// Calls of /dev/v3vee. They are enumerators, not macros, so that bindgen sees
+/// their values.
 pub type v3_control_ioctl = crate::ctypes::c_uint;
+/// Created -> running.
+/// - `EBADFD`: it was launched before
 pub const V3_VM_LAUNCH: v3_vm_ioctl = 22048;
+/// Any state -> stopped; returns when no virtual CPU runs any more. A VM
+/// that has stopped already keeps its reason. No further errors.
 pub const V3_VM_STOP: v3_vm_ioctl = 22049;
+/// Running -> paused; returns when every virtual CPU stands still. A
+/// paused VM stays so.
+/// - `EBADFD`: it is not running
 pub const V3_VM_PAUSE: v3_vm_ioctl = 22050;
+/// Paused -> running. A running VM stays so.
+/// - `EBADFD`: it is not paused
 pub const V3_VM_CONTINUE: v3_vm_ioctl = 22051;
+/// Waits until the VM is stopped.
+/// - `ETIMEDOUT`: it is not stopped yet
 pub const V3_VM_WAIT: v3_vm_ioctl = 3222820388;
+/// Describes the VM. No further errors.
 pub const V3_VM_INFO: v3_vm_ioctl = 2170574373;
+/// Reads all counters of the VM; it need not be paused for that.
 pub const V3_VM_STATS: v3_vm_ioctl = 3222296102;
+/// Turns this open descriptor into a byte stream of the guest: read() gives
+/// what the guest sends, write() is what it receives, poll() tells when
+/// either can go on, O_NONBLOCK is honoured (EAGAIN). The descriptor takes
+/// no more ioctls (ENOTTY). Closing it detaches.
+///
+/// The module keeps what the guest sent last, whether anyone is attached
+/// or not; when its buffer is full the oldest bytes go and a counter says
+/// how many. When the VM is stopped and all was read, read() returns 0,
+/// poll() says POLLHUP and write() fails with EPIPE.
+/// - `ENOENT`: the VM has no stream of that name, or no console
+/// - `EBUSY`: another descriptor is attached to it
 pub const V3_VM_STREAM: v3_vm_ioctl = 1075861031;
+/// Takes the host memory behind these guest pages away and gives other
+/// pages with the same contents. The guest, running or not, sees nothing
+/// of it. Pages that the guest never touched are skipped.
+/// - `EINVAL`: not aligned, or empty
+/// - `ERANGE`: not all of it is RAM of the guest
+/// - `EOPNOTSUPP`: V3_FEATURE_RELOCATE is not offered
+/// - `EBADFD`: the VM is stopped
 pub const V3_VM_RELOCATE: v3_vm_ioctl = 1074812456;
+/// Moves a virtual CPU to a CPU of the host, where it then stays, or lets it
+/// run on any. The guest, running or not, sees nothing of it. A virtual CPU
+/// that runs has left its old CPU when this returns.
+/// - `ENOENT`: the VM has no such virtual CPU
+/// - `ENXIO`: the host has no such CPU, or it is offline
+/// - `EBADFD`: the VM is stopped
 pub const V3_VM_MOVE: v3_vm_ioctl = 1074288169;
+/// Says where a virtual CPU may run.
+/// - `ENOENT`: the VM has no such virtual CPU
 pub const V3_VM_VCPU: v3_vm_ioctl = 3221771818;
+/// Lists the names of the VM's streams.
 pub const V3_VM_STREAMS: v3_vm_ioctl = 3222296107;
+/// Calls of /dev/v3-vmN.
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

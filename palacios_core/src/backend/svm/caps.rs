@@ -26,7 +26,7 @@ pub(super) struct Caps {
     /// The guest has a SPEC_CTRL of its own (APM 2: 15.37.1).
     pub spec_ctrl: bool,
     pub ibpb: bool,
-    /// VERW clears buffers (APM 3: CPUID Fn8000_0021_EAX[VERW_CLEAR]).
+    /// VERW clears buffers (APM 3: CPUID `Fn8000_0021_EAX[VERW_CLEAR]`).
     pub clear_buffers: bool,
     pub tsc_aux: bool,
     /// CR4.MCE as the host has it, and so any guest.

@@ -9,7 +9,6 @@ use crate::addr::Gpa;
 use crate::state::{cr0, efer, Exception};
 
 /// Exit codes.
-#[allow(missing_docs)]
 pub(super) mod code {
     pub const CR_FIRST: u64 = 0x00;
     pub const DR_FIRST: u64 = 0x20;

@@ -27,7 +27,6 @@ pub(super) const SWITCHED: [u32; 11] = [
 ];
 
 /// Numbers of model-specific registers.
-#[allow(missing_docs)]
 pub(super) mod msr {
     pub use super::super::super::msr::*;
     pub const SPEC_CTRL: u32 = 0x48;

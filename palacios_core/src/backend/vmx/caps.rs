@@ -7,7 +7,6 @@ use crate::memory::table::Format;
 use crate::state::{cr0, cr4};
 
 /// Numbers of model-specific registers.
-#[allow(missing_docs)]
 pub(super) mod msr {
     pub use super::super::super::msr::*;
     pub const PLATFORM_ID: u32 = 0x17;

@@ -10,7 +10,6 @@ use crate::host::Host;
 use crate::state::Exception;
 
 /// Basic exit reasons.
-#[allow(missing_docs)]
 pub(super) mod reason {
     pub const EXCEPTION_OR_NMI: u16 = 0;
     pub const EXTERNAL_INTERRUPT: u16 = 1;

@@ -6,7 +6,7 @@
 //!
 //! [`Vmx`] holds what the host as a whole needs: per CPU a region for VMXON and the address-space tags; the MSR bitmap.
 //! [`vcpu::Vcpu`] holds a guest CPU; the other files are the parts of its work. VMX operation lasts as long as a window:
-//! [`operation`] says why.
+//! `operation.rs` says why.
 
 mod caps;
 mod check;
