@@ -67,12 +67,15 @@ def check(results: Results, name: str, *command: object, **kwargs) -> bool:
 def style(results: Results) -> None:
     check(results, "cargo fmt", "cargo", "fmt", "--all", "--check")
     loose = [*TOP.glob("host_linux/main.rs"), *TOP.glob("rust/kernel_alloc/lib.rs"), *TOP.glob("rust/num_traits/lib.rs"),
-             *TOP.glob("guests/linux/*.rs")]
+             *TOP.glob("guests/linux/*.rs"), *TOP.glob("guests/examples/*/rust/main.rs")]
     check(results, "rustfmt of the module and the guests", "rustfmt", "--check", "--edition=2021", *loose)
     check(results, "clippy", "cargo", "clippy", "--quiet", "--workspace", "--all-targets", "--", "-Dwarnings")
     tmk = ("--manifest-path", TOP / "guests/tmk/Cargo.toml")
     check(results, "cargo fmt of the test kernels", "cargo", "fmt", "--check", *tmk)
     check(results, "clippy of the test kernels", "cargo", "clippy", "--quiet", "--locked", *tmk, "--", "-Dwarnings")
+    for main in TOP.glob("guests/examples/*/rust/main.rs"):
+        check(results, f"clippy of the example {main.parents[1].name}", "clippy-driver", "--edition=2021", "-Cpanic=abort", "-Dwarnings",
+              "--emit=metadata", "-o", BUILD / "test/example.rmeta", main)
     check(results, "rustfmt of the lightweight kernel", "cargo", "fmt", "--check", "--manifest-path", TOP / "host_lwk/Cargo.toml")
     check(results, "clippy of the lightweight kernel", "cargo", "clippy", "--quiet", "--locked", f"--target-dir={BUILD}/lwk/clippy",
           "--manifest-path", TOP / "host_lwk/Cargo.toml", "--", "-Dwarnings")
