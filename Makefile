@@ -2,35 +2,41 @@
 # `make help` says what there is.
 
 KERNEL ?= stock
-PROFILE ?= release
 MACHINE ?= svm
 SECONDS ?= 600
+
+# No script is a sub-make of this one: the jobserver is not for them.
+unexport MAKEFLAGS
 
 .PHONY: help run run-lwk test tmk bed modules tools guests bootstrap fuzz docs-check clean
 help: ## this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-run: ## a Linux guest in a VM on an emulated host: your shell in it, or its words without a terminal; MACHINE=vtx IMAGE=FILE
-	@scripts/run $(if $(IMAGE),--image $(IMAGE)) --machine $(MACHINE)
+run: ## a Linux guest in a VM on an emulated host; IMAGE=FILE (guest.img, guest.toml or kernel) ARGS="options of v3 run" MACHINE=vtx GDB=1 PROFILE=debug
+	@scripts/bootstrap packages
+	@scripts/run --machine $(MACHINE) --profile $(or $(PROFILE),dev) $(if $(GDB),--gdb) $(if $(IMAGE),--image '$(IMAGE)') -- $(ARGS)
 
-run-lwk: ## the same guest on the lightweight kernel; MACHINE=vtx
-	@scripts/run-lwk --machine $(MACHINE)
+run-lwk: ## the same guest on the lightweight kernel; MACHINE=vtx GDB=1
+	@scripts/bootstrap packages
+	@scripts/run-lwk --machine $(MACHINE) $(if $(GDB),--gdb)
 
 test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
 	@scripts/bootstrap packages
 	@scripts/test $(STAGE)
 
-bed: modules tools ## an emulated host with v3vee.ko and the tools: a shell, or CMD="…"; KERNEL=debug MACHINE=vtx
-	@scripts/testbed run --machine $(MACHINE) --kernel $(KERNEL) -- $(if $(CMD),'$(subst ','\'',$(CMD))',sh)
+bed: ## an emulated host with v3vee.ko, the tools and guests: a shell, or CMD="line"; ADD="FILE…" KERNEL=debug MACHINE=vtx GDB=1 PROFILE=debug
+	@scripts/bootstrap packages
+	@scripts/run-bed --machine $(MACHINE) --kernel $(KERNEL) --profile $(or $(PROFILE),dev) $(if $(GDB),--gdb) \
+		$(foreach file,$(ADD),--add '$(file)') -- $(if $(CMD),'$(subst ','\'',$(CMD))')
 
 tmk: ## tests of the tiny test kernels in a VM on an emulated host, by TEST="NAME…" (TEST=list lists them); CPUS=4 KERNEL=debug MACHINE=vtx
 	@scripts/tmk $(if $(TEST),'$(TEST)',list) $(if $(CPUS),--cpus $(CPUS)) --kernel $(KERNEL) --machine $(MACHINE)
 
 modules: ## v3vee.ko in build/; KERNEL=debug for the debug kernel, KDIR=/lib/modules/RELEASE/build for this machine; PROFILE=dev or debug
-	@scripts/build-module $(if $(KDIR),--kdir $(KDIR),--kernel $(KERNEL)) --profile $(PROFILE)
+	@scripts/build-module $(if $(KDIR),--kdir $(KDIR),--kernel $(KERNEL)) --profile $(or $(PROFILE),release)
 
 tools: ## the v3 command, one static program, in build/tools
-	@scripts/build-tools
+	@scripts/step build/logs/build-tools.log "building the v3 command" "about a minute, the first time" scripts/build-tools
 
 guests: ## the guests, in build/guests
 	@for build in guests/*/build; do $$build || exit; done

@@ -7,8 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bed import hostroot  # noqa: E402
-from bed.cache import Failure  # noqa: E402
+from bed import hostroot, steps  # noqa: E402
 
 THINGS = ("root", "guests", "debug")
 
@@ -19,19 +18,13 @@ def main() -> int:
     parser.add_argument("--update", action="store_true", help="look for newer kernels in the archive")
     parser.add_argument("--print", choices=THINGS, dest="show", help="print where a thing lies, after making it if absent")
     args = parser.parse_args()
-    try:
-        if args.show:
-            print(hostroot.ensure(args.show, args.update))
-            return 0
-        for thing in args.things or ("root", "guests"):
-            print(f"{thing}: {hostroot.ensure(thing, args.update)}")
-    except Failure as failure:
-        print(f"bootstrap: {failure}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    if args.show:
+        print(hostroot.ensure(args.show, args.update))
+        return 0
+    for thing in args.things or ("root", "guests"):
+        print(f"{thing}: {hostroot.ensure(thing, args.update)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(steps.status_of("bootstrap", main))

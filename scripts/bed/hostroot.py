@@ -89,7 +89,7 @@ def make_root(archive: Archive) -> Path:
     if target.exists():
         os.utime(target)
         return target
-    steps.say(f"making the host root: {SUITE} with kernel {release} ({version}); about 3 minutes, 4 GB")
+    steps.say(f"making the host root: Debian {SUITE} with kernel {release} ({version}). It takes about 4 minutes and 4 GB, once")
     privileged()
     with made_whole_as_root(target) as root:
         install_packages(root, release, version)
@@ -99,7 +99,8 @@ def make_root(archive: Archive) -> Path:
         shutil.copy(RECIPES / "kernel-tree.sh", script)
         steps.run("making the kernel's build tree with Rust metadata",
                   in_root(root, "/build/kernel-tree.sh", release, "/build/source", "/build/obj"),
-                  cache_dir() / "logs/kernel-tree.log", "This is a fault of the recipe: scripts/recipes/kernel-tree.sh.", env=root_env(root))
+                  cache_dir() / "logs/kernel-tree.log", "This is a fault of the recipe: scripts/recipes/kernel-tree.sh.", "about a minute",
+                  env=root_env(root))
     return target
 
 
@@ -122,7 +123,7 @@ def install_packages(root: Path, release: str, version: str) -> None:
         lines.write(sources(SUITE, BACKPORTS))
         lines.seek(0)
         steps.run("installing packages into the root", command, cache_dir() / "logs/mmdebstrap.log",
-                  "If a package was not found, the archive changed meanwhile: run it again.", stdin=lines)
+                  "If a package was not found, the archive changed meanwhile: run it again.", "about 2 minutes", stdin=lines)
     if os.geteuid() != 0:
         owner = f"{os.geteuid()}:{os.getegid()}"
         subprocess.run([*privileged(), "chown", "-R", "--no-dereference", owner, str(root)], check=True)
@@ -134,7 +135,7 @@ def unpack_source(root: Path, release: str) -> None:
     tarball = root / f"usr/src/linux-source-{series}.tar.xz"
     command = ["tar", "-C", root / "build/source", "--strip-components=1", "-xf", tarball]
     command += [f"--exclude=*/{part}" for part in UNUSED_SOURCE]
-    steps.run("unpacking the kernel's source", command, cache_dir() / "logs/source.log", "Is the disk full?")
+    steps.run("unpacking the kernel's source", command, cache_dir() / "logs/source.log", "Is the disk full?", "about half a minute")
     tarball.unlink()
 
 
@@ -155,13 +156,13 @@ def make_debug(root: Path) -> Path:
     target = cache_dir() / f"debug-{release_of(root)}-{debug_hash()}"
     if target.exists():
         return target
-    steps.say("building the debug kernel (lock proving, leak detector, …); about 5 minutes on 2 cores")
     with made_whole(target) as tree:
         for name in ("debug-kernel.sh", "debug-kernel.config"):
             shutil.copy(RECIPES / name, tree)
-        steps.run("building the debug kernel",
+        steps.run("building the debug kernel (lock proving, leak detector, …)",
                   in_root(root, "/build/debug/debug-kernel.sh", "/build/source", "/build/debug", binds=(f"{tree}:/build/debug",)),
-                  cache_dir() / "logs/debug-kernel.log", "This is a fault of the recipe: scripts/recipes/debug-kernel.sh.", env=root_env(root))
+                  cache_dir() / "logs/debug-kernel.log", "This is a fault of the recipe: scripts/recipes/debug-kernel.sh.", "about 5 minutes",
+                  env=root_env(root))
     return target
 
 

@@ -13,6 +13,8 @@ from .cpio import Cpio
 
 # Modules of the host kernel that tests load by `modprobe`, with all they depend on.
 WANTED = ("kvm-amd", "kvm-intel", "msr", "brd")
+# For shells with a user. Without -f these ask the first process to do it, and ours does not.
+SHELL_RC = b"alias poweroff='poweroff -f' reboot='reboot -f' halt='halt -f'\n"
 TOOLS = TOP / "build" / "tools"
 
 
@@ -65,6 +67,7 @@ def add_busybox(archive: Cpio, root: Path) -> None:
     for applet in applets:
         if applet != "busybox":
             archive.link(f"bin/{applet}", "busybox")
+    archive.file("etc/shrc", SHELL_RC)
     # The kernel calls it by this path.
     archive.link("sbin/modprobe", "../bin/busybox")
 

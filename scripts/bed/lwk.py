@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import hostroot
 from .cache import TOP, Failure
+from .debugger import Debugger
 from .machine import Shape, start
 from .session import BROKEN, ESCAPE, SPLAT, TIMEOUT, complain, raw_terminal
 
@@ -71,12 +72,14 @@ class Run:
         self._rest: dict[int, bytes] = {}
         self._escape = False
 
-    def follow(self, timeout_s: float | None, show: bool = True) -> int:
+    def follow(self, timeout_s: float | None, show: bool = True, gdb: Debugger | None = None) -> int:
         root = hostroot.ensure("root")
         with tempfile.TemporaryDirectory(dir=TOP / "build") as folder:
             iso = Path(folder) / "lwk.iso"
             self.boot.write_iso(iso)
             machine = start(root, iso, None, self.shape)
+            if gdb:
+                gdb.invite("the machine stands still before its first instruction", [f"file {KERNEL}", gdb.attach()])
             try:
                 with raw_terminal(self.shape.terminal):
                     return self._follow(machine, time.monotonic() + timeout_s if timeout_s else None, show)
@@ -96,7 +99,7 @@ class Run:
             for source in select.select(sources, [], [], wait)[0]:
                 if source not in wires:
                     if not self._typed(machine, os.read(source.fileno(), 4096)):
-                        return BROKEN
+                        return 0
                     continue
                 data = source.read(65536) if wires[source] == "emulator" else source.recv(65536)
                 if not data:
@@ -144,7 +147,7 @@ class Run:
         sys.stdout.buffer.flush()
 
     def _typed(self, machine, data: bytes) -> bool:
-        """A key; false when it ends all."""
+        """A key; false when it is the escape, by which the user leaves."""
         if not data or (self._escape and data[:1] == b"x") or ESCAPE + b"x" in data:
             return False
         if self._escape or data != ESCAPE:

@@ -18,6 +18,7 @@ BOOT_OPTIONS = [
 ]
 # --machine → the emulator, and its processor.
 KINDS = {"svm": ("qemu", "max"), "svm-bochs": ("bochs", "ryzen"), "vtx": ("bochs", "corei7_sandy_bridge_2600k")}
+IN_WORDS = {"svm": "AMD SVM in QEMU", "svm-bochs": "AMD SVM in Bochs", "vtx": "Intel VT-x in Bochs"}
 
 
 def usual_cpus(kind: str) -> int:
@@ -42,6 +43,10 @@ class Shape:
     @property
     def emulator(self) -> str:
         return KINDS[self.kind][0]
+
+    def in_words(self) -> str:
+        """What it is, and how long its boot takes."""
+        return f"{IN_WORDS[self.kind]}, about {5 if self.emulator == 'qemu' else 15} seconds"
 
     @property
     def cpu(self) -> str:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from .machine import BOOT_OPTIONS, Machine, Shape, in_memory, rooted
 
+# Loops of a delay, enough for 5 GHz, so that no CPU has to measure its own. Too many are only slow, and no driver here waits so.
+LOOPS = "lpj=20000000"
+
 
 class Qemu(Machine):
     NAME = "QEMU"
@@ -16,7 +19,7 @@ class Qemu(Machine):
         for name in (*self.SERIAL, "monitor"):
             near[name], far[name] = socket.socketpair()
         archive = in_memory("initramfs", initramfs or b"")
-        command = qemu(root) + machine(shape) + (disk(image) if initramfs is None else boot(image, f"/proc/self/fd/{archive}", shape))
+        command = qemu(root) + machine(shape) + (disk(image, shape) if initramfs is None else boot(image, f"/proc/self/fd/{archive}", shape))
         for name, end in far.items():
             command += ["-chardev", f"socket,id={name},fd={end.fileno()}"]
         for name in self.SERIAL:
@@ -57,9 +60,10 @@ def machine(shape: Shape) -> list[str]:
 
 
 def boot(image: Path, initramfs: str, shape: Shape) -> list[str]:
-    line = BOOT_OPTIONS + (["nokaslr"] if shape.gdb_port is not None else []) + (["isolcpus=0"] if aside(shape) else [])
+    line = BOOT_OPTIONS + [LOOPS] + (["nokaslr"] if shape.gdb_port is not None else []) + (["isolcpus=0"] if aside(shape) else [])
     return ["-kernel", str(image), "-initrd", initramfs, "-append", " ".join(line)]
 
 
-def disk(image: Path) -> list[str]:
-    return ["-drive", f"file={image},if=virtio,format=raw,readonly=on"]
+def disk(image: Path, shape: Shape) -> list[str]:
+    # For a debugger nothing has run yet: it lets the machine go.
+    return ["-drive", f"file={image},if=virtio,format=raw,readonly=on", *(["-S"] if shape.gdb_port is not None else [])]

@@ -8,11 +8,11 @@ import sys
 import termios
 import time
 import tty
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from . import splats
+from . import splats, steps
 from .initramfs import Job
 from .machine import Machine
 
@@ -63,35 +63,48 @@ class Session:
         self.machine, self.job, self.log, self.on_sections, self.goes_down = machine, job, log, on_sections, goes_down
         self.status: int | None = None
         self.failure = ""
+        # Whether the command was started, and whether the user left it by the escape.
+        self.started = self.left = False
         self._control = b""
         self._escape = False
+        # Holds the terminal's raw mode while the command runs. Before, Ctrl-C ends everything, and lines are lines.
+        self._terminal = ExitStack()
         # The wires to the host that are not closed yet.
         self._open = {port: name for name, port in machine.ports.items()}
 
     def follow(self, timeout_s: float | None) -> int:
         """Runs to the end; returns the status for the caller's shell. Reasons go to standard error."""
         deadline = time.monotonic() + timeout_s if timeout_s else None
-        with raw_terminal(self.job.terminal is not None):
-            while self._open and self.status is None and not self.failure:
+        with self._terminal:
+            while self._open and self.status is None and not self.failure and not self.left:
                 wait = None if deadline is None else deadline - time.monotonic()
                 if wait is not None and wait <= 0:
                     return self._verdict(f"no end within {timeout_s:.0f} s", TIMEOUT)
                 self._step(wait)
             if self.failure:
                 return self._verdict(self.failure, BROKEN)
-            # Several wires: let what was sent on the others arrive too.
-            last = time.monotonic() + LAST_WORDS_S
-            while self._open and not self.log.ended and time.monotonic() < last:
-                self._step(last - time.monotonic())
-            if self.status is not None:
-                self.machine.power_off()
-            while self._step(1) and self._open:
-                pass
-        return self._verdict(*self._end())
+            self._hear_the_rest()
+        status = self._verdict(*self._end())
+        if self.job.terminal is not None:
+            steps.say("the emulated host is gone")
+        return status
+
+    def _hear_the_rest(self) -> None:
+        """There are several wires: what was sent on the others before the end arrives too."""
+        last = time.monotonic() + LAST_WORDS_S
+        while self._open and not self.log.ended and not self.left and time.monotonic() < last:
+            self._step(last - time.monotonic())
+        if self.status is not None or self.left:
+            self.machine.power_off()
+        while self._step(1) and self._open:
+            pass
 
     def _end(self) -> tuple[str, int]:
         """Why the run is a failure, if it is, and its status."""
         down = self.status is None
+        if down and self.started and self.job.terminal is not None:
+            # Its user left by the escape, or switched the host off.
+            return "", 0
         if down and not self.goes_down:
             return f"the emulated host went down before the command ended ({self.machine.ended()})", BROKEN
         if self.goes_down and not down:
@@ -103,7 +116,7 @@ class Session:
     def _step(self, wait: float | None) -> bool:
         """Waits for something to happen and handles it; false when nothing came in time."""
         sources: list = list(self._open)
-        if self.job.terminal is not None:
+        if self.job.terminal is not None and self.started and self.status is None and not self.left:
             sources.append(sys.stdin.buffer.raw)
         ready, _, _ = select.select(sources, [], [], wait) if sources else ([], [], [])
         for source in ready:
@@ -137,12 +150,15 @@ class Session:
             self.status = int(rest)
         elif word == "insmod":
             self.failure = "insmod v3vee.ko failed; the kernel's last words:\n" + "\n".join(self.log.lines[-12:])
+        elif word == "run":
+            self.started = True
+            self._terminal.enter_context(raw_terminal(self.job.terminal is not None))
         elif word == "sections":
             self.on_sections(self.machine, dict(pair.split("=") for pair in rest.split()))
 
     def _typed(self, data: bytes) -> None:
         if not data or (self._escape and data[:1] == b"x") or ESCAPE + b"x" in data:
-            self.failure = "ended from the keyboard"
+            self.left = True
             return
         if self._escape or data != ESCAPE:
             self.machine.ports["command"].sendall(data)

@@ -30,7 +30,8 @@ def bed(*words: str) -> subprocess.CompletedProcess:
 
 def run(results: Results) -> None:
     tests = (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
-             instruction_clock, two_at_once, terminal, debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick)
+             instruction_clock, two_at_once, terminal, a_users_bed, a_users_guest, kernel_and_its_status, guest_without_end, no_guest_at_all,
+             debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick, bootstrap_keeps_apt_to_itself, long_steps_speak)
     for test, (good, seen) in zip(tests, PLACES.map(lambda test: test(), tests)):
         results.check(test.__name__.replace("_", " "), good)
         if not good:
@@ -122,23 +123,76 @@ def two_at_once():
 
 def terminal():
     """With a terminal, keys arrive as they are typed, Ctrl-C too, and the window's size is known."""
+    # Each key only when what it is for is there: an answer of `cat` shows that it is.
+    keys = ((b"# ", b"stty size; cat\r"), (b"33 111", b"here\r"), (b"here\r\nhere", b"\x03"), (b"# ", b"exit 5\r"))
+    status, seen = typed([*TESTBED, "--no-module", "--", "sh"], keys)
+    return status == 5, seen
+
+
+def a_users_bed():
+    """`make bed` says where one is, has a guest to run, and how to leave; leaving is no failure."""
+    keys = ((b"To leave: exit", b""), (b"host:~# ", b"cat selftest.py | wc -l\r"), (b"\r\n%d\r\n" % len(Path(__file__).read_bytes().splitlines()), b""),
+            (b"host:~# ", b"v3 run --kernel tmk --append test=cpuid_signature\r"), (b"1 passed", b""), (b"host:~# ", b"ls -l guest.img; exit 3\r"))
+    status, seen = typed([str(TOP / "scripts/run-bed"), "--add", __file__], keys)
+    escaped, more = typed([str(TOP / "scripts/run-bed")], ((b"host:~# ", b"poweroff\r"),))
+    return status == 0 and b" guest.img\r\n" in seen and escaped == 0 and b"the emulated host is gone" in seen and b"host is gone" in more, seen + more
+
+
+def a_users_guest():
+    """`make run` with a terminal is the guest's shell."""
+    status, seen = typed([str(TOP / "scripts/run")], ((b"Ctrl-] q stops the guest", b""), (b"~ # ", b"echo a$((40 + 2))b; poweroff\r")))
+    return status == 0 and b"a42b" in seen and b"the guest switched itself off" in seen, seen
+
+
+def user_run(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([TOP / "scripts/run", *words], stdin=subprocess.DEVNULL, capture_output=True, cwd=TOP, check=False)
+
+
+def kernel_and_its_status():
+    """The status is the guest's, and is said in words; a file that an option names is brought along."""
+    done = user_run("--image", "build/guests/tmk/tmk", "--", "--module", f"{__file__}=words", "--append", "test=cpuid_signature")
+    told = b"exit status 1: the guest ended itself by writing 0 to the test-exit port"
+    return done.returncode == 1 and b"ok cpuid_signature" in done.stdout and told in done.stderr, done
+
+
+def guest_without_end():
+    """It is stopped, and the time was said before."""
+    with tempfile.TemporaryDirectory() as folder:
+        definition = Path(folder) / "spin.toml"
+        definition.write_text(f"memory = '64M'\nkernel = '{TOP}/build/guests/tmk/tmk'\ncmdline = 'test=spin_without_interrupts'\n")
+        done = user_run("--image", str(definition), "--", "--timeout", "3")
+    return done.returncode == 124 and b"spinning" in done.stdout and b"did not end in time, and was stopped" in done.stderr, done
+
+
+def no_guest_at_all():
+    """What no guest can be made of is named, with what it looks like, before anything boots."""
+    words = {"nowhere": b"nowhere: there is no such file", "README.md": b"README.md, taken for a guest.toml, as it is a text",
+             "build/tools/v3": b"it is an ELF file without a Multiboot 1 header"}
+    runs = {file: user_run("--image", file) for file in words}
+    bochs_run = user_run("--gdb", "--machine", "vtx")
+    good = all(run.returncode == 1 and words[file] in run.stderr and b"booting" not in run.stderr for file, run in runs.items())
+    return good and bochs_run.returncode == 1 and b"Take the machine svm" in bochs_run.stderr, (runs, bochs_run)
+
+
+def typed(command: list[str], keys: tuple) -> tuple[int | None, bytes]:
+    """Runs a command on a terminal; types each of the keys when the text before it was seen. Its status, and all that was seen."""
     pid, keyboard = pty.fork()
     if pid == 0:
-        os.execv(TESTBED[0], [*TESTBED, "--no-module", "--", "sh"])
+        os.chdir(TOP)
+        os.execv(command[0], command)
     fcntl.ioctl(keyboard, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 111, 0, 0))
-    seen = b""
-    try:
-        # Each key only when what it is for is there: an answer of `cat` shows that it is.
-        for keys, answer in ((b"", b"# "), (b"stty size; cat\r", b"33 111"), (b"here\r", b"here\r\nhere"), (b"\x03", b"# ")):
-            os.write(keyboard, keys)
-            seen += expect(keyboard, answer)
-        os.write(keyboard, b"exit 5\r")
-        seen += expect(keyboard, b"no more than this")
-    except OSError:
-        pass
+    # All that was seen, and where in it nothing was looked for yet.
+    seen, at = b"", 0
+    for text, answer in keys:
+        seen = expect(keyboard, text, seen, at)
+        if text not in seen[at:]:
+            break
+        at = seen.index(text, at) + len(text)
+        os.write(keyboard, answer)
+    seen = expect(keyboard, b"no more than this", seen, at)
     if not ended(pid):
         os.kill(pid, signal.SIGTERM)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5, seen
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), seen
 
 
 def ended(pid: int) -> bool:
@@ -150,25 +204,28 @@ def ended(pid: int) -> bool:
     return False
 
 
-def expect(keyboard: int, text: bytes) -> bytes:
-    """What came up to `text`; a minute of silence ends it."""
-    seen = b""
-    while text not in seen:
-        if not select.select([keyboard], [], [], 60)[0]:
+def expect(keyboard: int, text: bytes, seen: bytes, at: int) -> bytes:
+    """All that was seen, when `text` has come behind `at`; a minute of silence or the end of the other side end the wait."""
+    while text not in seen[at:] and select.select([keyboard], [], [], 60)[0]:
+        try:
+            seen += os.read(keyboard, 4096)
+        except OSError:
             break
-        seen += os.read(keyboard, 4096)
     return seen
 
 
 def debugger():
-    """--gdb waits, and the line it prints finds the module's functions."""
-    process = subprocess.Popen([*TESTBED, "--gdb", "--", "exit 3"], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=TOP)
+    """--gdb waits. The line it prints, pasted as it is, finds a function of the core when a guest runs, and who called it: the
+    module, and the host's kernel by name."""
+    words = ["--gdb", "--add", "build/guests/tmk/tmk", "--", "v3 run --kernel tmk --append test=cpuid_signature"]
+    process = subprocess.Popen([*TESTBED, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TOP)
     try:
-        line = next(line for line in process.stderr if "target remote" in line)
-        text = re.search(r"v3vee\.ko (0x[0-9a-f]+)", line)[1]
-        script = f" -batch -ex 'info symbol {text}' -ex continue </dev/null"
+        line = next(line for line in process.stderr if line.startswith(str(TOP / "scripts/in-root")))
+        script = " -batch -ex 'rbreak Vcpu<.*>::dispatch' -ex continue -ex backtrace -ex delete -ex detach </dev/null"
         gdb = subprocess.run(line.strip() + script, shell=True, capture_output=True, text=True, timeout=120, check=False)
-        return process.wait(60) == 3 and "in section .text" in gdb.stdout, gdb
+        frames = re.findall(r"^#\d+ +(?:0x\w+ in )?(.*?) ?\(", gdb.stdout, re.MULTILINE)
+        good = "::dispatch<" in frames[0] and "main::threads::thread_main" in frames and frames[-3:] == ["kthread", "ret_from_fork", "ret_from_fork_asm"]
+        return good and process.wait(60) == 1 and "ok cpuid_signature" in process.stdout.read(), gdb
     finally:
         process.kill()
 
@@ -200,3 +257,38 @@ def bootstrap_is_quick():
     done = subprocess.run([TOP / "scripts/bootstrap"], capture_output=True, check=False)
     took = time.monotonic() - start
     return done.returncode == 0 and took < 3, (done, took)
+
+
+def bootstrap_keeps_apt_to_itself():
+    """A package that is missing is installed; what apt prints goes to a log, and is shown if it fails."""
+    quiet, loud = (with_apt(ending) for ending in ("exit 0", "exit 100"))
+    noise = b"(Reading database ..."
+    good = quiet.returncode == 0 and b"==> installing packages, about a minute: acpica-tools" in quiet.stderr and noise not in quiet.stderr
+    return good and loud.returncode == 1 and noise in loud.stderr and b"the whole log: " in loud.stderr, (quiet, loud)
+
+
+def with_apt(ending: str) -> subprocess.CompletedProcess:
+    """scripts/bootstrap where one program is missing and apt-get ends so."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("apt-get", "sudo"):
+            program = Path(folder) / name
+            program.write_text(f'#!/bin/bash\necho "(Reading database ... 5%" "$@"\n{ending}\n' if name == "apt-get" else '#!/bin/bash\n"$@"\n')
+            program.chmod(0o755)
+        for program in (path for place in os.get_exec_path() for path in Path(place).glob("*")):
+            link = Path(folder) / program.name
+            if program.name != "iasl" and not link.exists() and not link.is_symlink():
+                link.symlink_to(program)
+        env = {**os.environ, "PATH": folder, "XDG_CACHE_HOME": folder}
+        return subprocess.run([TOP / "scripts/bootstrap", "packages"], env=env, capture_output=True, check=False)
+
+
+def long_steps_speak():
+    """A short step is silent, a long one says what it does and how long, one that fails shows the end of its log."""
+    with tempfile.TemporaryDirectory() as folder:
+        def step(*command: str) -> str:
+            words = [TOP / "scripts/step", f"{folder}/log", "building it", "about a second", *command]
+            return subprocess.run(words, capture_output=True, text=True, check=False).stderr
+
+        short, long, failed = step("echo", "noise"), step("sh", "-c", "echo noise; sleep 3"), step("sh", "-c", "echo why; exit 3")
+    good = short == "" and long == "==> building it, about a second …\n==> building it: done in 3 s\n"
+    return good and "    why\n" in failed and "failed with status 3. The whole log: " in failed, (short, long, failed)
