@@ -66,7 +66,7 @@ impl Owned {
     }
     fn end(&self) -> (Reason, u32) {
         let end = self
-            .wait(Some(Duration::from_secs(60)))
+            .wait(Some(Duration::from_secs(600)))
             .unwrap()
             .expect("it ends by itself");
         (end.reason, end.exit_status)

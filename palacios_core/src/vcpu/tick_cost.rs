@@ -137,11 +137,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.tick_cost = TickCost::Borne;
     }
 
-    /// Has the timers be late that interrupt this vCPU. The first keeps the devices' time: wherever their ticks go, it is
-    /// interrupted itself.
+    /// Has the timers be late: this vCPU's, and those of devices if one of their ticks waited.
     fn hold_timers(&mut self, here: &Here<'_, H, B>, source: Source, until_ns: u64) {
         self.apic.hold_timer(until_ns);
-        if self.index == 0 || source == Source::Device {
+        if source == Source::Device {
             here.vm.hold_devices(self.index, until_ns);
         }
     }

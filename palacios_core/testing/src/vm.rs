@@ -19,8 +19,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vm_fdt::FdtWriter;
 
-/// How long a guest may take for all that a test has it do.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long no vCPU may be entered before a test takes its guest to hang. A slow machine needs a few seconds at most.
+const QUIET: Duration = Duration::from_secs(600);
+/// How often vCPUs may be entered before a test takes its guest to get nowhere: by far more often than any guest needs.
+const MOST_ENTRIES: u64 = 30_000_000;
 
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const TSC_AUX: u32 = 0xc000_0103;
@@ -302,30 +304,15 @@ impl<B: TestBackend> TestVm<B> {
     /// Waits for a state.
     #[track_caller]
     pub fn wait_for(&self, wanted: impl Fn(State) -> bool) -> State {
-        let changes = self.watcher.changes.lock();
-        let mut changes = changes.unwrap_or_else(PoisonError::into_inner);
+        let mut patience = Patience::new(self);
         loop {
-            let seen = *changes;
-            drop(changes);
+            let seen = self.news();
             let state = self.vm.state();
             if wanted(state) {
                 return state;
             }
-            let changed = |changes: &mut u64| *changes == seen;
-            let (guard, timeout) = self
-                .watcher
-                .changed
-                .wait_timeout_while(
-                    self.watcher
-                        .changes
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner),
-                    PATIENCE,
-                    changed,
-                )
-                .unwrap_or_else(PoisonError::into_inner);
-            assert!(!timeout.timed_out(), "the VM stays {state:?}");
-            changes = guard;
+            self.watcher.wait_while(seen);
+            patience.check(self);
         }
     }
     /// The sum of a counter over all vCPUs.
@@ -336,8 +323,7 @@ impl<B: TestBackend> TestVm<B> {
     }
     /// How often its observer was told something since it was made.
     pub fn news(&self) -> u64 {
-        let changes = self.watcher.changes.lock();
-        *changes.unwrap_or_else(PoisonError::into_inner)
+        *self.watcher.changes()
     }
 
     /// What the guest printed, to whichever stream.
@@ -352,10 +338,9 @@ impl<B: TestBackend> TestVm<B> {
     /// Waits until something holds.
     #[track_caller]
     pub fn wait_until(&self, holds: impl Fn() -> bool) {
-        let begin = Instant::now();
+        let mut patience = Patience::new(self);
         while !holds() {
-            let state = self.vm.state();
-            assert!(begin.elapsed() < PATIENCE, "it never holds; {state:?}");
+            patience.check(self);
             std::thread::yield_now();
         }
     }
@@ -368,23 +353,60 @@ impl<B: TestBackend> Deref for TestVm<B> {
     }
 }
 
+/// Judges by what its vCPUs do, not by the clock, whether a VM will ever come to what a test waits for.
+struct Patience {
+    begin: u64,
+    last: u64,
+    since: Instant,
+}
+
+impl Patience {
+    fn new<B: TestBackend>(vm: &TestVm<B>) -> Self {
+        let entries = vm.count(Counter::Entries);
+        Self {
+            begin: entries,
+            last: entries,
+            since: Instant::now(),
+        }
+    }
+    /// Panics if that is over.
+    #[track_caller]
+    fn check<B: TestBackend>(&mut self, vm: &TestVm<B>) {
+        let entries = vm.count(Counter::Entries);
+        if entries != self.last {
+            (self.last, self.since) = (entries, Instant::now());
+        }
+        let patient = self.since.elapsed() < QUIET && entries - self.begin < MOST_ENTRIES;
+        assert!(patient, "{entries} entries, and it is {:?}", vm.vm.state());
+    }
+}
+
 #[derive(Default)]
 struct Watcher {
     changes: Mutex<u64>,
     changed: Condvar,
 }
 
+impl Watcher {
+    fn changes(&self) -> MutexGuard<'_, u64> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Waits for a change, but not longer than a second.
+    fn wait_while(&self, seen: u64) {
+        let unchanged = |changes: &mut u64| *changes == seen;
+        let second = Duration::from_secs(1);
+        let waited = self
+            .changed
+            .wait_timeout_while(self.changes(), second, unchanged);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
 struct Watch(Arc<Watcher>);
 
 impl Observer for Watch {
     fn state_changed(&self) {
-        let mut changes = self
-            .0
-            .changes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *changes += 1;
-        drop(changes);
+        *self.0.changes() += 1;
         self.0.changed.notify_all();
     }
 }

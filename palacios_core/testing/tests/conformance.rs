@@ -63,9 +63,13 @@ fn run_one(host: &TestHost, name: &str) -> Outcome {
         .expect(name)
 }
 
+/// Time is slow where no check may lose its patience, however slow the machine is.
+const PATIENT: f64 = 0.05;
+
 fn config(cpus: u32) -> Config {
     Config {
         cpus,
+        hurry: PATIENT,
         ..Config::default()
     }
 }
@@ -245,61 +249,61 @@ fn threads_that_do_not_end_end_the_checks_that_need_threads() {
 }
 
 /// Time is in a hurry where a check has to lose its patience.
-const IMPATIENT: u64 = 40;
+const IMPATIENT: f64 = 40.0;
 /// And more so where it does not matter whether it does.
-const RASH: u64 = 100;
+const RASH: f64 = 100.0;
 
 /// A broken host, how many times as fast its time passes, the check that finds it, and what that says.
-type Case = (Broken, u64, &'static str, Method, &'static str);
+type Case = (Broken, f64, &'static str, Method, &'static str);
 
 #[rustfmt::skip]
 const CASES: [Case; 50] = [
-    (Broken::ClockStandsStill, 1, "time: passes", NowNs, "goes on"),
-    (Broken::WallClockInMicroseconds, 1, "time: the wall clock and TSC rate are sane", WallNs, "nanoseconds"),
-    (Broken::TscRateInMhz, 1, "time: the wall clock and TSC rate are sane", TscHz, "in Hz"),
-    (Broken::TscStableWithoutRate, 1, "time: the wall clock and TSC rate are sane", TscStable, "known rate"),
-    (Broken::PagesNotZeroed, 1, "pages: aligned, zeroed, contiguous", AllocPages, "pages are zeroed"),
-    (Broken::PagesNotAligned, 1, "pages: aligned, zeroed, contiguous", AllocPages, "aligned as asked"),
-    (Broken::OffsetsIgnored, 1, "pages: aligned, zeroed, contiguous", PhysToVirt, "without a gap"),
-    (Broken::PagesAbove4g, 1, "pages: below 4 GiB", AllocPages, "below 4 GiB"),
-    (Broken::PagesGivenTwice, 1, "pages: apart from each other", AllocPages, "do not overlap"),
-    (Broken::PagesRemember, 1, "pages: zeroed again after reuse", AllocPages, "used before"),
-    (Broken::PagesNotFreed, 1, "pages: freed ones come back", FreePages, "freed pages"),
-    (Broken::PagesFewer, 1, "pages: too many is an error", AllocPages, "larger than any memory"),
-    (Broken::CpuLimitTooSmall, 1, "cpus: each called once", CpuLimit, "below it"),
-    (Broken::CpuCalledTwice, 1, "cpus: each called once", OnEachCpu, "called twice"),
-    (Broken::CurrentCpuWrong, 1, "cpus: each called there", CurrentCpu, "current_cpu"),
+    (Broken::ClockStandsStill, 1.0, "time: passes", NowNs, "goes on"),
+    (Broken::WallClockInMicroseconds, 1.0, "time: the wall clock and TSC rate are sane", WallNs, "nanoseconds"),
+    (Broken::TscRateInMhz, 1.0, "time: the wall clock and TSC rate are sane", TscHz, "in Hz"),
+    (Broken::TscStableWithoutRate, 1.0, "time: the wall clock and TSC rate are sane", TscStable, "known rate"),
+    (Broken::PagesNotZeroed, 1.0, "pages: aligned, zeroed, contiguous", AllocPages, "pages are zeroed"),
+    (Broken::PagesNotAligned, 1.0, "pages: aligned, zeroed, contiguous", AllocPages, "aligned as asked"),
+    (Broken::OffsetsIgnored, 1.0, "pages: aligned, zeroed, contiguous", PhysToVirt, "without a gap"),
+    (Broken::PagesAbove4g, 1.0, "pages: below 4 GiB", AllocPages, "below 4 GiB"),
+    (Broken::PagesGivenTwice, 1.0, "pages: apart from each other", AllocPages, "do not overlap"),
+    (Broken::PagesRemember, 1.0, "pages: zeroed again after reuse", AllocPages, "used before"),
+    (Broken::PagesNotFreed, 1.0, "pages: freed ones come back", FreePages, "freed pages"),
+    (Broken::PagesFewer, 1.0, "pages: too many is an error", AllocPages, "larger than any memory"),
+    (Broken::CpuLimitTooSmall, 1.0, "cpus: each called once", CpuLimit, "below it"),
+    (Broken::CpuCalledTwice, 1.0, "cpus: each called once", OnEachCpu, "called twice"),
+    (Broken::CurrentCpuWrong, 1.0, "cpus: each called there", CurrentCpu, "current_cpu"),
     (Broken::NeverStarts, IMPATIENT, "threads: start, run once, end", Start, "runs its body"),
     (Broken::JoinNeverReturns, IMPATIENT, "threads: start, run once, end", Join, "returns when"),
-    (Broken::JoinTooEarly, 1, "threads: join waits for the end", Join, "not before"),
+    (Broken::JoinTooEarly, 1.0, "threads: join waits for the end", Join, "not before"),
     (Broken::JoinWaitsForStart, IMPATIENT, "threads: join without start", Join, "never started"),
-    (Broken::StartsOnce, 1, "threads: start again after join", Start, "started again"),
+    (Broken::StartsOnce, 1.0, "threads: start again after join", Start, "started again"),
     (Broken::DropSleeps, IMPATIENT, "threads: the last handle dropped by itself", Start, "goes on to its end"),
-    (Broken::YieldsToNobody, 1, "threads: late calls are harmless", YieldTo, "nobody yields to"),
+    (Broken::YieldsToNobody, 1.0, "threads: late calls are harmless", YieldTo, "nobody yields to"),
     (Broken::UnparkLostBeforePark, IMPATIENT, "threads: early wake-up not lost", Park, "unparked before"),
-    (Broken::ParkReturns, 1, "threads: park sleeps", Park, "it sleeps until"),
+    (Broken::ParkReturns, 1.0, "threads: park sleeps", Park, "it sleeps until"),
     (Broken::UnparkOftenLost, IMPATIENT, "threads: ping-pong", Unpark, "between two threads"),
     (Broken::UnparkOftenLost, IMPATIENT, "threads: a storm of wake-ups", Unpark, "storm is lost"),
     (Broken::TimerNeverComes, IMPATIENT, "timers: an armed time comes", Arm, "ends a park"),
-    (Broken::TimerEarly, 1, "timers: not early, once, again", Arm, "never early"),
-    (Broken::TimerTwice, 1, "timers: not early, once, again", Arm, "fires once"),
-    (Broken::TimerNotReplaced, 1, "timers: re-arm, disarm, past", Arm, "replaced or disarmed"),
+    (Broken::TimerEarly, 1.0, "timers: not early, once, again", Arm, "never early"),
+    (Broken::TimerTwice, 1.0, "timers: not early, once, again", Arm, "fires once"),
+    (Broken::TimerNotReplaced, 1.0, "timers: re-arm, disarm, past", Arm, "replaced or disarmed"),
     (Broken::TimersOutOfOrder, IMPATIENT, "timers: in order", Arm, "in the order"),
-    (Broken::ClockOftenGoesBack, 1, "time: monotonic across CPUs", NowNs, "never goes back"),
-    (Broken::PinIgnored, 1, "window: one CPU, and the pinned one", Window, "pinned thread"),
-    (Broken::WindowShared, 1, "window: alone on its CPU", Window, "alone on its CPU"),
+    (Broken::ClockOftenGoesBack, 1.0, "time: monotonic across CPUs", NowNs, "never goes back"),
+    (Broken::PinIgnored, 1.0, "window: one CPU, and the pinned one", Window, "pinned thread"),
+    (Broken::WindowShared, 1.0, "window: alone on its CPU", Window, "alone on its CPU"),
     (Broken::MoveIgnored, IMPATIENT, "threads: move", MoveTo, "new CPU"),
-    (Broken::MoveToNowhere, 1, "threads: move", MoveTo, "no CPU"),
-    (Broken::PinForgotten, 1, "threads: move", Pin, "is pinned"),
+    (Broken::MoveToNowhere, 1.0, "threads: move", MoveTo, "no CPU"),
+    (Broken::PinForgotten, 1.0, "threads: move", Pin, "is pinned"),
     (Broken::WaitNotCounted, IMPATIENT, "threads: waiting for a CPU counts", WaitedNs, "another thread has the CPU"),
     (Broken::SleepIsWaiting, IMPATIENT, "threads: waiting for a CPU counts", WaitedNs, "does not count a sleep"),
     (Broken::LockOftenStuck, IMPATIENT, "locks: a mutex excludes", Mutex, "free is had"),
     (Broken::LockOftenStuck, IMPATIENT, "locks: a spin lock excludes", SpinLock, "free is had"),
-    (Broken::RamNotZeroed, 1, "guest RAM: zeroed, apart, forgotten at the end", Page, "zeroed at first touch"),
-    (Broken::RamRemembers, 1, "guest RAM: zeroed, apart, forgotten at the end", Release, "ended guest"),
-    (Broken::RamForgets, 1, "guest RAM: kept when revoked", Release, "keeps its contents"),
-    (Broken::RamForgets, 1, "guest RAM: large pages", Release, "keeps its contents"),
-    (Broken::RamForgets, 1, "guest RAM: a large page comes back as small ones", Release, "for small ones"),
+    (Broken::RamNotZeroed, 1.0, "guest RAM: zeroed, apart, forgotten at the end", Page, "zeroed at first touch"),
+    (Broken::RamRemembers, 1.0, "guest RAM: zeroed, apart, forgotten at the end", Release, "ended guest"),
+    (Broken::RamForgets, 1.0, "guest RAM: kept when revoked", Release, "keeps its contents"),
+    (Broken::RamForgets, 1.0, "guest RAM: large pages", Release, "keeps its contents"),
+    (Broken::RamForgets, 1.0, "guest RAM: a large page comes back as small ones", Release, "for small ones"),
     (Broken::KickOftenLost, IMPATIENT, "kicks: one ends guest mode", Kick, "ends guest mode"),
     (Broken::KickOftenLost, IMPATIENT, "kicks: a storm", Kick, "storm is lost"),
     (Broken::KickOftenLost, IMPATIENT, "kicks: before the entry", Kick, "and the entry"),

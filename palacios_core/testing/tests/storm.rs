@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a storm may stand still on a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 fn storm(cpus: u32, vcpus: usize, kinds: usize, interrupts: u64) {
     let config = Config {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whole VMs: the core on a test host, with guests that execute.
 
-use palacios_core::addr::Gpa;
+use palacios_core::addr::{Gpa, PAGE_SIZE};
 use palacios_core::devices::GuestMemory;
 use palacios_core::host::{CpuId, Host};
 use palacios_core::stats::Counter;
@@ -12,6 +12,8 @@ use palacios_testing::{guests, heap, on_all_backends, processor, Config, TestHos
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
+/// In how many pages a guest works that is paused.
+const PAUSED_PAGES: u64 = 20;
 
 /// Hosts and processors of several kinds.
 fn configs<B: TestBackend>() -> [Config; 3] {
@@ -47,13 +49,15 @@ fn on_each<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
     }
 }
 
-/// On a host whose time a test moves.
+/// On hosts whose time a test moves.
 fn on_virtual_time<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
-    let config = Config {
-        virtual_time: true,
-        ..config::<B>()
-    };
-    TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
+    for config in configs::<B>() {
+        let config = Config {
+            virtual_time: true,
+            ..config
+        };
+        TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
+    }
 }
 
 fn smp(kernel: Vec<u8>, vcpus: usize) -> Spec {
@@ -75,21 +79,18 @@ fn exits_are_counted_one_by_one<B: TestBackend>() {
 }
 
 fn hlt_parks_and_its_time_is_counted<B: TestBackend>() {
-    on_each::<B>(|host, hypervisor| {
-        let begin_ns = host.now_ns();
-        let vm = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[
-            10,
-            1_000_000 * B::SLOWNESS,
-        ])));
+    const TICK_NS: u64 = 1_000_000;
+    on_virtual_time::<B>(|host, hypervisor| {
+        let kernel = guests::halt_for_ticks(&[10, TICK_NS as u32]);
+        let vm = hypervisor.launch(&Spec::new(kernel));
+        for tick in 1..=10 {
+            vm.wait_until(|| vm.thread(0).unwrap().parks() == tick);
+            host.advance(TICK_NS);
+        }
         assert_eq!(vm.wait(), GOOD);
-        let idle_ns = vm.count(Counter::IdleNs);
-        assert!(
-            idle_ns > 0 && idle_ns < host.now_ns() - begin_ns,
-            "{idle_ns}"
-        );
-        assert!(vm.count(Counter::InjectedInterrupt) >= 10);
-        assert!(vm.count(Counter::Halt) > 0);
-        assert!(vm.thread(0).unwrap().parks() > 0);
+        assert_eq!(vm.count(Counter::IdleNs), 10 * TICK_NS);
+        assert_eq!(vm.count(Counter::InjectedInterrupt), 10);
+        assert_eq!(vm.count(Counter::Halt), 10);
     });
 }
 
@@ -123,13 +124,9 @@ fn all_of_a_vcpus_time_is_counted<B: TestBackend>() {
         let halts = hypervisor.launch(&Spec::new(guests::halt_for_ticks(&[u32::MAX, 2_000_000])));
         let spins = hypervisor.launch(&Spec::new(guests::spin_for_ticks(&[u32::MAX, 500_000])));
         for vm in [&halts, &spins] {
-            while vm.count(Counter::Entries) == 0 {
-                std::thread::yield_now();
-            }
+            vm.wait_until(|| vm.count(Counter::Entries) > 0);
             let (first, [begin, begun]) = time_spent(host, vm);
-            while vm.count(Counter::InjectedInterrupt) < 15 {
-                std::thread::yield_now();
-            }
+            vm.wait_until(|| vm.count(Counter::InjectedInterrupt) >= 15);
             let (last, [end, ended]) = time_spent(host, vm);
             let sum = |spent: [u64; 4]| spent.into_iter().sum::<u64>();
             let passed_ns = sum(last) - sum(first);
@@ -139,12 +136,8 @@ fn all_of_a_vcpus_time_is_counted<B: TestBackend>() {
                 "{first:?} {last:?} {begin} {begun} {end} {ended}"
             );
         }
-        // On a busy machine its next interrupt may be due whenever it halts.
-        let idles = || time_spent(host, &halts).0[2] > 0;
-        while !idles() && halts.count(Counter::InjectedInterrupt) < 10_000 {
-            std::thread::yield_now();
-        }
-        assert!(idles());
+        // On a busy machine its next interrupt may be due when it halts.
+        halts.wait_until(|| time_spent(host, &halts).0[2] > 0);
         for vm in [&halts, &spins] {
             vm.stop().unwrap();
             assert_eq!(vm.wait(), StopReason::Requested);
@@ -168,7 +161,9 @@ fn the_counter_never_goes_back<B: TestBackend>() {
                 if round == 1 && pauses == 3 {
                     host.tsc_becomes_unstable();
                 }
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                // A guest that is always paused again comes to nothing.
+                let cpuids = vm.count(Counter::Cpuid);
+                vm.wait_until(|| vm.count(Counter::Cpuid) > cpuids + 3 || has_stopped(&vm));
             }
             assert_eq!(vm.wait(), GOOD, "in round {round}, after {pauses} pauses");
         }
@@ -318,17 +313,19 @@ fn cpus_go_and_come_under_vms<B: TestBackend>() {
             guests::workers(&[2, (10 / B::SLOWNESS).max(2), 30, 0x1f000]),
             2,
         );
-        let vms = [hypervisor.launch(&spec), hypervisor.launch(&spec)];
+        // Guests may be done before the host has come to it.
         let mut cycles = 0;
-        while vms.iter().any(is_running) {
-            for vm in vms.iter().filter(|vm| is_running(vm)) {
-                disturb(host, vm);
+        while cycles < 20 {
+            let vms = [hypervisor.launch(&spec), hypervisor.launch(&spec)];
+            while vms.iter().any(is_running) {
+                for vm in vms.iter().filter(|vm| is_running(vm)) {
+                    disturb(host, vm);
+                }
+                hypervisor.cycle(CpuId((host.random() % u64::from(host.cpu_limit())) as u32));
+                cycles += 1;
             }
-            hypervisor.cycle(CpuId((host.random() % u64::from(host.cpu_limit())) as u32));
-            cycles += 1;
+            assert!(vms.iter().all(|vm| vm.wait() == GOOD));
         }
-        assert!(vms.iter().all(|vm| vm.wait() == GOOD));
-        assert!(cycles > 0);
     });
 }
 
@@ -369,18 +366,13 @@ fn a_vm_that_nothing_wakes_is_dead<B: TestBackend>() {
             };
             let before = lines();
             let vm = hypervisor.launch(&smp(guests::sleep(&[]), vcpus));
-            while !vm.is_dead() || lines() == before {
-                std::thread::yield_now();
-            }
-            // Of the launch, and of this.
-            let told = (0..10_000_000).any(|_| vm.news() >= 2);
-            assert!(told, "its observer learns that it is dead");
+            vm.wait_until(|| vm.is_dead() && lines() > before);
+            // Its observer learns of the launch, and of this.
+            vm.wait_until(|| vm.news() >= 2);
             vm.pause().unwrap();
             assert!(!vm.is_dead(), "it is paused");
             vm.resume().unwrap();
-            while !vm.is_dead() {
-                std::thread::yield_now();
-            }
+            vm.wait_until(|| vm.is_dead());
             assert_eq!((vm.state(), lines()), (State::Running, before + 1));
             vm.stop().unwrap();
             assert_eq!(vm.wait(), StopReason::Requested);
@@ -478,10 +470,22 @@ fn has_stopped<B: TestBackend>(vm: &TestVm<B>) -> bool {
     matches!(vm.state(), State::Stopped(_))
 }
 
+/// What [`guests::workers`] have added up so far, on pages that lie side by side.
+fn work_done<B: TestBackend>(vm: &TestVm<B>) -> u64 {
+    let added = |page: u64| {
+        let mut word = [0; 4];
+        let counter = Gpa(0x20_0000 + page * PAGE_SIZE);
+        vm.memory().read(counter, &mut word).unwrap();
+        u64::from(u32::from_le_bytes(word))
+    };
+    (0..PAUSED_PAGES).map(added).sum()
+}
+
 /// Paused and resumed over and over, by two at once, a guest does all its work; nobody waits for ever.
 fn pauses_under_running_vcpus<B: TestBackend>() {
     on_each::<B>(|_, hypervisor| {
-        let vm = hypervisor.launch(&smp(guests::workers(&[2, 60, 20, 0x1000]), 2));
+        let kernel = guests::workers(&[2, 60, PAUSED_PAGES as u32, PAGE_SIZE as u32]);
+        let vm = hypervisor.launch(&smp(kernel, 2));
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
@@ -489,11 +493,9 @@ fn pauses_under_running_vcpus<B: TestBackend>() {
                         let _ = vm.pause();
                         std::thread::yield_now();
                         // A guest that is always paused again comes to nothing.
-                        let entries = vm.count(Counter::Entries);
+                        let done = work_done(&vm);
                         let _ = vm.resume();
-                        while vm.count(Counter::Entries) == entries && !has_stopped(&vm) {
-                            std::thread::yield_now();
-                        }
+                        vm.wait_until(|| work_done(&vm) != done || has_stopped(&vm));
                     }
                 });
             }
@@ -658,9 +660,7 @@ fn virtualization_may_be_switched_off_under_a_vm<B: TestBackend>() {
                 _ => guests::cpuid_and_out(&[u32::MAX, 1]),
             };
             let vm = hypervisor.launch(&smp(kernel, 2));
-            while vm.count(Counter::Entries) < 3 {
-                std::thread::yield_now();
-            }
+            vm.wait_until(|| vm.count(Counter::Entries) >= 3);
             host.go_down();
             assert_eq!(vm.wait(), StopReason::HostGone);
         });

@@ -13,7 +13,7 @@ const VIRTUAL_WALL_NS: u64 = 1_800_000_000_000_000_000;
 
 pub enum Clock {
     /// That of the machine beneath, this many times as fast.
-    Real(Instant, u64),
+    Real(Instant, f64),
     /// It moves when a test moves it.
     Virtual(AtomicU64),
 }
@@ -22,7 +22,9 @@ impl Clock {
     pub fn now_ns(&self) -> u64 {
         match self {
             // Not from 0, so that nobody takes a time for a duration.
-            Self::Real(start, hurry) => 1_000_000_000 + start.elapsed().as_nanos() as u64 * hurry,
+            Self::Real(start, hurry) => {
+                1_000_000_000 + (start.elapsed().as_nanos() as f64 * hurry) as u64
+            }
             Self::Virtual(now) => now.load(SeqCst),
         }
     }
@@ -178,8 +180,8 @@ impl Inner {
                 continue;
             }
             let next = armed.earliest().map(|i| armed.timers[i].at_ns - now_ns);
-            let wait = next.unwrap_or(u64::MAX).min(1_000_000_000) / self.config.hurry;
-            let wait = Duration::from_nanos(wait);
+            let wait_ns = next.unwrap_or(u64::MAX).min(1_000_000_000);
+            let wait = Duration::from_nanos((wait_ns as f64 / self.config.hurry) as u64);
             let (guard, _) = self
                 .timers
                 .changed

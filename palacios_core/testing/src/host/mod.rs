@@ -55,7 +55,7 @@ pub struct Config {
     /// Where its random choices start.
     pub seed: u64,
     /// How many times as fast as outside its time passes.
-    pub hurry: u64,
+    pub hurry: f64,
     /// What its processors are.
     pub processor: processor::Config,
     /// What it makes of machine checks that end a guest.
@@ -74,7 +74,7 @@ impl Default for Config {
             entry_ns: 0,
             migrate_one_in: 8,
             seed: 1,
-            hurry: 1,
+            hurry: 1.0,
             processor: processor::Config::default(),
             machine_checks: MachineCheck::Raise,
             broken: None,
@@ -231,9 +231,9 @@ impl TestHost {
         result
     }
 
-    /// Waits for threads that nobody can join any more.
+    /// Waits for threads that nobody can join any more. One that never ends is told of after ten minutes.
     fn wait_for_threads(&self) {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(600);
         while self.0.objects.threads.load(SeqCst) > 0 && Instant::now() < end {
             std::thread::yield_now();
         }
