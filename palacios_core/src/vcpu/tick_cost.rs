@@ -98,7 +98,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 self.tick_cost = TickCost::Measured {
                     source,
                     begin_ns: here.vm.clock().now_ns(),
-                    waited_ns: here.shared.thread().waited_ns(),
+                    waited_ns: here.shared.thread().waited_ns().unwrap_or(0),
                 };
             }
         }
@@ -116,13 +116,14 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let TickCost::Measured {
             source,
             begin_ns,
-            waited_ns,
+            waited_ns: waited_before_ns,
         } = self.tick_cost
         else {
             return;
         };
         self.forget_tick();
-        let waited_ns = here.shared.thread().waited_ns().saturating_sub(waited_ns);
+        let waited_ns = here.shared.thread().waited_ns().unwrap_or(0);
+        let waited_ns = waited_ns.saturating_sub(waited_before_ns);
         let now_ns = here.vm.clock().now_ns();
         let cost_ns = now_ns
             .saturating_sub(begin_ns)
