@@ -2,8 +2,9 @@
 //! The host contract: what an operating system gives the VMM, and nothing else.
 //!
 //! Each method says where it may be called. *Thread* is an ordinary thread with interrupts on, which may sleep; *atomic*
-//! is with interrupts off or a spin lock held; *any* includes hard-interrupt context. `crate::conformance` tests these
-//! promises; a new host runs it first.
+//! is with interrupts off or a spin lock held; *any* includes hard-interrupt context. What has a default may be left for
+//! later. [`crate::conformance`] tests these promises; a new host runs it first. `Documentation/embedding.md` walks through
+//! a small host.
 
 use crate::addr::Hpa;
 pub use crate::alloc_ext::NoMemory;
@@ -42,7 +43,7 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     // CPUs
 
-    /// All CPU ids are below this; it never changes.
+    /// All CPU ids are below this; it never changes. *Any.*
     fn cpu_limit(&self) -> u32;
     /// The CPU this runs on; stable only where the caller cannot move. *Any.*
     fn current_cpu(&self) -> CpuId;
@@ -51,16 +52,16 @@ pub trait Host: Clone + Send + Sync + 'static {
     /// Runs `f` in a *window*: on one CPU, with interrupts off, the host's floating-point state put away and debug
     /// exceptions quiet, so that `f` may load a guest's. Reschedules first if the host wants the CPU. *Thread.*
     fn window<R>(&self, f: impl FnOnce(CpuId) -> R) -> R;
-    /// In a window: the host wants the CPU back, so the window should be left soon.
+    /// In a window: the host wants the CPU back, so the core leaves the window soon.
     fn window_must_end(&self) -> bool;
     /// In a window, just before the guest is entered: what the host must know of it (RCU, lock proving, accounting).
     fn guest_enter(&self) {}
-    /// In a window, just after the guest was left, before any function returns: a host that fears for its return
-    /// predictions, which the guest may have trained, sees to them first of all.
+    /// In a window, just after the guest was left, before any function returns. The guest may have trained the return
+    /// predictor: a host that fears that cleans it here, first of all.
     fn guest_exit(&self) {}
 
-    /// In a window: a machine check struck in the guest, or as it was entered, and ended it. The host looks at the error as if it
-    /// had struck in user mode, where what it hits may be lost without the host.
+    /// In a window: a machine check struck in the guest, or as it was entered, and ended it. The host handles the error as one in
+    /// user mode, where it can lose what was hit and live.
     fn machine_check(&self) -> MachineCheck {
         MachineCheck::Raise
     }
@@ -95,11 +96,11 @@ pub trait Host: Clone + Send + Sync + 'static {
     ) -> Result<Self::Thread, NoMemory>;
     /// Lets other threads run. *Thread.*
     fn yield_now(&self);
-    /// Moves `value` to where several may refer to it.
+    /// Moves `value` to where several may refer to it. *Thread.*
     fn share<T: Send + Sync + 'static>(&self, value: T) -> Result<Self::Shared<T>, NoMemory>;
-    /// A sleeping lock around `value`.
+    /// A sleeping lock around `value`. *Thread.*
     fn mutex<T: Send>(&self, class: LockClass, value: T) -> Result<Self::Mutex<T>, NoMemory>;
-    /// A spin lock around `value`.
+    /// A spin lock around `value`. *Thread.*
     fn spin_lock<T: Send>(&self, class: LockClass, value: T)
         -> Result<Self::SpinLock<T>, NoMemory>;
 
@@ -188,15 +189,15 @@ impl LockClass {
 pub trait Thread: Send + Sync {
     /// Starts it at `body`. Again only after [`Thread::join`]. *Thread.*
     fn start(&self, body: impl FnOnce() + Send + 'static) -> Result<(), NoMemory>;
-    /// Sleeps until [`Thread::unpark`] was called since the last return, or the armed time has come. Only on itself.
+    /// Sleeps until [`Thread::unpark`] was called since the last return, or the armed time has come. Only on itself. *Thread.*
     fn park(&self);
-    /// Ends its sleep, or its next one. *Any.*
+    /// Ends its sleep, or its next one if it does not sleep. *Any.*
     fn unpark(&self);
     /// Makes its CPU leave guest mode, if it is there. A kick that arrives in a window before entry ends the entry at
     /// once; none is lost between. *Any.*
     fn kick(&self);
-    /// From `at_ns` (on [`Host::now_ns`]'s scale) on, it is unparked and kicked, once. Replaces the time armed before;
-    /// `None` disarms. Only on itself.
+    /// Sets its timer: at `at_ns` (on [`Host::now_ns`]'s scale) or soon after, it is unparked and kicked, once. That replaces
+    /// the time armed before; `None` disarms. Only on itself. *Thread.*
     fn arm(&self, at_ns: Option<u64>);
     /// How long it has been ready to run without running, because other threads had the CPU: nanoseconds since it was made,
     /// never less than before. It need not count the wait that still lasts. `None`, always: this host does not count it.
@@ -222,13 +223,13 @@ pub trait Thread: Send + Sync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoSuchCpu(pub CpuId);
 
-/// Gives the frames behind guest RAM: the one door on which balloon, sharing, swapping and migration hang.
+/// Gives the frames behind one guest's RAM. Ballooning, sharing, swapping and migration are done here.
 pub trait GuestRam: Send + Sync {
     /// The frame for the page of `size` at guest frame number `gfn` (4 KiB units, aligned to `size`): zeroed at first
     /// touch, or with the contents it had when it was [`Release::Revoked`]. A provider that has no large page to give
     /// answers [`RamError::TooLarge`], and is asked for small ones. *Thread.*
     fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError>;
-    /// Nothing translates to the frame any more. *Thread.*
+    /// Takes a frame back: nothing translates to it any more. *Thread.*
     fn release(&self, gfn: u64, frame: Hpa, size: PageSize, why: Release);
 }
 

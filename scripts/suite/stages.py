@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bed.cache import TOP
 
-from . import oracle, selftest
+from . import docstest, oracle, selftest
 from .places import PLACES
 from .results import Results, allowed_skips
 
@@ -80,6 +80,17 @@ def style(results: Results) -> None:
     check(results, "clippy of the lightweight kernel", "cargo", "clippy", "--quiet", "--locked", f"--target-dir={BUILD}/lwk/clippy",
           "--manifest-path", TOP / "host_lwk/Cargo.toml", "--", "-Dwarnings")
     check(results, "every source file names its licence", TOP / "scripts/check-licences")
+    documented(results, "the workspace", "--workspace")
+    documented(results, "the core, private items too", "--package=palacios_core", "--document-private-items")
+    documented(results, "the test kernels", *tmk)
+    documented(results, "the lightweight kernel", f"--target-dir={BUILD}/lwk/clippy", "--manifest-path", TOP / "host_lwk/Cargo.toml")
+    check(results, "the book shows tested code", "scripts/docs-check", "--quick")
+    docstest.run(results)
+
+
+def documented(results: Results, name: str, *what: object) -> None:
+    """Every public item has words, and their links lead somewhere."""
+    check(results, f"cargo doc of {name}", "cargo", "doc", "--quiet", "--locked", "--no-deps", *what, env={"RUSTDOCFLAGS": "-Dwarnings"})
 
 
 def cargo(results: Results) -> None:

@@ -43,17 +43,6 @@ struct Heaps {
 // SAFETY: a heap is memory that only it refers to.
 unsafe impl Send for Heaps {}
 
-/// The kernel's memory, also Rust's.
-struct Memory(SpinLock<Heaps>);
-
-#[global_allocator]
-static MEMORY: Memory = Memory(SpinLock::new(Heaps {
-    low: Heap::empty(),
-    high: Heap::empty(),
-}));
-/// How often something was allocated.
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
 impl Heaps {
     fn take(&mut self, layout: Layout, below_4g: bool) -> Option<NonNull<u8>> {
         let high = match below_4g {
@@ -63,6 +52,19 @@ impl Heaps {
         high.or_else(|()| self.low.allocate_first_fit(layout)).ok()
     }
 }
+
+/// How often something was allocated.
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// ANCHOR: global_allocator
+/// The kernel's memory, also Rust's.
+struct Memory(SpinLock<Heaps>);
+
+#[global_allocator]
+static MEMORY: Memory = Memory(SpinLock::new(Heaps {
+    low: Heap::empty(),
+    high: Heap::empty(),
+}));
 
 // SAFETY: the heaps keep what this trait asks.
 unsafe impl GlobalAlloc for Memory {
@@ -83,6 +85,7 @@ unsafe impl GlobalAlloc for Memory {
         unsafe { heap.deallocate(at, layout) };
     }
 }
+// ANCHOR_END: global_allocator
 
 /// How often something was allocated since the start.
 pub fn allocations() -> u64 {

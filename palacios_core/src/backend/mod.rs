@@ -45,8 +45,14 @@ pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     const EXTENDED_TOPOLOGY: bool = false;
 
     /// Looks at the CPU this runs on, and takes what memory the whole host needs. Enables nothing.
+    ///
+    /// # Errors
+    /// What this CPU lacks, or who has taken it; `NoCpu` if it is not this vendor's.
     fn probe(host: &H) -> Result<Self, Unsupported>;
     /// Turns virtualization on for the CPU this runs on, in atomic context.
+    ///
+    /// # Errors
+    /// If this CPU is not like the one that was probed, or somebody else has taken its virtualization.
     fn enable_cpu(&self, cpu: CpuId) -> Result<(), Unsupported>;
     /// Turns it off again, in atomic context; harmless where it is off.
     fn disable_cpu(&self, cpu: CpuId);

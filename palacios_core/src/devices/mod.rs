@@ -88,7 +88,7 @@ pub trait PowerSink {
 
 /// The far end of a byte-wise device (a serial port, a debug port). Made by the host; never blocks.
 pub trait ByteStream: Send {
-    /// Takes output. What finds no room is dropped oldest first by the host: a guest's port never stalls.
+    /// Takes output. When the buffer is full, the host drops its oldest bytes: a guest's port never stalls.
     fn write(&mut self, data: &[u8]);
     /// Gives waiting input; returns how many bytes of `buf` were filled.
     fn read(&mut self, buf: &mut [u8]) -> usize;

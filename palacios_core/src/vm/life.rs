@@ -258,6 +258,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
 
     /// Starts the VM; one that has stopped starts again from its image. *Thread.*
+    ///
+    /// # Errors
+    /// `WrongState` unless the VM is new or has stopped; `NotLoadable` if its kernel cannot be loaded again; `NoMemory` if a
+    /// thread cannot be started, and then the VM has stopped.
     pub fn launch(vm: &H::Shared<Self>) -> Result<(), LifeError> {
         let _control = vm.control.lock();
         match vm.state() {
@@ -295,7 +299,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         Ok(())
     }
 
-    /// Has the VM stop. [`Vm::state`] says when it has. *Thread.*
+    /// Has the VM stop, and does not wait for that: [`Vm::state`] says when it has. *Thread.*
+    ///
+    /// # Errors
+    /// `WrongState` if it does not run.
     pub fn stop(&self) -> Result<(), LifeError> {
         if self.request_stop(StopReason::Requested) {
             return Ok(());
@@ -306,7 +313,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
     }
 
-    /// Has the VM stand still. *Thread.*
+    /// Has the VM stand still, its clock too; returns when no vCPU is in the guest. *Thread.*
+    ///
+    /// # Errors
+    /// `WrongState` unless it is running.
     pub fn pause(&self) -> Result<(), LifeError> {
         let _control = self.control.lock();
         if !self.change(RunState::Running, RunState::Paused) {
@@ -323,6 +333,9 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
 
     /// Lets a paused VM go on. *Thread.*
+    ///
+    /// # Errors
+    /// `WrongState` unless it is paused.
     pub fn resume(&self) -> Result<(), LifeError> {
         let _control = self.control.lock();
         if self.run_state() != RunState::Paused {

@@ -172,10 +172,13 @@ struct VcpuSlot<H: Host, B: Backend<H>> {
 }
 
 impl<H: Host, B: Backend<H>> Vm<H, B> {
-    /// Makes a VM and loads its kernel; launches nothing. `stream` opens the byte stream of a name.
+    /// Makes a VM and loads its kernel; launches nothing. `stream` opens the byte stream of a name. *Thread.*
     ///
     /// A kernel's stack is small. So each step is a function of its own that leaves nothing there, and the VM is where it
     /// stays, and not on the stack, before its kernel is loaded.
+    ///
+    /// # Errors
+    /// What is wrong with the image, or what this host does not have. Nothing of the VM is left then.
     #[inline(never)]
     pub fn new(
         host: &H,
@@ -247,6 +250,9 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
     /// Moves a vCPU, running or not, to `cpu`, where it then stays; with `None` it may run on any. The guest sees nothing
     /// of it. *Thread.*
+    ///
+    /// # Errors
+    /// If there is no such vCPU or no such CPU, or if the VM has stopped.
     pub fn move_vcpu(&self, vcpu: u32, cpu: Option<CpuId>) -> Result<(), MoveError> {
         let thread = self.thread(vcpu).ok_or(MoveError::NoSuchVcpu)?;
         match self.state() {

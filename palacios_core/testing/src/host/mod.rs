@@ -508,9 +508,11 @@ impl Host for TestHost {
         std::thread::yield_now();
     }
     fn share<T: Send + Sync + 'static>(&self, value: T) -> Result<TestShared<T>, NoMemory> {
+        here::may_sleep("share");
         self.object(|| TestShared::new(self.0.clone(), value))
     }
     fn mutex<T: Send>(&self, class: LockClass, value: T) -> Result<Self::Mutex<T>, NoMemory> {
+        here::may_sleep("mutex");
         self.object(|| TestLock::new(self.0.clone(), class, value))
     }
     fn spin_lock<T: Send>(
@@ -518,6 +520,7 @@ impl Host for TestHost {
         class: LockClass,
         value: T,
     ) -> Result<Self::SpinLock<T>, NoMemory> {
+        here::may_sleep("spin_lock");
         self.object(|| TestLock::new(self.0.clone(), class, value))
     }
 
