@@ -181,24 +181,27 @@ fn vt_x(new: bool) -> processor::VmxConfig {
     }
 }
 
-/// Tests of the functions named, which take a [`TestBackend`], on each of the three.
+/// Tests of the functions named, which take a [`TestBackend`], on each of the three. `#[ignore = "…"]` may stand before a name.
 #[macro_export]
 macro_rules! on_all_backends {
-    ($($name:ident,)*) => {
+    ($($(#[$attribute:meta])* $name:ident,)*) => {
         mod adversarial {
-            $(#[test]
+            $($(#[$attribute])*
+            #[test]
             fn $name() {
                 super::$name::<$crate::AdversarialBackend>();
             })*
         }
         mod svm {
-            $(#[test]
+            $($(#[$attribute])*
+            #[test]
             fn $name() {
                 super::$name::<palacios_core::backend::svm::Svm<$crate::TestHost>>();
             })*
         }
         mod vmx {
-            $(#[test]
+            $($(#[$attribute])*
+            #[test]
             fn $name() {
                 super::$name::<palacios_core::backend::vmx::Vmx<$crate::TestHost>>();
             })*
