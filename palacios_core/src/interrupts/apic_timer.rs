@@ -4,7 +4,7 @@
 //! The bus runs at 1 GHz: a count is a nanosecond, times the divider. A periodic timer that is served late does not
 //! catch up: all periods missed make one interrupt, as on a processor that had interrupts off that long. Periods under
 //! [`MIN_PERIOD_NS`] are merged too, so that a guest cannot make its host do nothing but serve its timer. A timer that is
-//! held ([`ApicTimer::hold`]) is late in the same way: it counts on, and what expires meanwhile is one interrupt.
+//! held (`ApicTimer::hold`) is late in the same way: it counts on, and what expires meanwhile is one interrupt.
 #![forbid(unsafe_code)]
 
 use crate::state_io::{StateError, StateReader, StateWriter};
