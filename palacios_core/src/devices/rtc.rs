@@ -184,8 +184,9 @@ impl Rtc {
         }
     }
 
-    /// Looks whether a period has ended since it last did.
-    fn settle_periods(&mut self, now_ns: u64) {
+    /// Looks for events since it last did, and when the next will be.
+    fn settle(&mut self, at: Instant) {
+        let Instant { now_ns, wall_ns } = at;
         let tick = CRYSTAL.ticks_at(now_ns);
         if let Some(period) = self.period_ticks() {
             // A power of two.
@@ -194,11 +195,7 @@ impl Rtc {
             }
         }
         self.settled_tick = tick;
-    }
 
-    /// Looks for events of the wall clock since it last did, and when the next will be.
-    fn settle(&mut self, at: Instant) {
-        let Instant { now_ns, wall_ns } = at;
         let (wall_s, into_ns) = (wall_ns / NS_PER_S, wall_ns % NS_PER_S);
         let from_s = match self.settled_s {
             0 => wall_s,
@@ -354,10 +351,7 @@ impl Rtc {
         self.offset_s = guest_s.saturating_sub(wall_s);
     }
 
-    /// The end of a period shows in register C when that is read, but interrupts when [`Timed::tick`] comes: whoever holds
-    /// the timers back does so for a guest that looks at other registers, too.
-    fn read_data(&mut self, at: Instant) -> u8 {
-        let Instant { now_ns, wall_ns } = at;
+    fn read_data(&mut self, wall_ns: u64) -> u8 {
         let index = self.index & 0x7f;
         match index {
             register::A => {
@@ -374,7 +368,6 @@ impl Rtc {
             }
             register::B => self.b,
             register::C => {
-                self.settle_periods(now_ns);
                 let interrupts = self.interrupts();
                 core::mem::take(&mut self.c) | if interrupts { reg_c::INTERRUPT } else { 0 }
             }
@@ -388,13 +381,9 @@ impl Rtc {
         }
     }
 
-    fn write_data(&mut self, value: u8, at: Instant) {
-        let wall_s = at.wall_ns / NS_PER_S;
+    fn write_data(&mut self, value: u8, wall_ns: u64) {
+        let wall_s = wall_ns / NS_PER_S;
         let index = self.index & 0x7f;
-        if matches!(index, register::A | register::B) {
-            // Periods may be others from now on.
-            self.settle_periods(at.now_ns);
-        }
         match index {
             register::A => self.a = value & !reg_a::UPDATE_IN_PROGRESS,
             register::B => self.write_b(value, wall_s),
@@ -508,7 +497,7 @@ impl PortIo for Rtc {
         let at = Instant::of(cx.clock);
         self.settle(at);
         let value = read_bytewise(port, size, |port| match port {
-            DATA_PORT => self.read_data(at),
+            DATA_PORT => self.read_data(at.wall_ns),
             // The index is write-only.
             _ => 0xff,
         });
@@ -522,7 +511,7 @@ impl PortIo for Rtc {
         self.settle(at);
         write_bytewise(port, size, value, |port, byte| match port {
             INDEX_PORT => self.index = byte,
-            DATA_PORT => self.write_data(byte, at),
+            DATA_PORT => self.write_data(byte, at.wall_ns),
             _ => {}
         });
         self.settle(at);
@@ -548,9 +537,7 @@ impl Timed for Rtc {
     }
 
     fn tick(&mut self, cx: &Cx<'_>) {
-        let at = Instant::of(cx.clock);
-        self.settle_periods(at.now_ns);
-        self.settle(at);
+        self.settle(Instant::of(cx.clock));
         self.drive_line(cx);
     }
 }

@@ -11,7 +11,6 @@ mod msr;
 mod presence;
 mod pvclock;
 mod shared;
-mod tick_cost;
 mod times;
 mod tsc;
 
@@ -55,9 +54,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     nmi_pending: bool,
     /// Counted among those that only another vCPU can wake.
     stuck: bool,
-    /// What waits for the guest to take interrupts, besides the local APIC's.
-    waits_for: deliver::WaitsFor,
-    tick_cost: tick_cost::TickCost,
+    /// The PIC pair may have an interrupt for this vCPU.
+    ext_int: bool,
     /// The memory generation that the last flush covers.
     generation: u64,
     tsc: tsc::Tsc,
@@ -102,8 +100,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             held: None,
             nmi_pending: false,
             stuck: false,
-            waits_for: deliver::WaitsFor::empty(),
-            tick_cost: tick_cost::TickCost::default(),
+            ext_int: false,
             generation: 0,
             tsc: tsc::Tsc::default(),
             pvclock: pvclock::PvClock::default(),
@@ -136,7 +133,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         } else {
             Activity::WaitForStartup
         };
-        self.waits_for = deliver::WaitsFor::empty();
+        self.ext_int = false;
         self.armed_ns = None;
         self.arch.flush_tlb();
     }
@@ -149,7 +146,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.arch.request_nmi_window(false);
         (self.fault, self.interrupted, self.held) = (None, None, None);
         (self.nmi_pending, self.length) = (false, None);
-        self.forget_tick();
     }
 
     /// Runs until the VM stops.
@@ -270,8 +266,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Handles an exit that needs no lock that sleeps, inside the window. `false`: it is left to [`Vcpu::dispatch`].
     fn settle(&mut self, here: &Here<'_, H, B>, exit: Exit) -> bool {
         match exit {
-            Exit::InterruptWindow => !self.waits_for.contains(deliver::WaitsFor::TICK_END),
-            Exit::NmiWindow => true,
+            Exit::InterruptWindow | Exit::NmiWindow => true,
             Exit::Cpuid | Exit::ReadMsr | Exit::WriteMsr | Exit::Hypercall => {
                 let known = self.arch.next_rip().is_some() || self.find_length(here);
                 if known {
@@ -287,8 +282,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     fn dispatch(&mut self, here: &Here<'_, H, B>, exit: Exit) {
         match exit {
             Exit::Pending | Exit::HostInterrupt | Exit::HostInit => {}
-            Exit::InterruptWindow => self.tick_may_end(here),
-            Exit::NmiWindow => {}
+            Exit::InterruptWindow | Exit::NmiWindow => {}
             Exit::Cpuid => self.cpuid(here),
             Exit::ReadMsr => self.read_msr(here),
             Exit::WriteMsr => self.write_msr(here),
@@ -435,7 +429,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 vm.bus().tick_all(&vm.cx());
             } else if vm.bus().deadline_ns().is_some_and(|at| at <= now_ns) {
                 vm.bus().tick(&vm.cx());
-                self.hold_timers_if_the_pic_does(here);
             }
             next_ns = [next_ns, vm.bus().deadline_ns()]
                 .into_iter()
@@ -454,10 +447,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Sleeps until something is pending.
     fn idle(&mut self, here: &Here<'_, H, B>) {
-        if self.waits_for.contains(deliver::WaitsFor::TICK_END) {
-            // Its timers change, and are to be armed anew.
-            return self.tick_ends(here);
-        }
         self.tell_priority(here);
         if !self.stuck && self.only_events_wake() {
             self.stuck = true;

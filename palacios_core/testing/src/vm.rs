@@ -181,34 +181,6 @@ fn vt_x(new: bool) -> processor::VmxConfig {
     }
 }
 
-/// Tests of the functions named, which take a [`TestBackend`], on each of the three. `#[ignore = "…"]` may stand before a name.
-#[macro_export]
-macro_rules! on_all_backends {
-    ($($(#[$attribute:meta])* $name:ident,)*) => {
-        mod adversarial {
-            $($(#[$attribute])*
-            #[test]
-            fn $name() {
-                super::$name::<$crate::AdversarialBackend>();
-            })*
-        }
-        mod svm {
-            $($(#[$attribute])*
-            #[test]
-            fn $name() {
-                super::$name::<palacios_core::backend::svm::Svm<$crate::TestHost>>();
-            })*
-        }
-        mod vmx {
-            $($(#[$attribute])*
-            #[test]
-            fn $name() {
-                super::$name::<palacios_core::backend::vmx::Vmx<$crate::TestHost>>();
-            })*
-        }
-    };
-}
-
 /// Virtualization on all CPUs of a host, until dropped.
 pub struct Hypervisor<B: TestBackend> {
     host: TestHost,

@@ -175,13 +175,7 @@ impl ThreadState {
             self.host.cpus[cpu as usize].interrupt();
         }
     }
-    /// It sleeps, is in a window, or has ended.
-    pub fn is_settled(&self) -> bool {
-        let woken = *lock(&self.wake);
-        let sleeps = self.sleeps.load(SeqCst) && !woken;
-        sleeps || self.window.load(SeqCst) != 0 || !lock(&self.run).running
-    }
-    pub fn is_current(self: &Arc<Self>) -> bool {
+    fn is_current(self: &Arc<Self>) -> bool {
         here::thread().is_some_and(|thread| Arc::ptr_eq(&thread, self))
     }
 
