@@ -10,13 +10,18 @@ unexport MAKEFLAGS
 
 .PHONY: help run run-lwk test tmk bed modules tools guests bootstrap fuzz docs-check clean
 help: ## this
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p; s/^#: /\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-run: ## a Linux guest in a VM on an emulated host; IMAGE=FILE (guest.img, guest.toml or kernel) ARGS="options of v3 run" MACHINE=vtx GDB=1 PROFILE=debug
+run: ## a Linux guest in a VM on an emulated host
+#: IMAGE=FILE      another guest: a guest.img, a guest.toml or a kernel
+#: ARGS="…"        options of `v3 run`: --append, --mem, --cpus, --timeout, …
+#: MACHINE=vtx     Intel VT-x; svm (AMD) is the default, and svm-bochs is a second one
+#: GDB=1           waits for gdb before the guest starts, and says how to start it
+#: PROFILE=debug   a module whose variables gdb can print
 	@scripts/bootstrap packages
 	@scripts/run --machine $(MACHINE) --profile $(or $(PROFILE),dev) $(if $(GDB),--gdb) $(if $(IMAGE),--image '$(IMAGE)') -- $(ARGS)
 
-run-lwk: ## the same guest on the lightweight kernel; MACHINE=vtx GDB=1
+run-lwk: ## the same guest on the lightweight kernel; MACHINE= and GDB= as for run
 	@scripts/bootstrap packages
 	@scripts/run-lwk --machine $(MACHINE) $(if $(GDB),--gdb)
 
@@ -24,7 +29,10 @@ test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
 	@scripts/bootstrap packages
 	@scripts/test $(STAGE)
 
-bed: ## an emulated host with v3vee.ko, the tools and guests: a shell, or CMD="line"; ADD="FILE…" KERNEL=debug MACHINE=vtx GDB=1 PROFILE=debug
+bed: ## a shell on an emulated host with v3vee.ko, the tools and guests; MACHINE=, GDB= and PROFILE= as for run
+#: CMD="LINE"      a line of shell instead
+#: ADD="FILE…"     files to bring along
+#: KERNEL=debug    a kernel that proves locks and finds leaks
 	@scripts/bootstrap packages
 	@scripts/run-bed --machine $(MACHINE) --kernel $(KERNEL) --profile $(or $(PROFILE),dev) $(if $(GDB),--gdb) \
 		$(foreach file,$(ADD),--add '$(file)') -- $(if $(CMD),'$(subst ','\'',$(CMD))')

@@ -42,7 +42,7 @@ def disk(root: Path, image: Path, initramfs: bytes, command_line: str) -> bytes:
             table += struct.pack("<II", address + at, min(MOST_SECTORS, (len(part) - at) // SECTOR))
     table += struct.pack("<II", entry, 0)
     if len(table) > TABLE_SECTORS * SECTOR:
-        raise Failure(f"kernel and files are too large for this machine's boot disk: {sum(map(len, data)) >> 20} MiB")
+        raise Failure(f"kernel and files are too large for this machine's boot disk, {sum(map(len, data)) >> 20} MiB: bring fewer files")
     return whole_cylinders(b"".join([boot_sector(root), table.ljust(TABLE_SECTORS * SECTOR, b"\0"), *data]))
 
 

@@ -92,7 +92,7 @@ def add_modules(archive: Cpio, modules: Path) -> None:
 def stripped(module: Path) -> bytes:
     """The module without its debug sections, which the kernel would only copy about."""
     if not module.exists():
-        raise Failure(f"{module} does not exist: run `make modules` (with KERNEL=debug for the debug kernel), or say --no-module")
+        raise Failure(f"{module} is not there: run `make modules`, with KERNEL=debug or PROFILE= if you gave them here; or leave it out by --no-module")
     slim = module.with_suffix(".slim")
     if not slim.exists() or slim.stat().st_mtime <= module.stat().st_mtime:
         temporary = slim.with_name(f"{slim.name}.{os.getpid()}")

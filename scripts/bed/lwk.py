@@ -44,6 +44,8 @@ class Boot:
 
     def write_iso(self, out: Path) -> None:
         """An image that GRUB starts from, on a BIOS: of a CD, a disk or a USB stick."""
+        if not KERNEL.exists():
+            raise Failure(f"{KERNEL} is not there: run scripts/build-lwk")
         with tempfile.TemporaryDirectory(dir=TOP / "build") as folder:
             top = Path(folder) / "iso"
             (top / "boot/grub").mkdir(parents=True)
@@ -93,7 +95,7 @@ class Run:
         while any(name in machine.SERIAL for name in wires.values()):
             wait = None if deadline is None else deadline - time.monotonic()
             if wait is not None and wait <= 0:
-                complain("lwk: no end within the time")
+                complain("lwk: the kernel did not switch off in time; --timeout SECONDS sets another limit")
                 return TIMEOUT
             sources = [*wires, *([sys.stdin.buffer.raw] if self.shape.terminal else [])]
             for source in select.select(sources, [], [], wait)[0]:

@@ -79,7 +79,7 @@ class Session:
             while self._open and self.status is None and not self.failure and not self.left:
                 wait = None if deadline is None else deadline - time.monotonic()
                 if wait is not None and wait <= 0:
-                    return self._verdict(f"no end within {timeout_s:.0f} s", TIMEOUT)
+                    return self._verdict(f"the command did not end within {timeout_s:.0f} s; --timeout SECONDS sets another limit", TIMEOUT)
                 self._step(wait)
             if self.failure:
                 return self._verdict(self.failure, BROKEN)
