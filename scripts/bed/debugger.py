@@ -27,7 +27,7 @@ class Debugger:
         """Says that the machine waits, and how to start gdb. That is a line of its own, to be copied."""
         self.commands.write_text("".join(f"{command}\n" for command in ["set confirm off", *commands]))
         steps.say(f"{state}, and waits for gdb. In another terminal:\n{TOP}/scripts/in-root gdb -x {self.commands}")
-        steps.say("there, set breakpoints and type `continue`. `rbreak Vcpu<.*>::dispatch` stops at each exit of a guest; `detach` lets all go on")
+        steps.say("there, set breakpoints and type `continue`. `rbreak Vcpu.*::dispatch` stops at each exit of a guest; `detach` lets all go on")
 
 
 def refuse_if_not_qemu(kind: str) -> None:
