@@ -33,7 +33,7 @@ def run(title: str, command: list, log: Path, hint: str = "", takes: str = "", *
     with open(log, "wb") as out:
         process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT, env=env, **kwargs)
         try:
-            said = wait(process, start, log, f"{title}, {takes} …" if takes else f"{title} …")
+            said = wait(process, start, log, title, takes)
         except BaseException:
             process.terminate()
             process.wait()
@@ -46,13 +46,14 @@ def run(title: str, command: list, log: Path, hint: str = "", takes: str = "", *
         say(f"{title}: done in {time.monotonic() - start:.0f} s")
 
 
-def wait(process: subprocess.Popen, start: float, log: Path, announcement: str) -> bool:
+def wait(process: subprocess.Popen, start: float, log: Path, title: str, takes: str) -> bool:
     """Waits for the end of a step; returns whether the step was announced, because it took long."""
     if ends(process, QUIET_S):
         return False
-    say(announcement)
+    say(f"{title}, {takes} …" if takes else f"{title} …")
     while not ends(process, HEARTBEAT_S):
-        print(f"    {time.monotonic() - start:4.0f} s  {last_line(log)[:90]}", file=sys.stderr, flush=True)
+        # With its name, as another step may run beside it.
+        print(f"    {time.monotonic() - start:4.0f} s  {title}: {last_line(log)}"[:120], file=sys.stderr, flush=True)
     return True
 
 
