@@ -14,10 +14,11 @@ use palacios_core::memory::table::Format;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
 use std::collections::VecDeque;
+use std::iter;
 use std::ops::Deref;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use vm_fdt::FdtWriter;
+use vm_fdt::{FdtWriter, FdtWriterResult};
 
 /// How long no vCPU may be entered before a test takes its guest to hang. A slow machine needs a few seconds at most.
 const QUIET: Duration = Duration::from_secs(600);
@@ -42,6 +43,10 @@ pub struct Spec {
     pub large_pages: LargePages,
     /// It has the first serial port.
     pub serial: bool,
+    /// Its command line, if it has one.
+    pub bootargs: Option<&'static str>,
+    /// The files behind the kernel, by their labels: `initrd`, or `module`.
+    pub files: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Spec {
@@ -54,16 +59,24 @@ impl Spec {
             pins: vec![None],
             large_pages: LargePages::Sometimes,
             serial: false,
+            bootargs: None,
+            files: Vec::new(),
         }
     }
 
     /// The guest.img that describes it.
     pub fn image(&self) -> Vec<u8> {
-        let tree = self.tree().expect("a small tree");
-        write::image(&tree, &[&self.kernel]).expect("a small image")
+        let files = self.files.iter().map(|(_, bytes)| bytes.as_slice());
+        let blobs: Vec<&[u8]> = iter::once(self.kernel.as_slice()).chain(files).collect();
+        write::image(&self.tree(), &blobs).expect("a small image")
     }
 
-    fn tree(&self) -> Result<Vec<u8>, vm_fdt::Error> {
+    /// The device tree in it.
+    pub fn tree(&self) -> Vec<u8> {
+        self.write_tree().expect("a small tree")
+    }
+
+    fn write_tree(&self) -> FdtWriterResult<Vec<u8>> {
         let mut fdt = FdtWriter::new()?;
         let root = fdt.begin_node("")?;
         fdt.property_string("compatible", "v3vee,pc")?;
@@ -72,6 +85,21 @@ impl Spec {
         let memory = fdt.begin_node("memory@0")?;
         fdt.property_array_u64("reg", &[0, self.memory_bytes])?;
         fdt.end_node(memory)?;
+        self.write_cpus(&mut fdt)?;
+        if let Some(bootargs) = self.bootargs {
+            let chosen = fdt.begin_node("chosen")?;
+            fdt.property_string("bootargs", bootargs)?;
+            fdt.end_node(chosen)?;
+        }
+        self.write_blobs(&mut fdt)?;
+        if self.serial {
+            write_serial_port(&mut fdt)?;
+        }
+        fdt.end_node(root)?;
+        fdt.finish()
+    }
+
+    fn write_cpus(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {
         let cpus = fdt.begin_node("cpus")?;
         for (n, pin) in (0..).zip(&self.pins) {
             let cpu = fdt.begin_node(&format!("cpu@{n:x}"))?;
@@ -81,26 +109,31 @@ impl Spec {
             }
             fdt.end_node(cpu)?;
         }
-        fdt.end_node(cpus)?;
-        let blobs = fdt.begin_node("blobs")?;
-        let kernel = fdt.begin_node("blob@0")?;
-        fdt.property_u32("v3vee,index", 0)?;
-        fdt.property_string("label", "kernel")?;
-        fdt.end_node(kernel)?;
-        fdt.end_node(blobs)?;
-        if self.serial {
-            let devices = fdt.begin_node("devices")?;
-            let serial = fdt.begin_node("serial@3f8")?;
-            fdt.property_string("compatible", "ns16550a")?;
-            fdt.property_array_u64("reg", &[0x3f8, 8])?;
-            fdt.property_u32("interrupts", 4)?;
-            fdt.property_string("v3vee,stream", "com1")?;
-            fdt.end_node(serial)?;
-            fdt.end_node(devices)?;
-        }
-        fdt.end_node(root)?;
-        fdt.finish()
+        fdt.end_node(cpus)
     }
+
+    fn write_blobs(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+        let blobs = fdt.begin_node("blobs")?;
+        let labels = iter::once("kernel").chain(self.files.iter().map(|(label, _)| *label));
+        for (n, label) in (0..).zip(labels) {
+            let blob = fdt.begin_node(&format!("blob@{n:x}"))?;
+            fdt.property_u32("v3vee,index", n)?;
+            fdt.property_string("label", label)?;
+            fdt.end_node(blob)?;
+        }
+        fdt.end_node(blobs)
+    }
+}
+
+fn write_serial_port(fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+    let devices = fdt.begin_node("devices")?;
+    let serial = fdt.begin_node("serial@3f8")?;
+    fdt.property_string("compatible", "ns16550a")?;
+    fdt.property_array_u64("reg", &[0x3f8, 8])?;
+    fdt.property_u32("interrupts", 4)?;
+    fdt.property_string("v3vee,stream", "com1")?;
+    fdt.end_node(serial)?;
+    fdt.end_node(devices)
 }
 
 /// A backend that runs on the test host's processors.
