@@ -3,12 +3,11 @@
 
 KERNEL ?= stock
 MACHINE ?= svm
-SECONDS ?= 600
 
 # No script is a sub-make of this one: the jobserver is not for them.
 unexport MAKEFLAGS
 
-.PHONY: help run run-lwk test tmk bed modules tools guests bootstrap fuzz docs-check clean
+.PHONY: help run run-lwk test soak tmk bed modules tools guests bootstrap fuzz docs-check clean
 help: ## this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p; s/^#: /\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -28,6 +27,11 @@ run-lwk: ## the same guest on the lightweight kernel; MACHINE= and GDB= as for r
 test: ## all tests; STAGE="NAME…" for some of them (scripts/test --list)
 	@scripts/bootstrap packages
 	@scripts/test $(STAGE)
+
+soak: ## what is long by nature: fuzzing, and the long forms of tests; STAGE="NAME…" for some of them
+#: SECONDS=3600    for each fuzz target
+	@scripts/bootstrap packages
+	@SOAK_SECONDS=$(SECONDS) scripts/soak $(STAGE)
 
 bed: ## a shell on an emulated host with v3vee.ko, the tools and guests; MACHINE=, GDB= and PROFILE= as for run
 #: CMD="LINE"      a line of shell instead
@@ -52,8 +56,8 @@ guests: ## the guests, in build/guests
 bootstrap: ## get this machine ready: packages, host root, guest kernels (the others do it when needed)
 	@scripts/bootstrap
 
-fuzz: ## the fuzz targets, SECONDS=600 each
-	@scripts/fuzz $(SECONDS)
+fuzz: ## the fuzz targets under libFuzzer, SECONDS=600 each
+	@scripts/fuzz $(or $(SECONDS),600)
 
 docs-check: ## run every shell block of README and Documentation
 	@scripts/docs-check

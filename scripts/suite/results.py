@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """Counting tests, and reading what test programs say of themselves."""
 
+import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from bed.cache import TOP
 
+from .commands import Line
+
 SKIPS = TOP / "scripts" / "skips"
+# How many tests a program of `cargo test` runs at a time.
+CARGO_THREADS = len(os.sched_getaffinity(0))
 
 
 def allowed_skips() -> set[str]:
@@ -16,63 +22,76 @@ def allowed_skips() -> set[str]:
 
 
 @dataclass
+class Test:
+    name: str
+    outcome: str  # passed, failed or skipped
+    seconds: float
+
+
+@dataclass
 class Results:
-    """Names of tests by outcome."""
+    """What a stage found, and what it took."""
 
     stage: str
-    passed: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    tests: list[Test] = field(default_factory=list)
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
 
-    def ok(self, name: str) -> None:
-        self.passed.append(f"{self.stage}: {name}")
+    def ok(self, name: str, seconds: float = 0.0) -> None:
+        self.tests.append(Test(f"{self.stage}: {name}", "passed", seconds))
 
-    def fail(self, name: str) -> None:
-        self.failed.append(f"{self.stage}: {name}")
+    def fail(self, name: str, seconds: float = 0.0) -> None:
+        self.tests.append(Test(f"{self.stage}: {name}", "failed", seconds))
         print(f"    FAILED {self.stage}: {name}", file=sys.stderr, flush=True)
 
-    def skip(self, name: str) -> None:
-        self.skipped.append(f"{self.stage}: {name}")
+    def skip(self, name: str, seconds: float = 0.0) -> None:
+        self.tests.append(Test(f"{self.stage}: {name}", "skipped", seconds))
 
-    def check(self, name: str, good: bool) -> None:
-        if good:
-            self.ok(name)
-        else:
-            self.fail(name)
+    def check(self, name: str, good: bool, seconds: float = 0.0) -> None:
+        (self.ok if good else self.fail)(name, seconds)
 
-    def count(self) -> int:
-        return len(self.passed) + len(self.failed) + len(self.skipped)
+    def names(self, outcome: str) -> list[str]:
+        return [test.name for test in self.tests if test.outcome == outcome]
 
     def line(self) -> str:
-        return f"{len(self.passed)} passed, {len(self.failed)} failed, {len(self.skipped)} skipped"
-
-    def add(self, other: "Results") -> None:
-        self.passed += other.passed
-        self.failed += other.failed
-        self.skipped += other.skipped
+        return ", ".join(f"{len(self.names(outcome))} {outcome}" for outcome in ("passed", "failed", "skipped"))
 
     def judge_skips(self, allowed: set[str]) -> None:
-        for name in [name for name in self.skipped if name not in allowed]:
-            self.skipped.remove(name)
-            self.failed.append(f"{name} (skipped, and not in scripts/skips)")
+        for test in self.tests:
+            if test.outcome == "skipped" and test.name not in allowed:
+                test.name += " (skipped, and not in scripts/skips)"
+                test.outcome = "failed"
 
-    def read_cargo(self, text: str, elsewhere: tuple[str, ...] = (), suffix: str = "") -> None:
-        """The lines of `cargo test`. Programs in `elsewhere` are left out: another stage runs their ignored tests."""
-        program = ""
-        for line in text.splitlines():
-            running = re.match(r"\s+(?:Running (?:unittests )?(\S+)|Doc-tests (\S+))", line)
+    def read_cargo(self, lines: Iterable[Line], elsewhere: tuple[str, ...] = (), suffix: str = "", threads: int = CARGO_THREADS) -> int:
+        """The lines of `cargo test`; returns how many tests there were. Programs in `elsewhere` are left out: another stage runs their
+        ignored tests."""
+        before, program, begin_s, ended = len(self.tests), "", 0.0, {}
+        for line in lines:
+            running = re.match(r"\s+(?:Running (?:unittests )?(\S+)|Doc-tests (\S+))", line.text)
             if running:
-                program = (running[1] or running[2]).removeprefix("tests/").removesuffix(".rs")
-            match = re.match(r"test (.+?)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", line)
+                self._take_cargo(program, begin_s, ended, suffix, threads)
+                program, begin_s, ended = (running[1] or running[2]).removeprefix("tests/").removesuffix(".rs"), line.at_s, {}
+            match = re.match(r"test (.+?)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", line.text)
             if match and program not in elsewhere:
-                name = f"{program} {match[1]}{suffix}".strip()
-                {"ok": self.ok, "FAILED": self.fail, "ignored": self.skip}[match[2]](name)
+                ended[match[1]] = (match[2], line.at_s)
+        self._take_cargo(program, begin_s, ended, suffix, threads)
+        return len(self.tests) - before
 
-    def read_tap(self, text: str, suffix: str = "") -> int:
-        """Lines `ok NAME`, `not ok NAME` (or BROKEN, FAILED) and `skip NAME` at the start of a line; returns how many there were."""
-        before = self.count()
-        for line in text.replace("\r", "").splitlines():
-            match = re.match(r"(ok|not ok|BROKEN|FAILED|skip)\s+(.+)", line)
+    def _take_cargo(self, program: str, begin_s: float, ended: dict[str, tuple[str, float]], suffix: str, threads: int) -> None:
+        """A program's tests. It begins them in the order of their names, the next one whenever one ends."""
+        begins_s = [begin_s] * threads + sorted(at_s for _, at_s in ended.values())
+        for name, its_begin_s in zip(sorted(ended), begins_s):
+            outcome, at_s = ended[name]
+            {"ok": self.ok, "FAILED": self.fail, "ignored": self.skip}[outcome](f"{program} {name}{suffix}".strip(), max(0.0, at_s - its_begin_s))
+
+    def read_tap(self, lines: Iterable[Line], suffix: str = "", begin_s: float = 0.0) -> int:
+        """Lines `ok NAME`, `not ok NAME` (or BROKEN, FAILED) and `skip NAME`; returns how many there were. A test began where the one
+        before it ended."""
+        before = len(self.tests)
+        for line in lines:
+            match = re.match(r"(ok|not ok|BROKEN|FAILED|skip)\s+(.+)", line.text)
             if match:
-                {"ok": self.ok, "not ok": self.fail, "BROKEN": self.fail, "FAILED": self.fail, "skip": self.skip}[match[1]](match[2].strip() + suffix)
-        return self.count() - before
+                told = {"ok": self.ok, "skip": self.skip}.get(match[1], self.fail)
+                told(match[2].strip() + suffix, line.at_s - begin_s)
+                begin_s = line.at_s
+        return len(self.tests) - before

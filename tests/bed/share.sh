@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Two VMs with four busy vCPUs each share two CPUs: all time of each vCPU is counted, and each VM gets its half.
+# Only the stock kernel's speed is that of other hosts.
+# bed test: --kernel stock
 # bed: --timeout 300 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Stock Debian kernels on more CPUs than the host has: processes, pipes, futexes and shoot-downs on all of them, and clocks
-# that agree for a minute of guest time. The debug kernel, which is slower, runs one of them, and shorter.
-# bed: --timeout 1500 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
+# that agree, in `make soak` for a minute of guest time. The debug kernel, which is slower, runs all of them in `make soak` only.
+# bed soak: --timeout 7200
+# bed test: --timeout 1500
+# bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
 # bed: --add build/guests/linux/vmlinuz-7 --add build/guests/tmk/tmk
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+soak() { [ -n "${V3VEE_SOAK-}" ]; }
 
 # guest SERIES CPUS STEPS: one boot and what it says of each step; its exit status in `status`.
 guest() {
@@ -25,11 +28,12 @@ guest() {
 
 tables=mp_table_lists_the_processors,mp_table_wires_the_io_apic
 check "the MP table has 64 CPUs" sh -c "v3 run --cpus 64 --kernel tmk --append test=$tables --timeout 300 </dev/null; [ \$? = 1 ]"
-if [ -e /proc/lockdep ]; then
+if [ -e /proc/lockdep ] && ! soak; then
 	guest 6.12 4 load:10,clocks:10,poweroff
 else
 	guest 6.1 4 load:20,clocks:5,poweroff
-	guest 6.12 4 load:20,clocks:60,poweroff
+	if soak; then seconds=60; else seconds=15; fi
+	guest 6.12 4 load:20,clocks:$seconds,poweroff
 	guest 7 4 load:20,clocks:5,poweroff
 	guest 7 16 load:5,clocks:5,poweroff
 fi

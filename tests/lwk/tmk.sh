@@ -27,18 +27,35 @@ for cpus in 2 4; do
 	while read -r name; do grep -qE "^(not )?ok $name(:|$)" log || echo "not ok $name with $cpus CPUs: no answer"; done <several
 done
 
-# ends TEXT TEST [VCPUS]: how the guest ends, as the kernel tells it.
-ends() { run "${3:-1}" "test=$2" 200 && said "$1"; }
-check "a triple fault of another CPU" ends "^lwk: tmk: triple fault at rip" triple_fault_elsewhere 2
-check "INIT of the first CPU by another" ends "after the reset" reset_by_init 2
-check "a jump to nothing" ends "no memory to execute" jump_to_nothing
-check "an instruction that no emulator knows" ends "no emulation for the instruction" unknown_instruction
-check "a power-off" ends "the guest powered off" power_off
-check "no test of that name" ends "ended its test with status 197" nonsense
-check "all ports written" ends "passed, 0 failed" write_every_port
-check "all ports read" ends "passed, 0 failed" read_every_port
-check "all model-specific registers" ends "passed, 0 failed" touch_every_msr
-check "a reset by the keyboard controller" ends "after the reset" reset_by_keyboard
-check "two hundred resets" ends "passed, 0 failed" "reset_storm times=200"
-check "one CPU, halted for good, is a dead VM" ends "^lwk: tmk: dead:" halt_without_interrupts
-check "all CPUs halted for good are a dead VM" ends "^lwk: tmk: dead:" all_halted_without_interrupts 4
+# ending CHECK VCPUS TEST WHO TEXT: a guest that ends in some way. The kernel says TEXT of it, or the guest does: WHO is `lwk` or `guest`.
+# Three of them share a boot, each with a core and a serial port of its own.
+checks=() images=()
+ending() {
+	name=end$((${#checks[@]} + 1))
+	image "$name" 256 "$2" "test=$3"
+	images+=(--image "$name.img:$((${#checks[@]} + 1))")
+	case ${#checks[@]}-$4 in *-lwk) who="lwk: $name: " ;; 0-guest) who= ;; *-guest) who="\\[$((${#checks[@]} + 1))\\] " ;; esac
+	checks+=("$1=^$who.*$5")
+	[ ${#checks[@]} -lt 3 ] || endings
+}
+endings() {
+	lwk_run "${images[@]}" --cpus 3 --timeout 300
+	status=$?
+	ended() { [ $status = 0 ] && said "$1"; }
+	for each in "${checks[@]}"; do check "${each%%=*}" ended "${each#*=}"; done
+	checks=() images=()
+}
+ending "a triple fault of another CPU" 2 triple_fault_elsewhere lwk "triple fault at rip"
+ending "INIT of the first CPU by another" 2 reset_by_init guest "after the reset"
+ending "a jump to nothing" 1 jump_to_nothing lwk "no memory to execute"
+ending "an instruction that no emulator knows" 1 unknown_instruction lwk "no emulation for the instruction"
+ending "a power-off" 1 power_off lwk "the guest powered off"
+ending "no test of that name" 1 nonsense lwk "ended its test with status 197"
+ending "all ports written" 1 write_every_port guest "passed, 0 failed"
+ending "all ports read" 1 read_every_port guest "passed, 0 failed"
+ending "all model-specific registers" 1 touch_every_msr guest "passed, 0 failed"
+ending "a reset by the keyboard controller" 1 reset_by_keyboard guest "after the reset"
+ending "two hundred resets" 1 "reset_storm times=200" guest "passed, 0 failed"
+ending "one CPU, halted for good, is a dead VM" 1 halt_without_interrupts lwk "dead:"
+ending "all CPUs halted for good are a dead VM" 4 all_halted_without_interrupts lwk "dead:"
+endings

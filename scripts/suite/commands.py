@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+"""Runs commands: keeps what they print, and knows when each line came."""
+
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bed.cache import TOP
+
+# The long forms of tests: `make soak` sets it.
+SOAK = bool(os.environ.get("V3VEE_SOAK"))
+BUILD = TOP / "build"
+LOGS = BUILD / ("soak" if SOAK else "test")
+# Colours, and moves of a cursor.
+ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
+
+
+@dataclass
+class Line:
+    at_s: float  # since the command began
+    text: str
+
+
+@dataclass
+class Told:
+    """What a command printed, and how it ended."""
+
+    status: int = 0
+    lines: list[Line] = field(default_factory=list)
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    # It was ended, as it took longer than it may.
+    late: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(f"{line.text}\n" for line in self.lines)
+
+
+def run(log: str, *command: object, cwd: Path = TOP, env: dict | None = None, allowed_s: Callable[[str], float | None] = lambda _: None) -> Told:
+    """Runs a command. What it prints is kept in LOG.log too. `allowed_s` says how many seconds the command has after a line of its
+    output; None: as many as before."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    told, begin = Told(), time.monotonic()
+    with open(LOGS / f"{log}.log", "w") as file:
+        process = subprocess.Popen([str(word) for word in command], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, env={**os.environ, "CARGO_TERM_COLOR": "never", **(env or {})})
+        limit = Limit(process)
+        for raw in process.stdout:
+            line = Line(time.monotonic() - begin, ESCAPES.sub("", raw.decode(errors="replace").replace("\r", "")).rstrip("\n"))
+            told.lines.append(line)
+            file.write(f"{line.text}\n")
+            file.flush()
+            limit.set(allowed_s(line.text))
+        _, status, spent = os.wait4(process.pid, 0)
+        process.returncode = told.status = os.waitstatus_to_exitcode(status)
+        told.cpu_s = spent.ru_utime + spent.ru_stime
+        told.late = limit.end()
+    told.seconds = time.monotonic() - begin
+    return told
+
+
+class Limit:
+    """Ends a process when its time is up."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process, self.timer, self.hit = process, None, False
+
+    def set(self, seconds: float | None) -> None:
+        if seconds is not None:
+            self.end()
+            self.timer = threading.Timer(seconds, self._up)
+            self.timer.start()
+
+    def end(self) -> bool:
+        """No limit any more; whether it was reached."""
+        if self.timer:
+            self.timer.cancel()
+        return self.hit
+
+    def _up(self) -> None:
+        self.hit = True
+        self.process.kill()
