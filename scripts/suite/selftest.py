@@ -32,10 +32,16 @@ def run(results: Results) -> None:
     tests = (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
              instruction_clock, two_at_once, terminal, a_users_bed, a_users_guest, kernel_and_its_status, guest_without_end, no_guest_at_all,
              debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick, bootstrap_keeps_apt_to_itself, long_steps_speak)
-    for test, (good, seen) in zip(tests, PLACES.map(lambda test: test(), tests)):
-        results.check(test.__name__.replace("_", " "), good)
+    for test, (good, seen, seconds) in zip(tests, PLACES.map(timed, tests)):
+        results.check(test.__name__.replace("_", " "), good, seconds)
         if not good:
             print(f"      saw: {seen}")
+
+
+def timed(test) -> tuple:
+    """What the test says, and the seconds it took."""
+    start = time.monotonic()
+    return *test(), time.monotonic() - start
 
 
 def statuses():
