@@ -8,12 +8,12 @@ or `test` or `soak`, which are the two programs that run it. `--machines` and `-
 import re
 import secrets
 import shlex
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bed import splats
 from bed.cache import TOP
+from bed.session import BROKEN, SPLAT
 
 from .commands import LOGS, SOAK, Line, Told, run
 from .results import Results, allowed_skips
@@ -24,7 +24,6 @@ SHORT_S = 300
 # It ends the host, or watches how it goes on.
 OWN_BOOT = ("--goes-down", "--with-kernel", "--icount")
 DRIVER = Path(__file__).parent / "boot.sh"
-SPLAT, BROKEN = 200, 202
 
 
 @dataclass
@@ -69,7 +68,7 @@ class BedTest:
         elif count == 0:
             results.ok(name, told.seconds)
         if len(results.names("failed")) > failed:
-            print("\n".join(f"      {line.text}" for line in told.lines[-40:]), file=sys.stderr)
+            told.show_end()
         print(f"    bed {name}: {len(results.tests) - before} tests in {told.seconds:.0f} s", flush=True)
 
 

@@ -4,6 +4,7 @@
 import os
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -33,13 +34,16 @@ class Told:
     status: int = 0
     lines: list[Line] = field(default_factory=list)
     seconds: float = 0.0
-    cpu_s: float = 0.0
     # It was ended, as it took longer than it may.
     late: bool = False
 
     @property
     def text(self) -> str:
         return "".join(f"{line.text}\n" for line in self.lines)
+
+    def show_end(self, lines: int = 40) -> None:
+        """Shows its last lines to people."""
+        print("\n".join(f"      {line.text}" for line in self.lines[-lines:]), file=sys.stderr)
 
 
 def run(log: str, *command: object, cwd: Path = TOP, env: dict | None = None, allowed_s: Callable[[str], float | None] = lambda _: None) -> Told:
@@ -57,9 +61,7 @@ def run(log: str, *command: object, cwd: Path = TOP, env: dict | None = None, al
             file.write(f"{line.text}\n")
             file.flush()
             limit.set(allowed_s(line.text))
-        _, status, spent = os.wait4(process.pid, 0)
-        process.returncode = told.status = os.waitstatus_to_exitcode(status)
-        told.cpu_s = spent.ru_utime + spent.ru_stime
+        told.status = process.wait()
         told.late = limit.end()
     told.seconds = time.monotonic() - begin
     return told

@@ -4,7 +4,9 @@
 import tempfile
 from pathlib import Path
 
-from .boots import SPLAT, BedTest, Boot
+from bed.session import SPLAT
+
+from .boots import BedTest, Boot
 from .places import PLACES
 from .results import Results
 
@@ -12,7 +14,7 @@ from .results import Results
 SCRIPTS = {
     "good": ("echo ok good", 0),
     "fails": ("echo not ok fails; exit 3", 3),
-    "leaves": (f"v3 run --kernel nothing; [ -e /sys/module/v3vee ] && ls v3vee.ko skips", 0),
+    "leaves": ("v3 run --kernel nothing; [ -e /sys/module/v3vee ] && ls v3vee.ko skips", 0),
     "warns": ("echo ok warns; echo 'WARNING: CPU: 0 PID: 1 at somewhere' >/dev/kmsg", SPLAT),
     "follows": ("! dmesg | grep somewhere", 0),
     "crashes": ("echo ok crashes; echo c >/proc/sysrq-trigger; sleep 1000", SPLAT),

@@ -3,7 +3,6 @@
 
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from bed.cache import TOP
 
 from . import docstest, oracle, selftest, sharing
-from .boots import KERNELS, boots
+from .boots import KERNELS, boots, has_long_form
 from .commands import BUILD, LOGS, SOAK, Told, run
 from .places import PLACES, in_place
 from .results import Results
@@ -29,17 +28,18 @@ class Stage:
     implied: bool = False
 
 
-def show_end(told: Told, lines: int = 40) -> None:
-    print("\n".join("      " + line.text for line in told.lines[-lines:]), file=sys.stderr)
+def judge(results: Results, name: str, told: Told) -> bool:
+    """A command's status as one test; its last lines are shown when it fails."""
+    results.check(name, told.status == 0, told.seconds)
+    if told.status != 0:
+        told.show_end(30)
+    return told.status == 0
 
 
 def check(results: Results, name: str, *command: object, **kwargs) -> bool:
-    """One command as one test; its last lines are shown when it fails."""
-    told = in_place(run, f"{results.stage}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}", *command, **kwargs)
-    results.check(name, told.status == 0, told.seconds)
-    if told.status != 0:
-        show_end(told, 30)
-    return told.status == 0
+    """Runs one command as one test."""
+    log = f"{results.stage}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
+    return judge(results, name, in_place(run, log, *command, **kwargs))
 
 
 def root(results: Results) -> None:
@@ -87,7 +87,7 @@ def cargo(results: Results) -> None:
     told = in_place(run, "cargo", *words, "--no-fail-fast")
     results.read_cargo(told.lines, elsewhere=("module",))
     if told.status != 0:
-        show_end(told)
+        told.show_end()
         if not results.names("failed"):
             results.fail("cargo test")
 
@@ -122,10 +122,8 @@ def guests(results: Results) -> None:
 
 def modules(results: Results) -> None:
     built = [PLACES.submit(run, f"modules-{kernel}", "scripts/build-module", "--kernel", kernel) for kernel in KERNELS]
-    for kernel, told in zip(KERNELS, (build.result() for build in built)):
-        results.check(f"v3vee.ko for the {kernel} kernel", told.status == 0, told.seconds)
-        if told.status != 0:
-            show_end(told, 30)
+    for kernel, build in zip(KERNELS, built):
+        judge(results, f"v3vee.ko for the {kernel} kernel", build.result())
     check(results, "panics of the core are explained", "scripts/panics", "--check")
 
 
@@ -147,7 +145,7 @@ def lwk(results: Results) -> None:
     results.check("the core is the same crate, with the same crates beneath it", same_core())
     tests = [test for test in sorted((TOP / "tests" / "lwk").glob("*.sh")) if test.stem != "common"]
     if SOAK:
-        tests = [test for test in tests if "V3VEE_SOAK" in test.read_text()]
+        tests = [test for test in tests if has_long_form(test)]
     for test, told in zip(tests, PLACES.map(run_lwk, tests)):
         judge_lwk(results, test.stem, told)
 
@@ -169,7 +167,7 @@ def judge_lwk(results: Results, name: str, told: Told) -> None:
     if not results.read_tap(told.lines) or told.status != 0:
         results.fail(f"{name}: status {told.status}", told.seconds)
     if len(results.names("failed")) > failed:
-        show_end(told)
+        told.show_end()
     print(f"    lwk {name}: {len(results.tests) - before} tests in {told.seconds:.0f} s", flush=True)
 
 
@@ -184,13 +182,7 @@ def fuzz(results: Results) -> None:
     seconds = os.environ.get("SOAK_SECONDS") or "3600"
     targets = run("fuzz-list", "scripts/fuzz", "--list").text.split()
     for target, told in zip(targets, PLACES.map(lambda target: run(f"fuzz-{target}", "scripts/fuzz", seconds, target), targets)):
-        results.check(target, told.status == 0, told.seconds)
-        if told.status != 0:
-            show_end(told)
-
-
-def slow(results: Results) -> None:
-    check(results, "cargo tests, slowly", "scripts/slow")
+        judge(results, target, told)
 
 
 ROOT = Stage("root", "the host root, and the guests' kernels", root, implied=True)
@@ -223,7 +215,6 @@ SOAK_STAGES = [
     *(replace(stage, implied=True) for stage in (TOOLS, GUESTS, MODULES)),
     Stage("fuzz", "the fuzz targets under libFuzzer, for an hour each or for SECONDS=…", fuzz),
     Stage("cargo", "the long forms of cargo tests", cargo),
-    *([Stage("slow", "cargo tests ten times on a tenth of a CPU", slow)] if (TOP / "scripts/slow").exists() else []),
     Stage("lwk", "the long forms of the tests of the lightweight kernel", lwk, after=MADE),
     Stage("bed", "the long forms of the tests inside emulated hosts", bed, after=MADE),
 ]

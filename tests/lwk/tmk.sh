@@ -31,10 +31,12 @@ done
 # Three of them share a boot, each with a core and a serial port of its own.
 checks=() images=()
 ending() {
-	name=end$((${#checks[@]} + 1))
+	port=$((${#checks[@]} + 1))
+	name=end$port
 	image "$name" 256 "$2" "test=$3"
-	images+=(--image "$name.img:$((${#checks[@]} + 1))")
-	case ${#checks[@]}-$4 in *-lwk) who="lwk: $name: " ;; 0-guest) who= ;; *-guest) who="\\[$((${#checks[@]} + 1))\\] " ;; esac
+	images+=(--image "$name.img:$port")
+	# What guests print at other ports than the log's has their number before it.
+	case $4-$port in lwk-*) who="lwk: $name: " ;; guest-1) who= ;; guest-*) who="\\[$port\\] " ;; esac
 	checks+=("$1=^$who.*$5")
 	[ ${#checks[@]} -lt 3 ] || endings
 }
