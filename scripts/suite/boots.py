@@ -15,7 +15,7 @@ from bed import splats
 from bed.cache import TOP
 from bed.session import BROKEN, SPLAT
 
-from .commands import LOGS, SOAK, Line, Told, run
+from .commands import LOGS, SOAK, Line, Output, run
 from .results import Results, allowed_skips
 
 KERNELS = ("stock", "debug")
@@ -57,19 +57,19 @@ class BedTest:
         path.write_text("".join(f"{name}\n" for name in sorted(names)))
         return path
 
-    def judge(self, results: Results, told: Told) -> None:
+    def judge(self, results: Results, output: Output) -> None:
         name, before, failed = f"{self.name}{self.where()}", len(results.tests), len(results.names("failed"))
-        begin_s = told.lines[0].at_s if told.lines else 0.0
-        count = results.read_tap(told.lines, self.where(), begin_s)
-        if re.search(r"^running \d+ tests", told.text, re.MULTILINE):
-            count += results.read_cargo(told.lines, suffix=self.where(), threads=1)
-        if told.status != 0:
-            results.fail(f"{name}: {'no end within its time' if told.late else f'status {told.status}'}", told.seconds)
+        begin_s = output.lines[0].at_s if output.lines else 0.0
+        count = results.read_tap(output.lines, self.where(), begin_s)
+        if re.search(r"^running \d+ tests", output.text, re.MULTILINE):
+            count += results.read_cargo(output.lines, suffix=self.where(), threads=1)
+        if output.status != 0:
+            results.fail(f"{name}: {'no end within its time' if output.late else f'status {output.status}'}", output.seconds)
         elif count == 0:
-            results.ok(name, told.seconds)
+            results.ok(name, output.seconds)
         if len(results.names("failed")) > failed:
-            told.show_end()
-        print(f"    bed {name}: {len(results.tests) - before} tests in {told.seconds:.0f} s", flush=True)
+            output.show_end()
+        print(f"    bed {name}: {len(results.tests) - before} tests in {output.seconds:.0f} s", flush=True)
 
 
 def tests_of(path: Path) -> list[BedTest]:
@@ -115,21 +115,21 @@ class Boot:
     log: str
     mark: str = field(default_factory=lambda: f"@@{secrets.token_hex(8)}")
 
-    def run(self) -> list[tuple[BedTest, Told]]:
+    def run(self) -> list[tuple[BedTest, Output]]:
         if len(self.tests) == 1:
             return [(self.tests[0], self._run_alone(self.tests[0]))]
-        told = self._run_shared()
-        pieces = self._pieces(told)
+        output = self._run_shared()
+        pieces = self._pieces(output)
         if len(pieces) == len(self.tests):
             return pieces
         # What stands behind a test that spoiled the host, or ended it, gets another.
         return pieces + Boot(self.tests[len(pieces):], f"{self.log}-again").run()
 
-    def _run_alone(self, test: BedTest) -> Told:
+    def _run_alone(self, test: BedTest) -> Output:
         options = [*test.options, "--timeout", f"{test.timeout_s:.0f}", *([] if test.module else ["--no-module"])]
         return self._testbed(options, [f"./{test.path.name}"], lambda _: None, [f"{test.path}", f"{test.skips()}:skips"])
 
-    def _run_shared(self) -> Told:
+    def _run_shared(self) -> Output:
         files = [f"{DRIVER}"]
         for test in self.tests:
             files += [f"{test.path}", f"{test.skips()}:{test.name}.skips"]
@@ -138,19 +138,19 @@ class Boot:
         options = [*self.tests[0].options, "--timeout", "0", "--no-module", "--kernel-log", f"{LOGS / self.log}.kernel"]
         return self._testbed(options, [f"./{DRIVER.name}", self.mark, *names], limits_s.get, files)
 
-    def _testbed(self, options: list[str], command: list[str], allowed_s, files: list[str]) -> Told:
+    def _testbed(self, options: list[str], command: list[str], allowed_s, files: list[str]) -> Output:
         host = ["--machine", self.tests[0].machine, "--kernel", self.tests[0].kernel]
         files = list(dict.fromkeys([*files, *(file for test in self.tests for file in test.add)]))
         added = [word for file in files for word in ("--add", file)]
         env = ["env", "V3VEE_SOAK=1"] if SOAK else []
         return run(self.log, "scripts/testbed", "run", *host, *options, *added, "--", *env, "sh", *command, allowed_s=allowed_s)
 
-    def _pieces(self, told: Told) -> list[tuple[BedTest, Told]]:
+    def _pieces(self, output: Output) -> list[tuple[BedTest, Output]]:
         """What each test printed, up to the first one behind which the host cannot be trusted."""
         spoiled = self._splats()
         pieces = []
         for test in self.tests:
-            piece = self._piece(test, told)
+            piece = self._piece(test, output)
             if test.name in spoiled:
                 piece.status = SPLAT
                 piece.lines += [Line(piece.lines[-1].at_s, text) for text in spoiled[test.name]]
@@ -159,16 +159,16 @@ class Boot:
                 break
         return pieces
 
-    def _piece(self, test: BedTest, told: Told) -> Told:
-        begins = [at for at, line in enumerate(told.lines) if f"{self.mark} begin {test.name}" in line.text]
+    def _piece(self, test: BedTest, output: Output) -> Output:
+        begins = [at for at, line in enumerate(output.lines) if f"{self.mark} begin {test.name}" in line.text]
         if not begins:
-            return replace(told, status=told.status or BROKEN, lines=told.lines[-40:] or [Line(0.0, "nothing was heard")])
-        lines = told.lines[begins[0]:]
+            return replace(output, status=output.status or BROKEN, lines=output.lines[-40:] or [Line(0.0, "nothing was heard")])
+        lines = output.lines[begins[0]:]
         for at, line in enumerate(lines):
             end = re.search(rf"{self.mark} end {re.escape(test.name)} (\d+)", line.text)
             if end:
-                return Told(int(end[1]), lines[:at] + [Line(line.at_s, line.text[:end.start()])], line.at_s - lines[0].at_s)
-        return replace(told, status=told.status or BROKEN, lines=lines, seconds=told.seconds - lines[0].at_s)
+                return Output(int(end[1]), lines[:at] + [Line(line.at_s, line.text[:end.start()])], line.at_s - lines[0].at_s)
+        return replace(output, status=output.status or BROKEN, lines=lines, seconds=output.seconds - lines[0].at_s)
 
     def _splats(self) -> dict[str, list[str]]:
         """The test in which the kernel reported a fault first, and what it said."""

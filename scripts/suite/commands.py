@@ -28,7 +28,7 @@ class Line:
 
 
 @dataclass
-class Told:
+class Output:
     """What a command printed, and how it ended."""
 
     status: int = 0
@@ -46,25 +46,25 @@ class Told:
         print("\n".join(f"      {line.text}" for line in self.lines[-lines:]), file=sys.stderr)
 
 
-def run(log: str, *command: object, cwd: Path = TOP, env: dict | None = None, allowed_s: Callable[[str], float | None] = lambda _: None) -> Told:
+def run(log: str, *command: object, cwd: Path = TOP, env: dict | None = None, allowed_s: Callable[[str], float | None] = lambda _: None) -> Output:
     """Runs a command. What it prints is kept in LOG.log too. `allowed_s` says how many seconds the command has after a line of its
     output; None: as many as before."""
     LOGS.mkdir(parents=True, exist_ok=True)
-    told, begin = Told(), time.monotonic()
+    output, begin = Output(), time.monotonic()
     with open(LOGS / f"{log}.log", "w") as file:
         process = subprocess.Popen([str(word) for word in command], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, env={**os.environ, "CARGO_TERM_COLOR": "never", **(env or {})})
         limit = Limit(process)
         for raw in process.stdout:
             line = Line(time.monotonic() - begin, ESCAPES.sub("", raw.decode(errors="replace").replace("\r", "")).rstrip("\n"))
-            told.lines.append(line)
+            output.lines.append(line)
             file.write(f"{line.text}\n")
             file.flush()
             limit.set(allowed_s(line.text))
-        told.status = process.wait()
-        told.late = limit.end()
-    told.seconds = time.monotonic() - begin
-    return told
+        output.status = process.wait()
+        output.late = limit.end()
+    output.seconds = time.monotonic() - begin
+    return output
 
 
 class Limit:

@@ -8,8 +8,8 @@ from bed.cache import TOP
 from bed.qemu import qemu
 
 from . import commands
-from .commands import Told
-from .places import PLACES
+from .commands import Output
+from .jobs import JOBS
 from .results import Results
 
 GUESTS = TOP / "build/guests"
@@ -21,7 +21,7 @@ RESETS = ("reset_by_keyboard", "reset_by_chipset")
 HELLOS = {"C": "hello/hello-c", "Rust": "hello/hello-rust"}
 
 
-def boot(kernel: str, append: str) -> Told:
+def boot(kernel: str, append: str) -> Output:
     """One boot; its status is what the kernel wrote to its exit port."""
     command = qemu(hostroot.ensure("root"))
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-accel", "tcg", "-m", "256", "-serial", "stdio"]
@@ -34,24 +34,24 @@ def boot(kernel: str, append: str) -> Told:
 def run(results: Results) -> None:
     wishes = [("tmk/tmk", ALL), *(("tmk/tmk", f"test={what}") for what in ("list", "nonsense", *RESETS, "power_off slp=0"))]
     wishes += [(kernel, append) for kernel in HELLOS.values() for append in ("exit=3", "")]
-    told = dict(zip(wishes, PLACES.map(lambda wish: boot(*wish), wishes)))
-    judge_tmk(results, {append: its for (kernel, append), its in told.items() if kernel == "tmk/tmk"})
+    outputs = dict(zip(wishes, JOBS.map(lambda wish: boot(*wish), wishes)))
+    judge_tmk(results, {append: its for (kernel, append), its in outputs.items() if kernel == "tmk/tmk"})
     for name, kernel in HELLOS.items():
-        hello, asked, plain = f"Hello from {name}!\n", told[kernel, "exit=3"], told[kernel, ""]
+        hello, asked, plain = f"Hello from {name}!\n", outputs[kernel, "exit=3"], outputs[kernel, ""]
         results.check(f"hello in {name}: its command line, and the exit status that it names",
                       asked.status == 7 and hello in asked.text and "exit=3\n" in asked.text)
         results.check(f"hello in {name}: power-off", plain.status == 0 and hello in plain.text)
 
 
-def judge_tmk(results: Results, told: dict[str, Told]) -> None:
-    results.read_tap(told[ALL].lines)
-    wanted = re.findall(r"^test (?:always|several) (\S+)", told["test=list"].text, re.MULTILINE)
+def judge_tmk(results: Results, outputs: dict[str, Output]) -> None:
+    results.read_tap(outputs[ALL].lines)
+    wanted = re.findall(r"^test (?:always|several) (\S+)", outputs["test=list"].text, re.MULTILINE)
     for name in wanted:
-        if not re.search(rf"^(not )?ok {name}\b", told[ALL].text, re.MULTILINE):
+        if not re.search(rf"^(not )?ok {name}\b", outputs[ALL].text, re.MULTILINE):
             results.fail(f"{name}: no answer")
-    results.check("the exit status of success", told[ALL].status == 1 and bool(wanted))
-    results.check("the exit status of a failure", told["test=nonsense"].status == 197)
+    results.check("the exit status of success", outputs[ALL].status == 1 and bool(wanted))
+    results.check("the exit status of a failure", outputs["test=nonsense"].status == 197)
     for reset in RESETS:
-        again = told[f"test={reset}"]
+        again = outputs[f"test={reset}"]
         results.check(reset, again.status == 1 and "after the reset" in again.text, again.seconds)
-    results.check("power_off", told["test=power_off slp=0"].status == 0)
+    results.check("power_off", outputs["test=power_off slp=0"].status == 0)

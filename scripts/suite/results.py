@@ -91,7 +91,7 @@ class Results:
         for line in lines:
             match = re.match(r"(ok|not ok|BROKEN|FAILED|skip)\s+(.+)", line.text)
             if match:
-                told = {"ok": self.ok, "skip": self.skip}.get(match[1], self.fail)
-                told(match[2].strip() + suffix, line.at_s - begin_s)
+                note = {"ok": self.ok, "skip": self.skip}.get(match[1], self.fail)
+                note(match[2].strip() + suffix, line.at_s - begin_s)
                 begin_s = line.at_s
         return len(self.tests) - before

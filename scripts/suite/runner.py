@@ -21,7 +21,7 @@ from .stages import Stage
 FORK = multiprocessing.get_context("fork")
 
 
-def work(stage: Stage, wire: Connection) -> None:
+def run_stage(stage: Stage, wire: Connection) -> None:
     """In a process of its own, so that its children's time can be told from that of others."""
     steps.say(f"{stage.name}: {stage.help}")
     start, results = time.monotonic(), Results(stage.name)
@@ -39,14 +39,14 @@ def work(stage: Stage, wire: Connection) -> None:
     steps.say(f"{stage.name}: {results.line()} in {results.wall_s:.0f} s")
 
 
-def begin(stage: Stage) -> Connection:
+def start(stage: Stage) -> Connection:
     ours, theirs = FORK.Pipe(duplex=False)
-    FORK.Process(target=work, args=(stage, theirs)).start()
+    FORK.Process(target=run_stage, args=(stage, theirs)).start()
     theirs.close()
     return ours
 
 
-def heard(stage: Stage, wire: Connection) -> Results:
+def result_of(stage: Stage, wire: Connection) -> Results:
     try:
         return wire.recv()
     except EOFError:
@@ -70,10 +70,10 @@ def run_stages(chosen: list[Stage]) -> list[Results]:
             if lacks:
                 ended[stage.name] = failed(stage, f"needs what {' and '.join(lacks)} could not make")
             else:
-                running[begin(stage)] = stage
+                running[start(stage)] = stage
         for wire in wait(list(running)):
             stage = running.pop(wire)
-            ended[stage.name] = heard(stage, wire)
+            ended[stage.name] = result_of(stage, wire)
     return [ended[stage.name] for stage in chosen]
 
 

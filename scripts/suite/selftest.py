@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bed.cache import TOP
 
-from .places import PLACES
+from .jobs import JOBS
 from .results import Results
 
 SPLAT, TIMEOUT, BROKEN = 200, 201, 202
@@ -32,7 +32,7 @@ def run(results: Results) -> None:
     tests = (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
              instruction_clock, two_at_once, terminal, a_users_bed, a_users_guest, kernel_and_its_status, guest_without_end, no_guest_at_all,
              debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick, bootstrap_keeps_apt_to_itself, long_steps_speak)
-    for test, (good, seen, seconds) in zip(tests, PLACES.map(timed, tests)):
+    for test, (good, seen, seconds) in zip(tests, JOBS.map(timed, tests)):
         results.check(test.__name__.replace("_", " "), good, seconds)
         if not good:
             print(f"      saw: {seen}")
@@ -57,14 +57,14 @@ def words_as_they_are():
 def output_is_not_changed():
     """Many lines, and every byte value."""
     done = bed("--no-module", "--", lines_and_bytes(20000))
-    return done.stdout == told_by(20000), (done.returncode, len(done.stdout), done.stdout[-300:])
+    return done.stdout == lines_of(20000), (done.returncode, len(done.stdout), done.stdout[-300:])
 
 
 def lines_and_bytes(lines: int) -> str:
     return f"seq {lines}; i=0; while [ $i -lt 256 ]; do printf \"\\\\$(printf %o $i)\"; i=$((i+1)); done"
 
 
-def told_by(lines: int) -> bytes:
+def lines_of(lines: int) -> bytes:
     return "".join(f"{i}\n" for i in range(1, lines + 1)).encode() + bytes(range(256))
 
 
@@ -157,8 +157,8 @@ def user_run(*words: str) -> subprocess.CompletedProcess:
 def kernel_and_its_status():
     """The status is the guest's, and is said in words; a file that an option names is brought along."""
     done = user_run("--image", "build/guests/tmk/tmk", "--", "--module", f"{__file__}=words", "--append", "test=cpuid_signature")
-    told = b"exit status 1: the guest ended itself by writing 0 to the test-exit port"
-    return done.returncode == 1 and b"ok cpuid_signature" in done.stdout and told in done.stderr, done
+    output = b"exit status 1: the guest ended itself by writing 0 to the test-exit port"
+    return done.returncode == 1 and b"ok cpuid_signature" in done.stdout and output in done.stderr, done
 
 
 def guest_without_end():
@@ -242,7 +242,7 @@ def bochs(*words: str) -> subprocess.CompletedProcess:
 
 def bochs_output_and_status():
     done = bochs("--", lines_and_bytes(5000) + "; exit 7")
-    return (done.returncode, done.stdout) == (7, told_by(5000)), (done.returncode, len(done.stdout), done.stderr)
+    return (done.returncode, done.stdout) == (7, lines_of(5000)), (done.returncode, len(done.stdout), done.stderr)
 
 
 def bochs_sees_what_goes_wrong():

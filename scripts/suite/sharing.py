@@ -7,7 +7,7 @@ from pathlib import Path
 from bed.session import SPLAT
 
 from .boots import BedTest, Boot
-from .places import PLACES
+from .jobs import JOBS
 from .results import Results
 
 # In this order; the status of each.
@@ -29,9 +29,9 @@ ALLOWED_S, HANGS_S = 120, 5
 def run(results: Results) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tests = [written(Path(folder), name, script) for name, (script, _) in SCRIPTS.items()]
-        told = PLACES.submit(Boot(tests, "testbed-sharing").run).result()
-    results.check("all tests of a shared boot are told, in their order", [test.name for test, _ in told] == list(SCRIPTS))
-    for test, its in told:
+        outputs = JOBS.submit(Boot(tests, "testbed-sharing").run).result()
+    results.check("all tests of a shared boot are reported, in their order", [test.name for test, _ in outputs] == list(SCRIPTS))
+    for test, its in outputs:
         status = SCRIPTS[test.name][1]
         good = its.late if status is None else its.status == status and not its.late
         own_words = "ok" not in SCRIPTS[test.name][0] or f"ok {test.name}" in its.text

@@ -12,8 +12,8 @@ from bed.cache import TOP
 
 from . import docstest, oracle, selftest, sharing
 from .boots import KERNELS, boots, has_long_form
-from .commands import BUILD, LOGS, SOAK, Told, run
-from .places import PLACES, in_place
+from .commands import BUILD, LOGS, SOAK, Output, run
+from .jobs import JOBS, as_job
 from .results import Results
 
 
@@ -28,18 +28,18 @@ class Stage:
     implied: bool = False
 
 
-def judge(results: Results, name: str, told: Told) -> bool:
+def judge(results: Results, name: str, output: Output) -> bool:
     """A command's status as one test; its last lines are shown when it fails."""
-    results.check(name, told.status == 0, told.seconds)
-    if told.status != 0:
-        told.show_end(30)
-    return told.status == 0
+    results.check(name, output.status == 0, output.seconds)
+    if output.status != 0:
+        output.show_end(30)
+    return output.status == 0
 
 
 def check(results: Results, name: str, *command: object, **kwargs) -> bool:
     """Runs one command as one test."""
     log = f"{results.stage}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
-    return judge(results, name, in_place(run, log, *command, **kwargs))
+    return judge(results, name, as_job(run, log, *command, **kwargs))
 
 
 def root(results: Results) -> None:
@@ -84,10 +84,10 @@ def cargo(results: Results) -> None:
     words = ("cargo", "test", "--workspace")
     if not check(results, "tests are built", *words, "--no-run"):
         return
-    told = in_place(run, "cargo", *words, "--no-fail-fast")
-    results.read_cargo(told.lines, elsewhere=("module",))
-    if told.status != 0:
-        told.show_end()
+    output = as_job(run, "cargo", *words, "--no-fail-fast")
+    results.read_cargo(output.lines, elsewhere=("module",))
+    if output.status != 0:
+        output.show_end()
         if not results.names("failed"):
             results.fail("cargo test")
 
@@ -109,8 +109,8 @@ def targets(results: Results) -> None:
 def tools(results: Results) -> None:
     check(results, "v3, static", "scripts/build-tools", "--tests")
     if (BUILD / "tools/v3").exists():
-        told = run("tools-static", "file", "--brief", "--dereference", BUILD / "tools/v3")
-        results.check("v3 needs no library", told.status == 0 and "static" in told.text)
+        output = run("tools-static", "file", "--brief", "--dereference", BUILD / "tools/v3")
+        results.check("v3 needs no library", output.status == 0 and "static" in output.text)
 
 
 def guests(results: Results) -> None:
@@ -121,7 +121,7 @@ def guests(results: Results) -> None:
 
 
 def modules(results: Results) -> None:
-    built = [PLACES.submit(run, f"modules-{kernel}", "scripts/build-module", "--kernel", kernel) for kernel in KERNELS]
+    built = [JOBS.submit(run, f"modules-{kernel}", "scripts/build-module", "--kernel", kernel) for kernel in KERNELS]
     for kernel, build in zip(KERNELS, built):
         judge(results, f"v3vee.ko for the {kernel} kernel", build.result())
     check(results, "panics of the core are explained", "scripts/panics", "--check")
@@ -133,9 +133,9 @@ def testbed(results: Results) -> None:
 
 
 def bed(results: Results) -> None:
-    for told_tests in PLACES.map(lambda boot: boot.run(), boots()):
-        for test, told in told_tests:
-            test.judge(results, told)
+    for pairs in JOBS.map(lambda boot: boot.run(), boots()):
+        for test, output in pairs:
+            test.judge(results, output)
 
 
 def lwk(results: Results) -> None:
@@ -146,34 +146,34 @@ def lwk(results: Results) -> None:
     tests = [test for test in sorted((TOP / "tests" / "lwk").glob("*.sh")) if test.stem != "common"]
     if SOAK:
         tests = [test for test in tests if has_long_form(test)]
-    for test, told in zip(tests, PLACES.map(run_lwk, tests)):
-        judge_lwk(results, test.stem, told)
+    for test, output in zip(tests, JOBS.map(run_lwk, tests)):
+        judge_lwk(results, test.stem, output)
 
 
 def same_core() -> bool:
     tree = ("cargo", "tree", "--quiet", "--locked", "--package=palacios_core", "--edges=normal", "--prefix=none")
-    told = [run("lwk-tree", *tree, "--manifest-path", TOP / "host_lwk/Cargo.toml"), run("core-tree", *tree)]
-    names = [sorted({line.text.split()[0] for line in each.lines if line.text}) for each in told]
-    return all(each.status == 0 for each in told) and names[0] == names[1] and len(names[0]) > 4
+    outputs = [run("lwk-tree", *tree, "--manifest-path", TOP / "host_lwk/Cargo.toml"), run("core-tree", *tree)]
+    names = [sorted({line.text.split()[0] for line in each.lines if line.text}) for each in outputs]
+    return all(each.status == 0 for each in outputs) and names[0] == names[1] and len(names[0]) > 4
 
 
-def run_lwk(test: Path) -> Told:
+def run_lwk(test: Path) -> Output:
     with tempfile.TemporaryDirectory(dir=BUILD) as folder:
         return run(f"lwk-{test.stem}", "bash", test, cwd=Path(folder), env={"TOP": str(TOP)})
 
 
-def judge_lwk(results: Results, name: str, told: Told) -> None:
+def judge_lwk(results: Results, name: str, output: Output) -> None:
     before, failed = len(results.tests), len(results.names("failed"))
-    if not results.read_tap(told.lines) or told.status != 0:
-        results.fail(f"{name}: status {told.status}", told.seconds)
+    if not results.read_tap(output.lines) or output.status != 0:
+        results.fail(f"{name}: status {output.status}", output.seconds)
     if len(results.names("failed")) > failed:
-        told.show_end()
-    print(f"    lwk {name}: {len(results.tests) - before} tests in {told.seconds:.0f} s", flush=True)
+        output.show_end()
+    print(f"    lwk {name}: {len(results.tests) - before} tests in {output.seconds:.0f} s", flush=True)
 
 
 def docs(results: Results) -> None:
-    told = in_place(run, "docs", "scripts/docs-check")
-    if not results.read_tap(told.lines) or (told.status != 0 and not results.names("failed")):
+    output = as_job(run, "docs", "scripts/docs-check")
+    if not results.read_tap(output.lines) or (output.status != 0 and not results.names("failed")):
         results.fail("scripts/docs-check")
 
 
@@ -181,8 +181,8 @@ def fuzz(results: Results) -> None:
     """Each target for SOAK_SECONDS under libFuzzer."""
     seconds = os.environ.get("SOAK_SECONDS") or "3600"
     targets = run("fuzz-list", "scripts/fuzz", "--list").text.split()
-    for target, told in zip(targets, PLACES.map(lambda target: run(f"fuzz-{target}", "scripts/fuzz", seconds, target), targets)):
-        judge(results, target, told)
+    for target, output in zip(targets, JOBS.map(lambda target: run(f"fuzz-{target}", "scripts/fuzz", seconds, target), targets)):
+        judge(results, target, output)
 
 
 ROOT = Stage("root", "the host root, and the guests' kernels", root, implied=True)
