@@ -19,8 +19,8 @@ from .commands import LOGS, SOAK, Line, Output, run
 from .results import Results, allowed_skips
 
 KERNELS = ("stock", "debug")
-# A test that may take longer than this has a boot of its own.
-SHORT_S = 300
+# What a test may take unless it says so. One that may take longer than the second has a boot of its own.
+USUAL_S, SHORT_S = 300, 600
 # It ends the host, or watches how it goes on.
 OWN_BOOT = ("--goes-down", "--with-kernel", "--icount")
 DRIVER = Path(__file__).parent / "boot.sh"
@@ -80,7 +80,7 @@ def tests_of(path: Path) -> list[BedTest]:
         words = options(path, machine)
         taken(words, "--machines")
         kernels = taken(words, "--kernel") or (KERNELS if machine == "svm" else KERNELS[:1])
-        add, timeout_s = taken(words, "--add"), float((taken(words, "--timeout") or [SHORT_S])[-1])
+        add, timeout_s = taken(words, "--add"), float((taken(words, "--timeout") or [USUAL_S])[-1])
         module = "--no-module" not in words
         words = [word for word in words if word != "--no-module"]
         tests += [BedTest(path, machine, kernel, words, add, module, timeout_s) for kernel in kernels]

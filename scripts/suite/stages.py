@@ -198,12 +198,12 @@ TEST = [
     TOOLS,
     GUESTS,
     MODULES,
-    Stage("style", "formatting, lints, licences", style),
-    # They build into the same folder.
-    Stage("cargo", "unit, property and conformance tests of the core and the tools; the fuzz targets, shortly", cargo, after=("style",)),
+    # The next two and the documentation build into the same folder, and use what is there.
+    Stage("cargo", "unit, property and conformance tests of the core and the tools; the fuzz targets, shortly", cargo),
+    Stage("style", "formatting, lints, licences", style, after=("cargo",)),
     Stage("targets", "the core alone, for a bare target and for wasm32", targets, after=("root",)),
     Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run, after=("guests",)),
-    Stage("docs", "every shell block of the documentation", docs, after=MADE),
+    Stage("docs", "every shell block of the documentation", docs, after=(*MADE, "style")),
     Stage("lwk", "the lightweight kernel, and the guests on it", lwk, after=(*MADE, "targets")),
     Stage("testbed", "the test bed tells good from bad", testbed, after=MADE),
     Stage("bed", "tests inside the emulated hosts, on the stock and the debug kernel", bed, after=MADE),

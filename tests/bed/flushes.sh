@@ -2,6 +2,7 @@
 # The kernel rewrites CR4 on all CPUs, a thousand times, while guests run: it finds nothing there that it does not know of.
 # bed: --machines svm,vtx --add build/guests/tmk/tmk --timeout 600
 # bed vtx: --cpus 2
+# bed test: --kernel stock
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 entries() { v3 stats $1 | awk '$2 == "entries" { n += $3 } END { print n }'; }
 for vm in one two; do
