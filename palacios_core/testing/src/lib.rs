@@ -18,3 +18,8 @@ pub mod vm;
 
 pub use backend::AdversarialBackend;
 pub use host::{Config, TestHost};
+
+/// Tests may take long: `V3VEE_SOAK` is 1 in the environment, as `make soak` has it.
+pub fn soaks() -> bool {
+    std::env::var_os("V3VEE_SOAK").is_some_and(|value| value == "1")
+}

@@ -87,7 +87,9 @@ fn of_light_sleepers() {
     storm(3, 5, 3, 1_000_000);
 }
 
+/// Ten million where tests may take long.
 #[test]
-fn of_ten_million() {
-    storm(2, 8, ALL, 10_000_000);
+fn of_millions() {
+    let millions = if palacios_testing::soaks() { 10 } else { 1 };
+    storm(2, 8, ALL, millions * 1_000_000);
 }
