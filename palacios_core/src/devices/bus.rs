@@ -29,6 +29,8 @@ pub struct Bus<H: Host> {
     slots: Vec<Slot<H>>,
     ports: Vec<(Range<u16>, usize)>,
     mmio: Vec<(Range<u64>, usize)>,
+    /// No device does what its deadline asks for before this time.
+    held_until_ns: AtomicU64,
 }
 
 impl<H: Host> Bus<H> {
@@ -38,6 +40,7 @@ impl<H: Host> Bus<H> {
             slots: Vec::new(),
             ports: Vec::new(),
             mmio: Vec::new(),
+            held_until_ns: AtomicU64::new(0),
         }
     }
 
@@ -102,14 +105,21 @@ impl<H: Host> Bus<H> {
         .is_some_and(|((), nearer)| nearer)
     }
 
-    /// The earliest deadline of any device.
+    /// The earliest deadline of any device, or the end of a [`Bus::hold`].
     pub fn deadline_ns(&self) -> Option<u64> {
         let earliest = self
             .slots
             .iter()
             .map(|slot| slot.deadline_ns.load(Ordering::Relaxed))
             .min();
-        earliest.filter(|at| *at != NEVER)
+        let earliest = earliest.filter(|at| *at != NEVER);
+        earliest.map(|at| at.max(self.held_until_ns.load(Ordering::Relaxed)))
+    }
+
+    /// Has all devices be late: their deadlines are met at `until_ns` at the earliest. `true`: that is nearer than what was
+    /// said before.
+    pub fn hold(&self, until_ns: u64) -> bool {
+        self.held_until_ns.swap(until_ns, Ordering::Relaxed) > until_ns
     }
 
     /// Has all devices whose deadline is past do their work.
@@ -143,6 +153,7 @@ impl<H: Host> Bus<H> {
 
     /// Power-on state for all.
     pub fn reset(&self) {
+        self.held_until_ns.store(0, Ordering::Relaxed);
         for slot in &self.slots {
             slot.with(|device| {
                 device.reset();

@@ -184,9 +184,8 @@ impl Rtc {
         }
     }
 
-    /// Looks for events since it last did, and when the next will be.
-    fn settle(&mut self, at: Instant) {
-        let Instant { now_ns, wall_ns } = at;
+    /// Looks whether a period has ended since it last did.
+    fn settle_periods(&mut self, now_ns: u64) {
         let tick = CRYSTAL.ticks_at(now_ns);
         if let Some(period) = self.period_ticks() {
             // A power of two.
@@ -195,7 +194,11 @@ impl Rtc {
             }
         }
         self.settled_tick = tick;
+    }
 
+    /// Looks for events of the wall clock since it last did, and when the next will be.
+    fn settle(&mut self, at: Instant) {
+        let Instant { now_ns, wall_ns } = at;
         let (wall_s, into_ns) = (wall_ns / NS_PER_S, wall_ns % NS_PER_S);
         let from_s = match self.settled_s {
             0 => wall_s,
@@ -351,7 +354,10 @@ impl Rtc {
         self.offset_s = guest_s.saturating_sub(wall_s);
     }
 
-    fn read_data(&mut self, wall_ns: u64) -> u8 {
+    /// The end of a period shows in register C when that is read, but interrupts when [`Timed::tick`] comes: whoever holds
+    /// the timers back does so for a guest that looks at other registers, too.
+    fn read_data(&mut self, at: Instant) -> u8 {
+        let Instant { now_ns, wall_ns } = at;
         let index = self.index & 0x7f;
         match index {
             register::A => {
@@ -368,6 +374,7 @@ impl Rtc {
             }
             register::B => self.b,
             register::C => {
+                self.settle_periods(now_ns);
                 let interrupts = self.interrupts();
                 core::mem::take(&mut self.c) | if interrupts { reg_c::INTERRUPT } else { 0 }
             }
@@ -381,9 +388,13 @@ impl Rtc {
         }
     }
 
-    fn write_data(&mut self, value: u8, wall_ns: u64) {
-        let wall_s = wall_ns / NS_PER_S;
+    fn write_data(&mut self, value: u8, at: Instant) {
+        let wall_s = at.wall_ns / NS_PER_S;
         let index = self.index & 0x7f;
+        if matches!(index, register::A | register::B) {
+            // Periods may be others from now on.
+            self.settle_periods(at.now_ns);
+        }
         match index {
             register::A => self.a = value & !reg_a::UPDATE_IN_PROGRESS,
             register::B => self.write_b(value, wall_s),
@@ -497,7 +508,7 @@ impl PortIo for Rtc {
         let at = Instant::of(cx.clock);
         self.settle(at);
         let value = read_bytewise(port, size, |port| match port {
-            DATA_PORT => self.read_data(at.wall_ns),
+            DATA_PORT => self.read_data(at),
             // The index is write-only.
             _ => 0xff,
         });
@@ -511,7 +522,7 @@ impl PortIo for Rtc {
         self.settle(at);
         write_bytewise(port, size, value, |port, byte| match port {
             INDEX_PORT => self.index = byte,
-            DATA_PORT => self.write_data(byte, at.wall_ns),
+            DATA_PORT => self.write_data(byte, at),
             _ => {}
         });
         self.settle(at);
@@ -537,7 +548,9 @@ impl Timed for Rtc {
     }
 
     fn tick(&mut self, cx: &Cx<'_>) {
-        self.settle(Instant::of(cx.clock));
+        let at = Instant::of(cx.clock);
+        self.settle_periods(at.now_ns);
+        self.settle(at);
         self.drive_line(cx);
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! The bus runs at 1 GHz: a count is a nanosecond, times the divider. A periodic timer that is served late does not
 //! catch up: all periods missed make one interrupt, as on a processor that had interrupts off that long. Periods under
-//! [`MIN_PERIOD_NS`] are merged too, so that a guest cannot make its host do nothing but serve its timer.
+//! [`MIN_PERIOD_NS`] are merged too, so that a guest cannot make its host do nothing but serve its timer. A timer that is
+//! held (`ApicTimer::hold`) is late in the same way: it counts on, and what expires meanwhile is one interrupt.
 #![forbid(unsafe_code)]
 
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -64,6 +65,10 @@ pub(super) struct ApicTimer {
     tsc_deadline: u64,
     /// When that will be on the VM's clock, as last told.
     tsc_deadline_ns: u64,
+    /// It expired, and has not said so yet.
+    expired: bool,
+    /// It says so at this time at the earliest.
+    held_until_ns: u64,
 }
 
 impl ApicTimer {
@@ -75,6 +80,8 @@ impl ApicTimer {
             expires_ns: None,
             tsc_deadline: 0,
             tsc_deadline_ns: 0,
+            expired: false,
+            held_until_ns: 0,
         }
     }
 
@@ -108,8 +115,21 @@ impl ApicTimer {
         (period_ns != 0).then(|| from_ns.saturating_add(wait_ns.max(period_ns)))
     }
 
+    /// Makes no interrupt before `until_ns`.
+    pub(super) fn hold(&mut self, until_ns: u64) {
+        self.held_until_ns = until_ns;
+    }
+
     /// Counts up to now; whether the timer fired since it was last asked.
     pub(super) fn settle(&mut self, now: Now) -> bool {
+        self.expired |= self.count_to(now);
+        let fired = self.expired && self.held_until_ns <= now.ns;
+        self.expired &= !fired;
+        fired
+    }
+
+    /// Whether the timer expired since it was last asked.
+    fn count_to(&mut self, now: Now) -> bool {
         if self.tsc_deadline != 0 && self.tsc_deadline <= now.tsc {
             self.tsc_deadline = 0;
             return true;
@@ -131,6 +151,14 @@ impl ApicTimer {
 
     /// When [`Self::settle`] will next say that it fired.
     pub(super) fn deadline_ns(&mut self, now: Now) -> Option<u64> {
+        match self.expired {
+            true => Some(self.held_until_ns),
+            false => self.expiry_ns(now).map(|at| at.max(self.held_until_ns)),
+        }
+    }
+
+    /// When it next expires.
+    fn expiry_ns(&mut self, now: Now) -> Option<u64> {
         if self.tsc_deadline == 0 {
             return self.expires_ns;
         }
@@ -179,6 +207,7 @@ impl ApicTimer {
             self.initial_count = 0;
             self.expires_ns = None;
             self.tsc_deadline = 0;
+            self.expired = false;
         }
         self.mode = mode;
     }
@@ -195,7 +224,8 @@ impl ApicTimer {
         to.u32(self.initial_count)?;
         to.bool(self.expires_ns.is_some())?;
         to.u64(self.expires_ns.unwrap_or(0))?;
-        to.u64(self.tsc_deadline)
+        to.u64(self.tsc_deadline)?;
+        to.bool(self.expired)
     }
 
     /// The timer of a record, whose LVT entry gave `mode`.
@@ -208,6 +238,7 @@ impl ApicTimer {
         let counting = from.bool("lapic.timer.counting")?;
         let expires_ns = from.u64()?;
         let tsc_deadline = from.u64()?;
+        let expired = from.bool("lapic.timer.expired")?;
         let counts_right = mode.counts() || !counting && initial_count == 0;
         let deadline_right = mode == TimerMode::TscDeadline || tsc_deadline == 0;
         let stands = !counting && expires_ns != 0 || counting && initial_count == 0;
@@ -221,6 +252,8 @@ impl ApicTimer {
             expires_ns: counting.then_some(expires_ns),
             tsc_deadline,
             tsc_deadline_ns: 0,
+            expired,
+            held_until_ns: 0,
         })
     }
 }
@@ -237,6 +270,7 @@ fn ns_of_cycles(cycles: u64, khz: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::testing::saved;
     use proptest::prelude::*;
 
     fn at(ns: u64) -> Now {
@@ -288,6 +322,36 @@ mod tests {
         assert!(!timer.settle(at(799_999)));
         assert_eq!(timer.deadline_ns(at(730_000)), Some(800_000));
         assert_eq!(timer.current_count(at(730_000)), 70_000);
+    }
+
+    #[test]
+    fn a_held_one_counts_on_and_fires_once_at_the_end() {
+        let mut timer = timer(TimerMode::Periodic, 0b1011, 100_000);
+        timer.hold(730_000);
+        assert_eq!(timer.deadline_ns(at(0)), Some(730_000));
+        assert!(!timer.settle(at(240_000)));
+        assert_eq!(timer.current_count(at(240_000)), 60_000);
+        assert_eq!(timer.deadline_ns(at(240_000)), Some(730_000));
+        timer.hold(500_000);
+        assert!(timer.settle(at(500_000)), "of all that it missed");
+        assert!(!timer.settle(at(500_000)));
+        assert_eq!(timer.deadline_ns(at(500_000)), Some(600_000));
+    }
+
+    #[test]
+    fn what_expired_while_it_was_held_outlives_a_new_count_and_a_restore() {
+        let mut held = timer(TimerMode::OneShot, 0b1011, 100_000);
+        held.hold(400_000);
+        assert!(!held.settle(at(200_000)));
+        held.write_initial_count(500_000, at(200_000));
+        let record = saved(|w| held.save(w));
+        let from = &mut StateReader::new(&record);
+        let mut restored = ApicTimer::restored(TimerMode::OneShot, from).unwrap();
+        for timer in [&mut held, &mut restored] {
+            assert!(timer.settle(at(400_000)));
+            assert_eq!(timer.deadline_ns(at(400_000)), Some(700_000));
+            assert!(timer.settle(at(700_000)));
+        }
     }
 
     #[test]

@@ -49,12 +49,7 @@ impl Chipset {
         if irq < ISA_LINES {
             self.pic.set_line(irq as u8, level);
         }
-        let pin = if irq == 0 {
-            Some(TIMER_PIN)
-        } else {
-            u8::try_from(irq).ok()
-        };
-        if let Some(pin) = pin {
+        if let Some(pin) = pin_of(irq) {
             self.ioapic.set_line(pin, level, sink);
         }
         self.tell_output(sink);
@@ -73,9 +68,23 @@ impl Chipset {
     pub fn sends_events(&self) -> bool {
         self.ioapic.sends_events()
     }
+    /// The vectors of global system interrupt `irq`, by the PIC pair and by the I/O APIC.
+    pub fn vectors(&self, irq: u32) -> [Option<u8>; 2] {
+        let by_pic = u8::try_from(irq).ok().and_then(|irq| self.pic.vector(irq));
+        let by_ioapic = pin_of(irq).and_then(|pin| self.ioapic.vector(pin));
+        [by_pic, by_ioapic]
+    }
     /// The PIC pair has an interrupt.
     pub fn output(&self) -> bool {
         self.pic.output()
+    }
+    /// The vector that the PIC pair would give now.
+    pub fn waiting_vector(&self) -> Option<u8> {
+        self.pic.waiting_vector()
+    }
+    /// The PIC pair keeps an interrupt of line `irq` back, for one that is in service or goes first.
+    pub fn pic_holds_back(&self, irq: u32) -> bool {
+        u8::try_from(irq).is_ok_and(|irq| self.pic.holds_back(irq))
     }
     /// The PIC pair's vector, whose service begins; `None` if the request has gone.
     pub fn acknowledge(&mut self) -> Option<u8> {
@@ -116,6 +125,14 @@ impl Chipset {
         self.ioapic.restore(from)?;
         self.told = false;
         Ok(())
+    }
+}
+
+/// The I/O APIC's input for global system interrupt `irq`.
+fn pin_of(irq: u32) -> Option<u8> {
+    match irq {
+        0 => Some(TIMER_PIN),
+        irq => u8::try_from(irq).ok(),
     }
 }
 

@@ -56,11 +56,14 @@ impl Entry {
     /// Whether its interrupts are ended by an EOI: level-triggered, of a mode that has a vector. The others are edges
     /// whatever is programmed.
     const fn is_level(self) -> bool {
-        self.has(Self::LEVEL)
-            && matches!(
-                self.delivery(),
-                Some(Delivery::Fixed | Delivery::LowestPriority)
-            )
+        self.has(Self::LEVEL) && self.has_vector()
+    }
+    /// Whether its message carries a vector.
+    const fn has_vector(self) -> bool {
+        matches!(
+            self.delivery(),
+            Some(Delivery::Fixed | Delivery::LowestPriority)
+        )
     }
     const fn message(self) -> Option<Message> {
         match self.delivery() {
@@ -114,6 +117,12 @@ impl IoApic {
             let event = matches!(entry.delivery(), Some(Delivery::Nmi | Delivery::Init(_)));
             event && !entry.has(Entry::MASKED)
         })
+    }
+
+    /// The vector that input `pin` sends, unless it is masked or sends another kind of message.
+    pub fn vector(&self, pin: u8) -> Option<u8> {
+        let entry = *self.entries.get(usize::from(pin))?;
+        (entry.has_vector() && !entry.has(Entry::MASKED)).then(|| entry.vector())
     }
 
     /// Drives input `pin`; there are [`PINS`], others are ignored.

@@ -254,6 +254,16 @@ impl LocalApic {
         deliverable.then_some(vector)
     }
 
+    /// The highest vector that was requested and is not in service yet.
+    pub fn highest_request(&self) -> Option<u8> {
+        self.requests.highest()
+    }
+
+    /// `vector` was requested and is not in service yet.
+    pub fn is_requested(&self, vector: u8) -> bool {
+        self.requests.get(vector)
+    }
+
     /// The class of the highest request that only the task priority may be holding back: what is in service would let it in.
     pub fn waiting_class(&self) -> Option<u8> {
         let class = self.requests.highest()? >> 4;
@@ -355,6 +365,16 @@ impl LocalApic {
     pub fn deadline_ns(&mut self, now: Now) -> Option<u64> {
         let masked = self.lvt[Lvt::Timer as usize] & LVT_MASKED != 0;
         (!masked).then(|| self.timer.deadline_ns(now)).flatten()
+    }
+
+    /// Has the timer make no interrupt before `until_ns`.
+    pub fn hold_timer(&mut self, until_ns: u64) {
+        self.timer.hold(until_ns);
+    }
+
+    /// The vector of the timer's interrupts.
+    pub const fn timer_vector(&self) -> u8 {
+        self.lvt[Lvt::Timer as usize] as u8
     }
 
     /// Makes the interrupt that is due, if one is.

@@ -340,9 +340,39 @@ impl Pic {
         self.cascade();
     }
 
+    fn chip(&self, irq: u8) -> &Chip {
+        match irq {
+            0..=7 => &self.primary,
+            _ => &self.secondary,
+        }
+    }
+
+    /// The vector of input `irq`, unless that is masked.
+    pub fn vector(&self, irq: u8) -> Option<u8> {
+        let chip = self.chip(irq);
+        let heard = irq < 16 && chip.init == Init::Done && chip.mask & bit(irq) == 0;
+        heard.then_some(chip.vector_base | irq & 7)
+    }
+
+    /// Input `irq` requests an interrupt, but another is in service or goes first.
+    pub fn holds_back(&self, irq: u8) -> bool {
+        let requests = self.chip(irq).requests & bit(irq) != 0;
+        let vector = self.vector(irq).filter(|_| requests);
+        vector.is_some() && vector != self.waiting_vector()
+    }
+
     /// INTR, the wire to LINT0 and to the I/O APIC's input 0.
     pub fn output(&self) -> bool {
         self.primary.pending().is_some()
+    }
+
+    /// The vector that an acknowledge would give now.
+    pub fn waiting_vector(&self) -> Option<u8> {
+        let of = |chip: &Chip| chip.pending().map(|irq| chip.vector_base | irq);
+        match self.primary.pending()? {
+            CASCADE => of(&self.secondary),
+            _ => of(&self.primary),
+        }
     }
 
     /// The processor's acknowledge cycle: the vector of the interrupt whose service starts. When the request has gone
@@ -453,6 +483,31 @@ mod tests {
         pic.port_write(0x20, 1, 0x11);
         pulse(&mut pic, 0);
         assert!(!pic.output());
+    }
+
+    #[test]
+    fn tells_what_it_holds_back() {
+        let mut pic = initialised(1);
+        assert_eq!((pic.vector(0), pic.vector(8)), (Some(0x30), Some(0x38)));
+        assert_eq!((pic.waiting_vector(), pic.holds_back(8)), (None, false));
+        pulse(&mut pic, 8);
+        assert_eq!(
+            (pic.waiting_vector(), pic.holds_back(8)),
+            (Some(0x38), false)
+        );
+        pulse(&mut pic, 0);
+        assert_eq!(
+            (pic.waiting_vector(), pic.holds_back(8)),
+            (Some(0x30), true)
+        );
+        assert_eq!(pic.acknowledge(), 0x30);
+        pulse(&mut pic, 0);
+        assert_eq!(pic.waiting_vector(), None);
+        assert!(pic.holds_back(0) && pic.holds_back(8));
+        pic.port_write(0x21, 1, 1);
+        pic.port_write(0xa1, 1, 1);
+        assert!(!pic.holds_back(0) && !pic.holds_back(8), "they are masked");
+        assert_eq!((pic.vector(0), pic.vector(8)), (None, None));
     }
 
     #[test]

@@ -12,9 +12,21 @@ use crate::interrupts::Delivery;
 use crate::state::{cr0, rflags, CpuState, Seg};
 use crate::stats::Counter;
 use crate::vm::life::RunState;
+use bitflags::bitflags;
 
 /// Above every task priority: what comes from the PIC pair, or was taken from its controller before, knows none.
 const NO_TASK_PRIORITY: u8 = 16;
+
+bitflags! {
+    /// What waits for the guest to take interrupts. One byte, so that an entry that nothing waits for looks once.
+    #[derive(Clone, Copy, Debug)]
+    pub(super) struct WaitsFor: u8 {
+        /// The PIC pair may have an interrupt for this vCPU.
+        const PIC = 1 << 0;
+        /// A tick is measured, and ends then.
+        const TICK_END = 1 << 1;
+    }
+}
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Notes what others posted besides vectors.
@@ -32,7 +44,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
         self.nmi_pending |= events.contains(Events::NMI);
         if events.contains(Events::PIC_OUTPUT) {
-            self.ext_int = true;
+            self.waits_for |= WaitsFor::PIC;
             self.pin(Lvt::Lint0);
         }
     }
@@ -97,8 +109,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         nmi || cut_short || (interrupts && vector)
     }
 
-    fn takes_ext_int(&self) -> bool {
-        self.ext_int && self.apic.takes_extint()
+    pub(super) fn takes_ext_int(&self) -> bool {
+        self.waits_for.contains(WaitsFor::PIC) && self.apic.takes_extint()
     }
 
     fn accept_vectors(&mut self, here: &Here<'_, H, B>) {
@@ -181,7 +193,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     fn next_vector(&mut self, here: &Here<'_, H, B>) -> Option<u8> {
         if self.takes_ext_int() {
             let vector = here.vm.with_chipset(|chipset, _| chipset.acknowledge());
-            self.ext_int = here.vm.with_chipset(|chipset, _| chipset.output());
+            let more = here.vm.with_chipset(|chipset, _| chipset.output());
+            self.waits_for.set(WaitsFor::PIC, more);
             if vector.is_some() {
                 return vector;
             }
@@ -193,7 +206,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// The priority of the interrupt that still waits, if only for the task priority.
     fn waiting_priority(&self) -> Option<u8> {
-        if self.takes_ext_int() || matches!(self.held, Some(Event::Interrupt(_))) {
+        let others = !self.waits_for.is_empty()
+            && (self.waits_for.contains(WaitsFor::TICK_END) || self.takes_ext_int());
+        if others || matches!(self.held, Some(Event::Interrupt(_))) {
             return Some(NO_TASK_PRIORITY);
         }
         self.apic.waiting_class()

@@ -11,6 +11,7 @@ mod msr;
 mod presence;
 mod pvclock;
 mod shared;
+mod tick_cost;
 mod times;
 mod tsc;
 
@@ -54,8 +55,9 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     nmi_pending: bool,
     /// Counted among those that only another vCPU can wake.
     stuck: bool,
-    /// The PIC pair may have an interrupt for this vCPU.
-    ext_int: bool,
+    /// What waits for the guest to take interrupts, besides the local APIC's.
+    waits_for: deliver::WaitsFor,
+    tick_cost: tick_cost::TickCost,
     /// The memory generation that the last flush covers.
     generation: u64,
     tsc: tsc::Tsc,
@@ -100,7 +102,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             held: None,
             nmi_pending: false,
             stuck: false,
-            ext_int: false,
+            waits_for: deliver::WaitsFor::empty(),
+            tick_cost: tick_cost::TickCost::default(),
             generation: 0,
             tsc: tsc::Tsc::default(),
             pvclock: pvclock::PvClock::default(),
@@ -133,7 +136,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         } else {
             Activity::WaitForStartup
         };
-        self.ext_int = false;
+        self.waits_for = deliver::WaitsFor::empty();
         self.armed_ns = None;
         self.arch.flush_tlb();
     }
@@ -146,6 +149,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.arch.request_nmi_window(false);
         (self.fault, self.interrupted, self.held) = (None, None, None);
         (self.nmi_pending, self.length) = (false, None);
+        self.forget_tick();
     }
 
     /// Runs until the VM stops.
@@ -266,7 +270,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Handles an exit that needs no lock that sleeps, inside the window. `false`: it is left to [`Vcpu::dispatch`].
     fn settle(&mut self, here: &Here<'_, H, B>, exit: Exit) -> bool {
         match exit {
-            Exit::InterruptWindow | Exit::NmiWindow => true,
+            Exit::InterruptWindow => self.interrupt_window(here),
+            Exit::NmiWindow => true,
             Exit::Cpuid | Exit::ReadMsr | Exit::WriteMsr | Exit::Hypercall => {
                 let known = self.arch.next_rip().is_some() || self.find_length(here);
                 if known {
@@ -281,8 +286,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// What the guest did, and what follows from it.
     fn dispatch(&mut self, here: &Here<'_, H, B>, exit: Exit) {
         match exit {
-            Exit::Pending | Exit::HostInterrupt | Exit::HostInit => {}
-            Exit::InterruptWindow | Exit::NmiWindow => {}
+            Exit::Pending | Exit::HostInit => {}
+            Exit::HostInterrupt => self.host_interrupt(here),
+            Exit::InterruptWindow => self.tick_may_end(here),
+            Exit::NmiWindow => {}
             Exit::Cpuid => self.cpuid(here),
             Exit::ReadMsr => self.read_msr(here),
             Exit::WriteMsr => self.write_msr(here),
@@ -429,6 +436,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 vm.bus().tick_all(&vm.cx());
             } else if vm.bus().deadline_ns().is_some_and(|at| at <= now_ns) {
                 vm.bus().tick(&vm.cx());
+                self.devices_ticked(here);
             }
             next_ns = [next_ns, vm.bus().deadline_ns()]
                 .into_iter()
@@ -447,6 +455,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Sleeps until something is pending.
     fn idle(&mut self, here: &Here<'_, H, B>) {
+        if self.waits_for.contains(deliver::WaitsFor::TICK_END) {
+            // Its timers change, and are to be armed anew.
+            return self.tick_ends(here);
+        }
         self.tell_priority(here);
         if !self.stuck && self.only_events_wake() {
             self.stuck = true;

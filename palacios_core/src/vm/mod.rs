@@ -297,6 +297,9 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     pub(crate) fn backend(&self) -> &B {
         &self.backend
     }
+    pub(crate) fn chipset(&self) -> &H::SpinLock<Chipset> {
+        &self.chipset
+    }
     pub(crate) fn clock(&self) -> &VmClock<H> {
         &self.clock
     }

@@ -13,8 +13,6 @@ use crate::vm::OpenStream;
 
 /// The stream that the debug ports 0x402 and 0xe9 write to.
 pub const DEBUG_STREAM: &str = "debug";
-const TIMER_IRQ: IrqLine = IrqLine(0);
-const RTC_IRQ: IrqLine = IrqLine(8);
 
 /// Builds the buses. `stream` opens the byte stream of a name.
 pub(super) fn build<H: Host>(
@@ -29,12 +27,12 @@ pub(super) fn build<H: Host>(
             bus.attach(host, try_box(uart::Uart::new(port, far_end))?)?;
         }
     }
-    bus.attach(host, try_box(pit::Pit::new(TIMER_IRQ))?)?;
+    bus.attach(host, try_box(pit::Pit::new(pit::IRQ))?)?;
     let low_bytes = machine.memory_bytes.min(LOW_RAM_END);
     let high_bytes = machine.memory_bytes.saturating_sub(low_bytes);
     bus.attach(
         host,
-        try_box(rtc::Rtc::new(RTC_IRQ, low_bytes, high_bytes))?,
+        try_box(rtc::Rtc::new(rtc::IRQ, low_bytes, high_bytes))?,
     )?;
     let power = acpi::AcpiPm::new(IrqLine(SCI_IRQ.into()), acpi::TimerWidth::Bits24);
     bus.attach(host, try_box(power)?)?;

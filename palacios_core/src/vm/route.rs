@@ -88,6 +88,12 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
     }
 
+    /// Has all devices be late, because vCPU `from` is not done with what their timers sent it.
+    pub(crate) fn hold_devices(&self, from: u32, until_ns: u64) {
+        let nearer = self.bus.hold(until_ns);
+        self.tell_of_deadline(Some(from), nearer);
+    }
+
     fn post(slot: &VcpuSlot<H, B>, message: Message) {
         let pending = &slot.shared.pending;
         let news = match message.delivery {

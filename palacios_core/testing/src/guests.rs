@@ -122,6 +122,8 @@ macro_rules! guest {
     };
 }
 
+pub mod ticks;
+
 /// A kernel with its parameters filled in.
 pub fn with_parameters(code: &[u8], parameters: &[u32]) -> Vec<u8> {
     assert!(parameters.len() <= 8);

@@ -214,6 +214,31 @@ fn vt_x(new: bool) -> processor::VmxConfig {
     }
 }
 
+/// Tests of the functions named, which take a [`TestBackend`], on each of the three.
+#[macro_export]
+macro_rules! on_all_backends {
+    ($($name:ident,)*) => {
+        mod adversarial {
+            $(#[test]
+            fn $name() {
+                super::$name::<$crate::AdversarialBackend>();
+            })*
+        }
+        mod svm {
+            $(#[test]
+            fn $name() {
+                super::$name::<palacios_core::backend::svm::Svm<$crate::TestHost>>();
+            })*
+        }
+        mod vmx {
+            $(#[test]
+            fn $name() {
+                super::$name::<palacios_core::backend::vmx::Vmx<$crate::TestHost>>();
+            })*
+        }
+    };
+}
+
 /// Virtualization on all CPUs of a host, until dropped.
 pub struct Hypervisor<B: TestBackend> {
     host: TestHost,

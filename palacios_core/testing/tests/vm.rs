@@ -8,7 +8,7 @@ use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, MoveError, State, StopReason, DEAD};
 use palacios_testing::host::{LargePages, Record, Usage};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{guests, heap, processor, Config, TestHost};
+use palacios_testing::{guests, heap, on_all_backends, processor, Config, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
@@ -459,7 +459,7 @@ fn a_full_host_stops_the_guest<B: TestBackend>() {
             large_pages: LargePages::Never,
             ..Spec::new(kernel)
         };
-        let other = hypervisor.launch(&small(guests::halt_for_ticks(&[20, 10_000_000])));
+        let other = hypervisor.launch(&small(guests::halt_for_ticks(&[20, 1_000_000])));
         let greedy = hypervisor.launch(&small(guests::touches_all(&[])));
         assert_eq!(greedy.wait(), StopReason::OutOfMemory);
         assert_eq!(other.wait(), GOOD);
@@ -675,29 +675,6 @@ fn svm_may_be_switched_off_under_a_vm() {
 #[test]
 fn vmx_may_be_switched_off_under_a_vm() {
     virtualization_may_be_switched_off_under_a_vm::<palacios_core::backend::vmx::Vmx<TestHost>>();
-}
-
-macro_rules! on_all_backends {
-    ($($name:ident,)*) => {
-        mod adversarial {
-            $(#[test]
-            fn $name() {
-                super::$name::<palacios_testing::AdversarialBackend>();
-            })*
-        }
-        mod svm {
-            $(#[test]
-            fn $name() {
-                super::$name::<palacios_core::backend::svm::Svm<palacios_testing::TestHost>>();
-            })*
-        }
-        mod vmx {
-            $(#[test]
-            fn $name() {
-                super::$name::<palacios_core::backend::vmx::Vmx<palacios_testing::TestHost>>();
-            })*
-        }
-    };
 }
 
 on_all_backends! {

@@ -159,6 +159,28 @@ fn periods_missed_make_one_interrupt_and_the_phase_stays() {
     assert!(due.abs_diff(11 * S / 1024) <= 1, "{due}");
 }
 
+/// Whoever holds timers back does so by a late tick.
+#[test]
+fn the_end_of_a_period_interrupts_by_a_tick_alone() {
+    let mut bench = Bench::new();
+    bench.write(register::B, reg_b::HOURS_24 | reg_c::PERIODIC);
+    bench.read(register::C);
+    let due = bench.rtc.deadline_ns().unwrap();
+    bench.machine.advance_ns(due - bench.machine.now_ns.get());
+    bench.read(register::B);
+    assert_eq!((bench.line(), bench.rtc.deadline_ns()), (false, Some(due)));
+    bench.rtc.tick(&bench.machine.cx());
+    assert!(bench.line());
+    bench.read(register::C);
+    bench.machine.advance_ns(S);
+    assert_ne!(
+        bench.read(register::C) & reg_c::PERIODIC,
+        0,
+        "a poll sees it"
+    );
+    assert!(!bench.line());
+}
+
 /// A period may end while register C is read. It counts before or after: the line falls, so that there is a next edge.
 #[test]
 fn each_read_of_its_flags_lets_the_next_edge_come() {

@@ -4,7 +4,7 @@
 use super::*;
 use crate::state_io::{StateError, StateReader, StateWriter};
 
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 
 impl LocalApic {
     /// Writes all state.

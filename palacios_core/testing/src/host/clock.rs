@@ -60,13 +60,12 @@ impl Armed {
     fn earliest(&self) -> Option<usize> {
         (0..self.timers.len()).min_by_key(|i| self.timers[*i].at_ns)
     }
-    /// Fires the earliest timer if it is due.
-    fn fire(&mut self, now_ns: u64) -> bool {
+    /// Fires the earliest timer if it is due; whose it is.
+    fn fire(&mut self, now_ns: u64) -> Option<Arc<ThreadState>> {
         let due = self.earliest().filter(|i| self.timers[*i].at_ns <= now_ns);
-        if let Some(i) = due {
-            self.timers.swap_remove(i).thread.time_has_come();
-        }
-        due.is_some()
+        let thread = self.timers.swap_remove(due?).thread;
+        thread.time_has_come();
+        Some(thread)
     }
     /// The timer that was to come first comes last.
     fn postpone_earliest(&mut self) {
@@ -122,7 +121,7 @@ impl Inner {
                 armed.break_promises(self);
             }
             if let Clock::Virtual(now) = &self.clock {
-                while armed.fire(now.load(SeqCst)) {}
+                while armed.fire(now.load(SeqCst)).is_some() {}
             }
         });
         self.timers.changed.notify_all();
@@ -132,22 +131,38 @@ impl Inner {
         self.arm(thread, None);
     }
 
-    /// Moves a virtual clock on, and fires what comes due on the way, each at its time.
-    pub fn advance(&self, by_ns: u64) {
+    /// Moves a virtual clock on, and fires what comes due on the way, each at its time. Returns whom that woke.
+    pub fn advance(&self, by_ns: u64) -> Vec<Arc<ThreadState>> {
         let Clock::Virtual(now) = &self.clock else {
             panic!("real time cannot be moved");
         };
         let mut armed = self.armed();
-        let end = now.load(SeqCst) + by_ns;
+        let (end, mut woken) = (now.load(SeqCst) + by_ns, Vec::new());
         while let Some(i) = armed.earliest() {
             let at_ns = armed.timers[i].at_ns;
             if at_ns > end {
                 break;
             }
             now.fetch_max(at_ns, SeqCst);
-            armed.fire(at_ns);
+            woken.extend(armed.fire(at_ns));
         }
         now.store(end, SeqCst);
+        woken
+    }
+
+    /// The calling thread's entry into a guest takes so long in virtual time. A thread that a timer wakes meanwhile is not
+    /// late: the guest goes on when that sleeps again, or has a guest of its own.
+    pub fn pass_entry(&self, ns: u64) {
+        if ns == 0 {
+            return;
+        }
+        heap::exempt(|| {
+            for thread in self.advance(ns) {
+                while !thread.is_current() && !thread.is_settled() {
+                    std::thread::yield_now();
+                }
+            }
+        });
     }
 
     /// The earliest time that any thread has armed.
@@ -161,7 +176,7 @@ impl Inner {
         let mut armed = self.armed();
         while !armed.stop {
             let now_ns = self.clock.now_ns();
-            if armed.fire(now_ns) {
+            if armed.fire(now_ns).is_some() {
                 continue;
             }
             let next = armed.earliest().map(|i| armed.timers[i].at_ns - now_ns);

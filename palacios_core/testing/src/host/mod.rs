@@ -46,8 +46,10 @@ pub struct Config {
     pub low_pages: usize,
     /// Physical memory above.
     pub high_pages: usize,
-    /// Time stands still until [`TestHost::advance`].
+    /// Time stands still until [`TestHost::advance`], but for what entries take.
     pub virtual_time: bool,
+    /// What an entry takes in virtual time, together with the exit behind it. The guest's instructions take none.
+    pub entry_ns: u64,
     /// Of how many windows one opens on another CPU than the last, for threads that are not pinned; 0 is none.
     pub migrate_one_in: u64,
     /// Where its random choices start.
@@ -69,6 +71,7 @@ impl Default for Config {
             low_pages: 1 << 10,
             high_pages: 1 << 14,
             virtual_time: false,
+            entry_ns: 0,
             migrate_one_in: 8,
             seed: 1,
             hurry: 1.0,
@@ -452,6 +455,7 @@ impl Host for TestHost {
         assert!(here::cpu().is_some(), "guest_enter outside of a window");
         here::holds_nothing("guest_enter");
         self.faults();
+        self.0.pass_entry(self.0.config.entry_ns);
     }
     fn guest_exit(&self) {
         self.faults();

@@ -175,7 +175,13 @@ impl ThreadState {
             self.host.cpus[cpu as usize].interrupt();
         }
     }
-    fn is_current(self: &Arc<Self>) -> bool {
+    /// It sleeps, is in a window, or has ended.
+    pub fn is_settled(&self) -> bool {
+        let woken = *lock(&self.wake);
+        let sleeps = self.sleeps.load(SeqCst) && !woken;
+        sleeps || self.window.load(SeqCst) != 0 || !lock(&self.run).running
+    }
+    pub fn is_current(self: &Arc<Self>) -> bool {
         here::thread().is_some_and(|thread| Arc::ptr_eq(&thread, self))
     }
 
