@@ -41,6 +41,8 @@ const TIMER_LINES: [IrqLine; 2] = [pit::IRQ, rtc::IRQ];
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TickCost {
     measured: Option<Tick>,
+    /// The end of the pause behind the last one that was measured.
+    pause_ends_ns: u64,
     /// Until when timers are held while a tick waits or is measured, and for how long they were.
     held_until_ns: u64,
     held_for_ns: u64,
@@ -101,13 +103,15 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let Some(tick) = self.tick_cost.measured else {
             return;
         };
+        let pause_ends_ns = self.tick_cost.pause_ends_ns;
         self.forget_tick();
         let now_ns = here.vm.clock().now_ns();
         let cost_ns = now_ns
             .saturating_sub(tick.begin_ns)
             .saturating_sub(waited_ns(here).saturating_sub(tick.waited_ns))
             .min(LONGEST_NS);
-        self.hold_timers(here, tick.source, now_ns.saturating_add(2 * cost_ns));
+        self.tick_cost.pause_ends_ns = pause_ends_ns.max(now_ns.saturating_add(2 * cost_ns));
+        self.hold_timers(here, tick.source, 0);
     }
 
     /// No tick is measured any more.
@@ -156,8 +160,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.hold_timers(here, source, self.tick_cost.held_until_ns);
     }
 
-    /// Has the timers be late: this vCPU's, and those of devices if one of their ticks waited.
+    /// Has the timers be late, beyond the pause if it is not over: this vCPU's, and those of devices if one of their ticks
+    /// waited.
     fn hold_timers(&mut self, here: &Here<'_, H, B>, source: Source, until_ns: u64) {
+        let until_ns = until_ns.max(self.tick_cost.pause_ends_ns);
         self.apic.hold_timer(until_ns);
         if source == Source::Device {
             here.vm.hold_devices(self.index, until_ns);
