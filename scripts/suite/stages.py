@@ -185,6 +185,10 @@ def fuzz(results: Results) -> None:
         judge(results, target, output)
 
 
+def slow(results: Results) -> None:
+    check(results, "cargo tests, slowly", "scripts/slow")
+
+
 ROOT = Stage("root", "the host root, and the guests' kernels", root, implied=True)
 DEBUG = Stage("debug", "the debug kernel", debug, after=("root",), implied=True)
 TOOLS = Stage("tools", "the v3 command", tools)
@@ -215,6 +219,7 @@ SOAK_STAGES = [
     *(replace(stage, implied=True) for stage in (TOOLS, GUESTS, MODULES)),
     Stage("fuzz", "the fuzz targets under libFuzzer, for an hour each or for SECONDS=…", fuzz),
     Stage("cargo", "the long forms of cargo tests", cargo),
+    Stage("slow", "cargo tests ten times side by side, each on a tenth of a CPU", slow),
     Stage("lwk", "the long forms of the tests of the lightweight kernel", lwk, after=MADE),
     Stage("bed", "the long forms of the tests inside emulated hosts", bed, after=MADE),
 ]
