@@ -186,7 +186,8 @@ def fuzz(results: Results) -> None:
 
 
 def slow(results: Results) -> None:
-    check(results, "cargo tests, slowly", "scripts/slow")
+    """Their short forms: slow is long enough."""
+    check(results, "cargo tests, slowly", "scripts/slow", env={"V3VEE_SOAK": ""})
 
 
 ROOT = Stage("root", "the host root, and the guests' kernels", root, implied=True)
@@ -219,7 +220,7 @@ SOAK_STAGES = [
     *(replace(stage, implied=True) for stage in (TOOLS, GUESTS, MODULES)),
     Stage("fuzz", "the fuzz targets under libFuzzer, for an hour each or for SECONDS=…", fuzz),
     Stage("cargo", "the long forms of cargo tests", cargo),
-    Stage("slow", "cargo tests ten times side by side, each on a tenth of a CPU", slow),
+    Stage("slow", "cargo tests ten times side by side, each on a tenth of a CPU", slow, after=("cargo",)),
     Stage("lwk", "the long forms of the tests of the lightweight kernel", lwk, after=MADE),
     Stage("bed", "the long forms of the tests inside emulated hosts", bed, after=MADE),
 ]
