@@ -11,6 +11,7 @@ use crate::host::Host;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
 use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};
+use crate::memory::Resident;
 use crate::state::{cr0, cr4, efer, Control, Exception, Gprs, Seg, Segment, SegmentAttributes};
 use crate::stats::Counter;
 
@@ -18,13 +19,20 @@ use crate::stats::Counter;
 struct Emulated<'a, 'b, H: Host, B: Backend<H>> {
     vcpu: &'a mut Vcpu<H, B>,
     here: &'a Here<'b, H, B>,
+    /// In a window, where memory without a frame is left alone, since its fill may sleep.
+    resident: Option<Resident<'b, H>>,
 }
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Executes the instruction at RIP.
     pub(super) fn emulate(&mut self, here: &Here<'_, H, B>) {
         here.shared.stats.add(Counter::Emulated, 1);
-        match emulator::step(&mut Emulated { vcpu: self, here }) {
+        let mut emulated = Emulated {
+            vcpu: self,
+            here,
+            resident: None,
+        };
+        match emulator::step(&mut emulated) {
             Ok(step) if step.single_step => self.single_step(),
             Ok(_) => {}
             Err(fault) => self.emulator_fault(here, fault),
@@ -34,7 +42,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Finds how long the instruction at RIP is, where the hardware does not say. `false`: not to be had just now.
     pub(super) fn find_length(&mut self, here: &Here<'_, H, B>) -> bool {
         if self.length.is_none() {
-            self.length = emulator::length_at(&mut Emulated { vcpu: self, here }).ok();
+            let resident = self.in_window.then(|| here.vm.memory().resident());
+            let mut emulated = Emulated {
+                vcpu: self,
+                here,
+                resident,
+            };
+            self.length = emulator::length_at(&mut emulated).ok();
         }
         self.length.is_some()
     }
@@ -227,10 +241,9 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
-        let (paging, memory) = (self.vcpu.paging(), self.here.vm.memory());
-        if self.vcpu.in_window {
-            // A table without a frame waits until its fill may sleep.
-            let walked = walk::translate(&paging, access, at, &mut memory.resident());
+        let paging = self.vcpu.paging();
+        if let Some(resident) = &mut self.resident {
+            let walked = walk::translate(&paging, access, at, resident);
             return translated(at, walked, |_| Fault::Retry);
         }
         translated(at, walk::translate(&paging, access, at, self), |fault| {
@@ -242,11 +255,10 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         self.vcpu.arch.fetched()
     }
     fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
-        let memory = self.here.vm.memory();
-        if self.vcpu.in_window {
-            // A page without a frame waits until its fill may sleep.
-            return memory.resident().read(at, buf).map_err(|_| Fault::Retry);
+        if let Some(resident) = &self.resident {
+            return resident.read(at, buf).map_err(|_| Fault::Retry);
         }
+        let memory = self.here.vm.memory();
         memory.read(at, buf).map_err(|_| Fault::Memory(at))
     }
 

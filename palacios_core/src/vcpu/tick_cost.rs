@@ -110,7 +110,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             .saturating_sub(tick.begin_ns)
             .saturating_sub(waited_ns(here).saturating_sub(tick.waited_ns))
             .min(LONGEST_NS);
-        self.tick_cost.pause_ends_ns = pause_ends_ns.max(now_ns.saturating_add(2 * cost_ns));
+        self.tick_cost.pause_ends_ns = pause_ends_ns.max(now_ns.saturating_add(cost_ns.saturating_mul(2)));
         self.hold_timers(here, tick.source, 0);
     }
 
@@ -148,7 +148,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             return;
         };
         let for_ns = match since_ns < cost.held_for_ns {
-            true => (2 * cost.held_for_ns).min(LONGEST_NS),
+            true => cost.held_for_ns.saturating_mul(2).min(LONGEST_NS),
             false => FIRST_HOLD_NS,
         };
         self.hold_meanwhile(here, source, now_ns, for_ns);
