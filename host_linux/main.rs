@@ -15,6 +15,7 @@ mod machine;
 mod memory;
 mod misc;
 mod queue;
+mod report;
 mod sleep;
 mod stream;
 mod sync;

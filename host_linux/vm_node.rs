@@ -20,7 +20,7 @@ use crate::queue::{Queue, Until};
 use crate::sleep::Awake;
 use crate::stream::{DeviceEnd, Stream};
 use crate::user::{self, must_be_zero, Text};
-use crate::{error, info};
+use crate::{error, info, report};
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, Ordering};
 use file::VmFile;
@@ -437,6 +437,18 @@ impl VmNode {
         let pin = held.machine.pin(vcpu.vcpu);
         vcpu.cpu = pin.map_or(abi::V3_CPU_ANY, |cpu| cpu.0);
         user::write(arg, &vcpu)
+    }
+
+    fn vcpu_report(&self, arg: usize) -> Result {
+        let wanted: abi::v3_vcpu_report = user::read(arg)?;
+        must_be_zero(wanted.pad)?;
+        let held = self.held()?;
+        if wanted.vcpu >= held.machine.vcpus() {
+            return Err(ENOENT);
+        }
+        let report = held.machine.report(wanted.vcpu);
+        let report = report.ok_or_else(error::wrong_state)?;
+        user::write(arg, &report::of(wanted.vcpu, &report))
     }
 
     /// Lists the names of the streams.

@@ -477,6 +477,16 @@ impl Exception {
             cr2: Some(at),
         }
     }
+    /// The one with this vector. `error_code` and `cr2` count where it has them (SDM 3A: table 6-1).
+    pub const fn of_vector(vector: u8, error_code: u32, cr2: u64) -> Exception {
+        const WITH_ERROR_CODE: u32 = 1 << 8 | 0x1f << 10 | 1 << 17 | 1 << 21 | 1 << 29 | 1 << 30;
+        let has_code = vector < 32 && WITH_ERROR_CODE & 1 << vector != 0;
+        Exception {
+            vector,
+            error_code: if has_code { Some(error_code) } else { None },
+            cr2: if vector == 14 { Some(cr2) } else { None },
+        }
+    }
     /// #AC.
     pub const fn alignment() -> Exception {
         Exception {

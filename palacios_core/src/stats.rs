@@ -64,6 +64,8 @@ counters! {
     Emulate = "exit_emulate",
     /// Exceptions.
     Exception = "exit_exception",
+    /// Triple faults.
+    TripleFault = "exit_triple_fault",
     /// All other exits.
     Other = "exit_other",
     /// Instructions that the emulator ran.
@@ -90,6 +92,32 @@ counters! {
     HandlingNs = "handling_ns",
     /// Nanoseconds ready to run, while other threads of the host had the CPU.
     WaitingNs = "waiting_ns",
+}
+
+impl Counter {
+    /// The counter of such exits. A nested fault is taken for [`Counter::Mmio`] until it is known what lies at the address, and
+    /// counted then.
+    #[inline(always)]
+    pub fn of_exit(exit: &Exit) -> Self {
+        match exit {
+            Exit::Pending => Counter::Pending,
+            Exit::HostInterrupt | Exit::HostInit => Counter::HostInterrupt,
+            Exit::InterruptWindow | Exit::NmiWindow => Counter::Window,
+            Exit::Cpuid => Counter::Cpuid,
+            Exit::ReadMsr => Counter::ReadMsr,
+            Exit::WriteMsr => Counter::WriteMsr,
+            Exit::Halt => Counter::Halt,
+            Exit::Pause => Counter::Pause,
+            Exit::Hypercall => Counter::Hypercall,
+            Exit::Port(access) if access.write => Counter::PortOut,
+            Exit::Port(_) => Counter::PortIn,
+            Exit::Emulate => Counter::Emulate,
+            Exit::Exception(_) | Exit::Icebp => Counter::Exception,
+            Exit::TripleFault => Counter::TripleFault,
+            Exit::NestedFault(_) => Counter::Mmio,
+            _ => Counter::Other,
+        }
+    }
 }
 
 /// One vCPU's counters.
@@ -124,34 +152,6 @@ impl Stats {
     pub fn add_shared(&self, which: Counter) {
         self.slot(which).fetch_add(1, Ordering::Relaxed);
     }
-    /// Counts an exit.
-    pub fn count_exit(&self, exit: &Exit) {
-        if let Some(counter) = Self::of_exit(exit) {
-            self.add(counter, 1);
-        }
-    }
-
-    fn of_exit(exit: &Exit) -> Option<Counter> {
-        Some(match exit {
-            Exit::Pending => Counter::Pending,
-            Exit::HostInterrupt | Exit::HostInit => Counter::HostInterrupt,
-            Exit::InterruptWindow | Exit::NmiWindow => Counter::Window,
-            Exit::Cpuid => Counter::Cpuid,
-            Exit::ReadMsr => Counter::ReadMsr,
-            Exit::WriteMsr => Counter::WriteMsr,
-            Exit::Halt => Counter::Halt,
-            Exit::Pause => Counter::Pause,
-            Exit::Hypercall => Counter::Hypercall,
-            Exit::Port(access) if access.write => Counter::PortOut,
-            Exit::Port(_) => Counter::PortIn,
-            Exit::Emulate => Counter::Emulate,
-            Exit::Exception(_) | Exit::Icebp => Counter::Exception,
-            // Counted when it is known what lies at the address.
-            Exit::NestedFault(_) => return None,
-            _ => Counter::Other,
-        })
-    }
-
     fn slot(&self, which: Counter) -> &AtomicU64 {
         // The array has one element a counter.
         self.0.get(which as usize).unwrap_or(&self.0[0])

@@ -48,6 +48,7 @@ endings() {
 	checks=() images=()
 }
 ending "a triple fault of another CPU" 2 triple_fault_elsewhere lwk "triple fault at rip"
+ending "the exception that began a triple fault" 1 triple_fault lwk "vcpu 0: it began with Exception.*vector: 6"
 ending "INIT of the first CPU by another" 2 reset_by_init guest "after the reset"
 ending "a jump to nothing" 1 jump_to_nothing lwk "no memory to execute"
 ending "an instruction that no emulator knows" 1 unknown_instruction lwk "no emulation for the instruction"

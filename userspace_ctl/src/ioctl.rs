@@ -56,6 +56,7 @@ calls! {
     move_vcpu: input<v3_vcpu> = V3_VM_MOVE;
     vcpu_raw: inout<v3_vcpu> = V3_VM_VCPU;
     streams_raw: inout<v3_streams> = V3_VM_STREAMS;
+    vcpu_report_raw: inout<v3_vcpu_report> = V3_VM_VCPU_REPORT;
 }
 
 fn address<T>(data: *const T) -> u64 {
@@ -99,6 +100,17 @@ pub(crate) fn pin(fd: impl AsFd, vcpu: u32) -> Result<u32, Errno> {
     // SAFETY: There are no addresses in the struct.
     unsafe { vcpu_raw(fd, &mut arg) }?;
     Ok(arg.cpu)
+}
+
+/// What a virtual CPU that does not run looks like inside.
+pub(crate) fn vcpu_report(fd: impl AsFd, vcpu: u32) -> Result<v3_vcpu_report, Errno> {
+    let mut arg = v3_vcpu_report {
+        vcpu,
+        ..v3_vcpu_report::zeroed()
+    };
+    // SAFETY: There are no addresses in the struct that the module would follow.
+    unsafe { vcpu_report_raw(fd, &mut arg) }?;
+    Ok(arg)
 }
 
 pub(crate) fn list(fd: impl AsFd) -> Result<Vec<v3_info>, Errno> {

@@ -26,6 +26,7 @@ mod ioctl;
 mod state;
 mod stream;
 mod units;
+mod vcpu_report;
 mod vm;
 
 pub use control::{node_of, number_of, Control, Version, CONTROL_NODE};
@@ -37,4 +38,5 @@ pub use guest::{
 pub use state::{Info, Reason, Stat, State, Stopped};
 pub use stream::Stream;
 pub use units::{format_bytes, parse_length, parse_memory, parse_seconds};
+pub use vcpu_report::VcpuReport;
 pub use vm::Vm;

@@ -4,6 +4,7 @@
 use crate::control::open_node;
 use crate::error::Call;
 use crate::state::text;
+use crate::vcpu_report::VcpuReport;
 use crate::{ioctl, node_of, number_of, Control, Error, Info, Stat, Stopped, Stream};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -131,6 +132,17 @@ impl Vm {
     pub fn streams(&self) -> Result<Vec<String>, Error> {
         let raw = ioctl::streams(&self.fd).map_err(self.failed(Call::Streams))?;
         Ok(raw.iter().map(|stream| text(&stream.name)).collect())
+    }
+
+    /// What its virtual CPUs look like inside, if they do not run; nothing from an older module of the same ABI.
+    pub fn vcpu_reports(&self) -> Result<Vec<VcpuReport>, Error> {
+        let vcpus = self.info()?.vcpus;
+        let reports = (0..vcpus).map(|vcpu| ioctl::vcpu_report(&self.fd, vcpu));
+        match reports.collect::<Result<Vec<_>, _>>() {
+            Ok(raw) => Ok(raw.iter().map(VcpuReport::from).collect()),
+            Err(Errno::NOTTY) => Ok(Vec::new()),
+            Err(errno) => Err(self.failed(Call::Info)(errno)),
+        }
     }
 
     /// Has the host take the memory behind these guest pages away and give other, with the same contents.

@@ -268,6 +268,120 @@ struct v3_vcpu {
 	__u32 cpu;
 };
 
+#define V3_EXIT_NAME_LEN	24	/* the name of a kind of exit, with its NUL */
+#define V3_LAST_EXITS		16	/* exits that a virtual CPU remembers */
+#define V3_SHOWN_BYTES		64	/* bytes of code and of stack that are shown */
+
+/**
+ * struct v3_exit - an exit that is past, an entry of struct v3_vcpu_report.
+ * @rip: RIP when the guest was left.
+ * @kind: Its kind, by the name of the counter of such exits, "exit_cpuid".
+ */
+struct v3_exit {
+	__u64 rip;
+	char kind[V3_EXIT_NAME_LEN];
+};
+
+/**
+ * struct v3_segment - a segment register, an entry of struct v3_vcpu_report.
+ * @base: Linear address of its first byte.
+ * @limit: Offset of its last byte.
+ * @selector: The visible part.
+ * @attributes: Type in bits 0-3, S 4, DPL 5-6, P 7, AVL 8, L 9, D/B 10, G 11.
+ */
+struct v3_segment {
+	__u64 base;
+	__u32 limit;
+	__u16 selector;
+	__u16 attributes;
+};
+
+/* v3_vcpu_report.activity: what it would do if it ran. */
+#define V3_ACTIVITY_RUNS	1	/* execute instructions */
+#define V3_ACTIVITY_HALTED	2	/* wait in HLT for an interrupt */
+#define V3_ACTIVITY_UNSTARTED	3	/* wait for another one to start it */
+
+/* v3_vcpu_report.cause: what began the triple fault that ended the guest. */
+#define V3_CAUSE_NONE		0	/* no triple fault, or not known */
+#define V3_CAUSE_EXCEPTION	1	/* an exception whose handler was not reached */
+#define V3_CAUSE_INTERRUPT	2	/* an interrupt whose handler was not reached */
+
+/**
+ * struct v3_vcpu_report - the argument of V3_VM_VCPU_REPORT.
+ * @vcpu: In: number of the virtual CPU.
+ * @activity: Out, as all that follows: V3_ACTIVITY_.
+ * @gprs: RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+ * @rip: The next instruction, or the one that could not be executed.
+ * @rflags: RFLAGS.
+ * @cr0: CR0.
+ * @cr2: CR2, the address of the last page fault.
+ * @cr3: CR3.
+ * @cr4: CR4.
+ * @cr8: CR8, the task priority.
+ * @efer: EFER.
+ * @xcr0: XCR0.
+ * @dr: DR0 to DR3.
+ * @dr6: DR6.
+ * @dr7: DR7.
+ * @segments: ES, CS, SS, DS, FS, GS, LDTR, TR.
+ * @gdt_base: Linear address of the GDT.
+ * @idt_base: Linear address of the IDT.
+ * @gdt_limit: Offset of the GDT's last byte.
+ * @idt_limit: Offset of the IDT's last byte.
+ * @cpl: The privilege level, 0 to 3.
+ * @code_bits: 16, 32 or 64: how its instructions are to be read.
+ * @cause: V3_CAUSE_.
+ * @cause_vector: The vector of that exception or interrupt.
+ * @cause_has_error_code: 1 if that exception has an error code, else 0.
+ * @cause_error_code: That error code.
+ * @code_at: Linear address of RIP.
+ * @stack_at: Linear address of the top of the stack.
+ * @code_len: Bytes of @code that could be read.
+ * @stack_len: Bytes of @stack that could be read.
+ * @code: What lies there.
+ * @stack: What lies there.
+ * @exit_count: Entries of @exits.
+ * @pad: Zero.
+ * @exits: The last exits, the oldest first.
+ */
+struct v3_vcpu_report {
+	__u32 vcpu;
+	__u32 activity;
+	__u64 gprs[16];
+	__u64 rip;
+	__u64 rflags;
+	__u64 cr0;
+	__u64 cr2;
+	__u64 cr3;
+	__u64 cr4;
+	__u64 cr8;
+	__u64 efer;
+	__u64 xcr0;
+	__u64 dr[4];
+	__u64 dr6;
+	__u64 dr7;
+	struct v3_segment segments[8];
+	__u64 gdt_base;
+	__u64 idt_base;
+	__u32 gdt_limit;
+	__u32 idt_limit;
+	__u32 cpl;
+	__u32 code_bits;
+	__u32 cause;
+	__u32 cause_vector;
+	__u32 cause_has_error_code;
+	__u32 cause_error_code;
+	__u64 code_at;
+	__u64 stack_at;
+	__u32 code_len;
+	__u32 stack_len;
+	__u8 code[V3_SHOWN_BYTES];
+	__u8 stack[V3_SHOWN_BYTES];
+	__u32 exit_count;
+	__u32 pad;
+	struct v3_exit exits[V3_LAST_EXITS];
+};
+
 /*
  * Calls of /dev/v3vee. They are enumerators, not macros, so that bindgen sees
  * their values.
@@ -385,6 +499,14 @@ __extension__ enum v3_vm_ioctl {
 
 	/* Lists the names of the VM's streams. */
 	V3_VM_STREAMS = _IOWR(V3_IOCTL_TYPE, 0x2b, struct v3_streams),
+
+	/*
+	 * Describes a virtual CPU of a VM that is stopped or not yet launched:
+	 * what a guest that died left behind.
+	 *   ENOENT  the VM has no such virtual CPU
+	 *   EBADFD  the VM is running or paused
+	 */
+	V3_VM_VCPU_REPORT = _IOWR(V3_IOCTL_TYPE, 0x2c, struct v3_vcpu_report),
 };
 
 #endif /* _UAPI_V3VEE_H */

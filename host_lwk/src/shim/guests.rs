@@ -19,7 +19,7 @@ use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, Observer, Parts, State, VmName};
+use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, VmName};
 
 /// One guest.
 pub struct Guest {
@@ -227,6 +227,9 @@ impl Guest {
             State::Stopped(reason) => {
                 while self.serve_console() {}
                 log!("{name}: {reason}");
+                if !matches!(reason, StopReason::PoweredOff | StopReason::Exit(_)) {
+                    self.say_remains();
+                }
                 self.say_statistics();
                 self.ended = true;
             }
@@ -241,6 +244,16 @@ impl Guest {
     pub fn stop(&self) {
         // It may have ended by itself just now.
         let _ = self.machine.stop();
+    }
+
+    /// What its vCPUs left behind.
+    fn say_remains(&self) {
+        let name = self.name.as_str();
+        for vcpu in 0..self.machine.vcpus() {
+            if let Some(report) = self.machine.report(vcpu) {
+                report.tell(&mut |line| log!("{name}: vcpu {vcpu}: {line}"));
+            }
+        }
     }
 
     /// What its vCPUs did, in a few lines.

@@ -8,6 +8,7 @@ use crate::addr::Gpa;
 use crate::host::{CpuId, Host};
 use crate::memory::Memory;
 use crate::stats::Snapshot;
+use crate::vcpu::report::VcpuReport;
 use crate::vm::{CreateError, LifeError, MoveError, OpenStream, Parts, State, Vm};
 
 /// The processor's virtualization. A clone is another handle to the same.
@@ -127,6 +128,10 @@ impl<H: Host> AnyVm<H> {
     /// A vCPU's counters: [`Vm::counters`].
     pub fn counters(&self, vcpu: u32) -> Snapshot {
         each!(Self, self, vm => vm.counters(vcpu))
+    }
+    /// What a vCPU that does not run looks like inside: [`Vm::report`]. *Thread.*
+    pub fn report(&self, vcpu: u32) -> Option<VcpuReport> {
+        each!(Self, self, vm => vm.report(vcpu))
     }
     /// Its RAM: [`Vm::memory`].
     pub fn memory(&self) -> &Memory<H> {

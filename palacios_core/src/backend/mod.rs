@@ -149,6 +149,9 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn request_interrupt_window(&mut self, priority: Option<u8>);
     /// Asks for [`Exit::NmiWindow`], once, as soon as the guest would take an NMI; it may take one earlier, after any exit.
     fn request_nmi_window(&mut self, on: bool);
+    /// Has every exception exit, and not only those that the core must see. The core asks for it when it looks for the
+    /// exception that ended a guest.
+    fn exit_at_all_exceptions(&mut self, all: bool);
     /// The task priority, CR8, as the guest last left it (0–15).
     fn cr8(&self) -> u8;
     /// Sets CR8.
@@ -236,7 +239,8 @@ pub enum Exit {
     Monitor,
     /// `RDPMC`; no guest is offered it.
     ReadPmc,
-    /// An exception that was intercepted, #DB, #AC or #MF, not delivered yet: the core injects it.
+    /// An exception that was intercepted, not delivered yet: the core injects it. #DB, #AC or #MF, unless
+    /// [`BackendVcpu::exit_at_all_exceptions`] asked for more.
     Exception(Exception),
     /// An instruction that no guest has: it faults with #UD.
     Undefined,

@@ -69,7 +69,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
     }
 
-    fn paging(&self) -> Paging {
+    pub(super) fn paging(&self) -> Paging {
         let control = self.arch.control();
         Paging {
             cr0: control.cr0,

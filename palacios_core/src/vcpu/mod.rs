@@ -3,13 +3,16 @@
 //!
 //! A [`Vcpu`] belongs to its thread alone. What others see of it, and leave for it, is its [`VcpuShared`].
 
+mod cause;
 mod cpuid;
 mod deliver;
 mod emulate;
 mod instructions;
+pub mod last_exits;
 mod msr;
 mod presence;
 mod pvclock;
+pub mod report;
 mod shared;
 mod tick_cost;
 mod times;
@@ -29,7 +32,7 @@ use times::Doing;
 
 /// What a vCPU does when nobody stops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Activity {
+pub enum Activity {
     /// Executes instructions.
     Active,
     /// Waits in `HLT` for an interrupt.
@@ -60,6 +63,10 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     tick_cost: tick_cost::TickCost,
     /// The memory generation that the last flush covers.
     generation: u64,
+    last_exits: last_exits::LastExits,
+    /// What a triple fault began with.
+    cause_of_death: Option<Event>,
+    replay: Option<cause::Replay>,
     tsc: tsc::Tsc,
     pvclock: pvclock::PvClock,
     /// The vCPU that got the CPU when this one last spun.
@@ -105,6 +112,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             waits_for: deliver::WaitsFor::empty(),
             tick_cost: tick_cost::TickCost::default(),
             generation: 0,
+            last_exits: last_exits::LastExits::new(),
+            cause_of_death: None,
+            replay: None,
             tsc: tsc::Tsc::default(),
             pvclock: pvclock::PvClock::default(),
             yielded_to: index,
@@ -226,7 +236,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let (host, backend) = (here.vm.host(), here.vm.backend());
         loop {
             if !self.before_entry(here) {
-                here.shared.stats.count_exit(&Exit::Pending);
+                here.shared.stats.add(Counter::Pending, 1);
                 return None;
             }
             here.shared.stats.add(Counter::Entries, 1);
@@ -257,7 +267,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     fn after_exit(&mut self, here: &Here<'_, H, B>, exit: &Exit) {
         here.shared.left_guest();
-        here.shared.stats.count_exit(exit);
+        let kind = Counter::of_exit(exit);
+        if kind != Counter::Mmio {
+            here.shared.stats.add(kind, 1);
+        }
+        self.last_exits.note(self.arch.rip(), kind);
         if let Some(event) = self.arch.take_interrupted() {
             self.interrupted = Some(event);
         }
@@ -308,6 +322,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             Exit::Exception(exception) => self.fault(exception),
             Exit::TaskSwitch => self.task_switch(),
             Exit::TripleFault => self.triple_fault(),
+            Exit::BadState(_) if self.replay.is_some() => self.replayed(None),
             Exit::BadState(what) => self.stop(StopReason::BadState(what)),
             Exit::MachineCheck => self.stop(StopReason::MachineCheck),
             Exit::Gone => self.stop(StopReason::HostGone),
@@ -329,16 +344,14 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.stop(StopReason::TaskSwitch { rip });
     }
 
-    fn triple_fault(&mut self) {
-        let rip = self.arch.rip();
-        self.stop(StopReason::TripleFault { rip });
-    }
-
     /// RAM without a frame gets one; all else is a device's, or nobody's.
     fn nested_fault(&mut self, here: &Here<'_, H, B>, fault: NestedFault) {
         let stats = &here.shared.stats;
         match here.vm.memory().fill(fault.gpa) {
-            Ok(()) => stats.add(Counter::RamFault, 1),
+            Ok(()) => {
+                stats.add(Counter::RamFault, 1);
+                self.last_exits.name_last(Counter::RamFault);
+            }
             Err(FillError::NoMemory) => self.stop(StopReason::OutOfMemory),
             Err(FillError::NotRam) if fault.fetch => {
                 let (rip, gpa) = (self.arch.rip(), fault.gpa.0);
@@ -489,6 +502,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Delivers an exception at the next entry, together with what was under way (SDM 3A: 6.15, table 6-5).
     fn fault(&mut self, exception: Exception) {
+        if self.replay.is_some() {
+            return self.replayed(Some(exception));
+        }
         let first = match self.interrupted {
             Some(Event::Exception(first)) => Some(first),
             _ => self.fault,
@@ -501,7 +517,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
         match first.map_or(Some(exception), |first| combine(first, exception)) {
             Some(exception) => self.fault = Some(exception),
-            None => self.triple_fault(),
+            None => self.stop_by_triple_fault(first.map(Event::Exception)),
         }
     }
 

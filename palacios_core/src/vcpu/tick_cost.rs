@@ -110,7 +110,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             .saturating_sub(tick.begin_ns)
             .saturating_sub(waited_ns(here).saturating_sub(tick.waited_ns))
             .min(LONGEST_NS);
-        self.tick_cost.pause_ends_ns = pause_ends_ns.max(now_ns.saturating_add(cost_ns.saturating_mul(2)));
+        self.tick_cost.pause_ends_ns =
+            pause_ends_ns.max(now_ns.saturating_add(cost_ns.saturating_mul(2)));
         self.hold_timers(here, tick.source, 0);
     }
 

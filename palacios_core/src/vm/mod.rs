@@ -21,6 +21,7 @@ use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
 use crate::state::CpuState;
 use crate::stats::Snapshot;
+use crate::vcpu::report::VcpuReport;
 use crate::vcpu::{Vcpu, VcpuShared};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -265,6 +266,16 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         self.vcpus
             .get(vcpu as usize)
             .map_or(Snapshot::ZERO, |slot| slot.shared.counters(&self.host))
+    }
+    /// What a vCPU of a VM looks like inside that has stopped or was not launched yet; else `None`, and if there is no such
+    /// vCPU. *Thread.*
+    pub fn report(&self, vcpu: u32) -> Option<VcpuReport> {
+        if !matches!(self.state(), State::Created | State::Stopped(_)) {
+            return None;
+        }
+        let slot = self.vcpus.get(vcpu as usize)?;
+        let vcpu = slot.vcpu.lock();
+        vcpu.as_ref().map(|vcpu| vcpu.report(&self.memory))
     }
     /// The devices' saved state, with the interrupt controllers' first.
     pub fn bus(&self) -> &Bus<H> {

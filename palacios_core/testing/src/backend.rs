@@ -342,6 +342,9 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.guest.interrupt_window = priority;
     }
+    fn exit_at_all_exceptions(&mut self, all: bool) {
+        self.guest.policy.exceptions = if all { u32::MAX } else { 0 };
+    }
     fn request_nmi_window(&mut self, on: bool) {
         self.guest.nmi_window = on;
     }

@@ -478,6 +478,7 @@ impl BackendVcpu<TestHost, StormBackend> for StormVcpu {
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.window = priority.is_some();
     }
+    fn exit_at_all_exceptions(&mut self, _: bool) {}
     fn request_nmi_window(&mut self, _: bool) {}
     fn cr8(&self) -> u8 {
         0

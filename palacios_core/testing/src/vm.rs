@@ -143,6 +143,8 @@ pub trait TestBackend: Backend<TestHost> {
     const SLOWNESS: u32 = 1;
     /// A model-specific register that its guests have for their own, and can reach on these processors.
     const OWN_MSR: u32 = KERNEL_GS_BASE;
+    /// A guest that shut down leaves nothing in its registers that can be used (APM 2: 15.14.3).
+    const SHUTDOWN_LOSES_STATE: bool = false;
     /// Finds them.
     fn find(host: &TestHost) -> Self;
     /// The processors nearest to these that it runs on.
@@ -160,6 +162,7 @@ impl TestBackend for AdversarialBackend {
 /// The real one. Its privileged instructions are done by the test host's processors.
 impl TestBackend for Svm<TestHost> {
     const OWN_MSR: u32 = TSC_AUX;
+    const SHUTDOWN_LOSES_STATE: bool = true;
     fn find(host: &TestHost) -> Self {
         trap::install();
         Self::probe_with_cpuid(host, trap::cpuid(host)).expect("the test host's SVM")

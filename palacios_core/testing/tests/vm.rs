@@ -2,10 +2,12 @@
 //! Whole VMs: the core on a test host, with guests that execute.
 
 use palacios_core::addr::{Gpa, PAGE_SIZE};
+use palacios_core::backend::Event;
 use palacios_core::devices::GuestMemory;
 use palacios_core::host::{CpuId, Host};
+use palacios_core::state::Exception;
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, MoveError, State, StopReason, DEAD};
+use palacios_core::vm::{CreateError, MoveError, State, StopReason, Vm, DEAD};
 use palacios_testing::host::{LargePages, Record, Usage};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, heap, on_all_backends, processor, Config, TestHost};
@@ -446,6 +448,40 @@ fn a_guest_stops_only_itself<B: TestBackend>() {
     });
 }
 
+/// Whoever asks why a guest died sees what its vCPU was at, and the exception that began a triple fault.
+fn a_vcpu_that_stopped_is_described<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        let vm = hypervisor.launch(&Spec::new(guests::spin(&[])));
+        assert!(vm.report(0).is_none(), "it runs");
+        vm.wait_until(|| vm.count(Counter::Entries) > 0);
+        let _ = Vm::stop(&vm);
+        let StopReason::Requested = vm.wait() else {
+            panic!("{:?}", vm.state())
+        };
+        let report = vm.report(0).unwrap();
+        let mut code = [0; 16];
+        vm.memory().read(Gpa(report.code.at), &mut code).unwrap();
+        assert_eq!(report.code.bytes()[..16], code);
+        assert_eq!(report.code.at, report.state.rip);
+        assert!(!report.exits().is_empty());
+        assert!(vm.report(1).is_none());
+
+        let vm = hypervisor.launch(&Spec::new(guests::triple_faults(&[])));
+        let StopReason::TripleFault { rip } = vm.wait() else {
+            panic!("{:?}", vm.state())
+        };
+        let report = vm.report(0).unwrap();
+        let began = Some(Event::Exception(Exception::INVALID_OPCODE));
+        let expected = if B::SHUTDOWN_LOSES_STATE { None } else { began };
+        assert_eq!(report.cause, expected);
+        let last = report.exits().last().unwrap();
+        assert_eq!((last.rip, last.kind), (rip, Counter::TripleFault));
+        if !B::SHUTDOWN_LOSES_STATE {
+            assert_eq!(report.code.bytes()[..2], [0x0f, 0x0b], "UD2");
+        }
+    });
+}
+
 /// A host that runs out of memory stops the guest that wants it; another goes on.
 fn a_full_host_stops_the_guest<B: TestBackend>() {
     let config = Config {
@@ -679,6 +715,7 @@ fn vmx_may_be_switched_off_under_a_vm() {
 
 on_all_backends! {
     exits_are_counted_one_by_one,
+    a_vcpu_that_stopped_is_described,
     hlt_parks_and_its_time_is_counted,
     task_switches_stop_the_guest,
     all_of_a_vcpus_time_is_counted,

@@ -10,6 +10,8 @@
 #[allow(non_camel_case_types)]
 mod ctypes {
     pub type c_char = u8;
+    pub type c_uchar = u8;
+    pub type c_ushort = u16;
     pub type c_int = i32;
     pub type c_uint = u32;
     pub type c_longlong = i64;
@@ -70,6 +72,9 @@ abi! {
     v3_streams: 16,
     v3_relocate: 16,
     v3_vcpu: 8,
+    v3_exit: 32,
+    v3_segment: 16,
+    v3_vcpu_report: 1104,
 }
 
 /// Whether `name` may name a VM: see `v3_create.name` in the header.

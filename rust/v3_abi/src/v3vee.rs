@@ -65,6 +65,28 @@ pub const V3_INFO_DEAD: u32 = 1;
 pub const V3_STAT_VM: i32 = -1;
 /// v3_vcpu.cpu: the virtual CPU may run on any.
 pub const V3_CPU_ANY: u32 = 4294967295;
+/// The name of a kind of exit, with its NUL
+pub const V3_EXIT_NAME_LEN: u32 = 24;
+/// Exits that a virtual CPU remembers
+pub const V3_LAST_EXITS: u32 = 16;
+/// Bytes of code and of stack that are shown
+pub const V3_SHOWN_BYTES: u32 = 64;
+/// Execute instructions
+pub const V3_ACTIVITY_RUNS: u32 = 1;
+/// Wait in HLT for an interrupt
+pub const V3_ACTIVITY_HALTED: u32 = 2;
+/// Wait for another one to start it
+pub const V3_ACTIVITY_UNSTARTED: u32 = 3;
+/// No triple fault, or not known
+pub const V3_CAUSE_NONE: u32 = 0;
+/// An exception whose handler was not reached
+pub const V3_CAUSE_EXCEPTION: u32 = 1;
+/// An interrupt whose handler was not reached
+pub const V3_CAUSE_INTERRUPT: u32 = 2;
+/// The type `__u8` of C.
+pub type __u8 = crate::ctypes::c_uchar;
+/// The type `__u16` of C.
+pub type __u16 = crate::ctypes::c_ushort;
 /// The type `__s32` of C.
 pub type __s32 = crate::ctypes::c_int;
 /// The type `__u32` of C.
@@ -236,6 +258,103 @@ pub struct v3_vcpu {
     /// Number of the host's CPU on which alone it runs, or V3_CPU_ANY.
     pub cpu: __u32,
 }
+/// An exit that is past, an entry of [`v3_vcpu_report`].
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_exit {
+    /// RIP when the guest was left.
+    pub rip: __u64,
+    /// Its kind, by the name of the counter of such exits, "exit_cpuid".
+    pub kind: [crate::ctypes::c_char; 24usize],
+}
+/// A segment register, an entry of [`v3_vcpu_report`].
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_segment {
+    /// Linear address of its first byte.
+    pub base: __u64,
+    /// Offset of its last byte.
+    pub limit: __u32,
+    /// The visible part.
+    pub selector: __u16,
+    /// Type in bits 0-3, S 4, DPL 5-6, P 7, AVL 8, L 9, D/B 10, G 11.
+    pub attributes: __u16,
+}
+/// The argument of V3_VM_VCPU_REPORT.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_vcpu_report {
+    /// In: number of the virtual CPU.
+    pub vcpu: __u32,
+    /// Out, as all that follows: V3_ACTIVITY_.
+    pub activity: __u32,
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub gprs: [__u64; 16usize],
+    /// The next instruction, or the one that could not be executed.
+    pub rip: __u64,
+    /// RFLAGS.
+    pub rflags: __u64,
+    /// CR0.
+    pub cr0: __u64,
+    /// CR2, the address of the last page fault.
+    pub cr2: __u64,
+    /// CR3.
+    pub cr3: __u64,
+    /// CR4.
+    pub cr4: __u64,
+    /// CR8, the task priority.
+    pub cr8: __u64,
+    /// EFER.
+    pub efer: __u64,
+    /// XCR0.
+    pub xcr0: __u64,
+    /// DR0 to DR3.
+    pub dr: [__u64; 4usize],
+    /// DR6.
+    pub dr6: __u64,
+    /// DR7.
+    pub dr7: __u64,
+    /// ES, CS, SS, DS, FS, GS, LDTR, TR.
+    pub segments: [v3_segment; 8usize],
+    /// Linear address of the GDT.
+    pub gdt_base: __u64,
+    /// Linear address of the IDT.
+    pub idt_base: __u64,
+    /// Offset of the GDT's last byte.
+    pub gdt_limit: __u32,
+    /// Offset of the IDT's last byte.
+    pub idt_limit: __u32,
+    /// The privilege level, 0 to 3.
+    pub cpl: __u32,
+    /// 16, 32 or 64: how its instructions are to be read.
+    pub code_bits: __u32,
+    /// V3_CAUSE_.
+    pub cause: __u32,
+    /// The vector of that exception or interrupt.
+    pub cause_vector: __u32,
+    /// 1 if that exception has an error code, else 0.
+    pub cause_has_error_code: __u32,
+    /// That error code.
+    pub cause_error_code: __u32,
+    /// Linear address of RIP.
+    pub code_at: __u64,
+    /// Linear address of the top of the stack.
+    pub stack_at: __u64,
+    /// Bytes of `code` that could be read.
+    pub code_len: __u32,
+    /// Bytes of `stack` that could be read.
+    pub stack_len: __u32,
+    /// What lies there.
+    pub code: [__u8; 64usize],
+    /// What lies there.
+    pub stack: [__u8; 64usize],
+    /// Entries of `exits`.
+    pub exit_count: __u32,
+    /// Zero.
+    pub pad: __u32,
+    /// The last exits, the oldest first.
+    pub exits: [v3_exit; 16usize],
+}
 /// What is this module, and what can it do? No further errors.
 pub const V3_VERSION: v3_control_ioctl = 2154321408;
 /// Makes a VM from a guest.img; it is then V3_STATE_CREATED, with all of
@@ -311,5 +430,10 @@ pub const V3_VM_MOVE: v3_vm_ioctl = 1074288169;
 pub const V3_VM_VCPU: v3_vm_ioctl = 3221771818;
 /// Lists the names of the VM's streams.
 pub const V3_VM_STREAMS: v3_vm_ioctl = 3222296107;
+/// Describes a virtual CPU of a VM that is stopped or not yet launched:
+/// what a guest that died left behind.
+/// - `ENOENT`: the VM has no such virtual CPU
+/// - `EBADFD`: the VM is running or paused
+pub const V3_VM_VCPU_REPORT: v3_vm_ioctl = 3293599276;
 /// Calls of /dev/v3-vmN.
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

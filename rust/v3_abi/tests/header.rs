@@ -72,6 +72,7 @@ fn c_and_rust_agree_on_numbers() {
         ("V3_VM_MOVE", V3_VM_MOVE),
         ("V3_VM_VCPU", V3_VM_VCPU),
         ("V3_VM_STREAMS", V3_VM_STREAMS),
+        ("V3_VM_VCPU_REPORT", V3_VM_VCPU_REPORT),
     ];
     let source: String = calls
         .iter()

@@ -7,7 +7,7 @@ use crate::pump::End;
 use crate::terminal::say;
 use serde::Serialize;
 use serde_json::Value;
-use v3_ctl::{Info, Reason, State};
+use v3_ctl::{Info, Reason, State, VcpuReport};
 
 /// Exit status when the timeout passed, as of timeout(1).
 const TIMEOUT: u8 = 124;
@@ -30,6 +30,9 @@ pub struct Report {
     name: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     counters: Option<Value>,
+    /// What the virtual CPUs left behind, if the guest did not end by itself.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    vcpus: Vec<VcpuReport>,
     /// What went otherwise than the caller expected.
     #[serde(skip)]
     surprise: Option<String>,
@@ -49,8 +52,15 @@ impl Report {
             message,
             name: Some(info.name),
             counters: Some(counters),
+            vcpus: Vec::new(),
             surprise: None,
         }
+    }
+
+    /// With what the virtual CPUs left behind.
+    pub fn with_vcpus(mut self, vcpus: Vec<VcpuReport>) -> Self {
+        self.vcpus = vcpus;
+        self
     }
 
     pub fn of_failure(failure: &Failure) -> Self {
@@ -66,6 +76,7 @@ impl Report {
             message: failure.message().into(),
             name: None,
             counters: None,
+            vcpus: Vec::new(),
             surprise: None,
         }
     }
@@ -96,6 +107,16 @@ impl Report {
     pub fn tell(&self) {
         if let Some(complaint) = self.complaint() {
             say(&format!("v3: {complaint}"));
+            self.tell_of_vcpus();
+        }
+    }
+
+    /// Tells what the virtual CPUs left behind; somebody who stopped the VM by hand does not want to know.
+    fn tell_of_vcpus(&self) {
+        if !["escape", "signal", "request"].contains(&self.reason.as_str()) {
+            self.vcpus
+                .iter()
+                .for_each(|vcpu| say(vcpu.to_string().trim_end()));
         }
     }
 
@@ -105,6 +126,7 @@ impl Report {
             || say(&format!("[{}]", self.end())),
             |c| say(&format!("v3: {c}")),
         );
+        self.tell_of_vcpus();
     }
 
     /// What is to be complained of.

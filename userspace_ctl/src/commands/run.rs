@@ -65,8 +65,7 @@ fn wait_for(args: &Wait) -> Result<Report, Failure> {
         true => End::Stopped,
         false => End::Timeout,
     };
-    let counters = show::counters(&vm.stats()?);
-    Ok(Report::of_end(end, vm.info()?, counters))
+    report_of(&vm, end)
 }
 
 fn run_vm(args: &Run) -> Result<Report, Failure> {
@@ -95,12 +94,20 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
         .and_then(|timeout| Instant::now().checked_add(timeout));
     let end = with_keys(&mut pump, &name, "stops it and leaves", args.key.escape)?;
     during("stopping the VM", || vm.vm.stop())?;
-    let report = Report::of_end(end, vm.vm.info()?, show::counters(&vm.vm.stats()?));
+    let report = report_of(&vm.vm, end)?;
     during("freeing the VM", || vm.free())?;
     if end == End::Quit {
         say(&format!("[{name} was stopped and freed]"));
     }
     Ok(report)
+}
+
+/// The end of a VM, with what its virtual CPUs left behind if it was not the guest's own wish.
+fn report_of(vm: &Vm, end: End) -> Result<Report, Failure> {
+    let info = vm.info()?;
+    let vcpus = show::remains(vm, &info)?;
+    let counters = show::counters(&vm.stats()?);
+    Ok(Report::of_end(end, info, counters).with_vcpus(vcpus))
 }
 
 /// A name for the VM that no other run has.

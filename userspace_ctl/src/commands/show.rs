@@ -7,7 +7,7 @@ use crate::Outcome;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write;
-use v3_ctl::{format_bytes, Control, Error, Reason, Stat, Version, Vm};
+use v3_ctl::{format_bytes, Control, Error, Reason, Stat, State, VcpuReport, Version, Vm};
 
 pub fn list(args: &Format) -> Outcome {
     let vms = Control::open()?.list()?;
@@ -66,6 +66,7 @@ fn vm_info(vm: &str, json: bool) -> Outcome {
         pins,
         // An older module of the same ABI cannot list them.
         streams: vm.streams().unwrap_or_default(),
+        vcpu_reports: remains(&vm, &info)?,
     };
     if json {
         print_json(&details)?;
@@ -92,6 +93,17 @@ struct Details<'a> {
     info: &'a v3_ctl::Info,
     pins: Vec<Option<u32>>,
     streams: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    vcpu_reports: Vec<VcpuReport>,
+}
+
+/// What the virtual CPUs of a VM left behind, unless it runs yet or ended by its own wish.
+pub fn remains(vm: &Vm, info: &v3_ctl::Info) -> Result<Vec<VcpuReport>, Error> {
+    let own_wish = matches!(info.reason, Reason::PowerOff | Reason::TestExit);
+    match info.state {
+        State::Stopped if !own_wish => vm.vcpu_reports(),
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// This program, and the module if it is there.
@@ -203,6 +215,7 @@ impl Details<'_> {
                 let _ = writeln!(text, "{key}: {value}"); // A string takes everything.
             }
         }
+        text.extend(self.vcpu_reports.iter().map(VcpuReport::to_string));
         text
     }
 }
@@ -247,7 +260,6 @@ pub fn end(name: &str, reason: &str, exit_status: Option<u32>, message: &str) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use v3_ctl::State;
 
     fn vm(number: u32, name: &str) -> v3_ctl::Info {
         v3_ctl::Info {
@@ -293,6 +305,7 @@ VM  NAME         STATE    VCPUS  MEMORY   REASON
                 info,
                 pins,
                 streams,
+                vcpu_reports: Vec::new(),
             };
             details.description()
         };

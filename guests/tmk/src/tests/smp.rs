@@ -24,7 +24,7 @@ tests!(
     startup_to_nobody_and_oneself, startup_without_init_is_ignored, init_and_start_elsewhere, init_of_one_that_is_halted,
     init_in_an_nmi_handler, init_of_oneself, init_waits_for_a_startup, init_resets_the_apic, init_keeps_x2apic_mode,
     ioapic_to_each, ioapic_level_ended_elsewhere, ioapic_lowest_among_several, ioapic_nmi_to_another, tlb_shoot_down;
-    named: triple_fault_elsewhere, all_halted_without_interrupts, reset_by_init
+    named: triple_fault_elsewhere, all_halted_without_interrupts, all_spin_without_interrupts, reset_by_init
 );
 
 /// Where they are started elsewhere.
@@ -409,6 +409,14 @@ fn all_halted_without_interrupts() -> Outcome {
         // SAFETY: that is the test.
         unsafe { asm!("cli", "hlt") };
     })
+}
+
+/// All are busy, and no interrupt reaches them: a guest that hangs.
+fn all_spin_without_interrupts() -> Outcome {
+    smp::start()?;
+    crate::println!("spinning everywhere");
+    // SAFETY: that is the test.
+    on_all(&|| unsafe { asm!("cli", "2: jmp 2b", options(noreturn)) })
 }
 
 /// INIT to the first processor, by another one, is a reset of the machine as there is no firmware to go on in.

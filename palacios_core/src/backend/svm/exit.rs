@@ -13,9 +13,10 @@ pub(super) mod code {
     pub const CR_FIRST: u64 = 0x00;
     pub const DR_FIRST: u64 = 0x20;
     pub const DR_LAST: u64 = 0x3f;
+    pub const EXCEPTION_FIRST: u64 = 0x40;
     pub const DB: u64 = 0x41;
-    pub const AC: u64 = 0x51;
     pub const MC: u64 = 0x52;
+    pub const EXCEPTION_LAST: u64 = 0x5f;
     pub const INTR: u64 = 0x60;
     pub const NMI: u64 = 0x61;
     pub const SMI: u64 = 0x62;
@@ -64,10 +65,10 @@ pub(super) fn translate(vmcb: &Vmcb, caps: &Caps) -> Exit {
     match exit_code(control) {
         code::CR_FIRST..=code::DR_LAST | code::INVLPG => Exit::Emulate,
         code::DB => Exit::Exception(Exception::DEBUG),
-        code::AC => Exit::Exception(Exception {
-            error_code: Some(info1 as u32),
-            ..Exception::alignment()
-        }),
+        code::EXCEPTION_FIRST..=code::EXCEPTION_LAST => {
+            let vector = (exit_code(control) - code::EXCEPTION_FIRST) as u8;
+            Exit::Exception(Exception::of_vector(vector, info1 as u32, info2))
+        }
         // A guest without CR0.NE waits for the interrupt that a chipset makes of FERR#. That is the host's, so it gets the #MF
         // that it would get with NE, as under VT-x, where each guest has it set (APM 2: 8.2.16).
         code::FERR_FREEZE => Exit::Exception(Exception::X87),

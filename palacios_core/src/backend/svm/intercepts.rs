@@ -9,11 +9,14 @@ const PAUSE_COUNT: u16 = 3000;
 const PAUSE_THRESHOLD: u16 = 128;
 /// Control registers of which guests have something of the host's: CR4. CR0 and CR3 are their own under nested paging.
 pub(super) const CR4: u16 = 1 << 4;
+/// Exceptions that exit: #DB and #AC, whose delivery can raise them again without end, and #MC.
+pub(super) const EXCEPTIONS: Exceptions =
+    Exceptions::DB.union(Exceptions::AC).union(Exceptions::MC);
+
 /// Sets the intercepts that are never taken away.
 pub(super) fn always_intercept(control: &mut Control, caps: &Caps) {
     control.cr_writes = CR4;
-    // #DB and #AC too: their delivery can raise them again without end.
-    control.exceptions = Exceptions::DB | Exceptions::AC | Exceptions::MC;
+    control.exceptions = EXCEPTIONS;
     control.intercepts3 = Intercepts3::INTR
         | Intercepts3::NMI
         | Intercepts3::SMI

@@ -18,7 +18,7 @@ use super::super::{BackendVcpu, Event, Exit};
 use super::events::{Events, Seen};
 use super::exit::{self, code};
 use super::permission::{msr, SWITCHED};
-use super::vmcb::{tlb_control, Clean, VirtualInterrupt, VmcbPage};
+use super::vmcb::{tlb_control, Clean, Exceptions, VirtualInterrupt, VmcbPage};
 use super::{enter, intercepts, registers, Caps, PerCpu, Svm};
 use crate::addr::Hpa;
 use crate::host::{CpuId, Host, NoMemory};
@@ -439,6 +439,12 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     }
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.events.interrupt_window = priority;
+    }
+    fn exit_at_all_exceptions(&mut self, all: bool) {
+        self.vmcb.change(Clean::I).control.exceptions = match all {
+            true => Exceptions::all(),
+            false => intercepts::EXCEPTIONS,
+        };
     }
     fn request_nmi_window(&mut self, on: bool) {
         self.events.nmi_window = on;

@@ -58,6 +58,8 @@ bitflags! {
         const DB            = 1 << 1;
         const AC            = 1 << 17;
         const MC            = 1 << 18;
+        // The others have no names here.
+        const _             = !0;
     }
 
     /// The virtual interrupt, offset 060h.

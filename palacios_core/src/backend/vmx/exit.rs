@@ -71,6 +71,8 @@ pub(super) struct Exited {
     pub qualification: u64,
     /// The exception or NMI that exited, if one did.
     pub event: u32,
+    /// The error code of that exception, if it has one.
+    pub error_code: u32,
     /// What was being delivered.
     pub vectoring: u32,
     /// The length of the instruction that exited, if one did.
@@ -90,7 +92,12 @@ impl Exited {
         };
         match exit.reason {
             reason::EXTERNAL_INTERRUPT | reason::PREEMPTION_TIMER => return exit,
-            reason::EXCEPTION_OR_NMI => exit.event = vmcs.info(EXIT_EVENT),
+            reason::EXCEPTION_OR_NMI => {
+                exit.event = vmcs.info(EXIT_EVENT);
+                if exit.event & event::ERROR_CODE_VALID != 0 {
+                    exit.error_code = vmcs.info(EXIT_ERROR_CODE);
+                }
+            }
             reason::EPT_VIOLATION => exit.gpa = vmcs.info(GUEST_PHYSICAL),
             _ => {}
         }
@@ -187,9 +194,11 @@ impl Exited {
         match self.vector() {
             Some(NMI) => Exit::HostInterrupt,
             Some(DEBUG) if self.event & event::TYPE == event::PRIVILEGED_SOFTWARE => Exit::Icebp,
-            Some(DEBUG) => Exit::Exception(Exception::DEBUG),
-            // Its error code is always 0.
-            Some(ALIGNMENT) => Exit::Exception(Exception::alignment()),
+            // The qualification is the address of a page fault (SDM 3C: 27.2.1).
+            Some(vector) if vector < 32 => {
+                let (code, cr2) = (self.error_code, self.qualification);
+                Exit::Exception(Exception::of_vector(vector, code, cr2))
+            }
             _ => Exit::Unknown {
                 code: self.reason.into(),
                 info: [self.qualification, self.event.into()],

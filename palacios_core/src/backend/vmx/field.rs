@@ -228,6 +228,7 @@ pub(super) const HOST_RIP: u16 = 0x6c16;
 pub(super) const INSTRUCTION_ERROR: Info<u32> = Info::new(0x4400);
 pub(super) const EXIT_REASON: Info<u32> = Info::new(0x4402);
 pub(super) const EXIT_EVENT: Info<u32> = Info::new(0x4404);
+pub(super) const EXIT_ERROR_CODE: Info<u32> = Info::new(0x4406);
 pub(super) const VECTORING_EVENT: Info<u32> = Info::new(0x4408);
 pub(super) const VECTORING_ERROR_CODE: Info<u32> = Info::new(0x440a);
 pub(super) const EXIT_LENGTH: Info<u32> = Info::new(0x440c);

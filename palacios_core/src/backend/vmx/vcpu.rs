@@ -586,6 +586,10 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.events.interrupt_window = priority;
     }
+    fn exit_at_all_exceptions(&mut self, all: bool) {
+        let which = if all { u32::MAX } else { controls::EXCEPTIONS };
+        self.vmcs.set(EXCEPTIONS, which);
+    }
     fn request_nmi_window(&mut self, on: bool) {
         self.events.nmi_window = on;
     }

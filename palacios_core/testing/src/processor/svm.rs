@@ -144,6 +144,10 @@ impl Run<'_> {
             self.note(Violation::Svm(what));
             return vmcb.set_u64(at::EXIT_CODE, u64::MAX);
         }
+        if vmcb.u64(at::CR0) >> 32 != 0 {
+            // Undefined since a shutdown; refused (APM 2: 15.5.1).
+            return vmcb.set_u64(at::EXIT_CODE, u64::MAX);
+        }
         self.check_clean(vmcb);
         let mut guest = self.guest(vmcb);
         let exit = self.run(vmcb, &mut guest);

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a triple fault began with.
+//!
+//! The processor reports a triple fault, and not what the guest could not deliver. But RIP stands on the instruction yet. So the
+//! guest is entered once more, with every exception intercepted and RFLAGS.TF set: either the instruction raises its exception
+//! again, which exits, or it is done, and a #DB comes. Then an interrupt was to be delivered there. All of that goes through the
+//! same loop as any exit, and the way out is [`Vcpu::fault`]. A processor may leave nothing usable of a guest that shut down
+//! (APM 2: 15.14.3), and refuses it; then nothing is found.
+#![forbid(unsafe_code)]
+
+use super::last_exits::LastExits;
+use super::Vcpu;
+use crate::backend::{Backend, BackendVcpu, Event};
+use crate::host::Host;
+use crate::state::{rflags, Exception};
+use crate::vm::StopReason;
+
+/// The last instruction of a guest is executed again.
+pub(super) struct Replay {
+    rip: u64,
+    rflags: u64,
+    /// What the triple fault cut short.
+    event: Option<Event>,
+    /// The exits before it.
+    exits: LastExits,
+}
+
+impl<H: Host, B: Backend<H>> Vcpu<H, B> {
+    /// After a triple fault: looks for what it began with.
+    pub(super) fn triple_fault(&mut self) {
+        if self.replay.is_some() {
+            return self.replayed(None);
+        }
+        let (rip, flags) = (self.arch.rip(), self.arch.rflags());
+        self.replay = Some(Replay {
+            rip,
+            rflags: flags,
+            event: self.interrupted.take(),
+            exits: self.last_exits.clone(),
+        });
+        self.arch.set_rflags(flags | rflags::TF);
+        self.arch.exit_at_all_exceptions(true);
+    }
+
+    /// The last instruction was executed again, and raised this.
+    pub(super) fn replayed(&mut self, exception: Option<Exception>) {
+        const DOUBLE_FAULT: u8 = 8;
+        let Some(replay) = self.replay.take() else {
+            return;
+        };
+        self.arch.exit_at_all_exceptions(false);
+        self.arch.set_rip(replay.rip);
+        self.arch.set_rflags(replay.rflags);
+        self.last_exits = replay.exits;
+        let raised = exception.filter(|exception| *exception != Exception::DEBUG);
+        let cut_short = replay
+            .event
+            .filter(|event| !matches!(event, Event::Exception(e) if e.vector == DOUBLE_FAULT));
+        self.stop_by_triple_fault(raised.map(Event::Exception).or(cut_short));
+    }
+
+    pub(super) fn stop_by_triple_fault(&mut self, cause: Option<Event>) {
+        self.cause_of_death = cause;
+        let rip = self.arch.rip();
+        self.stop(StopReason::TripleFault { rip });
+    }
+}
