@@ -32,3 +32,4 @@ pub mod stats;
 mod multiboot_oracle;
 pub mod vcpu;
 pub mod vm;
+pub mod xsave;

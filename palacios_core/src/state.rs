@@ -124,6 +124,18 @@ pub struct Segment {
     pub attributes: SegmentAttributes,
 }
 
+impl Segment {
+    /// A segment of virtual-8086 mode (SDM 3B: 20.2).
+    pub const fn of_8086(selector: u16) -> Segment {
+        Segment {
+            selector,
+            base: (selector as u64) << 4,
+            limit: 0xffff,
+            attributes: SegmentAttributes(0xf3),
+        }
+    }
+}
+
 /// Access rights of a segment, packed as in a VMCB (APM 2: 15.5.1): type in bits 0–3, S in 4, DPL in 5–6, P in 7, AVL in 8,
 /// L in 9, D/B in 10, G in 11.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,6 +201,15 @@ pub struct Control {
     pub cr4: u64,
     /// EFER as the guest sees it.
     pub efer: u64,
+}
+
+/// A table of descriptors that a register of its own names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DescriptorTable {
+    /// By GDTR.
+    Global,
+    /// By IDTR.
+    Interrupt,
 }
 
 /// A descriptor-table register.
@@ -450,6 +471,25 @@ impl Exception {
         Exception {
             vector,
             error_code: None,
+            cr2: None,
+        }
+    }
+    /// #NM: floating-point state is not there.
+    pub const NO_FPU: Exception = Exception::plain(7);
+
+    /// #TS: the task-state segment, or what it names, is bad.
+    pub const fn invalid_tss(error_code: u32) -> Exception {
+        Exception {
+            vector: 10,
+            error_code: Some(error_code),
+            cr2: None,
+        }
+    }
+    /// #NP: the segment or gate that a selector names is not present.
+    pub const fn not_present(error_code: u32) -> Exception {
+        Exception {
+            vector: 11,
+            error_code: Some(error_code),
             cr2: None,
         }
     }

@@ -13,16 +13,14 @@ use super::cpu::{cpuid, read_msr, write_msr, MSR_XSS};
 use super::pages::Pages;
 use crate::addr::PAGE_SIZE;
 use crate::host::{Host, NoMemory};
+use crate::xsave::{XsaveArea, XsaveLayout, SMALLEST_AREA};
 use core::arch::asm;
 
 /// x87, SSE, AVX, the three parts of AVX-512, and PKRU. AMX is left out: 8 KiB to move at each window, and XFD to guard.
 const OFFERED: u64 = 0b11 | 1 << 2 | 0b111 << 5 | 1 << 9;
-/// The legacy region and the header (APM 2: 11.5.9).
-const SMALLEST_AREA: u32 = 576;
-/// FCW after FNINIT.
-const INITIAL_FCW: u16 = 0x37f;
-/// MXCSR after reset.
-const INITIAL_MXCSR: u32 = 0x1f80;
+/// The components whose place in the area others ask for: the upper halves of YMM and of ZMM registers.
+const AVX: u32 = 2;
+const ZMM_HIGH: u32 = 6;
 
 /// How this CPU and its host keep floating-point state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +31,8 @@ pub(super) struct Layout {
     allowed: u64,
     /// Size of an area that holds them.
     bytes: u32,
+    /// Where they stand in it.
+    places: XsaveLayout,
     /// The host uses protection keys, so PKRU is live in it.
     pkru: bool,
     /// There are XSAVES and IA32_XSS.
@@ -62,6 +62,10 @@ impl Layout {
             .filter(|component| allowed & 1 << component != 0)
             .map(end)
             .fold(SMALLEST_AREA, u32::max);
+        let place = |component: u32| {
+            let allowed = allowed & 1 << component != 0;
+            allowed.then(|| cpuid(0xd, component)[1])
+        };
         let extended = cpuid(0x8000_0000, 0)[0];
         let vendor = cpuid(0, 0);
         let intel = vendor[1..] == [0x756e_6547, 0x6c65_746e, 0x4965_6e69];
@@ -69,6 +73,11 @@ impl Layout {
             host_xcr0,
             allowed,
             bytes,
+            places: XsaveLayout {
+                header: allowed != 0,
+                avx: place(AVX),
+                zmm_high: place(ZMM_HIGH),
+            },
             xsaves: host_xcr0 != 0 && cpuid(0xd, 1)[0] & 1 << 3 != 0,
             pkru: vendor[0] >= 7 && cpuid(7, 0)[2] & 1 << 4 != 0,
             leaves_pointers: !intel
@@ -114,10 +123,12 @@ impl<H: Host> Fpu<H> {
 
     /// Forgets what the guest left; not in a window.
     pub(super) fn power_on(&mut self) {
-        // An area of zeroes says "all components are initial" (XSTATE_BV is 0); but FXRSTOR reads FCW, and both MXCSR.
-        self.area.bytes_mut().fill(0);
-        self.area.write(0, &INITIAL_FCW.to_le_bytes());
-        self.area.write(24, &INITIAL_MXCSR.to_le_bytes());
+        self.area().clear();
+    }
+
+    /// The guest's registers; not in a window, where they are the processor's. Saved by XSAVE, and so in the standard format.
+    pub(super) fn area(&mut self) -> XsaveArea<'_> {
+        XsaveArea::new(self.area.bytes_mut(), self.layout.places)
     }
 
     /// XCR0 as the guest set it.
@@ -243,6 +254,7 @@ unsafe fn write_pkru(value: u32) {
 mod tests {
     use super::super::fake_host::FakeHost;
     use super::*;
+    use crate::xsave::{INITIAL_CONTROL_WORD, INITIAL_MXCSR};
 
     /// A processor with AVX and AVX-512 as real ones lay them out, AMX besides, and PKRU.
     fn server(leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -314,7 +326,10 @@ mod tests {
             fresh.unload();
             ours.load();
         }
-        assert_eq!(fresh.area.bytes_mut()[..2], INITIAL_FCW.to_le_bytes());
+        assert_eq!(
+            fresh.area.bytes_mut()[..2],
+            INITIAL_CONTROL_WORD.to_le_bytes()
+        );
         assert_eq!(fresh.area.bytes_mut()[24..28], INITIAL_MXCSR.to_le_bytes());
         assert_eq!(fresh.area.bytes_mut()[208..224], [0; 16]);
     }

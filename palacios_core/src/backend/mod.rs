@@ -33,7 +33,10 @@ pub mod vmx;
 use crate::addr::{Gpa, Hpa};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::table::Format;
-use crate::state::{Control, CpuState, Exception, Gprs, Seg, Segment};
+use crate::state::{
+    Control, CpuState, DescriptorTable, Exception, Gprs, Seg, Segment, TableRegister,
+};
+use crate::xsave::XsaveArea;
 use core::fmt;
 
 /// A vendor's virtualization on all CPUs of a host.
@@ -112,6 +115,10 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn set_page_directories(&mut self, _: [u64; 4]) {}
     /// A segment register.
     fn segment(&self, seg: Seg) -> Segment;
+    /// Sets a segment register. With SS comes the privilege level, its DPL, but in real mode.
+    fn set_segment(&mut self, seg: Seg, segment: Segment);
+    /// Sets GDTR or IDTR.
+    fn set_table(&mut self, table: DescriptorTable, value: TableRegister);
     /// The current privilege level.
     fn cpl(&self) -> u8;
     /// Puts what [`BackendVcpu::set_state`] leaves alone, as an INIT does (SDM 3A: table 9-1), back as it was after power-on:
@@ -133,6 +140,8 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn xcr0(&self) -> u64;
     /// Sets XCR0, already checked against [`Features::xcr0`].
     fn set_xcr0(&mut self, value: u64);
+    /// Floating-point and vector registers; not in a window.
+    fn fpu(&mut self) -> XsaveArea<'_>;
 
     /// The event that the next entry delivers; replaces one not yet delivered.
     fn inject(&mut self, event: Event);
@@ -142,6 +151,8 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn interruptible(&self) -> bool;
     /// The guest would take an NMI now.
     fn nmi_allowed(&self) -> bool;
+    /// Holds NMIs back until the guest's next `IRET`, or no more: the core has delivered one, or executed an `IRET`.
+    fn set_nmi_blocked(&mut self, blocked: bool);
     /// Sets the shadow that `STI` or `MOV SS` leave for one instruction.
     fn set_interrupt_shadow(&mut self, on: bool);
     /// Asks for [`Exit::InterruptWindow`], once, as soon as the guest would take an interrupt of `priority` (vector >> 4;

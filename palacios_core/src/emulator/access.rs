@@ -5,12 +5,12 @@ use super::machine::Machine;
 use super::{Cpu, Fault};
 use crate::addr::{Gpa, Gva, PAGE_SIZE};
 use crate::memory::walk::{Access, AccessKind, Privilege};
-use crate::state::{cr0, cr4, rflags, Exception, Seg, SegmentAttributes};
+use crate::state::{cr0, cr4, rflags, Exception, Seg, Segment, SegmentAttributes};
 
-/// Bytes of the widest operand.
-const MAX_OPERAND_BYTES: usize = 16;
+/// Bytes of the widest operand that is one access: a YMM register.
+pub(super) const MAX_OPERAND_BYTES: usize = 32;
 
-/// A memory operand that has been checked and translated: one run of bytes, or two where it crosses into another page.
+/// Memory that has been checked and translated: one run of bytes, or two where it crosses into another page.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     at: Gpa,
@@ -18,6 +18,24 @@ pub(super) struct Place {
     rest: Gpa,
     split: u8,
     pub width: u8,
+}
+
+impl Place {
+    /// The `width` bytes from byte `from` on.
+    pub fn part(&self, from: u8, width: u8) -> Place {
+        let split = self.split.saturating_sub(from);
+        let at = match from.checked_sub(self.split) {
+            Some(behind) if self.split < self.width => self.rest.wrapping_add(behind.into()),
+            _ => self.at.wrapping_add(from.into()),
+        };
+        let split = if split == 0 { width } else { split.min(width) };
+        Place {
+            at,
+            rest: self.rest,
+            split,
+            width,
+        }
+    }
 }
 
 /// The bytes of an operand, of which `width` count.
@@ -30,17 +48,32 @@ pub(super) struct Bytes {
 impl Bytes {
     /// The low `width` bytes of `value`.
     pub fn new(value: u128, width: u8) -> Bytes {
-        Bytes {
-            bytes: value.to_le_bytes(),
-            width,
+        let mut bytes = [0; MAX_OPERAND_BYTES];
+        for (to, from) in bytes.iter_mut().zip(value.to_le_bytes()) {
+            *to = from;
         }
+        Bytes { bytes, width }
     }
-    /// The bytes as a number.
+    /// The first `width` of these bytes.
+    pub fn of(bytes: [u8; MAX_OPERAND_BYTES], width: u8) -> Bytes {
+        Bytes { bytes, width }
+    }
+    /// The bytes, and zeroes behind them.
+    pub fn all(&self) -> [u8; MAX_OPERAND_BYTES] {
+        let mut bytes = self.bytes;
+        bytes
+            .iter_mut()
+            .skip(self.width.into())
+            .for_each(|byte| *byte = 0);
+        bytes
+    }
+    /// The first 16 of them at most, as a number.
     pub fn value(&self) -> u128 {
-        let unused = 128u32.saturating_sub(8 * u32::from(self.width));
-        u128::from_le_bytes(self.bytes)
-            .wrapping_shl(unused)
-            .wrapping_shr(unused)
+        let mut low = [0; 16];
+        for (to, from) in low.iter_mut().zip(self.bytes).take(self.width.into()) {
+            *to = from;
+        }
+        u128::from_le_bytes(low)
     }
     fn split(&self, at: u8) -> (&[u8], &[u8]) {
         let width = usize::from(self.width).min(MAX_OPERAND_BYTES);
@@ -70,6 +103,8 @@ impl<C: Cpu> Machine<'_, C> {
     /// An exception as it is in this mode: in real mode none has an error code.
     pub fn fault(&self, exception: Exception) -> Fault {
         let error_code = exception.error_code.filter(|_| self.mode.protected);
+        let external = u32::from(self.external && matches!(exception.vector, 10..=13));
+        let error_code = error_code.map(|code| code | external);
         Fault::Exception(Exception {
             error_code,
             ..exception
@@ -86,16 +121,35 @@ impl<C: Cpu> Machine<'_, C> {
 
     /// The linear address of `width` bytes at `offset` in a segment, after the checks that segmentation makes.
     pub fn linear(&self, seg: Seg, offset: u64, width: u8, kind: AccessKind) -> Result<Gva, Fault> {
+        let segment = match self.mode.long {
+            true => Segment {
+                base: self.base(seg),
+                ..Segment::default()
+            },
+            false => self.cpu.segment(seg),
+        };
+        self.linear_in(&segment, self.mode.long, offset, width, kind)
+            .ok_or_else(|| self.segment_fault(seg))
+    }
+
+    /// The same in a segment that no register need hold, in 64-bit mode or not. `None`: segmentation forbids it.
+    pub fn linear_in(
+        &self,
+        segment: &Segment,
+        long: bool,
+        offset: u64,
+        width: u8,
+        kind: AccessKind,
+    ) -> Option<Gva> {
         let last = offset.wrapping_add(u64::from(width.saturating_sub(1)));
-        if self.mode.long {
-            let base = self.base(seg);
-            let (first, last) = (base.wrapping_add(offset), base.wrapping_add(last));
-            if !self.is_canonical(first) || !self.is_canonical(last) {
-                return Err(self.segment_fault(seg));
-            }
-            return Ok(Gva(first));
+        if long {
+            let (first, last) = (
+                segment.base.wrapping_add(offset),
+                segment.base.wrapping_add(last),
+            );
+            let canonical = self.is_canonical(first) && self.is_canonical(last);
+            return canonical.then_some(Gva(first));
         }
-        let segment = self.cpu.segment(seg);
         let attributes = segment.attributes;
         if self.mode.protected && !self.mode.virtual_8086 {
             let allowed = match kind {
@@ -104,7 +158,7 @@ impl<C: Cpu> Machine<'_, C> {
                 AccessKind::Execute => true,
             };
             if !attributes.has(SegmentAttributes::P) || !allowed {
-                return Err(self.segment_fault(seg));
+                return None;
             }
         }
         let limit = u64::from(segment.limit);
@@ -118,13 +172,10 @@ impl<C: Cpu> Machine<'_, C> {
         } else {
             last <= limit
         };
-        if !inside {
-            return Err(self.segment_fault(seg));
-        }
-        Ok(Gva(segment.base.wrapping_add(offset) & 0xffff_ffff))
+        inside.then_some(Gva(segment.base.wrapping_add(offset) & 0xffff_ffff))
     }
 
-    fn is_canonical(&self, at: u64) -> bool {
+    pub fn is_canonical(&self, at: u64) -> bool {
         let unused = if self.cpu.cr(4) & cr4::LA57 != 0 {
             7
         } else {
@@ -180,12 +231,12 @@ impl<C: Cpu> Machine<'_, C> {
         Ok(place)
     }
 
-    /// #AC where the guest asked for it (SDM 3A: 6.15, interrupt 17).
-    fn check_alignment(&self, at: Gva, width: u8) -> Result<(), Fault> {
+    /// #AC where the guest asked for it (SDM 3A: 6.15, interrupt 17). Of operands above 8 bytes a processor may let any pass.
+    pub fn check_alignment(&self, at: Gva, width: u8) -> Result<(), Fault> {
         let wanted = self.cpu.cpl() == 3
             && self.cpu.cr(0) & cr0::AM != 0
             && self.cpu.rflags() & rflags::AC != 0;
-        let aligned = at.0 & u64::from(width.saturating_sub(1)) == 0;
+        let aligned = width > 8 || at.0 & u64::from(width.saturating_sub(1)) == 0;
         if wanted && !aligned {
             return Err(self.fault(Exception::alignment()));
         }

@@ -359,6 +359,47 @@ pub(super) fn divide_signed(width: u8, high: u64, low: u64, divisor: u64) -> Div
     ))
 }
 
+/// A count of bits: of `width` bytes of a value, under RFLAGS.
+pub(super) type Count = fn(u8, u64, u64) -> Outcome;
+
+/// POPCNT.
+pub(super) fn count_ones(_: u8, value: u64, flags: u64) -> Outcome {
+    let zero = when(value == 0, ZF);
+    (value.count_ones().into(), flags & !STATUS | zero)
+}
+
+/// LZCNT.
+pub(super) fn leading_zeros(width: u8, value: u64, flags: u64) -> Outcome {
+    let above = 64u32.wrapping_sub(bits(width));
+    zeros(width, value.leading_zeros().wrapping_sub(above), flags)
+}
+
+/// TZCNT.
+pub(super) fn trailing_zeros(width: u8, value: u64, flags: u64) -> Outcome {
+    zeros(width, value.trailing_zeros().min(bits(width)), flags)
+}
+
+fn zeros(width: u8, count: u32, flags: u64) -> Outcome {
+    let (carry, zero) = (when(count == bits(width), CF), when(count == 0, ZF));
+    (count.into(), flags & !(CF | ZF) | carry | zero)
+}
+
+/// CRC32: the checksum of iSCSI, continued over `width` bytes.
+pub(super) fn crc32(width: u8, before: u32, value: u64) -> u32 {
+    const REFLECTED_POLYNOMIAL: u32 = 0x82f6_3b78;
+    let bytes = value.to_le_bytes().into_iter().take(width.into());
+    bytes.fold(before, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            let polynomial = if crc & 1 != 0 {
+                REFLECTED_POLYNOMIAL
+            } else {
+                0
+            };
+            crc >> 1 ^ polynomial
+        })
+    })
+}
+
 /// Whether the condition numbered `code`, as instructions encode it, holds (SDM 1: appendix B).
 pub(super) fn condition(code: u8, flags: u64) -> bool {
     let is = |flag: u64| flags & flag != 0;

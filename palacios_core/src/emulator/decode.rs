@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Machine code to the few forms that the emulator executes. The decoder is `yaxpeax-x86`, one for each code size; this
-//! file brings their answers to one type. Prefixes are read here, since the decoders do not tell a DS override from none.
+//! Machine code to the forms that the emulator executes. The decoder is `yaxpeax-x86`, one for each code size; this file
+//! brings their answers to one type.
 
 use super::instruction::*;
+use super::opcodes::operations;
+use super::prefixes::{Plain, Prefixes};
+use super::widths::NearBranch;
 use super::MAX_INSTRUCTION_BYTES;
-use crate::state::{Reg, Seg};
+use crate::state::{DescriptorTable, Reg, Seg};
 
 /// Why bytes were not decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,129 +20,6 @@ pub(super) enum DecodeError {
     BadLock,
     /// Not an instruction that the emulator or the decoder knows.
     Unknown,
-}
-
-/// The prefixes of an instruction.
-#[derive(Clone, Copy, Debug)]
-struct Prefixes {
-    operand_size: bool,
-    address_size: bool,
-    lock: bool,
-    repeat: Repeat,
-    segment: Option<Seg>,
-    /// The REX prefix, which counts only right before the opcode.
-    rex: u8,
-    /// How many other REX prefixes there are.
-    idle_rex: u8,
-    /// How many bytes they all have.
-    len: usize,
-}
-
-impl Prefixes {
-    fn scan(bytes: &[u8], size: CodeSize) -> Prefixes {
-        let mut found = Prefixes {
-            operand_size: false,
-            address_size: false,
-            lock: false,
-            repeat: Repeat::No,
-            segment: None,
-            rex: 0,
-            idle_rex: 0,
-            len: 0,
-        };
-        let long = size == CodeSize::Bits64;
-        for &byte in bytes {
-            let rex = core::mem::take(&mut found.rex);
-            match byte {
-                0x26 | 0x2e | 0x36 | 0x3e if long => {}
-                0x26 => found.segment = Some(Seg::Es),
-                0x2e => found.segment = Some(Seg::Cs),
-                0x36 => found.segment = Some(Seg::Ss),
-                0x3e => found.segment = Some(Seg::Ds),
-                0x64 => found.segment = Some(Seg::Fs),
-                0x65 => found.segment = Some(Seg::Gs),
-                0x66 => found.operand_size = true,
-                0x67 => found.address_size = true,
-                0xf0 => found.lock = true,
-                0xf2 => found.repeat = Repeat::WhileNotEqual,
-                0xf3 => found.repeat = Repeat::WhileEqual,
-                0x40..=0x4f if long => found.rex = byte,
-                _ => {
-                    found.rex = rex;
-                    break;
-                }
-            }
-            found.idle_rex = found.idle_rex.wrapping_add(u8::from(rex != 0));
-            found.len = found.len.wrapping_add(1);
-        }
-        found
-    }
-
-    /// LOCK makes a move to or from CR0 one of CR8, for code that has no REX (APM 3: MOV CRn). `bytes` are the prefixes' and what
-    /// follows them.
-    fn name_cr8(&self, bytes: &[u8]) -> bool {
-        const REX_R: u8 = 4;
-        const REG: u8 = 0x38;
-        self.lock
-            && self.rex & REX_R == 0
-            && matches!(bytes.get(self.len..), Some([0x0f, 0x20 | 0x22, modrm, ..]) if modrm & REG == 0)
-    }
-
-    fn address_width(&self, size: CodeSize) -> u8 {
-        match (size, self.address_size) {
-            (CodeSize::Bits16, false) | (CodeSize::Bits32, true) => 2,
-            (CodeSize::Bits64, false) => 8,
-            _ => 4,
-        }
-    }
-
-    fn operand_width(&self, size: CodeSize) -> u8 {
-        match (size, self.operand_size) {
-            _ if self.rex & 8 != 0 => 8,
-            (CodeSize::Bits16, false) | (CodeSize::Bits32 | CodeSize::Bits64, true) => 2,
-            _ => 4,
-        }
-    }
-}
-
-/// An instruction's bytes without what the decoders stumble over: REX prefixes that do not count, LOCK where it names CR8, and
-/// opcode 0x82, which is 0x80 by another name outside of 64-bit mode.
-struct Plain {
-    bytes: [u8; MAX_INSTRUCTION_BYTES],
-    len: usize,
-    /// How many bytes were left out.
-    dropped: u8,
-    /// LOCK names CR8.
-    cr8: bool,
-}
-
-impl Plain {
-    fn new(bytes: &[u8], prefixes: &Prefixes, size: CodeSize) -> Plain {
-        let mut plain = Plain {
-            bytes: [0; MAX_INSTRUCTION_BYTES],
-            len: 0,
-            dropped: 0,
-            cr8: prefixes.name_cr8(bytes),
-        };
-        let last = prefixes.len.wrapping_sub(1);
-        for (i, &byte) in (0..MAX_INSTRUCTION_BYTES).zip(bytes) {
-            let idle_rex = prefixes.idle_rex != 0 && i < last && byte & 0xf0 == 0x40;
-            if idle_rex || plain.cr8 && i < prefixes.len && byte == 0xf0 {
-                plain.dropped = plain.dropped.wrapping_add(1);
-                continue;
-            }
-            let alias = byte == 0x82 && i == prefixes.len && size != CodeSize::Bits64;
-            if let Some(to) = plain.bytes.get_mut(plain.len) {
-                *to = if alias { 0x80 } else { byte };
-            }
-            plain.len = plain.len.wrapping_add(1);
-        }
-        plain
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&self.bytes)
-    }
 }
 
 impl Instruction {
@@ -164,43 +44,10 @@ impl Instruction {
             return Err(DecodeError::BadLock);
         }
         instruction.length = instruction.length.wrapping_add(plain.dropped);
-        instruction.correct_widths(&prefixes, size);
+        instruction.operand_width = prefixes.operand_width(size);
+        let opcode = bytes.get(prefixes.len..).unwrap_or(&[]);
+        instruction.correct(opcode, &prefixes, size)?;
         Ok(instruction)
-    }
-
-    /// Sets the widths that the decoders give wrongly or not at all (as of yaxpeax-x86 2.2).
-    fn correct_widths(&mut self, prefixes: &Prefixes, size: CodeSize) {
-        let width = prefixes.operand_width(size);
-        let [first, second, _] = &mut self.operands;
-        match (self.op, &second) {
-            (Op::Bit(_), Operand::Immediate(_)) => {
-                first.set_width(width);
-                self.memory_width = width;
-            }
-            (Op::Mov, Operand::Segment(_)) | (Op::Lmsw | Op::Smsw, _) => first.set_width(width),
-            (Op::MovSignExtend | Op::MovZeroExtend, _) => {
-                first.set_width(width);
-                // MOVSXD, whose source has 4 bytes unless its destination has fewer.
-                if width == 2 && self.memory_width == 4 {
-                    self.memory_width = 2;
-                }
-                if let Operand::Register(Register {
-                    width: from @ 4, ..
-                }) = second
-                {
-                    *from = width.min(4);
-                }
-            }
-            (Op::String(StringOp::Ins | StringOp::Outs), _) if self.memory_width != 1 => {
-                self.memory_width = width.min(4);
-            }
-            (Op::Push | Op::Pop, _) if size == CodeSize::Bits64 => {
-                let width = if width == 2 { 2 } else { 8 };
-                self.memory_width = width;
-                first.set_width(width);
-            }
-            _ => {}
-        }
     }
 }
 
@@ -208,8 +55,13 @@ impl Instruction {
 pub(super) fn length(bytes: &[u8], size: CodeSize) -> Result<u8, DecodeError> {
     let bytes = bytes.get(..MAX_INSTRUCTION_BYTES).unwrap_or(bytes);
     let prefixes = Prefixes::scan(bytes, size);
-    if let Some(length) = length_of_common(bytes.get(prefixes.len..).unwrap_or(&[])) {
+    let opcode = bytes.get(prefixes.len..).unwrap_or(&[]);
+    if let Some(length) = length_of_common(opcode) {
         return Ok(length.wrapping_add(prefixes.len as u8));
+    }
+    let branch = NearBranch::find(opcode, prefixes.operand_width(size));
+    if let Some(branch) = branch.filter(|_| !prefixes.long) {
+        return length_of_branch(&branch, bytes, &prefixes);
     }
     let plain = Plain::new(bytes, &prefixes, size);
     let length = match size {
@@ -223,6 +75,19 @@ pub(super) fn length(bytes: &[u8], size: CodeSize) -> Result<u8, DecodeError> {
             Err(DecodeError::TooLong)
         }
         Err(error) => Err(error),
+    }
+}
+
+fn length_of_branch(
+    branch: &NearBranch,
+    bytes: &[u8],
+    prefixes: &Prefixes,
+) -> Result<u8, DecodeError> {
+    let length = branch.length().wrapping_add(prefixes.len as u8);
+    match bytes.len() {
+        had if had >= length.into() => Ok(length),
+        MAX_INSTRUCTION_BYTES => Err(DecodeError::TooLong),
+        _ => Err(DecodeError::Incomplete),
     }
 }
 
@@ -243,7 +108,8 @@ fn length_of_common(opcode: &[u8]) -> Option<u8> {
 macro_rules! decoder {
     (
         $module:ident, $yaxpeax:ident, $size:expr, $displaced:ident,
-        registers: $($class:ident = $width:expr),*; bases: $($ip:ident),*; operands: $($wide:pat => $value:expr),*
+        registers: $($class:ident = $width:expr),*; bases: $($ip:ident),*;
+        operations: $($name:ident => $op:expr),*; operands: $($wide:pat => $value:expr),*
     ) => {
         mod $module {
             use super::*;
@@ -266,8 +132,11 @@ macro_rules! decoder {
 
             pub fn decode(bytes: &[u8], prefixes: &Prefixes) -> Result<Instruction, DecodeError> {
                 let from = instruction(bytes)?;
-                let mut operands = [Operand::None; 3];
-                for (i, to) in (0..from.operand_count().min(3)).zip(operands.iter_mut()) {
+                if from.prefixes.evex().is_some() {
+                    return Err(DecodeError::Unknown);
+                }
+                let mut operands = [Operand::None; 4];
+                for (i, to) in (0..from.operand_count().min(4)).zip(operands.iter_mut()) {
                     *to = operand(from.operand(i)).ok_or(DecodeError::Unknown)?;
                     if let (Operand::Memory(address), Some(seg)) = (to, prefixes.segment) {
                         address.seg = seg;
@@ -278,10 +147,12 @@ macro_rules! decoder {
                     op: op(from.opcode()).ok_or(DecodeError::Unknown)?,
                     operands,
                     memory_width: memory_width.unwrap_or(0),
+                    operand_width: 0,
                     address_width: prefixes.address_width($size),
                     segment: prefixes.segment,
                     lock: prefixes.lock,
                     repeat: prefixes.repeat,
+                    vex: from.prefixes.vex().is_some(),
                     length: from.len().to_const() as u8,
                 })
             }
@@ -294,6 +165,9 @@ macro_rules! decoder {
                         class::S => Operand::Segment(segment(reg)?),
                         class::CR => Operand::Control(reg.num()),
                         class::DR => Operand::Debug(reg.num()),
+                        class::MM => vector(reg.num(), 8),
+                        class::X => vector(reg.num(), 16),
+                        class::Y => vector(reg.num(), 32),
                         _ => Operand::Register(register(reg)?),
                     },
                     O::ImmediateI8 { imm } => Operand::Immediate(i64::from(imm) as u64),
@@ -316,7 +190,7 @@ macro_rules! decoder {
                     O::MemBaseIndexScaleDisp { base, index, scale, disp } => {
                         address(Some(base), Some((index, scale)), disp)?
                     }
-                    // Vector operands.
+                    // Those of AVX-512.
                     _ => return None,
                 })
             }
@@ -367,124 +241,45 @@ macro_rules! decoder {
 
             fn op(opcode: y::Opcode) -> Option<Op> {
                 use y::Opcode as O;
-                operations!(O, opcode)
+                operations!(O, opcode; $($name => $op,)*)
             }
         }
     };
 }
 
-/// The instructions that the emulator executes. What is not here stops the VM with a report.
-macro_rules! operations {
-    ($O:ident, $opcode:expr) => {
-        Some(match $opcode {
-            $O::MOV | $O::MOVNTI => Op::Mov,
-            $O::MOVZX => Op::MovZeroExtend,
-            $O::MOVSX | $O::MOVSXD => Op::MovSignExtend,
-            $O::MOVBE => Op::MovBigEndian,
-            $O::ADD => Op::Binary(Binary::Add),
-            $O::OR => Op::Binary(Binary::Or),
-            $O::ADC => Op::Binary(Binary::Adc),
-            $O::SBB => Op::Binary(Binary::Sbb),
-            $O::AND => Op::Binary(Binary::And),
-            $O::SUB => Op::Binary(Binary::Sub),
-            $O::XOR => Op::Binary(Binary::Xor),
-            $O::CMP => Op::Cmp,
-            $O::TEST => Op::Test,
-            $O::INC => Op::Inc,
-            $O::DEC => Op::Dec,
-            $O::NEG => Op::Neg,
-            $O::NOT => Op::Not,
-            $O::ROL => Op::Shift(Shift::Rol),
-            $O::ROR => Op::Shift(Shift::Ror),
-            $O::RCL => Op::Shift(Shift::Rcl),
-            $O::RCR => Op::Shift(Shift::Rcr),
-            $O::SHL | $O::SAL => Op::Shift(Shift::Shl),
-            $O::SHR => Op::Shift(Shift::Shr),
-            $O::SAR => Op::Shift(Shift::Sar),
-            $O::SHLD => Op::ShiftLeftDouble,
-            $O::SHRD => Op::ShiftRightDouble,
-            $O::BT => Op::Bit(Bit::Test),
-            $O::BTS => Op::Bit(Bit::Set),
-            $O::BTR => Op::Bit(Bit::Reset),
-            $O::BTC => Op::Bit(Bit::Complement),
-            $O::XCHG => Op::Xchg,
-            $O::XADD => Op::Xadd,
-            $O::CMPXCHG => Op::Cmpxchg,
-            $O::CMPXCHG8B | $O::CMPXCHG16B => Op::CmpxchgPair,
-            $O::MUL => Op::Mul,
-            $O::IMUL => Op::Imul,
-            $O::DIV => Op::Div,
-            $O::IDIV => Op::Idiv,
-            $O::SETO => Op::Set(0),
-            $O::SETNO => Op::Set(1),
-            $O::SETB => Op::Set(2),
-            $O::SETAE => Op::Set(3),
-            $O::SETZ => Op::Set(4),
-            $O::SETNZ => Op::Set(5),
-            $O::SETBE => Op::Set(6),
-            $O::SETA => Op::Set(7),
-            $O::SETS => Op::Set(8),
-            $O::SETNS => Op::Set(9),
-            $O::SETP => Op::Set(10),
-            $O::SETNP => Op::Set(11),
-            $O::SETL => Op::Set(12),
-            $O::SETGE => Op::Set(13),
-            $O::SETLE => Op::Set(14),
-            $O::SETG => Op::Set(15),
-            $O::CMOVO => Op::MovIf(0),
-            $O::CMOVNO => Op::MovIf(1),
-            $O::CMOVB => Op::MovIf(2),
-            $O::CMOVNB => Op::MovIf(3),
-            $O::CMOVZ => Op::MovIf(4),
-            $O::CMOVNZ => Op::MovIf(5),
-            $O::CMOVNA => Op::MovIf(6),
-            $O::CMOVA => Op::MovIf(7),
-            $O::CMOVS => Op::MovIf(8),
-            $O::CMOVNS => Op::MovIf(9),
-            $O::CMOVP => Op::MovIf(10),
-            $O::CMOVNP => Op::MovIf(11),
-            $O::CMOVL => Op::MovIf(12),
-            $O::CMOVGE => Op::MovIf(13),
-            $O::CMOVLE => Op::MovIf(14),
-            $O::CMOVG => Op::MovIf(15),
-            $O::PUSH => Op::Push,
-            $O::POP => Op::Pop,
-            $O::XLAT => Op::Xlat,
-            $O::MOVS => Op::String(StringOp::Movs),
-            $O::STOS => Op::String(StringOp::Stos),
-            $O::LODS => Op::String(StringOp::Lods),
-            $O::CMPS => Op::String(StringOp::Cmps),
-            $O::SCAS => Op::String(StringOp::Scas),
-            $O::INS => Op::String(StringOp::Ins),
-            $O::OUTS => Op::String(StringOp::Outs),
-            $O::CLTS => Op::Clts,
-            $O::LMSW => Op::Lmsw,
-            $O::SMSW => Op::Smsw,
-            $O::INVLPG => Op::Invlpg,
-            $O::NOP | $O::PREFETCHW | $O::PREFETCH0 | $O::PREFETCH1 | $O::PREFETCH2 => Op::Hint,
-            $O::PREFETCHNTA | $O::CLFLUSH | $O::CLFLUSHOPT | $O::CLWB => Op::Hint,
-            _ => return None,
-        })
-    };
-}
-
 decoder!(
     bits16, real_mode, CodeSize::Bits16, MemDisp,
-    registers: ; bases: ; operands:
-        yaxpeax_x86::real_mode::Operand::AbsoluteU16 { addr } => absolute(addr.into())
+    registers: ; bases: ;
+    operations: PUSHA => Op::PushAll, PUSHAD => Op::PushAll, POPA => Op::PopAll, POPAD => Op::PopAll,
+        LES => Op::LoadFarPointer(Seg::Es), LDS => Op::LoadFarPointer(Seg::Ds);
+    operands:
+        yaxpeax_x86::real_mode::Operand::AbsoluteU16 { addr } => absolute(addr.into()),
+        yaxpeax_x86::real_mode::Operand::AbsoluteFarAddress { segment, address } => far(segment, address)
 );
 decoder!(
     bits32, protected_mode, CodeSize::Bits32, Disp,
-    registers: ; bases: ; operands:
-        yaxpeax_x86::protected_mode::Operand::AbsoluteU16 { addr } => absolute(addr.into())
+    registers: ; bases: ;
+    operations: PUSHA => Op::PushAll, PUSHAD => Op::PushAll, POPA => Op::PopAll, POPAD => Op::PopAll,
+        LES => Op::LoadFarPointer(Seg::Es), LDS => Op::LoadFarPointer(Seg::Ds);
+    operands:
+        yaxpeax_x86::protected_mode::Operand::AbsoluteU16 { addr } => absolute(addr.into()),
+        yaxpeax_x86::protected_mode::Operand::AbsoluteFarAddress { segment, address } => far(segment, address)
 );
 decoder!(
     bits64, long_mode, CodeSize::Bits64, Disp,
-    registers: RB = 1, Q = 8; bases: RIP, EIP; operands:
+    registers: RB = 1, Q = 8; bases: RIP, EIP; operations: ; operands:
         yaxpeax_x86::long_mode::Operand::ImmediateI64 { imm } => Operand::Immediate(imm as u64),
         yaxpeax_x86::long_mode::Operand::ImmediateU64 { imm } => Operand::Immediate(imm),
         yaxpeax_x86::long_mode::Operand::AbsoluteU64 { addr } => absolute(addr)
 );
+
+fn far(selector: u16, offset: u32) -> Operand {
+    Operand::Far { selector, offset }
+}
+
+fn vector(number: u8, width: u8) -> Operand {
+    Operand::Vector(Vector { number, width })
+}
 
 /// A memory operand that is its offset.
 fn absolute(displacement: u64) -> Operand {

@@ -3,8 +3,8 @@
 
 use super::decode::{length, DecodeError};
 use super::instruction::*;
-use crate::state::{Reg, Seg};
-use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic, OpKind, Register as R};
+use crate::state::{DescriptorTable, Reg, Seg};
+use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Mnemonic, OpKind, Register as R};
 
 const SIZES: [(CodeSize, u32); 3] = [
     (CodeSize::Bits16, 16),
@@ -54,8 +54,45 @@ fn op(mnemonic: Mnemonic) -> Option<Op> {
         M::Imul => Op::Imul,
         M::Div => Op::Div,
         M::Idiv => Op::Idiv,
+        M::Bsf => Op::BitScan { reverse: false },
+        M::Bsr => Op::BitScan { reverse: true },
+        M::Tzcnt => Op::CountZeros { leading: false },
+        M::Lzcnt => Op::CountZeros { leading: true },
+        M::Popcnt => Op::CountOnes,
+        M::Crc32 => Op::Crc32,
         M::Push => Op::Push,
         M::Pop => Op::Pop,
+        M::Pusha | M::Pushad => Op::PushAll,
+        M::Popa | M::Popad => Op::PopAll,
+        M::Pushf | M::Pushfd | M::Pushfq => Op::PushFlags,
+        M::Popf | M::Popfd | M::Popfq => Op::PopFlags,
+        M::Enter => Op::Enter,
+        M::Leave => Op::Leave,
+        M::Ret => Op::Return,
+        M::Retf => Op::FarReturn,
+        M::Iret | M::Iretd | M::Iretq => Op::InterruptReturn,
+        M::Int => Op::Interrupt,
+        M::Int3 => Op::Breakpoint,
+        M::Into => Op::Overflow,
+        M::Les => Op::LoadFarPointer(Seg::Es),
+        M::Lds => Op::LoadFarPointer(Seg::Ds),
+        M::Lss => Op::LoadFarPointer(Seg::Ss),
+        M::Lfs => Op::LoadFarPointer(Seg::Fs),
+        M::Lgs => Op::LoadFarPointer(Seg::Gs),
+        M::Lgdt => Op::LoadTable(DescriptorTable::Global),
+        M::Lidt => Op::LoadTable(DescriptorTable::Interrupt),
+        M::Sgdt => Op::StoreTable(DescriptorTable::Global),
+        M::Sidt => Op::StoreTable(DescriptorTable::Interrupt),
+        M::Lldt => Op::LoadSystemSegment(Seg::Ldtr),
+        M::Ltr => Op::LoadSystemSegment(Seg::Tr),
+        M::Sldt => Op::StoreSystemSegment(Seg::Ldtr),
+        M::Str => Op::StoreSystemSegment(Seg::Tr),
+        M::Fnstcw => Op::Fpu(FpuOp::StoreControlWord),
+        M::Fnstsw => Op::Fpu(FpuOp::StoreStatusWord),
+        M::Ldmxcsr | M::Vldmxcsr => Op::Fpu(FpuOp::LoadMxcsr),
+        M::Stmxcsr | M::Vstmxcsr => Op::Fpu(FpuOp::StoreMxcsr),
+        M::Fxsave | M::Fxsave64 => Op::Fpu(FpuOp::Save),
+        M::Fxrstor | M::Fxrstor64 => Op::Fpu(FpuOp::Restore),
         M::Xlatb => Op::Xlat,
         M::Movsb | M::Movsw | M::Movsq => Op::String(StringOp::Movs),
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Op::String(StringOp::Stos),
@@ -64,10 +101,51 @@ fn op(mnemonic: Mnemonic) -> Option<Op> {
         M::Scasb | M::Scasw | M::Scasd | M::Scasq => Op::String(StringOp::Scas),
         M::Insb | M::Insw | M::Insd => Op::String(StringOp::Ins),
         M::Outsb | M::Outsw | M::Outsd => Op::String(StringOp::Outs),
+        M::In => Op::In,
+        M::Out => Op::Out,
         M::Clts => Op::Clts,
         M::Lmsw => Op::Lmsw,
         M::Smsw => Op::Smsw,
         M::Invlpg => Op::Invlpg,
+        other => return vector(other).map(Op::Vector),
+    })
+}
+
+/// The same of vector registers.
+fn vector(mnemonic: Mnemonic) -> Option<VectorOp> {
+    let name = format!("{mnemonic:?}");
+    // AVX's names have a V in front.
+    let name = name.strip_prefix('V').unwrap_or(&name).to_lowercase();
+    Some(match name.as_str() {
+        "movups" | "movupd" | "movdqu" | "lddqu" | "movss" | "movsd" | "movd" | "movq" => {
+            VectorOp::Move
+        }
+        "movntq" | "movntss" | "movntsd" => VectorOp::Move,
+        "movaps" | "movapd" | "movdqa" => VectorOp::MoveAligned,
+        "movntdq" | "movntdqa" | "movntps" | "movntpd" => VectorOp::MoveAligned,
+        "movlps" | "movlpd" => VectorOp::MoveHalf { high: false },
+        "movhps" | "movhpd" => VectorOp::MoveHalf { high: true },
+        "movddup" => VectorOp::Duplicate {
+            width: 8,
+            high: false,
+        },
+        "movsldup" => VectorOp::Duplicate {
+            width: 4,
+            high: false,
+        },
+        "movshdup" => VectorOp::Duplicate {
+            width: 4,
+            high: true,
+        },
+        "pinsrb" | "pinsrw" | "pinsrd" | "pinsrq" => VectorOp::Element,
+        "pextrb" | "pextrw" | "pextrd" | "pextrq" | "extractps" => VectorOp::Element,
+        "extractf128" | "extracti128" | "insertf128" | "inserti128" => VectorOp::Element,
+        "insertps" => VectorOp::ElementAndClear,
+        "broadcastss" | "broadcastsd" | "broadcastf128" | "broadcasti128" => VectorOp::Broadcast,
+        "pbroadcastb" | "pbroadcastw" | "pbroadcastd" | "pbroadcastq" => VectorOp::Broadcast,
+        "maskmovps" | "pmaskmovd" => VectorOp::Masked(4),
+        "maskmovpd" | "pmaskmovq" => VectorOp::Masked(8),
+        "maskmovq" | "maskmovdqu" => VectorOp::MaskedBytes,
         _ => return None,
     })
 }
@@ -78,6 +156,20 @@ fn op_of(oracle: &iced_x86::Instruction) -> Option<Op> {
     match oracle.code() {
         Code::Movsd_m32_m32 => return Some(Op::String(StringOp::Movs)),
         Code::Cmpsd_m32_m32 => return Some(Op::String(StringOp::Cmps)),
+        _ => {}
+    }
+    if oracle.encoding() == EncodingKind::EVEX {
+        return None;
+    }
+    match oracle.mnemonic() {
+        Mnemonic::Call if oracle.is_call_far() || oracle.is_call_far_indirect() => {
+            return Some(Op::FarCall)
+        }
+        Mnemonic::Jmp if oracle.is_jmp_far() || oracle.is_jmp_far_indirect() => {
+            return Some(Op::FarJump)
+        }
+        Mnemonic::Call => return Some(Op::Call),
+        Mnemonic::Jmp => return Some(Op::Jump),
         _ => {}
     }
     let name = format!("{:?}", oracle.mnemonic());
@@ -156,10 +248,26 @@ fn operand(oracle: &iced_x86::Instruction, i: u32) -> Operand {
                 (_, Some(seg)) => Operand::Segment(seg),
                 _ if reg.is_cr() => Operand::Control(reg.number() as u8),
                 _ if reg.is_dr() => Operand::Debug(reg.number() as u8),
+                _ if reg.is_mm() || reg.is_xmm() || reg.is_ymm() => Operand::Vector(Vector {
+                    number: reg.number() as u8,
+                    width: reg.size() as u8,
+                }),
                 _ => Operand::None,
             }
         }
         OpKind::Memory => memory(oracle),
+        OpKind::FarBranch16 | OpKind::FarBranch32 => Operand::Far {
+            selector: oracle.far_branch_selector(),
+            offset: match oracle.op_kind(i) {
+                OpKind::FarBranch16 => oracle.far_branch16().into(),
+                _ => oracle.far_branch32(),
+            },
+        },
+        OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => Operand::Immediate(
+            oracle
+                .near_branch_target()
+                .wrapping_sub(oracle.len() as u64),
+        ),
         _ => Operand::Immediate(oracle.immediate(i)),
     }
 }
@@ -181,13 +289,13 @@ fn meaning(operand: Operand, bits: u32, address_width: u8, width: u8) -> Operand
     }
 }
 
-/// Whether the lengths differ, of an instruction that both decoders know. Near branches with an operand-size prefix,
-/// which the decoder reads wrongly outside of 64-bit mode and two vendors differently in it, never exit; nor does UD0.
+/// Whether the lengths differ, of an instruction that both decoders know. Near branches with an operand-size prefix, which
+/// two vendors read differently in 64-bit mode, are not executed there; UD0 never exits.
 fn length_differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
     let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::AMD);
     let oracle = decoder.decode();
     let branch = oracle.is_jcc_near() || oracle.is_jmp_near() || oracle.is_call_near();
-    if branch || oracle.mnemonic() == Mnemonic::Ud0 {
+    if branch && bits == 64 || oracle.mnemonic() == Mnemonic::Ud0 {
         return None;
     }
     match length(bytes, size) {
@@ -214,6 +322,11 @@ fn differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
         (Err(_), None) => return None,
         // REX.R before a segment register is ignored by processors and refused by the decoder.
         (Err(_), Some(_)) if (0..2).any(|i| segment(oracle.op_register(i)).is_some()) => {
+            return None
+        }
+        (Err(_), Some(Op::Call | Op::Jump | Op::Return)) if bits == 64 => return None,
+        // The decoder takes VEX.W of these for another instruction.
+        (Err(_), Some(_)) if matches!(oracle.mnemonic(), Mnemonic::Vpextrb | Mnemonic::Vpextrw) => {
             return None
         }
         (Err(error), Some(_)) => return show(&format!("{error:?}")),
@@ -248,6 +361,13 @@ fn differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
             show(&format!("{ours:x?}"))
         };
     }
+    // Of vector registers, and of x87's, only moves to and from memory are executed.
+    let mut operands = ours.operands.iter();
+    let memory = operands.any(|operand| matches!(operand, Operand::Memory(_)));
+    let implied = ours.op == Op::Vector(VectorOp::MaskedBytes);
+    if matches!(ours.op, Op::Vector(_) | Op::Fpu(_)) && !memory && !implied {
+        return None;
+    }
     // XLAT's operands are implied; PUSH of an immediate and loads of segment registers are not executed.
     let first = ours.operands[0];
     if ours.op == Op::Xlat || matches!(first, Operand::Immediate(_) | Operand::Segment(_)) {
@@ -257,9 +377,10 @@ fn differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
         Operand::Register(register) => register.width,
         _ => ours.memory_width,
     };
-    let theirs = [0, 1, 2].map(|i| operand(&oracle, i));
+    // The oracle names the memory that is implied.
+    let theirs = [0, 1, 2, 3].map(|i| operand(&oracle, i + u32::from(implied)));
     let width_of = |i| match ours.op {
-        Op::Shift(_) | Op::Bit(_) => 1,
+        Op::Shift(_) | Op::Bit(_) | Op::Vector(_) => 1,
         Op::ShiftLeftDouble | Op::ShiftRightDouble if i == 2 => 1,
         _ => width,
     };
@@ -272,7 +393,8 @@ fn differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
         if !swapped && !agree(i, i) {
             return show(&format!("operand {i} is {mine:x?}, not {:x?}", theirs[i]));
         }
-        let accessed = matches!(mine, Operand::Memory(_)) && ours.op != Op::Invlpg;
+        let sized = !matches!(ours.op, Op::Invlpg | Op::Fpu(FpuOp::Save | FpuOp::Restore));
+        let accessed = matches!(mine, Operand::Memory(_)) && sized;
         if accessed && usize::from(ours.memory_width) != oracle.memory_size().size() {
             return show(&format!("{} bytes", ours.memory_width));
         }
@@ -315,17 +437,26 @@ fn agree(step: usize) {
         &[0xf3, 0x48],
         &[0xf2, 0x66],
     ];
-    let maps: &[&[u8]] = &[&[], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x01]];
+    let maps: &[&[u8]] = &[&[], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a], &[0x0f, 0x01]];
+    // VEX prefixes of two and of three bytes: all maps, widths, implied prefixes and both REX.W, with and without a second
+    // source.
+    let two = (0..8u8).flat_map(|l_pp| [0xf8 | l_pp, 0xb8 | l_pp].map(|byte| vec![0xc5, byte]));
+    let three = (1..4u8).flat_map(|map| {
+        let bytes = (0..8u8).flat_map(|l_pp| [0x78, 0xf8, 0x48].map(|byte| byte | l_pp));
+        bytes.map(move |byte| vec![0xc4, 0xe0 | map, byte])
+    });
+    let vex: Vec<Vec<u8>> = two.chain(three).collect();
     let mut seed = 1;
     let mut found = std::collections::BTreeMap::new();
     let mut compared = 0u32;
     for (size, bits) in SIZES {
-        for prefix in prefixes {
-            for map in maps {
+        for (i, prefix) in prefixes.iter().enumerate() {
+            let vex = vex.iter().map(Vec::as_slice).filter(|_| i == 0);
+            for map in maps.iter().copied().chain(vex) {
                 for opcode in 0..=255u8 {
                     let first = noise(&mut seed) % step.min(255) as u8;
                     for modrm in (first..=255).step_by(step) {
-                        let mut bytes = [prefix, *map, &[opcode, modrm]].concat();
+                        let mut bytes = [prefix, map, &[opcode, modrm]].concat();
                         bytes.resize_with(15, || noise(&mut seed));
                         compared += 1;
                         let difference = differs(&bytes, size, bits);

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What instructions do (SDM 2), but for strings and system registers.
+//! What instructions do (SDM 2): those that move and calculate. Others have files of their own.
 //!
 //! An operand that is written is checked for writing before it is read, as the processor does. Memory is written before
 //! registers and flags, so that a fault leaves them as they were.
 
 use super::access::Bytes;
-use super::instruction::{Binary, Bit, Op, Operand};
+use super::instruction::{Binary, Op, Operand};
 use super::operand::Target;
 use super::{alu, Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind::{Read, Write};
-use crate::state::{rflags, Exception, Reg, Seg, SegmentAttributes};
+use crate::state::{rflags, Exception, Reg, Seg};
 
 impl<C: Cpu> Execution<'_, C> {
     /// Executes the instruction, unless it is a string instruction.
@@ -44,10 +44,37 @@ impl<C: Cpu> Execution<'_, C> {
             Op::Idiv => self.divide(alu::divide_signed),
             Op::Set(condition) => self.set_if(condition),
             Op::MovIf(condition) => self.mov_if(condition),
+            Op::BitScan { reverse } => self.bit_scan(reverse),
+            Op::CountZeros { leading } => self.count_zeros(leading),
+            Op::CountOnes => self.count(alu::count_ones),
+            Op::Crc32 => self.crc32(),
             Op::Push => self.push(),
             Op::Pop => self.pop(),
+            Op::PushAll => self.push_all(),
+            Op::PopAll => self.pop_all(),
+            Op::PushFlags => self.push_flags(),
+            Op::PopFlags => self.pop_flags(),
+            Op::Enter => self.enter(),
+            Op::Leave => self.leave(),
+            Op::Call => self.call(),
+            Op::Jump => self.jump(),
+            Op::Return => self.return_near(),
+            Op::FarCall => self.far_call(),
+            Op::FarJump => self.far_jump(),
+            Op::FarReturn => self.far_return(),
+            Op::InterruptReturn => self.interrupt_return(),
+            Op::Interrupt | Op::Breakpoint | Op::Overflow => self.software_interrupt(),
+            Op::LoadFarPointer(seg) => self.load_far_pointer(seg),
+            Op::Vector(op) => self.vector(op),
+            Op::Fpu(op) => self.fpu(op),
             Op::Xlat => self.xlat(),
+            Op::In => self.port_in(),
+            Op::Out => self.port_out(),
             Op::Clts | Op::Lmsw | Op::Smsw | Op::Invlpg => self.system(),
+            Op::LoadTable(table) => self.load_table(table),
+            Op::StoreTable(table) => self.store_table(table),
+            Op::LoadSystemSegment(seg) => self.load_system_segment(seg),
+            Op::StoreSystemSegment(seg) => self.store_system_segment(seg),
             Op::Hint => Ok(()),
             Op::String(_) => Err(self.unsupported()),
         }
@@ -58,17 +85,17 @@ impl<C: Cpu> Execution<'_, C> {
         Fault::Unsupported(self.machine.bytes)
     }
 
-    fn flags(&self) -> u64 {
+    pub fn flags(&self) -> u64 {
         self.machine.cpu.rflags()
     }
 
-    fn set_flags(&mut self, flags: u64) {
+    pub fn set_flags(&mut self, flags: u64) {
         self.machine.cpu.set_rflags(flags);
     }
 
     fn mov(&mut self) -> Result<(), Fault> {
         match (self.operand(0), self.operand(1)) {
-            (Operand::Segment(_), _) => return Err(self.unsupported()),
+            (Operand::Segment(seg), _) => return self.mov_to_segment(seg),
             (Operand::Control(_) | Operand::Debug(_), _)
             | (_, Operand::Control(_) | Operand::Debug(_)) => return self.mov_system(),
             _ => {}
@@ -81,10 +108,7 @@ impl<C: Cpu> Execution<'_, C> {
 
     fn extend(&mut self, extended: fn(u64, u8) -> u64) -> Result<(), Fault> {
         let from = self.target(1, Read)?;
-        let width = match &from {
-            Target::Register(register) => register.width,
-            _ => self.instruction.memory_width,
-        };
+        let width = self.width_of(&from);
         let value = self.get(&from)?;
         let to = self.target(0, Write)?;
         self.set(&to, extended(value, width))
@@ -141,36 +165,6 @@ impl<C: Cpu> Execution<'_, C> {
         let (value, flags) = result(width, old, from, count as u8, self.flags());
         self.set(&to, value)?;
         self.set_flags(flags);
-        Ok(())
-    }
-
-    fn bit(&mut self, op: Bit) -> Result<(), Fault> {
-        let width = self.width()?;
-        let bits = 8 * u64::from(width);
-        let index = self.target(1, Read)?;
-        let index = self.get(&index)?;
-        let kind = if op == Bit::Test { Read } else { Write };
-        let to = match (self.operand(0), self.operand(1)) {
-            // A register's bit index reaches beyond the operand, on both sides.
-            (Operand::Memory(mut address), Operand::Register(_)) => {
-                let byte = (alu::sign_extend(index, width) as i64).wrapping_shr(3) as u64;
-                let step = byte & !u64::from(width.wrapping_sub(1));
-                address.displacement = address.displacement.wrapping_add(step);
-                let offset = self.offset(&address);
-                Target::Memory(self.machine.place(address.seg, offset, width, kind)?)
-            }
-            _ => self.target(0, kind)?,
-        };
-        let old = self.get(&to)?;
-        let bit = 1u64.wrapping_shl((index & bits.wrapping_sub(1)) as u32);
-        let carry = if old & bit != 0 { rflags::CF } else { 0 };
-        match op {
-            Bit::Test => {}
-            Bit::Set => self.replace(&to, old, old | bit)?,
-            Bit::Reset => self.replace(&to, old, old & !bit)?,
-            Bit::Complement => self.replace(&to, old, old ^ bit)?,
-        }
-        self.set_flags(self.flags() & !rflags::CF | carry);
         Ok(())
     }
 
@@ -340,56 +334,5 @@ impl<C: Cpu> Execution<'_, C> {
         let value = self.machine.load(&place)?.value() as u64;
         self.set_part(Reg::Rax, 1, value);
         Ok(())
-    }
-
-    /// Bytes of the stack pointer (SDM 1: 6.2.3).
-    fn stack_width(&self) -> u8 {
-        let stack = self.machine.cpu.segment(Seg::Ss).attributes;
-        match (self.machine.mode.long, stack.has(SegmentAttributes::DB)) {
-            (true, _) => 8,
-            (false, true) => 4,
-            (false, false) => 2,
-        }
-    }
-
-    /// PUSH of a register or of memory.
-    fn push(&mut self) -> Result<(), Fault> {
-        if !matches!(self.operand(0), Operand::Register(_) | Operand::Memory(_)) {
-            return Err(self.unsupported());
-        }
-        let width = self.width()?;
-        let stack = self.stack_width();
-        let from = self.target(0, Read)?;
-        let top = self.part(Reg::Rsp, stack).wrapping_sub(width.into()) & alu::mask(stack);
-        let to = Target::Memory(self.machine.place(Seg::Ss, top, width, Write)?);
-        let value = self.get(&from)?;
-        self.set(&to, value)?;
-        self.set_part(Reg::Rsp, stack, top);
-        Ok(())
-    }
-
-    /// POP to a register or to memory. An address relative to rSP counts from the new top.
-    fn pop(&mut self) -> Result<(), Fault> {
-        if !matches!(self.operand(0), Operand::Register(_) | Operand::Memory(_)) {
-            return Err(self.unsupported());
-        }
-        let width = self.width()?;
-        let stack = self.stack_width();
-        let top = self.part(Reg::Rsp, stack);
-        let from = Target::Memory(self.machine.place(Seg::Ss, top, width, Read)?);
-        let before = self.machine.cpu.gprs()[Reg::Rsp];
-        self.set_part(
-            Reg::Rsp,
-            stack,
-            top.wrapping_add(width.into()) & alu::mask(stack),
-        );
-        let moved = match self.target(0, Write) {
-            Ok(to) => self.get(&from).and_then(|value| self.set(&to, value)),
-            Err(fault) => Err(fault),
-        };
-        if moved.is_err() {
-            self.machine.cpu.gprs_mut()[Reg::Rsp] = before;
-        }
-        moved
     }
 }

@@ -2,7 +2,7 @@
 //! An instruction in the form that the emulator executes, the same for all code sizes.
 
 use super::{InstructionBytes, MAX_INSTRUCTION_BYTES};
-use crate::state::{Reg, Seg};
+use crate::state::{DescriptorTable, Reg, Seg};
 
 /// The size of code and addresses that a code segment sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,49 @@ pub(super) enum StringOp {
     Outs,
 }
 
+/// A load or store of a vector register (MMX, SSE, AVX), by what it makes of the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum VectorOp {
+    /// Bytes to the low end of a register, zeroes above them; or from the low end.
+    Move,
+    /// As [`VectorOp::Move`], of an operand that must be aligned to its width.
+    MoveAligned,
+    /// Eight bytes to one half of 16, or from it. The other half stays.
+    MoveHalf {
+        /// The upper half.
+        high: bool,
+    },
+    /// One element of several to fill the register.
+    Broadcast,
+    /// In each pair of elements of this width one is copied to the other.
+    Duplicate {
+        width: u8,
+        /// The upper element is copied to the lower.
+        high: bool,
+    },
+    /// The element that the immediate numbers. The others stay.
+    Element,
+    /// INSERTPS: [`VectorOp::Element`], and the immediate says which elements to clear.
+    ElementAndClear,
+    /// The elements of this width whose sign bit is set in a mask register; others are not accessed, and load as zero.
+    Masked(u8),
+    /// The bytes that a mask register selects, to where rDI points (MASKMOVQ).
+    MaskedBytes,
+}
+
+/// State of the floating-point unit that an instruction loads or stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FpuOp {
+    StoreControlWord,
+    StoreStatusWord,
+    LoadMxcsr,
+    StoreMxcsr,
+    /// FXSAVE.
+    Save,
+    /// FXRSTOR.
+    Restore,
+}
+
 /// What an instruction does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Op {
@@ -90,14 +133,55 @@ pub(super) enum Op {
     Set(u8),
     /// CMOVcc, with the condition's number.
     MovIf(u8),
+    /// BSF, or BSR.
+    BitScan {
+        reverse: bool,
+    },
+    /// TZCNT, or LZCNT.
+    CountZeros {
+        leading: bool,
+    },
+    CountOnes,
+    Crc32,
     Push,
     Pop,
+    PushAll,
+    PopAll,
+    PushFlags,
+    PopFlags,
+    Enter,
+    Leave,
+    Call,
+    Jump,
+    Return,
+    FarCall,
+    FarJump,
+    FarReturn,
+    InterruptReturn,
+    /// INT n.
+    Interrupt,
+    /// INT3.
+    Breakpoint,
+    /// INTO.
+    Overflow,
+    /// LDS and its like.
+    LoadFarPointer(Seg),
+    Vector(VectorOp),
+    Fpu(FpuOp),
     Xlat,
     String(StringOp),
+    In,
+    Out,
     Clts,
     Lmsw,
     Smsw,
     Invlpg,
+    LoadTable(DescriptorTable),
+    StoreTable(DescriptorTable),
+    /// LLDT, or LTR.
+    LoadSystemSegment(Seg),
+    /// SLDT, or STR.
+    StoreSystemSegment(Seg),
     /// A hint that has a memory operand and does not access it.
     Hint,
 }
@@ -110,6 +194,14 @@ pub(super) struct Register {
     pub width: u8,
     /// Bits 8–15: AH, CH, DH, BH.
     pub high: bool,
+}
+
+/// A vector register, or its part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Vector {
+    pub number: u8,
+    /// Bytes: 8 of MMX, 16 of XMM, 32 of YMM.
+    pub width: u8,
 }
 
 /// What a memory operand's address is relative to.
@@ -141,6 +233,12 @@ pub(super) enum Operand {
     Segment(Seg),
     Control(u8),
     Debug(u8),
+    Vector(Vector),
+    /// The target of a far branch.
+    Far {
+        selector: u16,
+        offset: u32,
+    },
 }
 
 impl Operand {
@@ -166,15 +264,19 @@ pub(super) enum Repeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Instruction {
     pub op: Op,
-    pub operands: [Operand; 3],
+    pub operands: [Operand; 4],
     /// Bytes of the memory operand, 0 if there is none.
     pub memory_width: u8,
+    /// Bytes of the operation as prefixes and code size set them: 2, 4 or 8.
+    pub operand_width: u8,
     /// Bytes of an address: 2, 4 or 8.
     pub address_width: u8,
     /// The segment that an override names.
     pub segment: Option<Seg>,
     pub lock: bool,
     pub repeat: Repeat,
+    /// It has a VEX prefix: AVX's form of an instruction.
+    pub vex: bool,
     pub length: u8,
 }
 

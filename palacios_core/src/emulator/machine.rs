@@ -49,6 +49,8 @@ pub(super) struct Machine<'a, C> {
     pub mode: Mode,
     pub last_read: Translated,
     pub last_written: Translated,
+    /// An event from outside of the program is being delivered, which exceptions on the way must say (SDM 3A: 6.13).
+    pub external: bool,
     /// The bytes of the instruction, for a report.
     pub bytes: InstructionBytes,
 }
@@ -61,6 +63,7 @@ impl<'a, C: Cpu> Machine<'a, C> {
             mode,
             last_read: None,
             last_written: None,
+            external: false,
             bytes: InstructionBytes::new(&[]),
         }
     }

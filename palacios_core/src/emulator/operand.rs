@@ -72,7 +72,7 @@ impl<C: Cpu> Execution<'_, C> {
                     kind,
                 )?))
             }
-            Operand::None | Operand::Control(_) | Operand::Debug(_) => Err(self.unsupported()),
+            _ => Err(self.unsupported()),
         }
     }
 
@@ -110,6 +110,14 @@ impl<C: Cpu> Execution<'_, C> {
                 }
             }
             _ => self.set(target, new),
+        }
+    }
+
+    /// The bytes of an operand that is a register or memory.
+    pub fn width_of(&self, target: &Target) -> u8 {
+        match target {
+            Target::Register(register) => register.width,
+            _ => self.instruction.memory_width,
         }
     }
 

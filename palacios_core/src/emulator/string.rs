@@ -57,39 +57,42 @@ impl<C: Cpu> Execution<'_, C> {
     fn string_once(&mut self, op: StringOp, width: u8) -> Result<(), Fault> {
         match op {
             StringOp::Movs => {
-                let from = self.source(width)?;
-                let to = self.destination(width, Write)?;
+                let from = self.string_source(width)?;
+                let to = self.string_destination(width, Write)?;
                 let bytes = self.machine.load(&from)?;
                 self.machine.store(&to, &bytes)?;
             }
             StringOp::Stos => {
-                let to = self.destination(width, Write)?;
+                let to = self.string_destination(width, Write)?;
                 let value = self.part(Reg::Rax, width);
                 self.machine.store(&to, &Bytes::new(value.into(), width))?;
             }
             StringOp::Lods => {
-                let from = self.source(width)?;
+                let from = self.string_source(width)?;
                 let value = self.machine.load(&from)?.value() as u64;
                 self.set_part(Reg::Rax, width, value);
             }
             StringOp::Cmps => {
-                let (from, to) = (self.source(width)?, self.destination(width, Read)?);
+                let (from, to) = (
+                    self.string_source(width)?,
+                    self.string_destination(width, Read)?,
+                );
                 let a = self.machine.load(&from)?.value() as u64;
                 self.string_compare(width, a, &to)?;
             }
             StringOp::Scas => {
-                let to = self.destination(width, Read)?;
+                let to = self.string_destination(width, Read)?;
                 self.string_compare(width, self.part(Reg::Rax, width), &to)?;
             }
             StringOp::Ins => {
                 let port = self.port(width)?;
-                let to = self.destination(width, Write)?;
+                let to = self.string_destination(width, Write)?;
                 let value = self.machine.cpu.port_in(port, width)?;
                 self.machine.store(&to, &Bytes::new(value.into(), width))?;
             }
             StringOp::Outs => {
                 let port = self.port(width)?;
-                let from = self.source(width)?;
+                let from = self.string_source(width)?;
                 let value = self.machine.load(&from)?.value() as u32;
                 self.machine.cpu.port_out(port, width, value)?;
             }
@@ -118,14 +121,14 @@ impl<C: Cpu> Execution<'_, C> {
     }
 
     /// The element at rSI, in DS or the segment that overrides it.
-    fn source(&mut self, width: u8) -> Result<Place, Fault> {
+    fn string_source(&mut self, width: u8) -> Result<Place, Fault> {
         let seg = self.instruction.segment.unwrap_or(Seg::Ds);
         let offset = self.address_part(Reg::Rsi);
         self.machine.place(seg, offset, width, Read)
     }
 
     /// The element at rDI, always in ES.
-    fn destination(&mut self, width: u8, kind: AccessKind) -> Result<Place, Fault> {
+    fn string_destination(&mut self, width: u8, kind: AccessKind) -> Result<Place, Fault> {
         let offset = self.address_part(Reg::Rdi);
         self.machine.place(Seg::Es, offset, width, kind)
     }

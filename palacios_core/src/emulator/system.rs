@@ -6,10 +6,10 @@
 
 use super::instruction::{Op, Operand, Register};
 use super::machine::Machine;
-use super::{alu, Cpu, Execution, Fault};
+use super::{alu, Cpu, Execution, Fault, Feature};
 use crate::addr::Gva;
-use crate::memory::walk::{Access, AccessKind, Privilege};
-use crate::state::{cr0, cr4, rflags, Exception, Seg, SegmentAttributes};
+use crate::memory::walk::AccessKind;
+use crate::state::{cr0, cr4, rflags, Exception, Reg, Seg, SegmentAttributes};
 
 /// DR6: a debug register was accessed under general detect.
 const DR6_BD: u64 = 1 << 13;
@@ -24,9 +24,7 @@ impl<C: Cpu> Execution<'_, C> {
         let cr0 = self.machine.cpu.cr(0);
         match self.instruction.op {
             Op::Smsw => {
-                if self.machine.cpu.cr(4) & cr4::UMIP != 0 {
-                    self.require_cpl0()?;
-                }
+                self.check_user_mode_instruction_prevention()?;
                 let to = self.target(0, AccessKind::Write)?;
                 self.set(&to, cr0)
             }
@@ -57,6 +55,35 @@ impl<C: Cpu> Execution<'_, C> {
                 self.require_cpl0()?;
                 self.machine.cpu.set_cr(0, cr0 & !cr0::TS)
             }
+        }
+    }
+
+    /// IN. It comes here if the map of ports that guards it is a device's memory.
+    pub fn port_in(&mut self) -> Result<(), Fault> {
+        let (width, port) = (self.width()?, self.port_of(1)?);
+        self.machine.check_port(port, width)?;
+        let value = self.machine.cpu.port_in(port, width)?;
+        self.set_part(Reg::Rax, width, value.into());
+        Ok(())
+    }
+
+    /// OUT.
+    pub fn port_out(&mut self) -> Result<(), Fault> {
+        let Operand::Register(from) = self.operand(1) else {
+            return Err(self.unsupported());
+        };
+        let port = self.port_of(0)?;
+        self.machine.check_port(port, from.width)?;
+        let value = self.register(from) as u32;
+        self.machine.cpu.port_out(port, from.width, value)
+    }
+
+    /// The port that an operand names, by its number or as DX.
+    fn port_of(&mut self, operand: usize) -> Result<u16, Fault> {
+        match self.operand(operand) {
+            Operand::Immediate(port) => Ok(port as u8 as u16),
+            Operand::Register(_) => Ok(self.part(Reg::Rdx, 2) as u16),
+            _ => Err(self.unsupported()),
         }
     }
 
@@ -107,7 +134,7 @@ impl<C: Cpu> Execution<'_, C> {
     }
 
     fn check_control(&self, number: u8) -> Result<(), Fault> {
-        let unknown = self.instruction.lock && !self.machine.cpu.names_cr8_by_lock();
+        let unknown = self.instruction.lock && !self.machine.cpu.has(Feature::AltMovCr8);
         if unknown || !matches!(number, 0 | 2 | 3 | 4 | 8) {
             return Err(self.machine.fault(Exception::INVALID_OPCODE));
         }
@@ -133,7 +160,7 @@ impl<C: Cpu> Execution<'_, C> {
         Ok(number)
     }
 
-    fn require_cpl0(&self) -> Result<(), Fault> {
+    pub fn require_cpl0(&self) -> Result<(), Fault> {
         if self.machine.cpu.cpl() != 0 {
             return Err(self.machine.fault(Exception::general_protection(0)));
         }
@@ -156,30 +183,16 @@ impl<C: Cpu> Machine<'_, C> {
         if !has_map || limit < TSS_IO_MAP + 1 {
             return Err(denied);
         }
-        let map = self.task_word(task.base.wrapping_add(TSS_IO_MAP))?;
-        let byte = u64::from(map) + u64::from(port / 8);
-        if byte + 1 > limit {
+        let map = self.read_implicit(task.base.wrapping_add(TSS_IO_MAP), 2)?;
+        let byte = map.wrapping_add(u64::from(port / 8));
+        if byte.wrapping_add(1) > limit {
             return Err(denied);
         }
-        let bits = self.task_word(task.base.wrapping_add(byte))? >> (port % 8);
-        let wanted = alu::mask(1) as u16 >> 8u8.saturating_sub(width);
+        let bits = self.read_implicit(task.base.wrapping_add(byte), 2)? >> (port % 8);
+        let wanted = alu::mask(1) >> 8u8.saturating_sub(width);
         if bits & wanted != 0 {
             return Err(denied);
         }
         Ok(())
-    }
-
-    /// Two bytes of the TSS, read as the processor reads it.
-    fn task_word(&mut self, at: u64) -> Result<u16, Fault> {
-        let access = Access {
-            kind: AccessKind::Read,
-            privilege: Privilege::Implicit,
-        };
-        let mut bytes = [0; 2];
-        for (byte, offset) in bytes.iter_mut().zip(0..) {
-            let place = self.place_linear(Gva(at.wrapping_add(offset)), 1, access)?;
-            *byte = self.load(&place)?.value() as u8;
-        }
-        Ok(u16::from_le_bytes(bytes))
     }
 }

@@ -4,16 +4,20 @@
 
 use super::{Here, Vcpu};
 use crate::addr::{Gpa, Gva};
-use crate::backend::{Backend, BackendVcpu};
+use crate::backend::{Backend, BackendVcpu, Event};
 use crate::devices::GuestMemory;
-use crate::emulator::{self, Cpu, Fault};
+use crate::emulator::{self, Cpu, Fault, Feature, Interruption, Source};
 use crate::host::Host;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
 use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};
 use crate::memory::Resident;
-use crate::state::{cr0, cr4, efer, Control, Exception, Gprs, Seg, Segment, SegmentAttributes};
+use crate::state::{
+    cr0, cr4, efer, Control, DescriptorTable, Exception, Gprs, Seg, Segment, SegmentAttributes,
+    TableRegister,
+};
 use crate::stats::Counter;
+use crate::xsave::XsaveArea;
 
 /// A vCPU in its place, for the length of one instruction.
 struct Emulated<'a, 'b, H: Host, B: Backend<H>> {
@@ -35,6 +39,34 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         match emulator::step(&mut emulated) {
             Ok(step) if step.single_step => self.single_step(),
             Ok(_) => {}
+            Err(fault) => self.emulator_fault(here, fault),
+        }
+    }
+
+    /// Delivers an event that the processor could not: its stack, or a table on its way, is a device's memory.
+    pub(super) fn deliver_by_hand(&mut self, here: &Here<'_, H, B>, event: Event) {
+        here.shared.stats.add(Counter::Emulated, 1);
+        let rip = self.arch.rip();
+        let (vector, error_code, source, rip) = match event {
+            Event::Interrupt(vector) => (vector, None, Source::Interrupt, rip),
+            Event::Nmi => (2, None, Source::Interrupt, rip),
+            Event::Exception(e) => (e.vector, e.error_code, Source::Exception, rip),
+            Event::Software { vector, next_rip } => (vector, None, Source::Software, next_rip),
+        };
+        let what = Interruption {
+            vector,
+            error_code,
+            source,
+            rip,
+        };
+        // Until it is delivered it stays the one that was cut short: what arises meanwhile combines with it.
+        match emulator::deliver(&mut Emulated { vcpu: self, here }, &what) {
+            Ok(()) => {
+                self.interrupted = None;
+                if event == Event::Nmi {
+                    self.arch.set_nmi_blocked(true);
+                }
+            }
             Err(fault) => self.emulator_fault(here, fault),
         }
     }
@@ -182,6 +214,19 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     fn segment(&self, seg: Seg) -> Segment {
         self.vcpu.arch.segment(seg)
     }
+    fn set_segment(&mut self, seg: Seg, segment: Segment) {
+        self.vcpu.arch.set_segment(seg, segment);
+    }
+    fn table(&self, table: DescriptorTable) -> TableRegister {
+        let state = self.vcpu.arch.state();
+        match table {
+            DescriptorTable::Global => state.gdtr,
+            DescriptorTable::Interrupt => state.idtr,
+        }
+    }
+    fn set_table(&mut self, table: DescriptorTable, value: TableRegister) {
+        self.vcpu.arch.set_table(table, value);
+    }
     fn cpl(&self) -> u8 {
         self.vcpu.arch.cpl()
     }
@@ -189,10 +234,32 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         self.vcpu.arch.control().efer
     }
 
-    fn names_cr8_by_lock(&self) -> bool {
-        const ALT_MOV_CR8: u32 = 1 << 4;
-        let [_, _, features, _] = self.here.vm.backend().cpuid(0x8000_0001, 0);
-        features & ALT_MOV_CR8 != 0
+    fn has(&self, feature: Feature) -> bool {
+        const INTEL: u32 = u32::from_le_bytes(*b"Genu");
+        let cpuid = |leaf| self.here.vm.backend().cpuid(leaf, 0);
+        let [last, vendor, ..] = cpuid(0);
+        let [_, _, extended, _] = cpuid(0x8000_0001);
+        match feature {
+            Feature::AltMovCr8 => extended & 1 << 4 != 0,
+            Feature::Lzcnt => extended & 1 << 5 != 0,
+            Feature::Tzcnt => {
+                let [_, bmi, ..] = cpuid(7);
+                last >= 7 && bmi & 1 << 3 != 0
+            }
+            Feature::WideFarPointers => vendor == INTEL,
+        }
+    }
+    fn set_interrupt_shadow(&mut self) {
+        self.vcpu.arch.set_interrupt_shadow(true);
+    }
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.vcpu.arch.set_nmi_blocked(blocked);
+    }
+    fn xcr0(&self) -> u64 {
+        self.vcpu.arch.xcr0()
+    }
+    fn fpu(&mut self) -> XsaveArea<'_> {
+        self.vcpu.arch.fpu()
     }
     fn cr(&self, number: u8) -> u64 {
         let control = self.vcpu.arch.control();
@@ -404,5 +471,40 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
         memory
             .compare_exchange(at, size, old, new)
             .map_err(|_| Fault::Memory(at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a device sees of an access: the address and the size of each piece.
+    fn pieces(at: u64, len: usize) -> Vec<(u64, u8)> {
+        let (mut seen, mut next) = (Vec::new(), 0);
+        for_pieces(Gpa(at), len, |at, from, size| {
+            assert_eq!(from, next, "in the order of their addresses, without a gap");
+            next = from + usize::from(size);
+            seen.push((at.0, size));
+        });
+        assert_eq!(next, len);
+        seen
+    }
+
+    #[test]
+    fn a_device_sees_at_most_eight_bytes_at_once() {
+        for (at, size) in [(0x1000, 1), (0x1001, 2), (0x1003, 4), (0x1005, 8)] {
+            assert_eq!(pieces(at, size.into()), [(at, size)], "whole");
+        }
+        assert_eq!(pieces(0x1000, 16), [(0x1000, 8), (0x1008, 8)]);
+        assert_eq!(pieces(0x1004, 16), [(0x1004, 4), (0x1008, 8), (0x1010, 4)]);
+        let of_32 = (0..4).map(|n| (0x1000 + 8 * n, 8)).collect::<Vec<_>>();
+        assert_eq!(pieces(0x1000, 32), of_32);
+        // What is left of an access behind the end of a page, and a table's limit and base.
+        assert_eq!(pieces(0x1000, 3), [(0x1000, 2), (0x1002, 1)]);
+        assert_eq!(pieces(0x1003, 5), [(0x1003, 1), (0x1004, 4)]);
+        assert_eq!(
+            pieces(0x1001, 6),
+            [(0x1001, 1), (0x1002, 2), (0x1004, 2), (0x1006, 1)]
+        );
     }
 }

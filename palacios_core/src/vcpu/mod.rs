@@ -359,7 +359,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             }
             Err(FillError::NotRam) => {
                 stats.add(Counter::Mmio, 1);
-                self.emulate(here);
+                match self.interrupted {
+                    Some(event) => self.deliver_by_hand(here, event),
+                    None => self.emulate(here),
+                }
             }
         }
     }
@@ -527,7 +530,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         match fault {
             Fault::Exception(exception) => self.fault(exception),
             Fault::Retry => {}
+            // A program does not stop the machine that it runs on. Its system sees to it.
+            Fault::Unsupported(_) if self.arch.cpl() == 3 => self.fault(Exception::INVALID_OPCODE),
             Fault::Unsupported(bytes) => self.stop(StopReason::Unemulated { rip, bytes }),
+            Fault::TaskSwitch => self.task_switch(),
             Fault::Memory(gpa) => {
                 let reason = if here.vm.memory().is_ram(gpa) {
                     StopReason::OutOfMemory

@@ -13,7 +13,10 @@ use palacios_core::addr::Hpa;
 use palacios_core::backend::{Backend, BackendVcpu, Event, Exit, Features, Unsupported};
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::memory::table::Format;
-use palacios_core::state::{rflags, Control, CpuState, Gprs, Seg, Segment};
+use palacios_core::state::{
+    rflags, Control, CpuState, DescriptorTable, Gprs, Seg, Segment, TableRegister,
+};
+use palacios_core::xsave::{XsaveArea, XsaveLayout, SMALLEST_AREA};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -99,6 +102,7 @@ impl Backend<TestHost> for AdversarialBackend {
             tag: None,
             place: None,
             tsc_offset: 0,
+            fpu: [0; SMALLEST_AREA as usize],
             msrs: MSRS.into_iter().map(|index| (index, 0)).collect(),
         }))
     }
@@ -116,6 +120,8 @@ pub struct AdversarialVcpu {
     /// Where it is loaded.
     place: Option<CpuId>,
     tsc_offset: u64,
+    /// Its guests have no floating-point unit; what the emulator does to one is kept.
+    fpu: [u8; SMALLEST_AREA as usize],
     msrs: BTreeMap<u32, u64>,
 }
 
@@ -281,10 +287,20 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     fn segment(&self, seg: Seg) -> Segment {
         self.guest.state.segments[seg as usize]
     }
+    fn set_segment(&mut self, seg: Seg, segment: Segment) {
+        self.guest.state.segments[seg as usize] = segment;
+    }
+    fn set_table(&mut self, table: DescriptorTable, value: TableRegister) {
+        match table {
+            DescriptorTable::Global => self.guest.state.gdtr = value,
+            DescriptorTable::Interrupt => self.guest.state.idtr = value,
+        }
+    }
     fn cpl(&self) -> u8 {
         0
     }
     fn power_on(&mut self) {
+        self.fpu().clear();
         self.msrs.values_mut().for_each(|value| *value = 0);
     }
     fn state(&self) -> CpuState {
@@ -323,6 +339,9 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     fn set_xcr0(&mut self, value: u64) {
         self.guest.state.xcr0 = value;
     }
+    fn fpu(&mut self) -> XsaveArea<'_> {
+        XsaveArea::new(&mut self.fpu, XsaveLayout::default())
+    }
 
     fn inject(&mut self, event: Event) {
         self.guest.injected = Some(event);
@@ -335,6 +354,9 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     }
     fn nmi_allowed(&self) -> bool {
         !self.guest.nmi_blocked && !self.guest.shadow && self.guest.injected.is_none()
+    }
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.guest.nmi_blocked = blocked;
     }
     fn set_interrupt_shadow(&mut self, on: bool) {
         self.guest.shadow = on;

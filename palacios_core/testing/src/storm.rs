@@ -16,7 +16,10 @@ use palacios_core::backend::{
 };
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::memory::table::Format;
-use palacios_core::state::{rflags, Control, CpuState, Gprs, Reg, Seg, Segment};
+use palacios_core::state::{
+    rflags, Control, CpuState, DescriptorTable, Gprs, Reg, Seg, Segment, TableRegister,
+};
+use palacios_core::xsave::{XsaveArea, XsaveLayout};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -434,6 +437,10 @@ impl BackendVcpu<TestHost, StormBackend> for StormVcpu {
     fn segment(&self, seg: Seg) -> Segment {
         self.state.segments[seg as usize]
     }
+    fn set_segment(&mut self, seg: Seg, segment: Segment) {
+        self.state.segments[seg as usize] = segment;
+    }
+    fn set_table(&mut self, _: DescriptorTable, _: TableRegister) {}
     fn cpl(&self) -> u8 {
         0
     }
@@ -459,6 +466,9 @@ impl BackendVcpu<TestHost, StormBackend> for StormVcpu {
         1
     }
     fn set_xcr0(&mut self, _: u64) {}
+    fn fpu(&mut self) -> XsaveArea<'_> {
+        XsaveArea::new(&mut [], XsaveLayout::default())
+    }
 
     fn inject(&mut self, event: Event) {
         let taken = matches!(event, Event::Interrupt(_)) && self.interruptible();
@@ -474,6 +484,7 @@ impl BackendVcpu<TestHost, StormBackend> for StormVcpu {
     fn nmi_allowed(&self) -> bool {
         true
     }
+    fn set_nmi_blocked(&mut self, _: bool) {}
     fn set_interrupt_shadow(&mut self, _: bool) {}
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.window = priority.is_some();

@@ -2,7 +2,7 @@
 //! What a test program cannot ask its own processor: strings and ports, system registers, other modes, faults.
 
 use crate::machine::{device_byte, Event, TestCpu};
-use palacios_core::emulator::{self, Fault, Step};
+use palacios_core::emulator::{self, Fault, Feature, Step};
 use palacios_core::state::*;
 use proptest::prelude::*;
 
@@ -184,6 +184,14 @@ fn ports_are_guarded() {
         assert_eq!(cpu.run(&outsb), byte, "{port:x}");
         assert_eq!(cpu.run(&outsw), word, "{port:x}");
     }
+    // in al, dx; out dx, ax; in eax, 0x60, which come here if the map is a device's memory
+    *cpu.reg(Reg::Rdx) = 0x3f8;
+    cpu.log.clear();
+    assert_eq!(cpu.run(&[0xec]), DONE);
+    assert_eq!(*cpu.reg(Reg::Rax), 0xd4);
+    assert_eq!(cpu.run(&[0x66, 0xef]), DONE);
+    assert_eq!(cpu.run(&[0xe5, 0x60]), gp());
+    assert_eq!(cpu.log, [Event::In(0x3f8, 1), Event::Out(0x3f8, 2, 0xd4)]);
     // IOPL 3 opens all, but not in virtual-8086 mode.
     cpu.rflags |= rflags::IOPL;
     assert_eq!(cpu.run(&outsb), DONE);
@@ -249,7 +257,7 @@ fn lock_makes_cr0_cr8() {
         cpu.cpl = 3;
         assert!(cpu.run(&[0xf0, 0x0f, 0x22, 0xc1]).is_err());
         cpu.cpl = 0;
-        cpu.alt_mov_cr8 = false;
+        cpu.lacks.push(Feature::AltMovCr8);
         let unknown = Err(Exception::INVALID_OPCODE.into());
         assert_eq!(cpu.run(&[0xf0, 0x0f, 0x22, 0xc1]), unknown);
         assert_eq!((cpu.cr[8], cpu.rip), (5, 10));

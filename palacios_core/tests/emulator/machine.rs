@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A CPU with a little RAM and a device, for the emulator to run on. Everything outside of RAM is the device, which
-//! answers reads with [`device_byte`] and keeps a log.
+//! A CPU with a little RAM and a device, for the emulator to run on. Everything outside of RAM is the device, which keeps
+//! what is written, answers other reads with [`device_byte`], and keeps a log.
 
 use palacios_core::addr::{Gpa, Gva};
-use palacios_core::emulator::{self, Cpu, Fault, Step};
+use palacios_core::emulator::{self, Cpu, Fault, Feature, Step};
 use palacios_core::memory::walk::{self, Access, GuestTables, Paging, WalkError};
 use palacios_core::state::*;
+use palacios_core::xsave::{XsaveArea, XsaveLayout};
+use std::collections::BTreeMap;
 
 /// What left the CPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,8 +43,19 @@ pub struct TestCpu {
     pub log: Vec<Event>,
     /// The next compare-exchange finds that another CPU was faster.
     pub race: bool,
-    /// LOCK before a move to or from CR0 makes it one of CR8.
-    pub alt_mov_cr8: bool,
+    /// What this processor does not have.
+    pub lacks: Vec<Feature>,
+    /// What was written to the device.
+    pub device: BTreeMap<u64, u8>,
+    pub gdtr: TableRegister,
+    pub idtr: TableRegister,
+    pub xcr0: u64,
+    /// An XSAVE area, with AVX and the upper halves of ZMM registers.
+    pub fpu: Vec<u8>,
+    pub layout: XsaveLayout,
+    /// The next instruction is in an interrupt shadow.
+    pub shadow: bool,
+    pub nmi_blocked: bool,
 }
 
 const FLAT_DATA: u16 = 0x0c93;
@@ -57,7 +70,7 @@ impl TestCpu {
             limit: u32::MAX,
             attributes: SegmentAttributes(FLAT_DATA),
         };
-        TestCpu {
+        let mut cpu = TestCpu {
             gprs: Gprs::default(),
             rip: 0,
             rflags: rflags::FIXED,
@@ -71,8 +84,27 @@ impl TestCpu {
             code: Vec::new(),
             log: Vec::new(),
             race: false,
-            alt_mov_cr8: true,
-        }
+            lacks: Vec::new(),
+            device: BTreeMap::new(),
+            gdtr: TableRegister::default(),
+            idtr: TableRegister::default(),
+            xcr0: 7,
+            fpu: vec![0; 2048],
+            layout: XsaveLayout {
+                header: true,
+                avx: Some(576),
+                zmm_high: Some(1152),
+            },
+            shadow: false,
+            nmi_blocked: false,
+        };
+        cpu.area().clear();
+        cpu
+    }
+
+    /// The floating-point and vector registers.
+    pub fn area(&mut self) -> XsaveArea<'_> {
+        XsaveArea::new(&mut self.fpu, self.layout)
     }
 
     /// 64-bit mode, without page tables.
@@ -139,6 +171,7 @@ impl Cpu for TestCpu {
     }
     fn set_rip(&mut self, rip: u64) {
         self.rip = rip;
+        self.shadow = false;
     }
     fn rflags(&self) -> u64 {
         self.rflags
@@ -155,8 +188,41 @@ impl Cpu for TestCpu {
     fn efer(&self) -> u64 {
         self.efer
     }
-    fn names_cr8_by_lock(&self) -> bool {
-        self.alt_mov_cr8
+    fn set_segment(&mut self, seg: Seg, segment: Segment) {
+        self.segments[seg as usize] = segment;
+        match (self.cr[0] & cr0::PE, self.rflags & rflags::VM) {
+            _ if seg != Seg::Ss => {}
+            (0, _) => self.cpl = 0,
+            (_, 0) => self.cpl = segment.attributes.dpl(),
+            _ => self.cpl = 3,
+        }
+    }
+    fn table(&self, table: DescriptorTable) -> TableRegister {
+        match table {
+            DescriptorTable::Global => self.gdtr,
+            DescriptorTable::Interrupt => self.idtr,
+        }
+    }
+    fn set_table(&mut self, table: DescriptorTable, value: TableRegister) {
+        match table {
+            DescriptorTable::Global => self.gdtr = value,
+            DescriptorTable::Interrupt => self.idtr = value,
+        }
+    }
+    fn has(&self, feature: Feature) -> bool {
+        !self.lacks.contains(&feature)
+    }
+    fn set_interrupt_shadow(&mut self) {
+        self.shadow = true;
+    }
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.nmi_blocked = blocked;
+    }
+    fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+    fn fpu(&mut self) -> XsaveArea<'_> {
+        self.area()
     }
     fn cr(&self, number: u8) -> u64 {
         self.cr[number as usize]
@@ -219,7 +285,8 @@ impl Cpu for TestCpu {
         }
         self.log.push(Event::Read(at.0, buf.len()));
         for (i, byte) in buf.iter_mut().enumerate() {
-            *byte = device_byte(at.0.wrapping_add(i as u64));
+            let at = at.0.wrapping_add(i as u64);
+            *byte = self.device.get(&at).copied().unwrap_or(device_byte(at));
         }
         Ok(())
     }
@@ -230,7 +297,11 @@ impl Cpu for TestCpu {
         );
         match self.ram_range(at, data.len()) {
             Some(range) => self.ram[range].copy_from_slice(data),
-            None => self.log.push(Event::Write(at.0, data.to_vec())),
+            None => {
+                self.log.push(Event::Write(at.0, data.to_vec()));
+                let at = (0..).map(|i| at.0.wrapping_add(i));
+                self.device.extend(at.zip(data.iter().copied()));
+            }
         }
         Ok(())
     }

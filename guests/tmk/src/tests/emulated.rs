@@ -11,6 +11,8 @@ tests!(
     mmio_moves,
     mmio_read_modify_write,
     mmio_bits,
+    mmio_counts,
+    mmio_segments,
     mmio_exchanges,
     mmio_compares,
     mmio_conditional_moves,
@@ -21,19 +23,19 @@ tests!(
     mmio_of_user,
     crossing_faults_like_memory,
     port_widths;
-    here: mmio_narrow, mmio_wide, mmio_across_pages, empty_space;
+    here: mmio_narrow, mmio_wide, mmio_across_pages, empty_space, mmio_unknown_of_user;
     named: counted
 );
 
-const LAPIC: u64 = 0xfee0_0000;
+pub const LAPIC: u64 = 0xfee0_0000;
 const IOAPIC: u64 = 0xfec0_0000;
 /// The task-priority register: eight bits that may be read and written freely.
 const TPR: u64 = LAPIC + 0x80;
 /// The timer's initial count: 32 bits that may be read and written freely while the timer is masked.
-const SCRATCH: u64 = LAPIC + 0x380;
+pub const SCRATCH: u64 = LAPIC + 0x380;
 
 /// A register with nothing behind it.
-fn scratch(value: u32) -> u64 {
+pub fn scratch(value: u32) -> u64 {
     mmio_write(LAPIC + 0x320, 1 << 16);
     mmio_write(SCRATCH, value);
     SCRATCH
@@ -141,6 +143,66 @@ fn mmio_bits() -> Outcome {
     let value =
         on_scratch!(0, "add {at}, 4; bts dword ptr [{at}], {n:e}; sub {at}, 4", n = in(reg) -1).0;
     check_eq!(value, 0x8000_0000);
+    Ok(())
+}
+
+/// What looks for bits or counts them, and CRC32. TZCNT and LZCNT are BSF and BSR to a processor that does not know them.
+fn mmio_counts() -> Outcome {
+    let at = scratch(0x0001_4000);
+    let (forward, reverse, ones, crc): (u64, u64, u64, u64);
+    let (trailing, leading): (u64, u64);
+    // SAFETY: reads of a register.
+    unsafe {
+        asm!("bsf {:e}, [{}]", out(reg) forward, in(reg) at);
+        asm!("bsr {:e}, [{}]", out(reg) reverse, in(reg) at);
+        asm!("popcnt {:e}, [{}]", out(reg) ones, in(reg) at);
+        asm!("tzcnt {:e}, [{}]", out(reg) trailing, in(reg) at);
+        asm!("lzcnt {:e}, [{}]", out(reg) leading, in(reg) at);
+        asm!("crc32 {:e}, dword ptr [{}]", inout(reg) 0u64 => crc, in(reg) at);
+    }
+    check_eq!((forward, reverse, ones, trailing), (14, 16, 2, 14));
+    let known = cpuid(0x8000_0001, 0)[2] & 1 << 5 != 0;
+    check_eq!(leading, if known { 15 } else { 16 });
+    // The same of a register.
+    let expected: u64;
+    // SAFETY: calculates.
+    unsafe { asm!("crc32 {:e}, {:e}", inout(reg) 0u64 => expected, in(reg) 0x0001_4000) };
+    check_eq!(crc, expected);
+    check_eq!(
+        on_scratch!(0, "bsf {n:e}, [{at}]", n = out(reg) _).1 & ZF,
+        ZF
+    );
+    Ok(())
+}
+
+/// Selectors on a device: one that is good, none, and one beyond the table.
+fn mmio_segments() -> Outcome {
+    let at = scratch(0x10);
+    let (good, none): (u32, u32);
+    // SAFETY: nothing uses FS here.
+    unsafe { asm!("mov fs, [{}]", "mov {:e}, fs", in(reg) at, out(reg) good) };
+    scratch(0);
+    // SAFETY: as above.
+    unsafe { asm!("mov fs, [{}]", "mov {:e}, fs", in(reg) at, out(reg) none) };
+    check_eq!((good, none), (0x10, 0));
+    scratch(0xffe8);
+    let seen = fault!("mov fs, [{at}]", at = in(reg) at);
+    check_eq!(seen.map(|f| (f.vector, f.error)), Some((13, 0xffe8)));
+    let seen = fault!("lldt word ptr [{at}]", at = in(reg) at);
+    check_eq!(seen.map(|f| (f.vector, f.error)), Some((13, 0xffe8)));
+    scratch(0);
+    // SAFETY: there is no local table, before and after.
+    unsafe { asm!("lldt word ptr [{}]", in(reg) at) };
+    Ok(())
+}
+
+/// A program that has an instruction on a device which no emulator knows gets #UD; the machine goes on.
+fn mmio_unknown_of_user() -> Outcome {
+    let at = paging::window(1);
+    let code = paging::user_code(&[0xdd, 0x07, 0xcd, USER_END])?; // fld qword ptr [rdi]; int
+    paging::map(at, LAPIC, PRESENT | WRITE | NO_CACHE | USER)?;
+    let frame = user::run(code, paging::user_stack()?, user::RFLAGS, at + 0x380)?;
+    check_eq!((frame.vector, frame.rip), (6, code));
     Ok(())
 }
 

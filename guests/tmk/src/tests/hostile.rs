@@ -93,9 +93,9 @@ fn jump_to_nothing() -> Outcome {
 
 /// An instruction on device memory that no emulator here knows.
 fn unknown_instruction() -> Outcome {
-    println!("about to use FXSAVE on a device");
+    println!("about to use FLD on a device");
     // SAFETY: that is the test.
-    unsafe { asm!("fxsave [{}]", in(reg) 0xfec0_0000u64) };
+    unsafe { asm!("fld qword ptr [{}]", in(reg) 0xfec0_0000u64) };
     Err("it went through")
 }
 

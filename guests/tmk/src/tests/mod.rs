@@ -4,6 +4,7 @@
 mod cpu;
 mod debug;
 mod delivery;
+mod device_stacks;
 mod emulated;
 mod exceptions;
 mod hostile;
@@ -24,6 +25,7 @@ mod smp;
 mod storm;
 mod strings;
 pub mod time;
+mod vectors;
 
 use crate::Test;
 
@@ -34,6 +36,8 @@ pub static ALL: &[&[Test]] = &[
     delivery::TESTS,
     memory::TESTS,
     emulated::TESTS,
+    vectors::TESTS,
+    device_stacks::TESTS,
     strings::TESTS,
     interrupts::TESTS,
     ioapic::TESTS,

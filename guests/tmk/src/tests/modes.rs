@@ -34,6 +34,9 @@ mod result {
     pub const PORT_32: u64 = 8;
     pub const STRING_32: u64 = 12;
     pub const CR_32: u64 = 16;
+    pub const FRAME_32: u64 = 0x14;
+    pub const STACK_32: u64 = 0x18;
+    pub const BACK_32: u64 = 0x1c;
     pub const SIGNATURE: u64 = 0x20;
     pub const SOFTWARE_INTERRUPT: u64 = 0x24;
     pub const STRING: u64 = 0x28;
@@ -108,6 +111,25 @@ global_asm!(
     "mov [0x900c], ecx",
     "mov eax, cr0",
     "mov [0x9010], eax",
+    // A software interrupt whose frame goes to the local APIC. Its register at 0x380 gets what lies lowest, EIP.
+    "mov word ptr [0x9150], 0x1ff",
+    "mov dword ptr [0x9152], 0x9200",
+    "lidt [0x9150]",
+    "mov word ptr [0x9200 + 8 * 0x30], offset at_device_interrupt",
+    "mov word ptr [0x9202 + 8 * 0x30], 0x18",
+    "mov dword ptr [0x9204 + 8 * 0x30], 0x8e00",
+    "mov dword ptr [0xfee00320], 0x10000",
+    "mov dword ptr [0x901c], offset at_device_back",
+    "mov esi, esp",
+    "mov esp, 0xfee0038c",
+    "int 0x30",
+    "low_device_back:",
+    "low_device_interrupt:",
+    "mov eax, [0xfee00380]",
+    "mov [0x9014], eax",
+    "mov [0x9018], esp",
+    "mov dword ptr [0xfee00380], 0",
+    "mov esp, esi",
     "ret",
     //
     ".code16",
@@ -213,6 +235,8 @@ global_asm!(
     "ret",
     "low_end:",
     ".set at_32, 0x8000 + low_32 - low_begin",
+    ".set at_device_interrupt, 0x8000 + low_device_interrupt - low_begin",
+    ".set at_device_back, 0x8000 + low_device_back - low_begin",
     ".set in_software, low_software - low_begin",
     ".set in_timer, low_timer - low_begin",
     ".set in_text, low_text - low_begin",
@@ -314,6 +338,8 @@ fn check_32() -> Outcome {
         (0, 0x00ff_ffff),
         "string input"
     );
+    check_eq!(result(result::STACK_32), 0xfee0_0380, "a frame on a device");
+    check_eq!(result(result::FRAME_32), result(result::BACK_32), "its EIP");
     Ok(())
 }
 

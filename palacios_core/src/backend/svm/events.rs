@@ -77,6 +77,11 @@ impl Events {
         self.nmi == Nmi::Open && !in_shadow(vmcb) && self.pending.is_none()
     }
 
+    /// The core delivered an NMI, or executed an IRET.
+    pub(super) fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.nmi = if blocked { Nmi::Blocked } else { Nmi::Open };
+    }
+
     /// Fills in what the next entry is to deliver and to watch for.
     pub(super) fn before<H: Host>(&mut self, vmcb: &mut VmcbPage<H>, caps: &Caps) {
         self.injected = self.pending.take();

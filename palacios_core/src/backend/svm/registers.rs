@@ -20,6 +20,33 @@ pub(super) fn segment(save: &Save, seg: Seg) -> Segment {
     .into()
 }
 
+/// Sets a segment register; with SS the privilege level.
+pub(super) fn set_segment(save: &mut Save, seg: Seg, value: Segment) {
+    let register = match seg {
+        Seg::Es => &mut save.es,
+        Seg::Cs => &mut save.cs,
+        Seg::Ss => &mut save.ss,
+        Seg::Ds => &mut save.ds,
+        Seg::Fs => &mut save.fs,
+        Seg::Gs => &mut save.gs,
+        Seg::Ldtr => &mut save.ldtr,
+        Seg::Tr => &mut save.tr,
+    };
+    *register = value.into();
+    if seg == Seg::Ss {
+        save.cpl = privilege_level(save, value);
+    }
+}
+
+/// The processor forces 0 and 3 in real and virtual-8086 mode (APM 2: 15.5.1); what is read back should say so.
+fn privilege_level(save: &Save, ss: Segment) -> u8 {
+    match (save.cr0 & cr0::PE, save.rflags & rflags::VM) {
+        (0, _) => 0,
+        (_, 0) => ss.attributes.dpl(),
+        _ => 3,
+    }
+}
+
 macro_rules! msr {
     ($(#[$doc:meta])* $name:ident, $($borrow:tt)+) => {
         $(#[$doc])*
@@ -73,11 +100,6 @@ pub(super) fn fill(vmcb: &mut Vmcb, state: &CpuState) {
     save.idtr = state.idtr.into();
     save.dr6 = state.dr6;
     save.dr7 = state.dr7;
-    // The processor forces 0 and 3 in real and virtual-8086 mode (APM 2: 15.5.1); what is read back should say so.
-    save.cpl = match (save.cr0 & cr0::PE, save.rflags & rflags::VM) {
-        (0, _) => 0,
-        (_, 0) => ss.attributes.dpl(),
-        _ => 3,
-    };
+    save.cpl = privilege_level(save, ss);
     vmcb.control.interrupt_shadow = 0;
 }

@@ -22,7 +22,10 @@ use super::vmcb::{tlb_control, Clean, Exceptions, VirtualInterrupt, VmcbPage};
 use super::{enter, intercepts, registers, Caps, PerCpu, Svm};
 use crate::addr::Hpa;
 use crate::host::{CpuId, Host, NoMemory};
-use crate::state::{cr4, efer, Control, CpuState, Gprs, Reg, Seg, Segment};
+use crate::state::{
+    cr4, efer, Control, CpuState, DescriptorTable, Gprs, Reg, Seg, Segment, TableRegister,
+};
+use crate::xsave::XsaveArea;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// Where a vCPU is, and what of it the processor may know.
@@ -326,6 +329,16 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     fn segment(&self, seg: Seg) -> Segment {
         registers::segment(&self.vmcb.get().save, seg)
     }
+    fn set_segment(&mut self, seg: Seg, segment: Segment) {
+        registers::set_segment(&mut self.vmcb.change(Clean::SEG).save, seg, segment);
+    }
+    fn set_table(&mut self, table: DescriptorTable, value: TableRegister) {
+        let save = &mut self.vmcb.change(Clean::DT).save;
+        match table {
+            DescriptorTable::Global => save.gdtr = value.into(),
+            DescriptorTable::Interrupt => save.idtr = value.into(),
+        }
+    }
     fn cpl(&self) -> u8 {
         self.vmcb.get().save.cpl & 3
     }
@@ -421,6 +434,9 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     fn set_xcr0(&mut self, value: u64) {
         self.fpu.set_xcr0(value);
     }
+    fn fpu(&mut self) -> XsaveArea<'_> {
+        self.fpu.area()
+    }
 
     fn inject(&mut self, event: Event) {
         self.events.pending = Some(event);
@@ -433,6 +449,9 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     }
     fn nmi_allowed(&self) -> bool {
         self.events.nmi_allowed(self.vmcb.get())
+    }
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        self.events.set_nmi_blocked(blocked);
     }
     fn set_interrupt_shadow(&mut self, on: bool) {
         self.vmcb.uncached().control.interrupt_shadow = on.into();

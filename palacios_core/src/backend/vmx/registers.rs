@@ -7,7 +7,8 @@ use super::field::*;
 use super::vmcs::Vmcs;
 use crate::host::Host;
 use crate::state::{
-    cr0, efer, rflags, CpuState, Seg, Segment, SegmentAttributes as A, TableRegister,
+    cr0, efer, rflags, CpuState, DescriptorTable, Seg, Segment, SegmentAttributes as A,
+    TableRegister,
 };
 
 /// All segment registers, in the order of their numbers.
@@ -63,7 +64,8 @@ pub(super) fn segment<H: Host>(vmcs: &Vmcs<H>, seg: Seg) -> Segment {
     }
 }
 
-fn set_segment<H: Host>(vmcs: &mut Vmcs<H>, seg: Seg, value: Segment) {
+/// Sets a segment register; with SS the privilege level.
+pub(super) fn set_segment<H: Host>(vmcs: &mut Vmcs<H>, seg: Seg, value: Segment) {
     vmcs.set(selector(seg), value.selector);
     vmcs.set(base(seg), Natural(value.base));
     vmcs.set(limit(seg), value.limit);
@@ -135,6 +137,16 @@ pub(super) fn idtr<H: Host>(vmcs: &Vmcs<H>) -> TableRegister {
     }
 }
 
+/// Sets GDTR or IDTR.
+pub(super) fn set_table<H: Host>(vmcs: &mut Vmcs<H>, table: DescriptorTable, value: TableRegister) {
+    let (base, limit) = match table {
+        DescriptorTable::Global => (GDTR_BASE, GDTR_LIMIT),
+        DescriptorTable::Interrupt => (IDTR_BASE, IDTR_LIMIT),
+    };
+    vmcs.set(base, Natural(value.base));
+    vmcs.set(limit, value.limit.into());
+}
+
 /// Whether an address may stand in a register that holds linear addresses: four levels of a guest's own tables.
 pub(super) fn is_canonical(at: u64) -> bool {
     (at as i64) << 16 >> 16 == at as i64
@@ -186,10 +198,8 @@ pub(super) fn fill<H: Host>(vmcs: &mut Vmcs<H>, caps: &Caps, state: &CpuState) {
     for (seg, value) in SEGMENTS.into_iter().zip(state.segments) {
         set_segment(vmcs, seg, value);
     }
-    vmcs.set(GDTR_BASE, Natural(state.gdtr.base));
-    vmcs.set(GDTR_LIMIT, state.gdtr.limit.into());
-    vmcs.set(IDTR_BASE, Natural(state.idtr.base));
-    vmcs.set(IDTR_LIMIT, state.idtr.limit.into());
+    set_table(vmcs, DescriptorTable::Global, state.gdtr);
+    set_table(vmcs, DescriptorTable::Interrupt, state.idtr);
     vmcs.set(DR7, Natural(state.dr7));
     vmcs.set(INTERRUPTIBILITY, 0);
     vmcs.set(PENDING_DEBUG, Natural(0));

@@ -32,7 +32,10 @@ use super::vmcs::Vmcs;
 use super::{check, enter, PerCpu, Vmx};
 use crate::addr::Hpa;
 use crate::host::{CpuId, Host, NoMemory};
-use crate::state::{rflags, Control, CpuState, Gprs, Reg, Seg, Segment};
+use crate::state::{
+    rflags, Control, CpuState, DescriptorTable, Gprs, Reg, Seg, Segment, TableRegister,
+};
+use crate::xsave::XsaveArea;
 use core::sync::atomic::Ordering::Relaxed;
 
 /// Where the task priority stands in the virtual-APIC page; CR8 is its upper half (SDM 3C: 29.1.1).
@@ -490,6 +493,12 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     fn segment(&self, seg: Seg) -> Segment {
         registers::segment(&self.vmcs, seg)
     }
+    fn set_segment(&mut self, seg: Seg, segment: Segment) {
+        registers::set_segment(&mut self.vmcs, seg, segment);
+    }
+    fn set_table(&mut self, table: DescriptorTable, value: TableRegister) {
+        registers::set_table(&mut self.vmcs, table, value);
+    }
     fn cpl(&self) -> u8 {
         registers::cpl(&self.vmcs)
     }
@@ -566,6 +575,9 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     fn set_xcr0(&mut self, value: u64) {
         self.fpu.set_xcr0(value);
     }
+    fn fpu(&mut self) -> XsaveArea<'_> {
+        self.fpu.area()
+    }
 
     fn inject(&mut self, event: Event) {
         self.events.pending = Some(event);
@@ -578,6 +590,9 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     }
     fn nmi_allowed(&self) -> bool {
         self.events.nmi_allowed(&self.vmcs)
+    }
+    fn set_nmi_blocked(&mut self, blocked: bool) {
+        set_blocking(&mut self.vmcs, blocking::NMI, blocked);
     }
     fn set_interrupt_shadow(&mut self, on: bool) {
         set_blocking(&mut self.vmcs, blocking::SHADOW, false);

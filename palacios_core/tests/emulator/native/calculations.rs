@@ -1,144 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The emulator against this machine's processor: the same instruction on the same registers, flags and memory, thousands
-//! of times. Flags that the manuals leave undefined are not compared; `iced-x86` knows which.
+//! Moves, calculations and stacks, thousands of times. Flags that the manuals leave undefined are not compared; `iced-x86`
+//! knows which.
 
+use super::{Hex, Native, Noise, State, DATA_BYTES, STATUS};
 use crate::machine::TestCpu;
 use iced_x86::{Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind};
 use palacios_core::emulator::Fault;
 use palacios_core::state::{rflags, Exception, Reg};
-
-/// Bytes that instructions may touch.
-const DATA_BYTES: usize = 4096;
-const STATUS: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF | rflags::OF;
-
-/// What an instruction reads and changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct State {
-    gprs: [u64; 16],
-    flags: u64,
-    data: Vec<u8>,
-}
-
-/// A page of code that runs one instruction, a page for registers, and one of data, below 2 GiB.
-struct Native {
-    page: *mut u8,
-}
-
-/// Where in the mapping things lie.
-const SLOTS: usize = 4096;
-const DATA: usize = 2 * 4096;
-const FLAGS_SLOT: usize = 16;
-const HOST_RSP_SLOT: usize = 17;
-
-impl Native {
-    fn new() -> Native {
-        let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT;
-        // SAFETY: a fresh mapping, of nobody's memory.
-        let page = unsafe { libc::mmap(std::ptr::null_mut(), 3 * 4096, all, flags, -1, 0) };
-        assert_ne!(page, libc::MAP_FAILED);
-        Native { page: page.cast() }
-    }
-
-    fn data_at(&self) -> u64 {
-        self.page as u64 + DATA as u64
-    }
-
-    /// Code that loads the registers, executes `instruction`, stores the registers and returns.
-    fn assemble(instruction: &[u8]) -> Vec<u8> {
-        let mut code = Vec::new();
-        // MOV between a register and a slot, relative to RIP.
-        let mov = |code: &mut Vec<u8>, opcode: u8, reg: u8, slot: usize| {
-            let rex = 0x48 | (reg >> 3) << 2;
-            code.extend([rex, opcode, (reg & 7) << 3 | 5]);
-            let next = code.len() + 4;
-            let displacement = (SLOTS + 8 * slot - next) as i32;
-            code.extend(displacement.to_le_bytes());
-        };
-        let (load, store) = (0x8b, 0x89);
-        // PUSH rbx, rbp, r12–r15.
-        code.extend([0x53, 0x55, 0x41, 0x54, 0x41, 0x55, 0x41, 0x56, 0x41, 0x57]);
-        mov(&mut code, load, 0, FLAGS_SLOT);
-        // PUSH rax; POPFQ.
-        code.extend([0x50, 0x9d]);
-        mov(&mut code, store, 4, HOST_RSP_SLOT);
-        for reg in 0..16 {
-            mov(&mut code, load, reg, reg.into());
-        }
-        code.extend(instruction);
-        for reg in 0..16 {
-            mov(&mut code, store, reg, reg.into());
-        }
-        mov(&mut code, load, 4, HOST_RSP_SLOT);
-        // PUSHFQ; POP rax; CLD.
-        code.extend([0x9c, 0x58, 0xfc]);
-        mov(&mut code, store, 0, FLAGS_SLOT);
-        // POP r15–r12, rbp, rbx; RET.
-        code.extend([
-            0x41, 0x5f, 0x41, 0x5e, 0x41, 0x5d, 0x41, 0x5c, 0x5d, 0x5b, 0xc3,
-        ]);
-        code
-    }
-
-    /// Runs `instruction` on the processor. It must touch no memory but the data, and must not fault.
-    fn run(&mut self, instruction: &[u8], state: &mut State) {
-        let code = Self::assemble(instruction);
-        assert!(code.len() <= SLOTS);
-        // SAFETY: the mapping is ours, writable, executable and large enough; the code keeps to the ABI.
-        unsafe {
-            self.page
-                .copy_from_nonoverlapping(code.as_ptr(), code.len());
-            let slots = self.page.add(SLOTS).cast::<u64>();
-            slots.copy_from_nonoverlapping(state.gprs.as_ptr(), 16);
-            slots.add(FLAGS_SLOT).write(state.flags);
-            let data = self.page.add(DATA);
-            data.copy_from_nonoverlapping(state.data.as_ptr(), DATA_BYTES);
-            let entry: extern "C" fn() = std::mem::transmute(self.page);
-            entry();
-            slots.copy_to_nonoverlapping(state.gprs.as_mut_ptr(), 16);
-            state.flags = slots.add(FLAGS_SLOT).read();
-            data.copy_to_nonoverlapping(state.data.as_mut_ptr(), DATA_BYTES);
-        }
-    }
-}
-
-impl Drop for Native {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `new`, used by nobody else.
-        unsafe { libc::munmap(self.page.cast(), 3 * 4096) };
-    }
-}
-
-/// A generator that repeats itself: xorshift.
-struct Noise(u64);
-
-impl Noise {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 11) % n
-    }
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-    /// A number of the kind that finds mistakes: small, near a power of two, or any.
-    fn value(&mut self) -> u64 {
-        match self.below(5) {
-            0 => self.below(4).wrapping_sub(2),
-            1 => (1u64 << self.below(64))
-                .wrapping_add(self.below(3))
-                .wrapping_sub(1),
-            2 => (1u64 << self.below(64))
-                .wrapping_neg()
-                .wrapping_add(self.below(3)),
-            _ => self.next(),
-        }
-    }
-}
 
 /// Opcodes under test; a `/n` in the ModRM byte is left to chance.
 fn opcodes() -> Vec<Vec<u8>> {
@@ -152,13 +20,15 @@ fn opcodes() -> Vec<Vec<u8>> {
         ])
         .chain([0xf6, 0xf7, 0xf6, 0xf7, 0xfe, 0xff])
         .chain([0xa4, 0xa5, 0xa6, 0xa7, 0xaa, 0xab, 0xac, 0xad, 0xae, 0xaf])
-        .chain([0x51, 0x59, 0x91, 0xb1, 0xb9]);
+        .chain([0x51, 0x59, 0x91, 0xb1, 0xb9])
+        .chain([0x68, 0x6a, 0x9c, 0x9d, 0xc8, 0xc9]);
     let two_bytes = (0x40..0x50u8)
         .chain(0x90..0xa0)
         .chain([
             0xa3, 0xab, 0xb3, 0xbb, 0xba, 0xa4, 0xa5, 0xac, 0xad, 0xaf, 0xb0, 0xb1,
         ])
-        .chain([0xb6, 0xb7, 0xbe, 0xbf, 0xc0, 0xc1, 0xc3, 0xc7, 0xc7]);
+        .chain([0xb6, 0xb7, 0xbe, 0xbf, 0xc0, 0xc1, 0xc3, 0xc7, 0xc7])
+        .chain([0xb8, 0xbc, 0xbd, 0xbc, 0xbd, 0xa0, 0xa8]);
     one_byte
         .map(|op| vec![op])
         .chain(two_bytes.map(|op| vec![0x0f, op]))
@@ -169,6 +39,7 @@ fn opcodes() -> Vec<Vec<u8>> {
 /// Random bytes of an instruction with this opcode.
 fn encode(noise: &mut Noise, opcode: &[u8]) -> Vec<u8> {
     let string = matches!(opcode, [0xa4..=0xa7 | 0xaa..=0xaf]);
+    let counts = matches!(opcode, [0x0f, 0xb8 | 0xbc | 0xbd] | [0x0f, 0x38, _]);
     let mut bytes = Vec::new();
     if noise.below(4) == 0 {
         bytes.push(0x66);
@@ -179,14 +50,21 @@ fn encode(noise: &mut Noise, opcode: &[u8]) -> Vec<u8> {
     if string && noise.below(2) == 0 {
         bytes.push(noise.pick(&[0xf2, 0xf3]));
     }
-    if !string && noise.below(8) == 0 {
+    if counts && noise.below(2) == 0 {
+        bytes.push(if opcode.len() == 3 { 0xf2 } else { 0xf3 });
+    } else if !string && noise.below(8) == 0 {
         bytes.push(0xf0);
     }
     if noise.below(2) == 0 {
         bytes.push(0x40 | noise.below(16) as u8);
     }
     bytes.extend(opcode);
-    bytes.extend((0..15).map(|_| noise.next() as u8));
+    let rest = bytes.len();
+    bytes.extend(noise.bytes(15));
+    if opcode == [0xc8] {
+        // ENTER: no more than there is room for.
+        bytes[rest + 1] = noise.below(2) as u8;
+    }
     bytes
 }
 
@@ -196,12 +74,20 @@ fn register(gprs: &[u64; 16], register: iced_x86::Register) -> Option<u64> {
     full.is_gpr64().then(|| gprs[full.number()])
 }
 
+/// Which operand is in memory, as the ModRM byte says.
+pub fn memory_operand(instruction: &Instruction) -> Option<u32> {
+    (0..instruction.op_count()).find(|i| instruction.op_kind(*i) == OpKind::Memory)
+}
+
 /// Registers under which the instruction stays within the data; `None` if chance did not want it.
-fn aim(noise: &mut Noise, instruction: &Instruction, data_at: u64) -> Option<[u64; 16]> {
+pub fn aim(noise: &mut Noise, instruction: &Instruction, data_at: u64) -> Option<[u64; 16]> {
     let mut gprs = [0; 16].map(|_: u64| noise.value());
     let middle = data_at + DATA_BYTES as u64 / 2;
     let mut inside = || middle.wrapping_add(noise.below(1024)).wrapping_sub(512);
     gprs[Reg::Rsp as usize] = inside();
+    if matches!(instruction.mnemonic(), Mnemonic::Enter | Mnemonic::Leave) {
+        gprs[Reg::Rbp as usize] = inside();
+    }
     if instruction.is_string_instruction() {
         gprs[Reg::Rsi as usize] = inside();
         gprs[Reg::Rdi as usize] = inside();
@@ -214,10 +100,15 @@ fn aim(noise: &mut Noise, instruction: &Instruction, data_at: u64) -> Option<[u6
         gprs[Reg::Rbx as usize] = inside();
         return Some(gprs);
     }
-    let memory = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == OpKind::Memory);
-    if !memory {
+    if let Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu =
+        instruction.mnemonic()
+    {
+        gprs[Reg::Rdi as usize] = inside();
         return Some(gprs);
     }
+    let Some(operand) = memory_operand(instruction) else {
+        return Some(gprs);
+    };
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     if !base.is_gpr() || base.full_register() == index.full_register() {
         return None;
@@ -235,19 +126,23 @@ fn aim(noise: &mut Noise, instruction: &Instruction, data_at: u64) -> Option<[u6
             gprs[bit] = noise.below(8192).wrapping_sub(4096);
         }
     }
-    if instruction.mnemonic() == Mnemonic::Cmpxchg16b {
-        target &= !15;
+    // Some want their operand aligned; others have it so now and then.
+    let bytes = instruction.memory_size().size() as u64;
+    if bytes >= 16 && target & 64 == 0 || instruction.mnemonic() == Mnemonic::Cmpxchg16b {
+        target &= !(bytes.min(32) - 1);
     }
     let stack = matches!(instruction.mnemonic(), Mnemonic::Push | Mnemonic::Pop);
     if stack && base.full_register().number() == 4 {
         return None;
     }
-    let at =
-        instruction.virtual_address(0, 0, |reg, _, _| Some(register(&gprs, reg).unwrap_or(0)))?;
+    let at = instruction.virtual_address(operand, 0, |reg, _, _| {
+        Some(register(&gprs, reg).unwrap_or(0))
+    })?;
     let base = base.full_register().number();
     gprs[base] = gprs[base].wrapping_add(target.wrapping_sub(at));
-    let at =
-        instruction.virtual_address(0, 0, |reg, _, _| Some(register(&gprs, reg).unwrap_or(0)))?;
+    let at = instruction.virtual_address(operand, 0, |reg, _, _| {
+        Some(register(&gprs, reg).unwrap_or(0))
+    })?;
     (at == target).then_some(gprs)
 }
 
@@ -321,7 +216,7 @@ fn is_foreign(instruction: &Instruction) -> bool {
         || instruction.flow_control() != FlowControl::Next
         || matches!(
             instruction.mnemonic(),
-            M::Rdrand | M::Rdseed | M::Rdpid | M::Crc32
+            M::Rdrand | M::Rdseed | M::Rdpid | M::Xabort
         )
         || matches!(
             instruction.mnemonic(),
@@ -369,8 +264,19 @@ fn agrees_with_the_processor() {
                 continue;
             }
             let flags = noise.next() & (STATUS | rflags::DF) | rflags::FIXED | rflags::IF;
-            let data = (0..DATA_BYTES).map(|_| noise.next() as u8).collect();
-            let before = State { gprs, flags, data };
+            let mut data = noise.bytes(DATA_BYTES);
+            if let Mnemonic::Popf | Mnemonic::Popfq = instruction.mnemonic() {
+                // Not those that trap, nor those that depend on privilege.
+                let flags = noise.next() & (STATUS | rflags::DF) | rflags::IF;
+                let top = (gprs[Reg::Rsp as usize] - data_at) as usize;
+                data[top..top + 8].copy_from_slice(&flags.to_le_bytes());
+            }
+            let before = State {
+                gprs,
+                flags,
+                data,
+                fpu: Vec::new(),
+            };
             let (mut ours, mut theirs) = (before.clone(), before.clone());
             let show = || format!("{instruction} {code:02x?} on {gprs:x?} {flags:x}");
             match emulate(&code, &mut ours, data_at) {
@@ -389,14 +295,5 @@ fn agrees_with_the_processor() {
         }
     }
     assert!(compared > 10_000, "{compared} comparisons are too few");
-    assert!(forms.len() > 300, "{} forms are too few", forms.len());
-}
-
-#[derive(PartialEq, Eq)]
-struct Hex(u64);
-
-impl std::fmt::Debug for Hex {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:x}", self.0)
-    }
+    assert!(forms.len() > 480, "{} forms are too few", forms.len());
 }

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Floating-point and vector registers as they lie in memory while a guest does not run: an XSAVE area in the standard format
+//! (SDM 1: 13.4; APM 2: 11.5), or an FXSAVE area where the host has no XSAVE.
+//!
+//! A component whose bit in XSTATE_BV is clear is in its initial state, whatever its bytes say. Reads here honour that, and a
+//! write first makes the bytes say so.
+#![forbid(unsafe_code)]
+
+/// Where things stand in the legacy region (SDM 1: table 10-2).
+const CONTROL_WORD: usize = 0;
+const STATUS_WORD: usize = 2;
+const TAG_BYTE: usize = 4;
+const MXCSR: usize = 24;
+const MXCSR_MASK: usize = 28;
+const X87_REGISTERS: usize = 32;
+const XMM_REGISTERS: usize = 160;
+const XMM_END: usize = 416;
+/// Where the header begins: XSTATE_BV.
+const HEADER: usize = 512;
+/// The legacy region and the header.
+pub const SMALLEST_AREA: u32 = 576;
+
+/// State components (SDM 1: 13.1).
+const X87: u32 = 0;
+const SSE: u32 = 1;
+const AVX: u32 = 2;
+const ZMM_HIGH: u32 = 6;
+
+/// x87's control word after FNINIT.
+pub const INITIAL_CONTROL_WORD: u16 = 0x37f;
+/// MXCSR after reset.
+pub const INITIAL_MXCSR: u32 = 0x1f80;
+/// Bits of MXCSR that may be set where the processor gives no mask (SDM 1: 11.6.6).
+const DEFAULT_MXCSR_MASK: u32 = 0xffbf;
+
+/// How an area is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XsaveLayout {
+    /// There is a header: the area is XSAVE's.
+    pub header: bool,
+    /// Where the upper halves of YMM registers stand, if there are any.
+    pub avx: Option<u32>,
+    /// Where the upper halves of ZMM registers stand.
+    pub zmm_high: Option<u32>,
+}
+
+/// One area, to be looked at and changed.
+pub struct XsaveArea<'a> {
+    bytes: &'a mut [u8],
+    layout: XsaveLayout,
+}
+
+impl<'a> XsaveArea<'a> {
+    /// At least [`SMALLEST_AREA`] long. What lies outside of it reads as zero, and cannot be written.
+    pub fn new(bytes: &'a mut [u8], layout: XsaveLayout) -> Self {
+        Self { bytes, layout }
+    }
+
+    /// The initial state of all components.
+    pub fn clear(&mut self) {
+        self.bytes.fill(0);
+        // XSTATE_BV says it all, but FXRSTOR reads the control word, and both read MXCSR.
+        self.put(CONTROL_WORD, &INITIAL_CONTROL_WORD.to_le_bytes());
+        self.put(MXCSR, &INITIAL_MXCSR.to_le_bytes());
+    }
+
+    fn get<const N: usize>(&self, at: usize) -> [u8; N] {
+        let mut value = [0; N];
+        copy(&mut value, self.bytes.get(at..).unwrap_or_default());
+        value
+    }
+    fn put(&mut self, at: usize, value: &[u8]) {
+        copy(self.bytes.get_mut(at..).unwrap_or_default(), value);
+    }
+    fn fill(&mut self, from: usize, to: usize) {
+        self.bytes.get_mut(from..to).unwrap_or_default().fill(0);
+    }
+
+    /// A component is not in its initial state, or might not be.
+    fn in_use(&self, component: u32) -> bool {
+        let held = u64::from_le_bytes(self.get(HEADER));
+        !self.layout.header || held.wrapping_shr(component) & 1 != 0
+    }
+
+    /// Makes a component's bytes count.
+    fn use_component(&mut self, component: u32) {
+        if self.in_use(component) {
+            return;
+        }
+        match (component, self.layout.avx) {
+            (X87, _) => {
+                self.fill(0, MXCSR);
+                self.fill(X87_REGISTERS, XMM_REGISTERS);
+                self.put(CONTROL_WORD, &INITIAL_CONTROL_WORD.to_le_bytes());
+            }
+            (SSE, _) => self.fill(XMM_REGISTERS, XMM_END),
+            (_, Some(at)) => self.fill(avx_at(at, 0), avx_at(at, 16)),
+            _ => {}
+        }
+        let held = u64::from_le_bytes(self.get(HEADER)) | 1u64.wrapping_shl(component);
+        self.put(HEADER, &held.to_le_bytes());
+    }
+
+    fn x87_at(number: u8) -> usize {
+        X87_REGISTERS + 16 * usize::from(number & 7)
+    }
+    fn xmm_at(number: u8) -> usize {
+        XMM_REGISTERS + 16 * usize::from(number & 15)
+    }
+
+    /// A YMM register, 0 to 15; its lower half is the XMM register.
+    pub fn ymm(&self, number: u8) -> [u8; 32] {
+        let mut value = [0; 32];
+        if self.in_use(SSE) {
+            copy(&mut value, &self.get::<16>(Self::xmm_at(number)));
+        }
+        if let Some(at) = self.layout.avx.filter(|_| self.in_use(AVX)) {
+            let high = self.get::<16>(avx_at(at, number & 15));
+            value
+                .iter_mut()
+                .skip(16)
+                .zip(high)
+                .for_each(|(to, from)| *to = from);
+        }
+        value
+    }
+
+    /// Sets an XMM register, and leaves what is above it.
+    pub fn set_xmm(&mut self, number: u8, value: &[u8; 16]) {
+        self.use_component(SSE);
+        self.put(Self::xmm_at(number), value);
+    }
+
+    /// Sets a YMM register, and clears what is above it.
+    pub fn set_ymm(&mut self, number: u8, value: &[u8; 32]) {
+        let (mut low, mut high) = ([0; 16], [0; 16]);
+        copy(&mut low, value);
+        copy(&mut high, value.get(16..).unwrap_or_default());
+        self.set_xmm(number, &low);
+        if let Some(at) = self.layout.avx {
+            if self.in_use(AVX) || high != [0; 16] {
+                self.use_component(AVX);
+                self.put(avx_at(at, number & 15), &high);
+            }
+        }
+        if let Some(at) = self.layout.zmm_high.filter(|_| self.in_use(ZMM_HIGH)) {
+            let at = (at as usize).wrapping_add(32 * usize::from(number & 15));
+            self.put(at, &[0; 32]);
+        }
+    }
+
+    /// x87's control word.
+    pub fn control_word(&self) -> u16 {
+        match self.in_use(X87) {
+            true => u16::from_le_bytes(self.get(CONTROL_WORD)),
+            false => INITIAL_CONTROL_WORD,
+        }
+    }
+    /// x87's status word.
+    pub fn status_word(&self) -> u16 {
+        match self.in_use(X87) {
+            true => u16::from_le_bytes(self.get(STATUS_WORD)),
+            false => 0,
+        }
+    }
+
+    /// What every MMX instruction does but EMMS: the stack's top is register 0, and all registers hold values
+    /// (SDM 1: 9.6.2).
+    pub fn enter_mmx(&mut self) {
+        const TOP: u16 = 7 << 11;
+        self.use_component(X87);
+        let status = self.status_word();
+        let top = (status >> 11 & 7) as u8;
+        // The area has them in the order of the stack.
+        let registers = [0, 1, 2, 3, 4, 5, 6, 7].map(|n| self.get::<16>(Self::x87_at(n)));
+        for (value, from_top) in registers.iter().zip(0u8..8) {
+            self.put(Self::x87_at(from_top.wrapping_add(top)), value);
+        }
+        self.put(STATUS_WORD, &(status & !TOP).to_le_bytes());
+        self.put(TAG_BYTE, &[0xff]);
+    }
+
+    /// An MMX register, 0 to 7.
+    pub fn mmx(&self, number: u8) -> u64 {
+        let top = (self.status_word() >> 11 & 7) as u8;
+        match self.in_use(X87) {
+            true => u64::from_le_bytes(self.get(Self::x87_at(number.wrapping_sub(top)))),
+            false => 0,
+        }
+    }
+
+    /// Sets an MMX register; what is left of the x87 register becomes ones (SDM 1: 9.6.2).
+    pub fn set_mmx(&mut self, number: u8, value: u64) {
+        self.enter_mmx();
+        let at = Self::x87_at(number);
+        self.put(at, &value.to_le_bytes());
+        self.put(at + 8, &[0xff; 2]);
+    }
+
+    /// MXCSR. It is kept whether SSE is in its initial state or not.
+    pub fn mxcsr(&self) -> u32 {
+        u32::from_le_bytes(self.get(MXCSR))
+    }
+    /// Sets MXCSR; `false` if the processor has not all of these bits.
+    pub fn set_mxcsr(&mut self, value: u32) -> bool {
+        let good = value & !self.mxcsr_mask() == 0;
+        if good {
+            self.put(MXCSR, &value.to_le_bytes());
+            self.use_component(SSE);
+        }
+        good
+    }
+    fn mxcsr_mask(&self) -> u32 {
+        match u32::from_le_bytes(self.get(MXCSR_MASK)) {
+            0 => DEFAULT_MXCSR_MASK,
+            mask => mask,
+        }
+    }
+
+    /// Sixteen bytes of the legacy region, number `chunk` of 26, as FXSAVE stores them.
+    pub fn legacy(&self, chunk: u8) -> [u8; 16] {
+        let at = 16 * usize::from(chunk);
+        let component = if at < XMM_REGISTERS { X87 } else { SSE };
+        let mut value = match self.in_use(component) {
+            true => self.get(at),
+            false => [0; 16],
+        };
+        let tail = match at {
+            0 => {
+                copy(&mut value, &self.control_word().to_le_bytes());
+                return value;
+            }
+            16 => u64::from(self.mxcsr_mask()) << 32 | u64::from(self.mxcsr()),
+            _ => return value,
+        };
+        let behind = value.iter_mut().skip(MXCSR - 16);
+        behind
+            .zip(tail.to_le_bytes())
+            .for_each(|(to, from)| *to = from);
+        value
+    }
+
+    /// Sets sixteen bytes of the legacy region, as FXRSTOR loads them; but not MXCSR.
+    pub fn set_legacy(&mut self, chunk: u8, value: &[u8; 16]) {
+        let at = 16 * usize::from(chunk);
+        let (component, bytes) = match at {
+            16 => (X87, MXCSR - 16),
+            at if at < XMM_REGISTERS => (X87, 16),
+            at if at < XMM_END => (SSE, 16),
+            _ => return,
+        };
+        self.use_component(component);
+        self.put(at, value.get(..bytes).unwrap_or_default());
+    }
+}
+
+fn copy(to: &mut [u8], from: &[u8]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+}
+
+/// Where the upper half of YMM register `number` stands.
+fn avx_at(first: u32, number: u8) -> usize {
+    (first as usize).wrapping_add(16 * usize::from(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYOUT: XsaveLayout = XsaveLayout {
+        header: true,
+        avx: Some(576),
+        zmm_high: Some(1152),
+    };
+
+    /// An area of noise in which no component is in use.
+    fn unused() -> Vec<u8> {
+        let mut bytes = vec![0x5a; 2048];
+        bytes[HEADER..HEADER + 8].fill(0);
+        bytes[MXCSR..MXCSR + 8].copy_from_slice(&[0x80, 0x1f, 0, 0, 0xff, 0xff, 2, 0]);
+        bytes
+    }
+
+    #[test]
+    fn what_is_not_in_use_is_initial() {
+        let mut bytes = unused();
+        let area = XsaveArea::new(&mut bytes, LAYOUT);
+        assert_eq!(area.ymm(3), [0; 32]);
+        assert_eq!(
+            (area.control_word(), area.status_word(), area.mmx(3)),
+            (0x37f, 0, 0)
+        );
+        assert_eq!(area.mxcsr(), INITIAL_MXCSR);
+        let mut first = [0; 16];
+        first[..2].copy_from_slice(&INITIAL_CONTROL_WORD.to_le_bytes());
+        assert_eq!((area.legacy(0), area.legacy(5)), (first, [0; 16]));
+        assert_eq!(area.legacy(1)[8..], [0x80, 0x1f, 0, 0, 0xff, 0xff, 2, 0]);
+    }
+
+    #[test]
+    fn a_write_takes_its_component_into_use() {
+        let mut bytes = unused();
+        let mut area = XsaveArea::new(&mut bytes, LAYOUT);
+        area.set_xmm(3, &[1; 16]);
+        assert_eq!(
+            (area.ymm(3)[..16].to_vec(), area.ymm(4)),
+            (vec![1; 16], [0; 32])
+        );
+        // Zeroes above keep AVX as it was; others do not.
+        area.set_ymm(5, &[0; 32]);
+        assert_eq!(area.get::<1>(HEADER), [0b010]);
+        area.set_ymm(6, &[2; 32]);
+        area.set_mmx(1, 7);
+        assert_eq!(area.get::<1>(HEADER), [0b111]);
+        assert_eq!((area.ymm(6), area.ymm(7)), ([2; 32], [0; 32]));
+        assert_eq!((area.mmx(1), area.mmx(2)), (7, 0));
+    }
+
+    #[test]
+    fn an_area_that_is_too_short_is_left_alone() {
+        let mut area = XsaveArea::new(&mut [], LAYOUT);
+        area.clear();
+        area.set_ymm(15, &[1; 32]);
+        area.set_mmx(7, 1);
+        assert_eq!((area.ymm(15), area.mmx(7)), ([0; 32], 0));
+    }
+}
