@@ -91,11 +91,11 @@ pub const FREE: u16 = 0x60;
 impl System {
     /// 32-bit protected mode at a level.
     pub fn protected(cpl: u8) -> System {
-        System::new(TestCpu::protected(RAM, 0x8000), cpl, false)
+        System::new(TestCpu::protected(RAM, 0x3000), cpl, false)
     }
     /// 64-bit mode at a level.
     pub fn long(cpl: u8) -> System {
-        System::new(TestCpu::long(RAM, 0x8000), cpl, true)
+        System::new(TestCpu::long(RAM, 0x3000), cpl, true)
     }
 
     fn new(cpu: TestCpu, cpl: u8, long: bool) -> System {
