@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A CPU with descriptor tables and a task-state segment in RAM, and its stack in the device.
 
-use crate::machine::{Event, TestCpu};
+use super::machine::{Event, TestCpu};
 use palacios_core::emulator::{Fault, Step};
 use palacios_core::state::*;
 
