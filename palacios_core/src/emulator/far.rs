@@ -113,7 +113,7 @@ impl<C: Cpu> Machine<'_, C> {
         }
         let small = matches!(
             self.cpu.segment(Seg::Tr).attributes.kind(),
-            kind::TSS_16 | 3
+            kind::TSS_16 | kind::TSS_16_BUSY
         );
         let (pointer, selector) = match small {
             true => {
@@ -340,9 +340,8 @@ impl<C: Cpu> Execution<'_, C> {
         let machine = &mut self.machine;
         let (cpl, long, attributes) = (machine.cpu.cpl(), machine.long_mode(), gate.attributes());
         let bad = machine.fault(Exception::general_protection(gate.error_code()));
-        let reserved = gate.high >> 40 & 0x1f;
         let width = match (kind, long) {
-            (kind::CALL_GATE, true) if reserved == 0 => 8,
+            (kind::CALL_GATE, true) if gate.is_well_formed() => 8,
             (kind::CALL_GATE, false) => 4,
             (kind::CALL_GATE_16, false) => 2,
             (kind::TASK_GATE | kind::TSS_16 | kind::TSS, false) => 0,
@@ -456,24 +455,16 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// IRET.
     pub fn interrupt_return(&mut self) -> Result<(), Fault> {
-        let width = self.instruction.operand_width;
-        let plain = self.machine.has_plain_segments();
-        if plain {
-            self.check_flags_of_8086()?;
-        } else if self.flags() & rflags::NT != 0 {
-            return Err(match self.machine.long_mode() {
-                true => self.machine.fault(Exception::general_protection(0)),
-                false => Fault::TaskSwitch,
-            });
-        }
+        self.check_interrupt_return()?;
         // 64-bit code always pops a stack too.
         let count = if self.machine.mode.long { 5 } else { 3 };
+        let width = self.instruction.operand_width;
         let mut stack = self.machine.stack();
         let frame = self.machine.pop_frame(&mut stack, width, count)?;
         let rip = self.machine.element(&frame, 0)?;
         let selector = self.machine.element(&frame, 1)? as u16;
         let flags = self.machine.element(&frame, 2)?;
-        if plain {
+        if self.machine.has_plain_segments() {
             let code = self.plain_code(selector, rip)?;
             self.machine.set_stack_pointer(&stack);
             self.finish_interrupt(flags, rflags::RF);
@@ -484,24 +475,35 @@ impl<C: Cpu> Execution<'_, C> {
             return self.return_to_8086(stack, rip, selector, flags);
         }
         let code = self.returned_code(selector)?;
-        let new = if self.machine.mode.long {
-            Some(self.returned_stack(&code, &frame, 3)?)
-        } else if code.rpl() > cpl {
-            let frame = self.machine.pop_frame(&mut stack, width, 2)?;
-            Some(self.returned_stack(&code, &frame, 0)?)
-        } else {
-            None
+        let new = match (self.machine.mode.long, code.rpl() > cpl) {
+            (true, _) => Some(self.returned_stack(&code, &frame, 3)?),
+            (false, true) => {
+                let frame = self.machine.pop_frame(&mut stack, width, 2)?;
+                Some(self.returned_stack(&code, &frame, 0)?)
+            }
+            (false, false) => None,
         };
         self.machine.check_offset(&code, rip)?;
         self.machine.mark_used(&code, new.as_ref())?;
-        let virtual_flags = if cpl == 0 {
-            rflags::VIF | rflags::VIP
-        } else {
-            0
+        let privileged = match cpl {
+            0 => rflags::VIF | rflags::VIP,
+            _ => 0,
         };
-        self.finish_interrupt(flags, rflags::RF | virtual_flags);
+        self.finish_interrupt(flags, rflags::RF | privileged);
         self.return_to(&code, rip, &stack, new.as_ref());
         Ok(())
+    }
+
+    /// Virtual-8086 mode needs IOPL 3; a nested task, which RFLAGS.NT says that this is, would go back to another task.
+    fn check_interrupt_return(&self) -> Result<(), Fault> {
+        if self.machine.has_plain_segments() {
+            return self.check_flags_of_8086();
+        }
+        match (self.flags() & rflags::NT, self.machine.long_mode()) {
+            (0, _) => Ok(()),
+            (_, true) => Err(self.machine.fault(Exception::general_protection(0))),
+            (_, false) => Err(Fault::TaskSwitch),
+        }
     }
 
     /// Sets what IRET sets besides where to go on.

@@ -17,11 +17,12 @@ pub(super) type Blame = fn(u32) -> Exception;
 /// A selector's bits that choose a descriptor: all but its privilege level.
 pub(super) const INDEX: u16 = !3;
 /// A selector into the local table.
-const LOCAL: u16 = 4;
+pub(super) const LOCAL: u16 = 4;
 /// The system descriptors' types (SDM 3A: table 3-2).
 pub(super) mod kind {
     pub const TSS_16: u8 = 1;
     pub const LDT: u8 = 2;
+    pub const TSS_16_BUSY: u8 = 3;
     pub const CALL_GATE_16: u8 = 4;
     pub const TASK_GATE: u8 = 5;
     pub const TSS: u8 = 9;
@@ -62,6 +63,10 @@ impl Descriptor {
     pub fn system(&self) -> Option<u8> {
         let attributes = self.attributes();
         (!attributes.has(A::S)).then_some(attributes.kind())
+    }
+    /// Where the type stands in the first eight bytes, the second eight of a system descriptor have zeroes.
+    pub fn is_well_formed(&self) -> bool {
+        self.high >> 40 & 0x1f == 0
     }
     /// What an exception says of it.
     pub fn error_code(&self) -> u32 {

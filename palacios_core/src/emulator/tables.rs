@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The registers that say where descriptors are: GDTR, IDTR, LDTR and TR (SDM 3A: 2.4).
 
-use super::access::Bytes;
+use super::access::{Bytes, Place};
 use super::instruction::Operand;
-use super::segments::{kind, null_segment, INDEX};
+use super::machine::Machine;
+use super::segments::{kind, null_segment, Descriptor, INDEX, LOCAL};
 use super::{Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind;
 use crate::state::{cr4, DescriptorTable, Exception, Seg, SegmentAttributes as A, TableRegister};
 
-/// A selector into the local table.
-const LOCAL: u16 = 4;
 /// Type bit of a TSS: it is in use.
 const BUSY: u16 = 2;
 
@@ -46,7 +45,7 @@ impl<C: Cpu> Execution<'_, C> {
             .store(&place.part(2, width), &Bytes::new(base.into(), width))
     }
 
-    fn place_table(&mut self, kind: AccessKind) -> Result<super::access::Place, Fault> {
+    fn place_table(&mut self, kind: AccessKind) -> Result<Place, Fault> {
         let Operand::Memory(address) = self.operand(0) else {
             return Err(self.unsupported());
         };
@@ -71,28 +70,8 @@ impl<C: Cpu> Execution<'_, C> {
             machine.cpu.set_segment(seg, null_segment(selector));
             return Ok(());
         }
-        let bad = machine.fault(Exception::general_protection((selector & INDEX).into()));
-        if selector & LOCAL != 0 {
-            return Err(bad);
-        }
-        let found = machine.descriptor(selector, Exception::general_protection)?;
-        let long = machine.long_mode();
-        let fits = match found.system() {
-            Some(kind::LDT) => seg == Seg::Ldtr,
-            Some(kind::TSS) => seg == Seg::Tr,
-            Some(kind::TSS_16) => seg == Seg::Tr && !long,
-            _ => false,
-        };
-        if !fits || found.high >> 40 & 0x1f != 0 {
-            return Err(bad);
-        }
-        if !found.attributes().has(A::P) {
-            return Err(machine.fault(Exception::not_present(found.error_code())));
-        }
+        let found = machine.system_segment(seg, selector)?;
         let mut segment = found.segment();
-        if long && !machine.is_canonical(segment.base) {
-            return Err(bad);
-        }
         if seg == Seg::Tr {
             let mark = machine.place_mark(&found, BUSY)?;
             machine.set_mark(&mark)?;
@@ -124,5 +103,33 @@ impl<C: Cpu> Execution<'_, C> {
             0 => Ok(()),
             _ => self.require_cpl0(),
         }
+    }
+}
+
+impl<C: Cpu> Machine<'_, C> {
+    /// Reads and checks the descriptor that LLDT or LTR loads.
+    fn system_segment(&mut self, seg: Seg, selector: u16) -> Result<Descriptor, Fault> {
+        let bad = self.fault(Exception::general_protection((selector & INDEX).into()));
+        if selector & LOCAL != 0 {
+            return Err(bad);
+        }
+        let found = self.descriptor(selector, Exception::general_protection)?;
+        let long = self.long_mode();
+        let fits = match found.system() {
+            Some(kind::LDT) => seg == Seg::Ldtr,
+            Some(kind::TSS) => seg == Seg::Tr,
+            Some(kind::TSS_16) => seg == Seg::Tr && !long,
+            _ => false,
+        };
+        if !fits || !found.is_well_formed() {
+            return Err(bad);
+        }
+        if !found.attributes().has(A::P) {
+            return Err(self.fault(Exception::not_present(found.error_code())));
+        }
+        if long && !self.is_canonical(found.segment().base) {
+            return Err(bad);
+        }
+        Ok(found)
     }
 }
