@@ -463,6 +463,8 @@ impl Exception {
     pub const DEBUG: Exception = Exception::plain(1);
     /// #UD: an invalid opcode.
     pub const INVALID_OPCODE: Exception = Exception::plain(6);
+    /// #NM: floating-point state is not there.
+    pub const NO_FPU: Exception = Exception::plain(7);
     /// #MF: an x87 exception that is not masked.
     pub const X87: Exception = Exception::plain(16);
 
@@ -474,8 +476,12 @@ impl Exception {
             cr2: None,
         }
     }
-    /// #NM: floating-point state is not there.
-    pub const NO_FPU: Exception = Exception::plain(7);
+
+    /// The instruction at RIP is executed again after the handler (SDM 3A: 6.5). #DB is no fault here: whichever kind it is of,
+    /// it leaves RFLAGS.RF as it was (SDM 3B: 18.3.1.1).
+    pub const fn is_fault(&self) -> bool {
+        !matches!(self.vector, 1..=4 | 8 | 18)
+    }
 
     /// #TS: the task-state segment, or what it names, is bad.
     pub const fn invalid_tss(error_code: u32) -> Exception {

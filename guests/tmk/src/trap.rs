@@ -38,6 +38,8 @@ pub struct Fault {
     pub cr2: u64,
     /// Where it came back to.
     pub rip: u64,
+    /// RFLAGS in its frame.
+    pub rflags: u64,
 }
 
 /// The vector by which user code ends ([`user::run`]).
@@ -58,9 +60,10 @@ pub const CPUS: usize = 64;
 /// What a CPU saw.
 struct Seen {
     recover_rip: AtomicU64,
-    last: [AtomicU64; 4],
+    last: [AtomicU64; 5],
     last_interrupt: [AtomicU64; 3],
     debug_at: [AtomicU64; 16],
+    debug_status: [AtomicU64; 16],
     /// The first interrupts since [`record_order`], and how many came.
     order: [AtomicU32; 16],
     next: AtomicU32,
@@ -73,9 +76,10 @@ struct Seen {
 static SEEN: [Seen; CPUS] = [const {
     Seen {
         recover_rip: AtomicU64::new(0),
-        last: [const { AtomicU64::new(0) }; 4],
+        last: [const { AtomicU64::new(0) }; 5],
         last_interrupt: [const { AtomicU64::new(0) }; 3],
         debug_at: [const { AtomicU64::new(0) }; 16],
+        debug_status: [const { AtomicU64::new(0) }; 16],
         order: [const { AtomicU32::new(0) }; 16],
         next: AtomicU32::new(1 << 30),
         count: [const { AtomicU32::new(0) }; 256],
@@ -204,11 +208,8 @@ fn exception(frame: &mut Frame) {
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, cr2", out(reg) cr2, options(nomem, nostack)) };
     let seen = seen();
-    for (slot, value) in seen
-        .last
-        .iter()
-        .zip([frame.vector, frame.error, cr2, frame.rip])
-    {
+    let last = [frame.vector, frame.error, cr2, frame.rip, frame.rflags];
+    for (slot, value) in seen.last.iter().zip(last) {
         slot.store(value, Relaxed);
     }
     match frame.vector {
@@ -244,18 +245,30 @@ fn nmi() {
     }
 }
 
-/// Notes where a debug exception came, and lets the instruction there run when it is gone back to.
+/// Notes where a debug exception came and what DR6 says, and lets the instruction there run when it is gone back to.
 fn debug(frame: &mut Frame, seen: &Seen) {
     const RF: u64 = 1 << 16;
     frame.rflags |= RF;
-    if let Some(slot) = seen.debug_at.get(seen.count[1].load(Relaxed) as usize - 1) {
-        slot.store(frame.rip, Relaxed);
+    let dr6: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, dr6", out(reg) dr6, options(nomem, nostack)) };
+    let number = seen.count[1].load(Relaxed) as usize - 1;
+    for (slots, value) in [(&seen.debug_at, frame.rip), (&seen.debug_status, dr6)] {
+        if let Some(slot) = slots.get(number) {
+            slot.store(value, Relaxed);
+        }
     }
 }
 
 /// Where the first debug exceptions came since the counts were forgotten.
 pub fn debug_at(n: usize) -> u64 {
     seen().debug_at.get(n).map_or(0, |at| at.load(Relaxed))
+}
+
+/// What DR6 said at them.
+pub fn debug_status(n: usize) -> u64 {
+    let status = seen().debug_status.get(n);
+    status.map_or(0, |status| status.load(Relaxed))
 }
 
 /// Sets `f` to be called for each interrupt, on the CPU that takes it.
@@ -311,12 +324,13 @@ pub fn last_interrupt() -> [u64; 3] {
 
 /// The last exception.
 pub fn last() -> Fault {
-    let [vector, error, cr2, rip] = [0, 1, 2, 3].map(|i: usize| seen().last[i].load(Relaxed));
+    let [vector, error, cr2, rip, rflags] = seen().last.each_ref().map(|slot| slot.load(Relaxed));
     Fault {
         vector,
         error,
         cr2,
         rip,
+        rflags,
     }
 }
 /// Where the next fault is to go on; used by [`crate::fault`].

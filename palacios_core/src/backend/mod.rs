@@ -151,6 +151,8 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn interruptible(&self) -> bool;
     /// The guest would take an NMI now.
     fn nmi_allowed(&self) -> bool;
+    /// NMIs are held back until the guest's next `IRET`.
+    fn nmi_blocked(&self) -> bool;
     /// Holds NMIs back until the guest's next `IRET`, or no more: the core has delivered one, or executed an `IRET`.
     fn set_nmi_blocked(&mut self, blocked: bool);
     /// Sets the shadow that `STI` or `MOV SS` leave for one instruction.

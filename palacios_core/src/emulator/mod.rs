@@ -106,9 +106,8 @@ pub struct Interruption {
 }
 
 impl Interruption {
-    /// The instruction at RIP is to be executed again (SDM 3A: 6.5).
     fn is_fault(&self) -> bool {
-        self.source == Source::Exception && !matches!(self.vector, 1..=4 | 8 | 18)
+        self.source == Source::Exception && Exception::plain(self.vector).is_fault()
     }
 }
 

@@ -22,6 +22,8 @@ bitflags! {
     pub struct Events: u32 {
         /// A non-maskable interrupt.
         const NMI = 1 << 0;
+        /// Another one, beside [`Events::NMI`].
+        const SECOND_NMI = 1 << 6;
         /// INIT.
         const INIT = 1 << 1;
         /// A start-up message; its page is in bits 8 to 15.
@@ -83,9 +85,24 @@ impl Pending {
         before & events.bits() != events.bits()
     }
 
-    /// Posts an INIT. What was not taken yet and came before it is void: a start-up message, an NMI.
+    /// Posts an NMI. Of those that the vCPU has not taken yet two count: a processor takes one, and keeps another meanwhile.
+    pub fn post_nmi(&self) -> bool {
+        let first = Events::NMI.bits();
+        let second = |now: u32| {
+            if now & first == 0 {
+                0
+            } else {
+                Events::SECOND_NMI.bits()
+            }
+        };
+        let before = self.change(|now| now | first | second(now));
+        before & first == 0
+    }
+
+    /// Posts an INIT. What was not taken yet and came before it is void: a start-up message, NMIs.
     pub fn post_init(&self) -> bool {
-        let void = Events::STARTUP | Events::STARTUP_PAGE | Events::NMI;
+        let nmis = Events::NMI | Events::SECOND_NMI;
+        let void = Events::STARTUP | Events::STARTUP_PAGE | nmis;
         let before = self.change(|now| now & !void.bits() | Events::INIT.bits());
         before & Events::INIT.bits() == 0
     }
@@ -226,10 +243,22 @@ mod tests {
     }
 
     #[test]
+    fn two_nmis_count() {
+        let pending = Pending::new();
+        assert!(pending.post_nmi());
+        assert!(!pending.post_nmi(), "already told");
+        assert!(!pending.post_nmi());
+        assert_eq!(pending.take_events(), Events::NMI | Events::SECOND_NMI);
+        assert!(pending.post_nmi(), "told again");
+        assert_eq!(pending.take_events(), Events::NMI);
+    }
+
+    #[test]
     fn the_first_startup_after_an_init_counts() {
         let pending = Pending::new();
         assert!(pending.post_startup(0x77), "to a vCPU that runs");
-        pending.post(Events::NMI);
+        pending.post_nmi();
+        pending.post_nmi();
         assert!(pending.post_init());
         assert!(!pending.post_init());
         assert_eq!(pending.take_events(), Events::INIT);

@@ -6,7 +6,7 @@ use super::apic_timer::Now;
 use super::destination::{targets, DestinationFilter};
 use super::ioapic::IoApic;
 use super::lapic::{Effect, GeneralProtection, LocalApic, Lvt, BASE_GPA, MSR_X2APIC};
-use super::pending::{Events, Pending};
+use super::pending::Pending;
 use super::{Delivery, Message, MessageSink};
 use std::cell::Cell;
 use std::vec::Vec;
@@ -62,7 +62,7 @@ impl Cpu {
             Delivery::Fixed | Delivery::LowestPriority => {
                 self.pending.post_vector(message.vector, message.level)
             }
-            Delivery::Nmi => self.pending.post(Events::NMI),
+            Delivery::Nmi => self.pending.post_nmi(),
             Delivery::Init(true) => self.pending.post_init(),
             Delivery::Startup => self.pending.post_startup(message.vector),
             Delivery::Init(false) | Delivery::Smi | Delivery::ExtInt => false,

@@ -9,7 +9,7 @@ use crate::host::Host;
 use crate::interrupts::lapic::Lvt;
 use crate::interrupts::pending::Events;
 use crate::interrupts::Delivery;
-use crate::state::{cr0, rflags, CpuState, Seg};
+use crate::state::{cr0, rflags, CpuState, Exception, Seg};
 use crate::stats::Counter;
 use crate::vm::life::RunState;
 use bitflags::bitflags;
@@ -42,7 +42,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if events.contains(Events::STARTUP) && self.activity == Activity::WaitForStartup {
             self.start_at((events & Events::STARTUP_PAGE).bits() >> 8);
         }
-        self.nmi_pending |= events.contains(Events::NMI);
+        for nmi in [Events::NMI, Events::SECOND_NMI] {
+            if events.contains(nmi) {
+                self.note_nmi();
+            }
+        }
         if events.contains(Events::PIC_OUTPUT) {
             self.waits_for |= WaitsFor::PIC;
             self.pin(Lvt::Lint0);
@@ -51,7 +55,19 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// A pin of the local APIC rose. What it makes a vector of waits there; ExtINT is looked at when it is delivered.
     fn pin(&mut self, pin: Lvt) {
-        self.nmi_pending |= self.apic.local_interrupt(pin) == Some(Delivery::Nmi);
+        if self.apic.local_interrupt(pin) == Some(Delivery::Nmi) {
+            self.note_nmi();
+        }
+    }
+
+    /// An NMI came. A processor takes one at once and keeps another, and while it handles one it keeps one (SDM 3A: 6.7.1).
+    fn note_nmi(&mut self) {
+        let cut_short = [self.interrupted, self.held].contains(&Some(Event::Nmi));
+        let kept = match cut_short || self.arch.nmi_blocked() {
+            true => 1,
+            false => 2,
+        };
+        self.waiting_nmis = self.waiting_nmis.saturating_add(1).min(kept);
     }
 
     /// INIT: all registers but a few as after power-on, then wait for a start-up message (SDM 3A: 9.1). The first vCPU
@@ -85,9 +101,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             cs.selector = (page << 8) as u16;
             cs.base = u64::from(page) << 12;
         }
-        let nmi_pending = self.nmi_pending;
+        let waiting_nmis = self.waiting_nmis;
         self.init(&state);
-        self.nmi_pending = nmi_pending;
+        self.waiting_nmis = waiting_nmis;
         self.activity = Activity::Active;
     }
 
@@ -105,7 +121,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let vector = self.apic.next_interrupt().is_some() || self.takes_ext_int();
         let cut_short = self.fault.is_some() || self.interrupted.is_some() || self.held.is_some();
         // An NMI that its predecessor's handler holds back does not end that handler's HLT.
-        let nmi = self.nmi_pending && self.arch.nmi_allowed();
+        let nmi = self.waiting_nmis != 0 && self.arch.nmi_allowed();
         nmi || cut_short || (interrupts && vector)
     }
 
@@ -157,22 +173,25 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let mut busy = true;
         if let Some(exception) = self.fault.take() {
             stats.add(Counter::InjectedException, 1);
-            self.arch.inject(Event::Exception(exception));
+            self.inject_exception(exception);
             self.held = self.interrupted.take().or(self.held);
         } else if let Some(event) = self.interrupted.take() {
-            self.arch.inject(event);
+            match event {
+                Event::Exception(exception) => self.inject_exception(exception),
+                _ => self.arch.inject(event),
+            }
         } else if let Some(event) = self.held.filter(|event| self.takes(*event)) {
             self.held = None;
             self.arch.inject(event);
-        } else if self.nmi_pending && self.arch.nmi_allowed() {
-            self.nmi_pending = false;
+        } else if self.waiting_nmis != 0 && self.arch.nmi_allowed() {
+            self.waiting_nmis = self.waiting_nmis.saturating_sub(1);
             stats.add(Counter::InjectedNmi, 1);
             self.arch.inject(Event::Nmi);
         } else {
             busy = self.held.is_some();
         }
         self.arch
-            .request_nmi_window(self.nmi_pending || self.held == Some(Event::Nmi));
+            .request_nmi_window(self.waiting_nmis != 0 || self.held == Some(Event::Nmi));
         if !busy && self.arch.interruptible() {
             if let Some(vector) = self.next_vector(here) {
                 stats.add(Counter::InjectedInterrupt, 1);
@@ -180,6 +199,16 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             }
         }
         self.arch.request_interrupt_window(self.waiting_priority());
+    }
+
+    /// Has the next entry deliver an exception. RFLAGS.RF in a fault's frame keeps breakpoints off the instruction when it is
+    /// executed again. Not every processor sets it in the frame of an exception that is injected.
+    fn inject_exception(&mut self, exception: Exception) {
+        if exception.is_fault() {
+            let flags = self.arch.rflags();
+            self.arch.set_rflags(flags | rflags::RF);
+        }
+        self.arch.inject(Event::Exception(exception));
     }
 
     fn takes(&self, event: Event) -> bool {

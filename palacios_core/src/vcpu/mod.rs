@@ -55,7 +55,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     interrupted: Option<Event>,
     /// An interrupt or NMI that was cut short by an exception: to deliver again once the guest takes it.
     held: Option<Event>,
-    nmi_pending: bool,
+    /// NMIs to deliver, at most two.
+    waiting_nmis: u8,
     /// Counted among those that only another vCPU can wake.
     stuck: bool,
     /// What waits for the guest to take interrupts, besides the local APIC's.
@@ -107,7 +108,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             fault: None,
             interrupted: None,
             held: None,
-            nmi_pending: false,
+            waiting_nmis: 0,
             stuck: false,
             waits_for: deliver::WaitsFor::empty(),
             tick_cost: tick_cost::TickCost::default(),
@@ -158,7 +159,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.arch.request_interrupt_window(None);
         self.arch.request_nmi_window(false);
         (self.fault, self.interrupted, self.held) = (None, None, None);
-        (self.nmi_pending, self.length) = (false, None);
+        (self.waiting_nmis, self.length) = (0, None);
         self.forget_tick();
     }
 
@@ -387,16 +388,23 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.advance(here);
     }
 
-    /// Moves RIP past the instruction that exited; the only place that does, but for the emulator's own.
+    /// The instruction that exited is done.
     fn advance(&mut self, here: &Here<'_, H, B>) {
+        if self.move_past(here) && self.arch.rflags() & rflags::TF != 0 {
+            self.single_step();
+        }
+    }
+
+    /// Moves RIP past the instruction that exited; the only place that does, but for the emulator's own. `false`: the
+    /// instruction's bytes changed or went, so that the guest runs it again.
+    fn move_past(&mut self, here: &Here<'_, H, B>) -> bool {
         let next = match self.arch.next_rip() {
             Some(next) => next,
             None if self.find_length(here) => {
                 let length = u64::from(self.length.unwrap_or(0));
                 self.wrap_rip(self.arch.rip().wrapping_add(length))
             }
-            // The instruction's bytes changed or went: the guest runs it again.
-            None => return,
+            None => return false,
         };
         self.arch.set_rip(next);
         let flags = self.arch.rflags();
@@ -404,16 +412,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             // It covered this instruction alone (APM 2: 13.1.1.5).
             self.arch.set_rflags(flags & !rflags::RF);
         }
-        if flags & rflags::TF != 0 {
-            self.single_step();
-        }
+        true
     }
 
-    /// A #DB that says nothing in DR6 (APM 3: INT1).
+    /// A #DB that says nothing in DR6 (APM 3: INT1). Its delivery clears RFLAGS.TF before a single step could trap.
     fn icebp(&mut self, here: &Here<'_, H, B>) {
-        let rip = self.arch.rip();
-        self.advance(here);
-        if self.arch.rip() != rip {
+        if self.move_past(here) {
             self.fault(Exception::DEBUG);
         }
     }

@@ -100,7 +100,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             Delivery::Fixed | Delivery::LowestPriority => {
                 pending.post_vector(message.vector, message.level)
             }
-            Delivery::Nmi => pending.post(Events::NMI),
+            Delivery::Nmi => pending.post_nmi(),
             Delivery::Init(true) => pending.post_init(),
             Delivery::Startup => pending.post_startup(message.vector),
             // The PIC pair's vector comes by its own wire alone: it has none to an input of the I/O APIC.

@@ -355,6 +355,9 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     fn nmi_allowed(&self) -> bool {
         !self.guest.nmi_blocked && !self.guest.shadow && self.guest.injected.is_none()
     }
+    fn nmi_blocked(&self) -> bool {
+        self.guest.nmi_blocked
+    }
     fn set_nmi_blocked(&mut self, blocked: bool) {
         self.guest.nmi_blocked = blocked;
     }

@@ -484,6 +484,9 @@ impl BackendVcpu<TestHost, StormBackend> for StormVcpu {
     fn nmi_allowed(&self) -> bool {
         true
     }
+    fn nmi_blocked(&self) -> bool {
+        false
+    }
     fn set_nmi_blocked(&mut self, _: bool) {}
     fn set_interrupt_shadow(&mut self, _: bool) {}
     fn request_interrupt_window(&mut self, priority: Option<u8>) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Single-stepping and breakpoints, also over instructions that a VMM executes (APM 2: 13.1).
 
+use super::emulated::scratch;
 use crate::apic;
 use crate::io::{cpuid, inb};
-use crate::{check, check_eq, tests, trap, Outcome};
+use crate::{check, check_eq, fault, tests, trap, Outcome};
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -20,7 +21,10 @@ tests!(
     data_breakpoint,
     debug_registers_keep,
     general_detect,
-    icebp;
+    general_detect_behind_mov_ss,
+    icebp,
+    icebp_under_single_step,
+    faults_push_the_resume_flag;
     here: single_step_over_hlt
 );
 
@@ -278,5 +282,58 @@ fn general_detect() -> Outcome {
     unsafe { asm!("mov {}, dr7", out(reg) value) };
     check_eq!((trap::count(1), dr6() & BD, value), (1, BD, DR7_OFF));
     check!(trap::last().vector == 1);
+    Ok(())
+}
+
+/// The fault of an instruction behind MOV SS, in a program that is stepped through: it is no step, and none is due before its
+/// handler.
+fn general_detect_behind_mov_ss() -> Outcome {
+    begin();
+    let at: u64;
+    // SAFETY: the handler comes back; the exception has cleared GD. SS keeps its selector.
+    unsafe {
+        asm!(
+            "lea {at}, [rip + 22f]", "mov {t:e}, ss",
+            "pushfq", "or qword ptr [rsp], 0x100", "mov dr7, {detect}", "popfq",
+            "mov ss, {t:e}",
+            "22: mov {t}, dr0",
+            "pushfq", "and qword ptr [rsp], -257", "popfq",
+            at = out(reg) at, t = out(reg) _, detect = in(reg) DR7_OFF | 1 << 13,
+        )
+    };
+    check_eq!((trap::debug_at(0), trap::debug_status(0) & (BD | BS)), (at, BD));
+    // Then the steps over the access itself, and over the three behind it.
+    check_eq!(trap::count(1), 5);
+    check_eq!(trap::debug_status(1) & BS, BS);
+    Ok(())
+}
+
+/// In a program that is stepped through INT1 has its own #DB alone, which says nothing. The next step is behind it.
+fn icebp_under_single_step() -> Outcome {
+    check_eq!(stepped!(".byte 0xf1; nop"), 2);
+    check_eq!(trap::debug_status(0) & (BS | 15), 0);
+    check_eq!(trap::debug_status(1) & (BS | 15), BS);
+    Ok(())
+}
+
+/// RFLAGS.RF is in the frame of every fault, whoever raises it, and in that of no trap (SDM 3B: 18.3.1.1).
+fn faults_push_the_resume_flag() -> Outcome {
+    const RF: u64 = 1 << 16;
+    const RESERVED: u64 = 1 << 31;
+    let device = scratch(0xffe8);
+    let faults = [
+        ("UD2", 6, fault!("ud2")),
+        ("CR4", 13, fault!("mov cr4, {}", in(reg) RESERVED)),
+        ("RDMSR", 13, fault!("rdmsr", in("ecx") 0x4321, out("eax") _, out("edx") _)),
+        ("a selector on a device", 13, fault!("mov fs, [{}]", in(reg) device)),
+    ];
+    scratch(0);
+    for (what, vector, seen) in faults {
+        let seen = seen.ok_or("no fault")?;
+        check_eq!((what, seen.vector, seen.rflags & RF), (what, vector, RF));
+    }
+    // SAFETY: the handler comes back.
+    unsafe { asm!("int3") };
+    check_eq!((trap::last().vector, trap::last().rflags & RF), (3, 0));
     Ok(())
 }

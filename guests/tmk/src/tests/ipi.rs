@@ -4,14 +4,14 @@
 use crate::apic::{self, Mode, ALL, LOGICAL, LOWEST, MYSELF, NMI, OTHERS, TPR};
 use crate::smp::{self, all, on, on_all, settle, until, with};
 use crate::trap::{self, count_of, me};
-use crate::{check, check_eq, tests, Outcome};
+use crate::{check, check_eq, multiboot, tests, Outcome};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
 tests!(
     ; several: ipi_physical, ipi_flat, ipi_cluster, ipi_x2apic_physical, ipi_x2apic_cluster, ipi_between_modes,
     ipi_groups_flat, ipi_groups_cluster, ipi_groups_x2apic, ipi_broadcasts, ipi_broadcasts_x2apic, ipi_lowest_priority,
     ipi_lowest_priority_x2apic, ipi_nmi, ipi_nmi_x2apic, ipi_nmi_broadcasts, ipi_self_register, ipi_waits_for_task_priority,
-    ipi_storm_with_interrupts_off, nmi_storm, ipi_to_apics_that_change_modes
+    ipi_storm_with_interrupts_off, nmi_storm, nmis_of_two_senders, ipi_to_apics_that_change_modes
 );
 
 /// A way to address processors.
@@ -352,6 +352,31 @@ fn nmi_storm() -> Outcome {
     check!((1..=300 * last as u32).contains(&came));
     send_and_wait(last, 2, || apic::send(smp::id(last), NMI))?;
     expect(2, |cpu| if cpu == last { came + 1 } else { 0 })
+}
+
+/// NMIs that two processors send to one at the same moment: it takes one, and then the other (SDM 3A: 6.7.1).
+fn nmis_of_two_senders() -> Outcome {
+    const ROUNDS: u32 = 100;
+    if multiboot::elsewhere() {
+        return Ok(()); // QEMU makes one of them if it has taken none yet.
+    }
+    set_up(Way::Physical)?;
+    let (round, last) = (AtomicU32::new(0), smp::count() - 1);
+    let send = || apic::send(smp::id(0), NMI);
+    let other = || {
+        (1..=ROUNDS).try_for_each(|n| {
+            until(|| round.load(Acquire) == n)?;
+            send();
+            Ok(())
+        })
+    };
+    with(last, &other, || {
+        (1..=ROUNDS).try_for_each(|n| {
+            round.store(n, Release);
+            send();
+            until(|| trap::count(2) == 2 * n).map_err(|_| "one of two is lost")
+        })
+    })
 }
 
 /// Modes change while messages are on their way: some are lost, no harm is done, and it works again afterwards.

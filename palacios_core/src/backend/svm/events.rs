@@ -77,6 +77,11 @@ impl Events {
         self.nmi == Nmi::Open && !in_shadow(vmcb) && self.pending.is_none()
     }
 
+    /// One is being handled.
+    pub(super) fn nmi_blocked(&self) -> bool {
+        self.nmi != Nmi::Open
+    }
+
     /// The core delivered an NMI, or executed an IRET.
     pub(super) fn set_nmi_blocked(&mut self, blocked: bool) {
         self.nmi = if blocked { Nmi::Blocked } else { Nmi::Open };

@@ -450,6 +450,9 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     fn nmi_allowed(&self) -> bool {
         self.events.nmi_allowed(self.vmcb.get())
     }
+    fn nmi_blocked(&self) -> bool {
+        self.events.nmi_blocked()
+    }
     fn set_nmi_blocked(&mut self, blocked: bool) {
         self.events.set_nmi_blocked(blocked);
     }

@@ -64,11 +64,14 @@ impl Events {
                     *cr2 = at;
                 }
                 inject(event, vmcs);
+                end_shadow(vmcs);
             }
-            // There still is one from an entry that failed, before which the guest was given another state.
-            None => vmcs.set(ENTRY_EVENT, 0),
+            None => {
+                // There still is one from an entry that failed, before which the guest was given another state.
+                vmcs.set(ENTRY_EVENT, 0);
+                settle_shadow(vmcs);
+            }
         }
-        settle_shadow(vmcs);
         self.watch(vmcs, cr8);
     }
 
@@ -192,6 +195,19 @@ fn software(vector: u8) -> u32 {
     }
 }
 
+/// DR6.BS, as the pending debug exceptions have it.
+const BS: u64 = 1 << 14;
+
+/// The delivery of an event ends the shadow, and the single-step trap that waits for its end does not come: the event's handler
+/// runs without RFLAGS.TF.
+fn end_shadow<H: Host>(vmcs: &mut Vmcs<H>) {
+    if vmcs.get(INTERRUPTIBILITY) & blocking::SHADOW != 0 {
+        set_blocking(vmcs, blocking::SHADOW, false);
+        let pending = vmcs.get(PENDING_DEBUG).0;
+        vmcs.set(PENDING_DEBUG, Natural(pending & !BS));
+    }
+}
+
 /// Makes shadows and pending debug exceptions agree with RFLAGS, as an entry wants them (SDM 3C: 26.3.1.5).
 fn settle_shadow<H: Host>(vmcs: &mut Vmcs<H>) {
     let shadow = vmcs.get(INTERRUPTIBILITY) & blocking::SHADOW;
@@ -202,7 +218,6 @@ fn settle_shadow<H: Host>(vmcs: &mut Vmcs<H>) {
     if flags & rflags::IF == 0 {
         set_blocking(vmcs, blocking::STI, false);
     }
-    const BS: u64 = 1 << 14;
     let pending = vmcs.get(PENDING_DEBUG).0 & !BS;
     let traced = if flags & rflags::TF != 0 { BS } else { 0 };
     vmcs.set(PENDING_DEBUG, Natural(pending | traced));

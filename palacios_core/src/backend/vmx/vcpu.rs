@@ -591,6 +591,9 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     fn nmi_allowed(&self) -> bool {
         self.events.nmi_allowed(&self.vmcs)
     }
+    fn nmi_blocked(&self) -> bool {
+        self.vmcs.get(INTERRUPTIBILITY) & blocking::NMI != 0
+    }
     fn set_nmi_blocked(&mut self, blocked: bool) {
         set_blocking(&mut self.vmcs, blocking::NMI, blocked);
     }
