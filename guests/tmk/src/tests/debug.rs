@@ -22,6 +22,7 @@ tests!(
     debug_registers_keep,
     general_detect,
     general_detect_behind_mov_ss,
+    general_detect_is_no_step,
     icebp,
     icebp_under_single_step,
     faults_push_the_resume_flag;
@@ -285,26 +286,47 @@ fn general_detect() -> Outcome {
     Ok(())
 }
 
-/// The fault of an instruction behind MOV SS, in a program that is stepped through: it is no step, and none is due before its
-/// handler.
+/// In a program that is stepped through, accesses a debug register under general detect, behind these instructions. The steps
+/// over the access itself and the three behind it follow. Gives the access's address.
+macro_rules! detect_under_single_step {
+    ($before:literal) => {{
+        begin();
+        let at: u64;
+        // SAFETY: the handler comes back; the exception has cleared GD. SS keeps its selector.
+        unsafe {
+            asm!(
+                "lea {at}, [rip + 22f]", "mov {t:e}, ss",
+                "pushfq", "or qword ptr [rsp], 0x100", "mov dr7, {detect}", "popfq",
+                $before,
+                "22: mov {t}, dr0",
+                "pushfq", "and qword ptr [rsp], -257", "popfq",
+                at = out(reg) at, t = out(reg) _, detect = in(reg) DR7_OFF | 1 << 13,
+            )
+        };
+        at
+    }};
+}
+
+/// The shadow of MOV SS ends with a fault in it: no step comes before the handler.
 fn general_detect_behind_mov_ss() -> Outcome {
-    begin();
-    let at: u64;
-    // SAFETY: the handler comes back; the exception has cleared GD. SS keeps its selector.
-    unsafe {
-        asm!(
-            "lea {at}, [rip + 22f]", "mov {t:e}, ss",
-            "pushfq", "or qword ptr [rsp], 0x100", "mov dr7, {detect}", "popfq",
-            "mov ss, {t:e}",
-            "22: mov {t}, dr0",
-            "pushfq", "and qword ptr [rsp], -257", "popfq",
-            at = out(reg) at, t = out(reg) _, detect = in(reg) DR7_OFF | 1 << 13,
-        )
-    };
-    check_eq!((trap::debug_at(0), trap::debug_status(0) & (BD | BS)), (at, BD));
-    // Then the steps over the access itself, and over the three behind it.
-    check_eq!(trap::count(1), 5);
-    check_eq!(trap::debug_status(1) & BS, BS);
+    let at = detect_under_single_step!("mov ss, {t:e}");
+    check_eq!((trap::debug_at(0), trap::debug_status(0) & BD), (at, BD));
+    check_eq!((trap::count(1), trap::debug_status(1) & BS), (5, BS));
+    Ok(())
+}
+
+/// DR6 says nothing of a step where the traced instruction faulted.
+fn general_detect_is_no_step() -> Outcome {
+    let at = detect_under_single_step!("");
+    check_eq!(
+        (trap::debug_at(0), trap::debug_status(0) & (BD | BS)),
+        (at, BD)
+    );
+    let at = detect_under_single_step!("mov ss, {t:e}");
+    check_eq!(
+        (trap::debug_at(0), trap::debug_status(0) & (BD | BS)),
+        (at, BD)
+    );
     Ok(())
 }
 
@@ -323,9 +345,9 @@ fn faults_push_the_resume_flag() -> Outcome {
     let device = scratch(0xffe8);
     let faults = [
         ("UD2", 6, fault!("ud2")),
-        ("CR4", 13, fault!("mov cr4, {}", in(reg) RESERVED)),
+        ("CR4", 13, fault!("mov cr4, {value}", value = in(reg) RESERVED)),
         ("RDMSR", 13, fault!("rdmsr", in("ecx") 0x4321, out("eax") _, out("edx") _)),
-        ("a selector on a device", 13, fault!("mov fs, [{}]", in(reg) device)),
+        ("a selector on a device", 13, fault!("mov fs, [{at}]", at = in(reg) device)),
     ];
     scratch(0);
     for (what, vector, seen) in faults {

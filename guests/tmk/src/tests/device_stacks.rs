@@ -23,6 +23,10 @@ global_asm!(
     "device_stack:",
     "push rbx",
     "push rbp",
+    // A test of user code may have left them empty, which only 64-bit code can live with.
+    "mov eax, 0x10",
+    "mov ds, eax",
+    "mov ss, eax",
     "push 0x18",
     "push offset device_stack_32",
     "retfq",
@@ -54,11 +58,11 @@ global_asm!(
     "clc",
     "popfd",
     "setc [edi + 32]",
-    "push ds",
+    ".byte 0x1e", // PUSH DS, to which assemblers give a prefix that makes it 16 bits wide
     "pop eax",
     "mov [edi + 36], eax",
     "push 0",
-    "pop fs",
+    ".byte 0x0f, 0xa1", // POP FS
     "mov [edi + 40], fs",
     "mov [edi + 44], esp",
     // Branches through the register, with the stack in memory again.

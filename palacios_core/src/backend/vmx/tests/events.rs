@@ -231,6 +231,18 @@ fn shadows_agree_with_the_flags() {
 }
 
 #[test]
+fn an_event_ends_the_shadow_that_it_comes_in() {
+    const BS: u64 = 1 << 14;
+    let (mut vmcs, mut cr2) = (guest(true), 0);
+    vmcs.set(RFLAGS, Natural(rflags::TF));
+    vmcs.set(INTERRUPTIBILITY, blocking::MOV_SS | blocking::NMI);
+    vmcs.set(PENDING_DEBUG, Natural(BS | 1));
+    delivering(Some(Event::Exception(Exception::DEBUG))).before(&mut vmcs, &mut cr2, 0);
+    assert_eq!(vmcs.get(INTERRUPTIBILITY), blocking::NMI);
+    assert_eq!(vmcs.get(PENDING_DEBUG).0, 1, "the step is void");
+}
+
+#[test]
 fn interrupts_wait_for_the_flag_and_the_shadow() {
     let mut vmcs = guest(true);
     let events = Events::default();
