@@ -390,21 +390,25 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// The instruction that exited is done.
     fn advance(&mut self, here: &Here<'_, H, B>) {
-        if self.move_past(here) && self.arch.rflags() & rflags::TF != 0 {
+        if self
+            .move_past(here)
+            .is_some_and(|flags| flags & rflags::TF != 0)
+        {
             self.single_step();
         }
     }
 
-    /// Moves RIP past the instruction that exited; the only place that does, but for the emulator's own. `false`: the
-    /// instruction's bytes changed or went, so that the guest runs it again.
-    fn move_past(&mut self, here: &Here<'_, H, B>) -> bool {
+    /// Moves RIP past the instruction that exited; the only place that does, but for the emulator's own. Gives the RFLAGS that it
+    /// was executed with. `None`: its bytes changed or went, so that the guest runs it again.
+    #[inline]
+    fn move_past(&mut self, here: &Here<'_, H, B>) -> Option<u64> {
         let next = match self.arch.next_rip() {
             Some(next) => next,
             None if self.find_length(here) => {
                 let length = u64::from(self.length.unwrap_or(0));
                 self.wrap_rip(self.arch.rip().wrapping_add(length))
             }
-            None => return false,
+            None => return None,
         };
         self.arch.set_rip(next);
         let flags = self.arch.rflags();
@@ -412,12 +416,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             // It covered this instruction alone (APM 2: 13.1.1.5).
             self.arch.set_rflags(flags & !rflags::RF);
         }
-        true
+        Some(flags)
     }
 
     /// A #DB that says nothing in DR6 (APM 3: INT1). Its delivery clears RFLAGS.TF before a single step could trap.
     fn icebp(&mut self, here: &Here<'_, H, B>) {
-        if self.move_past(here) {
+        if self.move_past(here).is_some() {
             self.fault(Exception::DEBUG);
         }
     }
