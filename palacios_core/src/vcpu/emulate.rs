@@ -31,12 +31,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Executes the instruction at RIP.
     pub(super) fn emulate(&mut self, here: &Here<'_, H, B>) {
         here.shared.stats.add(Counter::Emulated, 1);
-        let mut emulated = Emulated {
-            vcpu: self,
-            here,
-            resident: None,
-        };
-        match emulator::step(&mut emulated) {
+        match emulator::step(&mut self.emulated(here)) {
             Ok(step) if step.single_step => self.single_step(),
             Ok(_) => {}
             Err(fault) => self.emulator_fault(here, fault),
@@ -60,7 +55,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             rip,
         };
         // Until it is delivered it stays the one that was cut short: what arises meanwhile combines with it.
-        match emulator::deliver(&mut Emulated { vcpu: self, here }, &what) {
+        match emulator::deliver(&mut self.emulated(here), &what) {
             Ok(()) => {
                 self.interrupted = None;
                 if event == Event::Nmi {
@@ -76,13 +71,21 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if self.length.is_none() {
             let resident = self.in_window.then(|| here.vm.memory().resident());
             let mut emulated = Emulated {
-                vcpu: self,
-                here,
                 resident,
+                ..self.emulated(here)
             };
             self.length = emulator::length_at(&mut emulated).ok();
         }
         self.length.is_some()
+    }
+
+    /// This vCPU outside of a window.
+    fn emulated<'a, 'b>(&'a mut self, here: &'a Here<'b, H, B>) -> Emulated<'a, 'b, H, B> {
+        Emulated {
+            vcpu: self,
+            here,
+            resident: None,
+        }
     }
 
     pub(super) fn in_64_bit_mode(&self) -> bool {
