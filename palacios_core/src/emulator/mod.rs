@@ -114,7 +114,7 @@ impl Interruption {
 /// What differs between processors in instructions that all of them take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// LOCK before a move to or from CR0 makes it one of CR8 (APM 3: CPUID Fn8000_0001_ECX[AltMovCr8]).
+    /// LOCK before a move to or from CR0 makes it one of CR8 (APM 3: CPUID `Fn8000_0001_ECX[AltMovCr8]`).
     AltMovCr8,
     /// F3 0F BC is TZCNT, not BSF.
     Tzcnt,

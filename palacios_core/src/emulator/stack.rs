@@ -14,17 +14,8 @@ use crate::state::{cr4, rflags, Exception, Reg, Seg, Segment, SegmentAttributes}
 
 /// ENTER's deepest level.
 const MAX_LEVEL: u8 = 31;
-/// In the order of PUSHA.
-const PUSHED_BY_PUSHA: [Reg; 8] = [
-    Reg::Rax,
-    Reg::Rcx,
-    Reg::Rdx,
-    Reg::Rbx,
-    Reg::Rsp,
-    Reg::Rbp,
-    Reg::Rsi,
-    Reg::Rdi,
-];
+/// PUSHA pushes so many registers, in the order of their numbers.
+const PUSHED_BY_PUSHA: usize = 8;
 
 /// A stack: where it lies, and how far it came.
 #[derive(Clone, Copy, Debug)]
@@ -248,20 +239,23 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// PUSHA.
     pub fn push_all(&mut self) -> Result<(), Fault> {
-        let values = PUSHED_BY_PUSHA.map(|reg| self.machine.cpu.gprs()[reg]);
-        self.push_values(&values)
+        let values = self.machine.cpu.gprs().0;
+        self.push_values(values.get(..PUSHED_BY_PUSHA).unwrap_or_default())
     }
 
     /// POPA, which leaves out rSP.
     pub fn pop_all(&mut self) -> Result<(), Fault> {
         let width = self.instruction.operand_width;
         let mut stack = self.machine.stack();
-        let frame = self.machine.pop_frame(&mut stack, width, 8)?;
-        let mut values = [0; 8];
-        for (value, index) in values.iter_mut().zip(0u8..8) {
+        let frame = self
+            .machine
+            .pop_frame(&mut stack, width, PUSHED_BY_PUSHA as u8)?;
+        let mut values = [0; PUSHED_BY_PUSHA];
+        for (value, index) in values.iter_mut().zip(0u8..) {
             *value = self.machine.element(&frame, index)?;
         }
-        for (reg, value) in PUSHED_BY_PUSHA.into_iter().rev().zip(values) {
+        let pushed = Reg::ALL.into_iter().take(PUSHED_BY_PUSHA);
+        for (reg, value) in pushed.rev().zip(values) {
             if reg != Reg::Rsp {
                 self.set_part(reg, width, value);
             }

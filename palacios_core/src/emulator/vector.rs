@@ -8,6 +8,7 @@ use super::instruction::{Address, Operand, Vector, VectorOp};
 use super::{Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind;
 use crate::state::{cr0, cr4, Exception, Reg, Seg};
+use core::slice::{Chunks, ChunksMut};
 
 /// The bytes of a vector register.
 type Lanes = [u8; MAX_OPERAND_BYTES];
@@ -165,13 +166,13 @@ impl<C: Cpu> Execution<'_, C> {
                     8 => repeated(&loaded, 8),
                     _ => loaded,
                 };
-                value = duplicated(&whole, width.into(), high);
+                value = duplicated(&whole, width, high);
             }
             VectorOp::Element => put(&mut value, self.element_at(to), bytes),
             VectorOp::ElementAndClear => {
                 let immediate = self.immediate();
                 put(&mut value, usize::from(immediate >> 4 & 3) * 4, bytes);
-                for (element, number) in value.chunks_mut(4).zip(0u8..4) {
+                for (element, number) in elements_mut(&mut value, 4).zip(0u8..4) {
                     if immediate.wrapping_shr(number.into()) & 1 != 0 {
                         element.fill(0);
                     }
@@ -208,7 +209,7 @@ impl<C: Cpu> Execution<'_, C> {
         let mut places = [None; MAX_ELEMENTS];
         let mut offset = self.offset(address);
         // A register's mask ends with the register: behind it no element is selected.
-        for (place, element) in places.iter_mut().zip(mask.chunks(width.into())) {
+        for (place, element) in places.iter_mut().zip(elements(mask, width)) {
             if element.last().is_some_and(|byte| byte & 0x80 != 0) {
                 let at = self.cut(offset);
                 *place = Some(self.machine.place(address.seg, at, width, kind)?);
@@ -228,7 +229,7 @@ impl<C: Cpu> Execution<'_, C> {
         let mask = self.lanes(mask);
         let places = self.place_masked(width, &mask, address, AccessKind::Read)?;
         let mut value = [0; MAX_OPERAND_BYTES];
-        for (place, element) in places.iter().zip(value.chunks_mut(width.into())) {
+        for (place, element) in places.iter().zip(elements_mut(&mut value, width)) {
             if let Some(place) = place {
                 let loaded = self.machine.load(place)?.all();
                 element
@@ -250,7 +251,7 @@ impl<C: Cpu> Execution<'_, C> {
     ) -> Result<(), Fault> {
         let (lanes, mask) = (self.lanes(from), self.lanes(mask));
         let places = self.place_masked(width, &mask, address, AccessKind::Write)?;
-        for (place, element) in places.iter().zip(lanes.chunks(width.into())) {
+        for (place, element) in places.iter().zip(elements(&lanes, width)) {
             if let Some(place) = place {
                 let mut value = [0; MAX_OPERAND_BYTES];
                 put(&mut value, 0, element.iter());
@@ -334,14 +335,23 @@ fn repeated(value: &Lanes, width: usize) -> Lanes {
 }
 
 /// In each pair of elements one is copied to the other.
-fn duplicated(value: &Lanes, width: usize, high: bool) -> Lanes {
+fn duplicated(value: &Lanes, width: u8, high: bool) -> Lanes {
     let mut all = *value;
-    for (to, from) in all
-        .chunks_mut(width.wrapping_mul(2))
-        .zip(value.chunks(width.wrapping_mul(2)))
-    {
-        let chosen = from.iter().skip(if high { width } else { 0 }).take(width);
+    let pair = width.wrapping_mul(2);
+    for (to, from) in elements_mut(&mut all, pair).zip(elements(value, pair)) {
+        let skipped = if high { width } else { 0 };
+        let chosen = from.iter().skip(skipped.into()).take(width.into());
         put(to, 0, chosen.cycle());
     }
     all
+}
+
+/// The elements of a register, each of `width` bytes; of one byte, should `width` be 0.
+fn elements(register: &Lanes, width: u8) -> Chunks<'_, u8> {
+    register.chunks(usize::from(width).max(1))
+}
+
+/// The same, to be changed.
+fn elements_mut(register: &mut Lanes, width: u8) -> ChunksMut<'_, u8> {
+    register.chunks_mut(usize::from(width).max(1))
 }

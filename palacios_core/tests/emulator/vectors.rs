@@ -69,8 +69,8 @@ fn what_the_system_switched_off_faults() {
         &[0x0f, 0xae, 0x1b],
     ];
     // What is done to the CPU; what movq mm1, movups, vmovups, fxsave, fnstcw and stmxcsr come to.
-    type Prepare = fn(&mut TestCpu);
-    let cases: [(&str, Prepare, [Result<Step, Fault>; 6]); 8] = [
+    type Case = (&'static str, fn(&mut TestCpu), [Result<Step, Fault>; 6]);
+    let cases: [Case; 8] = [
         ("nothing", |_| {}, [DONE; 6]),
         ("CR0.TS", |cpu| cpu.cr[0] |= cr0::TS, [NM; 6]),
         (

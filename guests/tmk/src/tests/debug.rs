@@ -345,9 +345,21 @@ fn faults_push_the_resume_flag() -> Outcome {
     let device = scratch(0xffe8);
     let faults = [
         ("UD2", 6, fault!("ud2")),
-        ("CR4", 13, fault!("mov cr4, {value}", value = in(reg) RESERVED)),
-        ("RDMSR", 13, fault!("rdmsr", in("ecx") 0x4321, out("eax") _, out("edx") _)),
-        ("a selector on a device", 13, fault!("mov fs, [{at}]", at = in(reg) device)),
+        (
+            "CR4",
+            13,
+            fault!("mov cr4, {value}", value = in(reg) RESERVED),
+        ),
+        (
+            "RDMSR",
+            13,
+            fault!("rdmsr", in("ecx") 0x4321, out("eax") _, out("edx") _),
+        ),
+        (
+            "a selector on a device",
+            13,
+            fault!("mov fs, [{at}]", at = in(reg) device),
+        ),
     ];
     scratch(0);
     for (what, vector, seen) in faults {
