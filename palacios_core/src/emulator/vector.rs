@@ -8,7 +8,6 @@ use super::instruction::{Address, Operand, Vector, VectorOp};
 use super::{Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind;
 use crate::state::{cr0, cr4, Exception, Reg, Seg};
-use core::slice::{Chunks, ChunksMut};
 
 /// The bytes of a vector register.
 type Lanes = [u8; MAX_OPERAND_BYTES];
@@ -172,9 +171,9 @@ impl<C: Cpu> Execution<'_, C> {
             VectorOp::ElementAndClear => {
                 let immediate = self.immediate();
                 put(&mut value, usize::from(immediate >> 4 & 3) * 4, bytes);
-                for (element, number) in elements_mut(&mut value, 4).zip(0u8..4) {
-                    if immediate.wrapping_shr(number.into()) & 1 != 0 {
-                        element.fill(0);
+                for number in 0..4 {
+                    if immediate.wrapping_shr(number) & 1 != 0 {
+                        put(&mut value, place_of(number as u8, 4), [0; 4].iter());
                     }
                 }
             }
@@ -208,9 +207,8 @@ impl<C: Cpu> Execution<'_, C> {
     ) -> Result<[Option<Place>; MAX_ELEMENTS], Fault> {
         let mut places = [None; MAX_ELEMENTS];
         let mut offset = self.offset(address);
-        // A register's mask ends with the register: behind it no element is selected.
-        for (place, element) in places.iter_mut().zip(elements(mask, width)) {
-            if element.last().is_some_and(|byte| byte & 0x80 != 0) {
+        for (place, number) in places.iter_mut().zip(0u8..) {
+            if selects(mask, number, width) {
                 let at = self.cut(offset);
                 *place = Some(self.machine.place(address.seg, at, width, kind)?);
             }
@@ -229,13 +227,11 @@ impl<C: Cpu> Execution<'_, C> {
         let mask = self.lanes(mask);
         let places = self.place_masked(width, &mask, address, AccessKind::Read)?;
         let mut value = [0; MAX_OPERAND_BYTES];
-        for (place, element) in places.iter().zip(elements_mut(&mut value, width)) {
+        for (place, number) in places.iter().zip(0u8..) {
             if let Some(place) = place {
                 let loaded = self.machine.load(place)?.all();
-                element
-                    .iter_mut()
-                    .zip(loaded)
-                    .for_each(|(to, from)| *to = from);
+                let element = loaded.iter().take(width.into());
+                put(&mut value, place_of(number, width), element);
             }
         }
         self.set_lanes(to, value);
@@ -251,10 +247,10 @@ impl<C: Cpu> Execution<'_, C> {
     ) -> Result<(), Fault> {
         let (lanes, mask) = (self.lanes(from), self.lanes(mask));
         let places = self.place_masked(width, &mask, address, AccessKind::Write)?;
-        for (place, element) in places.iter().zip(elements(&lanes, width)) {
+        for (place, number) in places.iter().zip(0u8..) {
             if let Some(place) = place {
                 let mut value = [0; MAX_OPERAND_BYTES];
-                put(&mut value, 0, element.iter());
+                put(&mut value, 0, lanes.iter().skip(place_of(number, width)));
                 self.machine.store(place, &Bytes::of(value, width))?;
             }
         }
@@ -336,22 +332,23 @@ fn repeated(value: &Lanes, width: usize) -> Lanes {
 
 /// In each pair of elements one is copied to the other.
 fn duplicated(value: &Lanes, width: u8, high: bool) -> Lanes {
+    let width = usize::from(width);
     let mut all = *value;
-    let pair = width.wrapping_mul(2);
-    for (to, from) in elements_mut(&mut all, pair).zip(elements(value, pair)) {
-        let skipped = if high { width } else { 0 };
-        let chosen = from.iter().skip(skipped.into()).take(width.into());
-        put(to, 0, chosen.cycle());
+    for (to, at) in all.iter_mut().zip(0usize..) {
+        // A width is a power of two: this bit of a byte's place says in which element of its pair the byte is.
+        let from = if high { at | width } else { at & !width };
+        *to = value.get(from).copied().unwrap_or(0);
     }
     all
 }
 
-/// The elements of a register, each of `width` bytes; of one byte, should `width` be 0.
-fn elements(register: &Lanes, width: u8) -> Chunks<'_, u8> {
-    register.chunks(usize::from(width).max(1))
+/// Where element `number` begins in a register.
+fn place_of(number: u8, width: u8) -> usize {
+    usize::from(number).wrapping_mul(width.into())
 }
 
-/// The same, to be changed.
-fn elements_mut(register: &mut Lanes, width: u8) -> ChunksMut<'_, u8> {
-    register.chunks_mut(usize::from(width).max(1))
+/// Whether a mask's element `number` has its sign bit set. Behind the end of the register none has.
+fn selects(mask: &Lanes, number: u8, width: u8) -> bool {
+    let last = place_of(number, width).wrapping_add(usize::from(width).wrapping_sub(1));
+    mask.get(last).is_some_and(|byte| byte & 0x80 != 0)
 }
