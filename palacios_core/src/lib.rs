@@ -19,6 +19,7 @@ pub mod clock;
 pub mod conformance;
 pub mod devices;
 pub mod emulator;
+pub mod features;
 pub mod host;
 pub mod image;
 pub mod interrupts;

@@ -406,25 +406,6 @@ pub mod cr4 {
     pub const SMAP: u64 = 1 << 21;
     /// Protection keys for user pages.
     pub const PKE: u64 = 1 << 22;
-
-    /// What a guest may set, if its processor has it: what these switch on needs nothing that is not switched with the guest.
-    pub const OFFERED: u64 = VME
-        | PVI
-        | TSD
-        | DE
-        | PSE
-        | PAE
-        | MCE
-        | PGE
-        | PCE
-        | OSFXSR
-        | OSXMMEXCPT
-        | UMIP
-        | FSGSBASE
-        | PCIDE
-        | OSXSAVE
-        | SMEP
-        | SMAP;
 }
 
 /// Bits of EFER (APM 2: 3.1.7).

@@ -15,8 +15,8 @@ const MXCSR_MASK: usize = 28;
 const X87_REGISTERS: usize = 32;
 const XMM_REGISTERS: usize = 160;
 const XMM_END: usize = 416;
-/// Where the header begins: XSTATE_BV.
-const HEADER: usize = 512;
+/// Where the header begins: XSTATE_BV, which says what components are in use.
+pub const HEADER: usize = 512;
 /// The legacy region and the header.
 pub const SMALLEST_AREA: u32 = 576;
 

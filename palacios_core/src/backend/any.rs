@@ -5,6 +5,7 @@ use super::svm::Svm;
 use super::vmx::Vmx;
 use super::{Backend, Features, Unsupported};
 use crate::addr::Gpa;
+use crate::features::{self, FeatureSet, Judge};
 use crate::host::{CpuId, Host};
 use crate::memory::Memory;
 use crate::stats::Snapshot;
@@ -57,6 +58,10 @@ impl<H: Host> Hardware<H> {
     /// What the hardware can: [`Backend::features`].
     pub fn features(&self) -> Features {
         each!(Self, self, backend => backend.features())
+    }
+    /// Which features a guest has from which nothing is taken away, and why not the others: see [`features::judge`].
+    pub fn judge_features<T>(&self, read: impl FnOnce(&Judge<'_>) -> T) -> T {
+        each!(Self, self, backend => features::judge::<H, _, _>(&**backend, FeatureSet::default(), read))
     }
     /// Makes a VM: see [`Vm::new`]. *Thread.*
     pub fn vm(
@@ -116,6 +121,10 @@ impl<H: Host> AnyVm<H> {
     /// How many vCPUs it has: [`Vm::vcpus`].
     pub fn vcpus(&self) -> u32 {
         each!(Self, self, vm => vm.vcpus())
+    }
+    /// Which features its processors have: [`Vm::judge_features`].
+    pub fn judge_features<T>(&self, read: impl FnOnce(&Judge<'_>) -> T) -> T {
+        each!(Self, self, vm => vm.judge_features(read))
     }
     /// The CPU to which a vCPU is pinned: [`Vm::pin`].
     pub fn pin(&self, vcpu: u32) -> Option<CpuId> {

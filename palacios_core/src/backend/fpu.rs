@@ -13,11 +13,13 @@ use super::cpu::{cpuid, read_msr, write_msr, MSR_XSS};
 use super::pages::Pages;
 use crate::addr::PAGE_SIZE;
 use crate::host::{Host, NoMemory};
-use crate::xsave::{XsaveArea, XsaveLayout, SMALLEST_AREA};
+use crate::xsave::{XsaveArea, XsaveLayout, HEADER, SMALLEST_AREA};
 use core::arch::asm;
 
 /// x87, SSE, AVX, the three parts of AVX-512, and PKRU. AMX is left out: 8 KiB to move at each window, and XFD to guard.
-const OFFERED: u64 = 0b11 | 1 << 2 | 0b111 << 5 | 1 << 9;
+const OFFERED: u64 = 0b11 | 1 << 2 | 0b111 << 5 | PKRU;
+/// The component of PKRU.
+const PKRU: u64 = 1 << 9;
 /// The components whose place in the area others ask for: the upper halves of YMM and of ZMM registers.
 const AVX: u32 = 2;
 const ZMM_HIGH: u32 = 6;
@@ -33,6 +35,8 @@ pub(super) struct Layout {
     bytes: u32,
     /// Where they stand in it.
     places: XsaveLayout,
+    /// Where PKRU is in it.
+    pkru_at: u32,
     /// The host uses protection keys, so PKRU is live in it.
     pkru: bool,
     /// There are XSAVES and IA32_XSS.
@@ -78,6 +82,7 @@ impl Layout {
                 avx: place(AVX),
                 zmm_high: place(ZMM_HIGH),
             },
+            pkru_at: cpuid(0xd, 9)[1],
             xsaves: host_xcr0 != 0 && cpuid(0xd, 1)[0] & 1 << 3 != 0,
             pkru: vendor[0] >= 7 && cpuid(7, 0)[2] & 1 << 4 != 0,
             leaves_pointers: !intel
@@ -138,6 +143,22 @@ impl<H: Host> Fpu<H> {
     /// Sets the guest's XCR0, a value that [`Layout::allowed`] and the architecture allow.
     pub(super) fn set_xcr0(&mut self, value: u64) {
         self.xcr0 = value;
+    }
+
+    /// The guest's PKRU; `loaded` says that the guest's state is in the registers. Without protection keys it is 0.
+    pub(super) fn pkru(&self, loaded: bool) -> u32 {
+        if self.layout.allowed & PKRU == 0 {
+            return 0;
+        }
+        if loaded && self.layout.pkru {
+            // SAFETY: the host uses protection keys.
+            return unsafe { read_pkru() };
+        }
+        // A component that is not in use is as after power-on.
+        match u64::from(self.area.read_u32(HEADER)) & PKRU {
+            0 => 0,
+            _ => self.area.read_u32(self.layout.pkru_at as usize),
+        }
     }
 
     /// Puts the guest's state into the registers.
@@ -254,7 +275,7 @@ unsafe fn write_pkru(value: u32) {
 mod tests {
     use super::super::fake_host::FakeHost;
     use super::*;
-    use crate::xsave::{INITIAL_CONTROL_WORD, INITIAL_MXCSR};
+    use crate::xsave::{HEADER, INITIAL_CONTROL_WORD, INITIAL_MXCSR};
 
     /// A processor with AVX and AVX-512 as real ones lay them out, AMX besides, and PKRU.
     fn server(leaf: u32, subleaf: u32) -> [u32; 4] {

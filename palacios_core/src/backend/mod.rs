@@ -13,6 +13,7 @@ mod cpu;
 mod debug;
 #[cfg(all(test, feature = "hardware", target_arch = "x86_64"))]
 mod fake_host;
+pub mod family;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod fpu;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
@@ -31,6 +32,7 @@ mod tags;
 pub mod vmx;
 
 use crate::addr::{Gpa, Hpa};
+use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::table::Format;
 use crate::state::{
@@ -38,6 +40,7 @@ use crate::state::{
 };
 use crate::xsave::XsaveArea;
 use core::fmt;
+use family::FamilyRegisters;
 
 /// A vendor's virtualization on all CPUs of a host.
 pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
@@ -46,6 +49,8 @@ pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     /// Kernels look for this vendor's cores and caches in the extended leaves of CPUID, 0x8000_0008 and 0x8000_001d and its
     /// neighbour, and not in leaf 4.
     const EXTENDED_TOPOLOGY: bool = false;
+    /// The model-specific registers that this vendor's processors have without asking CPUID.
+    const FAMILY: &'static [FamilyRegisters] = &[];
 
     /// Looks at the CPU this runs on, and takes what memory the whole host needs. Enables nothing.
     ///
@@ -67,13 +72,14 @@ pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     fn tsc(&self) -> u64;
     /// The entry format and the number of levels of nested tables.
     fn table_format(&self) -> Format;
-    /// A model-specific register that kernels of this vendor's processors read without asking CPUID first, and what a guest
-    /// finds in it for ever.
-    fn fixed_msr(_index: u32) -> Option<u64> {
+    /// Why guests cannot have a feature of the host's here; `None` if nothing is in the way but CR4 and XCR0, of which
+    /// [`Backend::features`] tells.
+    fn lacks(&self, _feature: Feature) -> Option<&'static str> {
         None
     }
-    /// A virtual CPU in the state after power-on.
-    fn vcpu(&self, host: &H) -> Result<Self::Vcpu, NoMemory>;
+    /// A virtual CPU in the state after power-on. Its guest has `features` and no others, as far as the processor lets the
+    /// backend see to that.
+    fn vcpu(&self, host: &H, features: &GuestFeatures) -> Result<Self::Vcpu, NoMemory>;
 }
 
 /// One virtual CPU of a backend.
@@ -138,10 +144,14 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn set_debug_register(&mut self, n: u8, value: u64);
     /// XCR0.
     fn xcr0(&self) -> u64;
-    /// Sets XCR0, already checked against [`Features::xcr0`].
+    /// Sets XCR0, already checked against [`GuestFeatures::xcr0`].
     fn set_xcr0(&mut self, value: u64);
     /// Floating-point and vector registers; not in a window.
     fn fpu(&mut self) -> XsaveArea<'_>;
+    /// PKRU, of a guest with protection keys.
+    fn pkru(&self) -> u32 {
+        0
+    }
 
     /// The event that the next entry delivers; replaces one not yet delivered.
     fn inject(&mut self, event: Event);
@@ -193,6 +203,8 @@ pub struct Features {
     pub physical_bits: u8,
     /// The state components a guest may enable in XCR0; 0 without XSAVE.
     pub xcr0: u64,
+    /// The bits of CR4 that a guest may set.
+    pub cr4: u64,
 }
 
 /// Something delivered to the guest on entry.

@@ -59,6 +59,14 @@ impl<H: Host> Pages<H> {
         // SAFETY: the run is this long, was zeroed by the host, and belongs to `self`.
         unsafe { core::slice::from_raw_parts_mut(self.as_ptr().as_ptr(), len) }
     }
+    /// The word at offset `at`; 0 past the end. For pages that the hardware does not write meanwhile.
+    pub(super) fn read_u32(&self, at: usize) -> u32 {
+        let len = self.want.pages.saturating_sub(self.skipped) as usize * PAGE_SIZE as usize;
+        // SAFETY: as in `bytes_mut`.
+        let bytes = unsafe { core::slice::from_raw_parts(self.as_ptr().as_ptr(), len) };
+        let word = bytes.get(at..).and_then(|rest| rest.first_chunk());
+        word.copied().map_or(0, u32::from_le_bytes)
+    }
     /// Writes `data` at offset `at`; what lies past the end is left out.
     pub(super) fn write(&mut self, at: usize, data: &[u8]) {
         let rest = self.bytes_mut().get_mut(at..).unwrap_or_default();

@@ -3,7 +3,7 @@
 
 use super::instruction::{Bit, Operand};
 use super::operand::Target;
-use super::{alu, Cpu, Execution, Fault, Feature};
+use super::{alu, Behaviour, Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind::{Read, Write};
 use crate::state::rflags;
 
@@ -63,8 +63,8 @@ impl<C: Cpu> Execution<'_, C> {
     /// TZCNT and LZCNT, which are BSF and BSR where the processor does not know them.
     pub fn count_zeros(&mut self, leading: bool) -> Result<(), Fault> {
         let (known, result) = match leading {
-            true => (Feature::Lzcnt, alu::leading_zeros as alu::Count),
-            false => (Feature::Tzcnt, alu::trailing_zeros as alu::Count),
+            true => (Behaviour::Lzcnt, alu::leading_zeros as alu::Count),
+            false => (Behaviour::Tzcnt, alu::trailing_zeros as alu::Count),
         };
         if !self.machine.cpu.has(known) {
             return self.bit_scan(leading);

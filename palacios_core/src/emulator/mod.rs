@@ -113,7 +113,7 @@ impl Interruption {
 
 /// What differs between processors in instructions that all of them take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Feature {
+pub enum Behaviour {
     /// LOCK before a move to or from CR0 makes it one of CR8 (APM 3: CPUID `Fn8000_0001_ECX[AltMovCr8]`).
     AltMovCr8,
     /// F3 0F BC is TZCNT, not BSF.
@@ -154,7 +154,7 @@ pub trait Cpu {
     fn efer(&self) -> u64;
 
     /// The processor behaves so. Asked only where an instruction is met that shows it.
-    fn has(&self, feature: Feature) -> bool;
+    fn has(&self, behaviour: Behaviour) -> bool;
     /// Keeps interrupts, NMIs and debug traps from the next instruction, which is the one at RIP.
     fn set_interrupt_shadow(&mut self);
     /// NMIs are held back until the next IRET, or no more.

@@ -6,7 +6,7 @@
 use super::access::{Bytes, Place};
 use super::instruction::Operand;
 use super::machine::Machine;
-use super::{Cpu, Execution, Fault, Feature};
+use super::{Behaviour, Cpu, Execution, Fault};
 use crate::addr::Gva;
 use crate::memory::walk::{Access, AccessKind, Privilege};
 use crate::state::{efer, DescriptorTable, Exception, Seg, Segment, SegmentAttributes as A};
@@ -316,7 +316,7 @@ impl<C: Cpu> Execution<'_, C> {
             _ => return Err(self.unsupported()),
         };
         let width = match self.instruction.operand_width {
-            8 if !self.machine.cpu.has(Feature::WideFarPointers) => 4,
+            8 if !self.machine.cpu.has(Behaviour::WideFarPointers) => 4,
             width => width,
         };
         let offset = self.offset(&address);

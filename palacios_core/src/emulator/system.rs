@@ -6,7 +6,7 @@
 
 use super::instruction::{Op, Operand, Register};
 use super::machine::Machine;
-use super::{alu, Cpu, Execution, Fault, Feature};
+use super::{alu, Behaviour, Cpu, Execution, Fault};
 use crate::addr::Gva;
 use crate::memory::walk::AccessKind;
 use crate::state::{cr0, cr4, rflags, Exception, Reg, Seg, SegmentAttributes};
@@ -134,7 +134,7 @@ impl<C: Cpu> Execution<'_, C> {
     }
 
     fn check_control(&self, number: u8) -> Result<(), Fault> {
-        let unknown = self.instruction.lock && !self.machine.cpu.has(Feature::AltMovCr8);
+        let unknown = self.instruction.lock && !self.machine.cpu.has(Behaviour::AltMovCr8);
         if unknown || !matches!(number, 0 | 2 | 3 | 4 | 8) {
             return Err(self.machine.fault(Exception::INVALID_OPCODE));
         }

@@ -116,6 +116,8 @@ pub enum ImageError {
     },
     /// The image asks for a feature that this VMM does not have.
     UnknownFeature(Name),
+    /// The image takes a feature of the processor away that this VMM does not know, or that no guest can be without.
+    UnknownCpuFeature(Name),
     /// The machine has a device that this VMM does not have: the node, and its `compatible`.
     UnknownDevice {
         /// The node.
@@ -168,6 +170,7 @@ impl fmt::Display for ImageError {
             Self::BadTree { node, why } => write!(f, "the machine's description is wrong at {node}: {why}"),
             Self::BadProperty { node, property, why } => write!(f, "the machine's description is wrong at {node}: its property {property} {why}"),
             Self::UnknownFeature(feature) => write!(f, "the image requires {feature}, which this VMM does not have; load a newer VMM"),
+            Self::UnknownCpuFeature(feature) => write!(f, "the processors shall be without {feature}, which is no feature that this VMM could take away; `v3 info --cpuid` lists them"),
             Self::UnknownDevice { node, compatible } => write!(f, "the machine has a device {node} of kind {compatible}, which this VMM does not have; remove it or load a newer VMM"),
             Self::NoSuchBlob { index, count } => write!(f, "the machine's description names blob {index}, but the image has {count}; build it again"),
             Self::TooLittleMemory { bytes, least } => write!(f, "the machine has {bytes} bytes of memory; give it {} MiB or more", least >> 20),

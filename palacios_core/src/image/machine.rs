@@ -7,9 +7,10 @@
 //!     model = "my-guest";                     // Optional: a name for the VM where the caller gives none.
 //!     #address-cells = <2>;
 //!     #size-cells = <2>;
-//!     v3vee,requires = "feature", …;          // Optional: refused where the VMM lacks one. None is defined yet.
+//!     v3vee,requires = "feature", …;          // Optional: refused where the VMM lacks one. "cpu-without" is defined.
 //!     memory@0 { reg = <0 0 SIZE SIZE>; };    // A multiple of 4 KiB, from 2 MiB to 1 TiB; holes of a PC are made by the VMM.
 //!     cpus {
+//!         v3vee,without = "la57", …;          // Optional: features that the processors do not have, whatever the host's has.
 //!         cpu@N { reg = <N>; v3vee,pin = <CPU>; };    // N from 0 without gaps; the pin, a host CPU, is optional.
 //!     };
 //!     chosen {
@@ -40,6 +41,7 @@
 use super::fdt::Node;
 use super::{Image, ImageError};
 use crate::addr::PAGE_SIZE;
+use crate::features::{Feature, FeatureSet};
 
 /// The most virtual CPUs of a machine.
 pub const MAX_VCPUS: u32 = 64;
@@ -53,7 +55,9 @@ pub const MAX_MEMORY_BYTES: u64 = 1 << 40;
 /// First port and interrupt line of the serial ports of a PC.
 const SERIAL_PLACES: [(u16, u32); MAX_SERIALS] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 /// The values of `v3vee,requires` that this VMM satisfies.
-const FEATURES: [&str; 0] = [];
+const FEATURES: [&str; 1] = [CPU_WITHOUT];
+/// The value of `v3vee,requires` in an image with `v3vee,without`, so that no VMM overlooks it.
+pub const CPU_WITHOUT: &str = "cpu-without";
 
 /// How the kernel wants to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,6 +99,8 @@ pub struct Machine<'a> {
     pub memory_bytes: u64,
     /// Number of virtual CPUs, at least 1.
     pub vcpus: u32,
+    /// Features that its processors do not have, whatever the host's has.
+    pub without: FeatureSet,
     /// How to start the kernel.
     pub boot: BootKind,
     /// The kernel's command line.
@@ -131,6 +137,7 @@ impl<'a> Machine<'a> {
             name: root.str("model")?,
             memory_bytes: parse_memory(&root)?,
             vcpus,
+            without: parse_without(&root)?,
             boot: match text("v3vee,boot")? {
                 None | Some("auto") => BootKind::Auto,
                 Some("linux") => BootKind::Linux,
@@ -265,6 +272,21 @@ fn parse_cpus(root: &Node<'_>) -> Result<u32, ImageError> {
         node.u32("v3vee,pin")?;
     }
     Ok(found)
+}
+
+/// The features that are taken away.
+fn parse_without(root: &Node<'_>) -> Result<FeatureSet, ImageError> {
+    let mut without = FeatureSet::default();
+    let Some(cpus) = root.child("cpus") else {
+        return Ok(without);
+    };
+    for name in cpus.strings("v3vee,without")? {
+        match Feature::by_name(name).filter(|feature| feature.can_be_taken_away()) {
+            Some(feature) => without.insert(feature),
+            None => return Err(ImageError::UnknownCpuFeature(name.into())),
+        }
+    }
+    Ok(without)
 }
 
 /// Checks all blobs; returns the kernel.

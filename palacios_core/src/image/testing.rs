@@ -11,6 +11,8 @@ pub struct Spec {
     pub bootargs: &'static str,
     pub boot: &'static str,
     pub requires: Option<&'static str>,
+    /// Features that the processors do not have.
+    pub without: Vec<&'static str>,
     pub compatible: &'static str,
     pub console: Option<&'static str>,
     /// Label, number, command line.
@@ -27,6 +29,7 @@ impl Default for Spec {
             bootargs: "console=ttyS0",
             boot: "auto",
             requires: None,
+            without: Vec::new(),
             compatible: "v3vee,pc",
             console: None,
             blobs: vec![("kernel", 0, None)],
@@ -53,6 +56,10 @@ impl Spec {
         fdt.property_array_u64("reg", &[0, self.memory])?;
         fdt.end_node(memory)?;
         let cpus = fdt.begin_node("cpus")?;
+        if !self.without.is_empty() {
+            let names = self.without.iter().map(|name| (*name).into()).collect();
+            fdt.property_string_list("v3vee,without", names)?;
+        }
         for (number, pin) in &self.cpus {
             let cpu = fdt.begin_node(&format!("cpu@{number}"))?;
             fdt.property_u32("reg", *number)?;

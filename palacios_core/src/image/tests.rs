@@ -226,6 +226,27 @@ fn headers_that_contradict_themselves() {
 }
 
 #[test]
+fn features_are_taken_away_by_name() {
+    let without = |names: &[&'static str]| {
+        let spec = Spec {
+            without: names.to_vec(),
+            requires: (!names.is_empty()).then_some("cpu-without"),
+            ..Spec::default()
+        };
+        let image = spec.image(&[b"kernel"]);
+        let machine = Image::parse(&image).unwrap().machine().unwrap();
+        machine.without.iter().collect::<Vec<_>>()
+    };
+    use crate::features::Feature::{Avx2, Hypervisor, La57};
+    assert_eq!(without(&[]), []);
+    assert_eq!(without(&["la57"]), [La57]);
+    assert_eq!(
+        without(&["la57", "hypervisor", "avx2", "la57"]),
+        [Hypervisor, Avx2, La57]
+    );
+}
+
+#[test]
 fn machines_that_are_none() {
     let with = |change: &dyn Fn(&mut Spec)| {
         let mut spec = Spec::default();
@@ -261,6 +282,11 @@ fn machines_that_are_none() {
         with(&|s| s.requires = Some("time-travel")).to_string(),
         "the image requires `time-travel`, which this VMM does not have; load a newer VMM"
     );
+    for no_feature in ["la57,pcid", "", "vmx", "apic"] {
+        let error = with(&|s| s.without = vec!["la57", no_feature]);
+        assert_eq!(error, ImageError::UnknownCpuFeature(no_feature.into()));
+        assert!(error.to_string().contains("`v3 info --cpuid` lists them"));
+    }
     assert!(with(&|s| s.compatible = "acme,toaster")
         .to_string()
         .contains("another kind"));

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the guest's CPU says of itself: what the host's says, less all that this VMM does not carry, plus our signature.
-//!
-//! Features are let through by list, never by default: a bit that a new CPU adds stays hidden until it is known what it
-//! takes to virtualize it.
+//! What the guest's CPU says of itself: the features that it has (see [`crate::features`]), what the host's says of caches, sizes
+//! and names, how many there are, and our signature.
 #![forbid(unsafe_code)]
 
 mod topology;
 
+use crate::features::{Feature, GuestFeatures, Word};
 use crate::state::cr4;
 
 /// The signature in EBX, ECX and EDX of leaf 0x4000_0000.
@@ -16,11 +15,13 @@ pub const HYPERVISOR_BASE: u32 = 0x4000_0000;
 
 /// The bits of XCR0: x87, SSE, AVX, and the three of AVX-512.
 const XCR0_X87: u64 = 1;
+const XCR0_SSE: u64 = 1 << 1;
+const XCR0_AVX: u64 = 1 << 2;
 const XCR0_AVX_512: u64 = 7 << 5;
 
 /// What the answers depend on.
 #[derive(Clone, Copy, Debug)]
-pub struct Cpu {
+pub struct Cpu<'a> {
     /// Its number, which is its APIC id.
     pub index: u32,
     /// How many there are.
@@ -29,161 +30,128 @@ pub struct Cpu {
     pub cr4: u64,
     /// XCR0 now.
     pub xcr0: u64,
-    /// What the guest may set in XCR0.
-    pub xcr0_allowed: u64,
     /// The local APIC is enabled in its base register.
     pub apic_enabled: bool,
     /// All vCPUs' time stamp counters agree, and run at one rate in all states.
     pub tsc_stable: bool,
+    /// The width of a guest-physical address in bits.
+    pub physical_bits: u8,
     /// Cores and caches are told in the extended leaves: `Backend::EXTENDED_TOPOLOGY`.
     pub extended_topology: bool,
+    /// What the guest has.
+    pub features: &'a GuestFeatures,
 }
 
-const fn bits(list: &[u32]) -> u32 {
-    let (mut mask, mut i) = (0, 0);
-    while i < list.len() {
-        mask |= 1 << list[i];
-        i += 1;
+impl Cpu<'_> {
+    /// A word of features, with those that vary and are there now.
+    fn word(&self, word: Word) -> u32 {
+        let now = |feature: Feature, on: bool| u32::from(on) << feature.place().1;
+        let varying = match word {
+            Word::Leaf1Ecx => now(Feature::Osxsave, self.cr4 & cr4::OSXSAVE != 0),
+            Word::Leaf1Edx => {
+                now(Feature::Apic, self.apic_enabled) | now(Feature::Ht, self.count > 1)
+            }
+            Word::Leaf7Ecx => now(Feature::Ospke, self.cr4 & cr4::PKE != 0),
+            Word::Extended1Ecx => now(Feature::CmpLegacy, self.count > 1 && self.extended_topology),
+            // It repeats leaf 1's on AMD's processors, and is reserved on others.
+            Word::Extended1Edx => now(Feature::Apic, self.apic_enabled && self.extended_topology),
+            _ => 0,
+        };
+        self.features.word(word) | varying
     }
-    mask
 }
 
-/// SSE3, PCLMULQDQ, SSSE3, FMA, CMPXCHG16B, PCID, SSE4.1, SSE4.2, x2APIC, MOVBE, POPCNT, TSC deadline, AES, F16C, RDRAND.
-const LEAF_1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 17, 19, 20, 22, 23, 25, 29, 30]);
-const X2APIC: u32 = 1 << 21;
-const TSC_DEADLINE: u32 = 1 << 24;
-const XSAVE: u32 = 1 << 26;
-const OSXSAVE: u32 = 1 << 27;
-const AVX: u32 = 1 << 28;
-const HYPERVISOR: u32 = 1 << 31;
-/// FPU, VME, DE, PSE, TSC, MSR, PAE, CX8, SEP, MTRR, PGE, CMOV, PAT, PSE-36, CLFLUSH, MMX, FXSR, SSE, SSE2.
-const LEAF_1_EDX: u32 = bits(&[
-    0, 1, 2, 3, 4, 5, 6, 8, 11, 12, 13, 15, 16, 17, 19, 23, 24, 25, 26,
-]);
-const APIC: u32 = 1 << 9;
-const HTT: u32 = 1 << 28;
-/// FSGSBASE, BMI1, SMEP, BMI2, ERMS, INVPCID, RDSEED, ADX, SMAP, CLFLUSHOPT, CLWB, SHA.
-const LEAF_7_EBX: u32 = bits(&[0, 3, 7, 8, 9, 10, 18, 19, 20, 23, 24, 29]);
-const AVX2: u32 = 1 << 5;
-const AVX_512_EBX: u32 = bits(&[16, 17, 21, 28, 30, 31]);
-/// UMIP, GFNI.
-const LEAF_7_ECX: u32 = bits(&[2, 8]);
-/// VAES, VPCLMULQDQ.
-const AVX_ECX: u32 = bits(&[9, 10]);
-/// VBMI, VBMI2, VNNI, BITALG, VPOPCNTDQ.
-const AVX_512_ECX: u32 = bits(&[1, 6, 11, 12, 14]);
-/// FSRM.
-const LEAF_7_EDX: u32 = bits(&[4]);
-/// LAHF, CR8 by LOCK MOV, ABM, SSE4A, misaligned SSE, PREFETCHW.
-const LEAF_8_1_ECX: u32 = bits(&[0, 4, 5, 6, 7, 8]);
-/// The bits that leaf 1 has too, SYSCALL, NX, MMX extensions, FXSR optimization, 1 GiB pages, long mode, 3DNow!.
-const LEAF_8_1_EDX: u32 = bits(&[
-    0, 1, 2, 3, 4, 5, 6, 8, 11, 12, 13, 15, 16, 17, 20, 22, 23, 24, 25, 26, 29, 30, 31,
-]);
-/// CLZERO, XSAVE of error pointers.
-const LEAF_8_8_EBX: u32 = bits(&[0, 2]);
-/// XSAVEOPT, XSAVEC, XGETBV with ECX 1.
-const LEAF_D_1_EAX: u32 = bits(&[0, 1, 2]);
-const XSAVEC: u32 = 1 << 1;
-
-/// In EDX of leaf 0x8000_0007.
-const INVARIANT_TSC: u32 = 1 << 8;
-
+/// A leaf with features that each guest has, whatever the host's last one is.
+const FEATURES_LEAF: u32 = 7;
+/// The last leaf for which there is an answer, and the last extended one.
 const MAX_LEAF: u32 = 0xd;
-/// The last one for which there is an answer: [`topology`]'s.
-const MAX_EXTENDED_LEAF: u32 = 0x8000_001e;
+const MAX_EXTENDED_LEAF: u32 = 0x8000_0021;
 
-/// The answer to `CPUID` with these EAX and ECX. `native` asks the host's CPU.
+/// The answer to `CPUID` with this EAX where it is the host's, but for how many leaves there are: vendor, name, and caches.
+pub fn of_the_host(leaf: u32, native: impl Fn(u32, u32) -> [u32; 4]) -> Option<[u32; 4]> {
+    let last = |least, most| {
+        let [max, ebx, ecx, edx] = native(leaf, 0);
+        Some([max.clamp(least, most), ebx, ecx, edx])
+    };
+    match leaf {
+        0 => last(FEATURES_LEAF, MAX_LEAF),
+        0x8000_0000 => last(0x8000_0000, MAX_EXTENDED_LEAF),
+        0x8000_0002..=0x8000_0006 => Some(native(leaf, 0)),
+        _ => None,
+    }
+}
+
+/// The answer to `CPUID` with these EAX and ECX, to any but those [`of_the_host`]. `native` asks the host's CPU.
 pub fn answer(
-    cpu: &Cpu,
+    cpu: &Cpu<'_>,
     leaf: u32,
     subleaf: u32,
     native: impl Fn(u32, u32) -> [u32; 4],
 ) -> [u32; 4] {
     match leaf {
-        0 => {
-            let [max, ebx, ecx, edx] = native(0, 0);
-            [max.min(MAX_LEAF), ebx, ecx, edx]
-        }
         1 => leaf_1(cpu, native(1, 0)),
-        // The APIC timer goes on in all power states.
-        6 => [1 << 2, 0, 0, 0],
-        7 if subleaf == 0 => leaf_7(cpu, native(7, 0)),
         4 => topology::caches_and_cores(cpu, native(4, subleaf)),
+        6 => [cpu.word(Word::Leaf6Eax), 0, 0, 0],
+        7 => leaf_7(cpu, subleaf),
         0xb => topology::levels(cpu, subleaf),
         0xd => xsave(cpu, subleaf, native),
-        HYPERVISOR_BASE => hypervisor(),
-        0x4000_0001..=0x4fff_ffff => [0; 4],
-        0x8000_0000 => {
-            let [max, ebx, ecx, edx] = native(leaf, 0);
-            [max.min(MAX_EXTENDED_LEAF), ebx, ecx, edx]
-        }
+        HYPERVISOR_BASE if cpu.features.has(Feature::Hypervisor) => hypervisor(),
         0x8000_0001 => {
-            let [eax, ebx, ecx, edx] = native(leaf, 0);
-            let ecx = ecx & LEAF_8_1_ECX | topology::features(cpu, ecx);
-            [eax, ebx, ecx, edx & LEAF_8_1_EDX | apic(cpu)]
+            let [eax, ebx, ..] = native(leaf, 0);
+            let (ecx, edx) = (cpu.word(Word::Extended1Ecx), cpu.word(Word::Extended1Edx));
+            [eax, ebx, ecx, edx]
         }
-        // The brand, and the caches.
-        0x8000_0002..=0x8000_0006 => native(leaf, 0),
-        0x8000_0007 if cpu.tsc_stable => [0, 0, 0, native(leaf, 0)[3] & INVARIANT_TSC],
-        0x8000_0008 => {
-            let [eax, ebx, _, _] = native(leaf, 0);
-            let ecx = topology::cores(cpu);
-            [eax & 0xffff, ebx & LEAF_8_8_EBX, ecx, 0]
-        }
-        0x8000_001d | 0x8000_001e if !topology::has_extensions(cpu, &native) => [0; 4],
-        0x8000_001d => topology::caches(cpu, native(leaf, subleaf)),
-        0x8000_001e => topology::extended(cpu),
+        0x8000_0007 if cpu.tsc_stable => [0, 0, 0, cpu.word(Word::Extended7Edx)],
+        0x8000_0008 => leaf_8000_0008(cpu, native(leaf, 0)),
+        0x8000_001d if has_extended_topology(cpu) => topology::caches(cpu, native(leaf, subleaf)),
+        0x8000_001e if has_extended_topology(cpu) => topology::extended(cpu),
+        0x8000_0021 => [cpu.word(Word::Extended21Eax), 0, 0, 0],
         _ => [0; 4],
     }
 }
 
-fn apic(cpu: &Cpu) -> u32 {
-    if cpu.apic_enabled {
-        APIC
-    } else {
-        0
-    }
+fn has_extended_topology(cpu: &Cpu<'_>) -> bool {
+    cpu.features.has(Feature::Topoext)
 }
 
-fn leaf_1(cpu: &Cpu, [eax, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
+fn leaf_1(cpu: &Cpu<'_>, [eax, ebx, ..]: [u32; 4]) -> [u32; 4] {
     let clflush = ebx & 0xff00;
     let count = cpu.count.min(255) << 16;
-    let mut features = ecx & LEAF_1_ECX | X2APIC | TSC_DEADLINE | HYPERVISOR;
-    if cpu.xcr0_allowed != 0 {
-        features |= ecx & XSAVE;
-        if cpu.xcr0_allowed & 4 != 0 {
-            features |= ecx & AVX;
-        }
-        if cpu.cr4 & cr4::OSXSAVE != 0 {
-            features |= OSXSAVE;
-        }
-    }
-    if cpu.xcr0_allowed & 4 == 0 {
-        // FMA and F16C have no meaning without AVX.
-        features &= !(1 << 12 | 1 << 29);
-    }
-    let htt = if cpu.count > 1 { HTT } else { 0 };
     let ebx = clflush | count | cpu.index << 24;
-    [eax, ebx, features, edx & LEAF_1_EDX | apic(cpu) | htt]
+    let (ecx, edx) = (cpu.word(Word::Leaf1Ecx), cpu.word(Word::Leaf1Edx));
+    [eax, ebx, ecx, edx]
 }
 
-fn leaf_7(cpu: &Cpu, [_, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
-    let (mut b, mut c) = (LEAF_7_EBX, LEAF_7_ECX);
-    if cpu.xcr0_allowed & 4 != 0 {
-        (b, c) = (b | AVX2, c | AVX_ECX);
-    }
-    if cpu.xcr0_allowed & XCR0_AVX_512 == XCR0_AVX_512 {
-        (b, c) = (b | AVX_512_EBX, c | AVX_512_ECX);
-    }
-    [0, ebx & b, ecx & c, edx & LEAF_7_EDX]
-}
-
-fn xsave(cpu: &Cpu, subleaf: u32, native: impl Fn(u32, u32) -> [u32; 4]) -> [u32; 4] {
+fn leaf_7(cpu: &Cpu<'_>, subleaf: u32) -> [u32; 4] {
+    let second = cpu.word(Word::Leaf7Sub1Eax);
     match subleaf {
-        0 => {
+        0 => [
+            u32::from(second != 0),
+            cpu.word(Word::Leaf7Ebx),
+            cpu.word(Word::Leaf7Ecx),
+            cpu.word(Word::Leaf7Edx),
+        ],
+        1 => [second, 0, 0, 0],
+        _ => [0; 4],
+    }
+}
+
+/// The widths of addresses, and the cores.
+fn leaf_8000_0008(cpu: &Cpu<'_>, [eax, ..]: [u32; 4]) -> [u32; 4] {
+    let linear_bits = match cpu.features.has(Feature::La57) {
+        true => 57,
+        false => (eax >> 8 & 0xff).min(48),
+    };
+    let eax = u32::from(cpu.physical_bits) | linear_bits << 8;
+    let ebx = cpu.word(Word::Extended8Ebx);
+    [eax, ebx, topology::cores(cpu), 0]
+}
+
+fn xsave(cpu: &Cpu<'_>, subleaf: u32, native: impl Fn(u32, u32) -> [u32; 4]) -> [u32; 4] {
+    match subleaf {
+        0 if cpu.features.has(Feature::Xsave) => {
             let size = |xcr0| xsave_bytes(xcr0, &native);
-            let allowed = cpu.xcr0_allowed;
+            let allowed = cpu.features.xcr0();
             [
                 allowed as u32,
                 size(cpu.xcr0),
@@ -191,12 +159,15 @@ fn xsave(cpu: &Cpu, subleaf: u32, native: impl Fn(u32, u32) -> [u32; 4]) -> [u32
                 (allowed >> 32) as u32,
             ]
         }
-        1 => match native(0xd, 1)[0] & LEAF_D_1_EAX {
+        1 => {
             // Linux asks for the size when there is XSAVEC, and does not boot without an answer.
-            eax if eax & XSAVEC != 0 => [eax, compacted_xsave_bytes(cpu.xcr0, &native), 0, 0],
-            eax => [eax, 0, 0, 0],
-        },
-        2..=62 if cpu.xcr0_allowed >> subleaf & 1 != 0 => native(0xd, subleaf),
+            let bytes = match cpu.features.has(Feature::Xsavec) {
+                true => compacted_xsave_bytes(cpu.xcr0, &native),
+                false => 0,
+            };
+            [cpu.word(Word::LeafDSub1Eax), bytes, 0, 0]
+        }
+        2..=62 if cpu.features.xcr0() >> subleaf & 1 != 0 => native(0xd, subleaf),
         _ => [0; 4],
     }
 }
@@ -244,60 +215,126 @@ pub fn valid_xcr0(value: u64, allowed: u64) -> bool {
     let all_or_none = |bits: u64, needed: u64| value & bits == 0 || value & needed == needed;
     value & XCR0_X87 != 0
         && value & !allowed == 0
-        && all_or_none(4, 2)
-        && all_or_none(XCR0_AVX_512, XCR0_AVX_512 | 6)
+        && all_or_none(XCR0_AVX, XCR0_AVX | XCR0_SSE)
+        && all_or_none(XCR0_AVX_512, XCR0_AVX_512 | XCR0_AVX | XCR0_SSE)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Features;
+    use crate::features::testing::{self, all_ones};
 
-    const CPU: Cpu = Cpu {
-        index: 1,
-        count: 4,
-        cr4: 0,
-        xcr0: 1,
-        xcr0_allowed: 7,
-        apic_enabled: true,
-        tsc_stable: true,
-        extended_topology: false,
-    };
-
-    fn all_ones(leaf: u32, subleaf: u32) -> [u32; 4] {
-        match (leaf, subleaf) {
-            (0xd, 2) => [256, 576, 0, 0],
-            (0 | 0x8000_0000, _) => [u32::MAX, 1, 2, 3],
-            _ => [u32::MAX; 4],
+    fn cpu(features: &GuestFeatures) -> Cpu<'_> {
+        Cpu {
+            index: 1,
+            count: 4,
+            cr4: 0,
+            xcr0: 1,
+            apic_enabled: true,
+            tsc_stable: true,
+            physical_bits: 48,
+            extended_topology: false,
+            features,
         }
     }
 
+    /// All features of which the host saves `xcr0`.
+    fn saving(xcr0: u64) -> GuestFeatures {
+        let backend = Features {
+            xcr0,
+            ..testing::BACKEND
+        };
+        testing::on(&all_ones, backend, &[])
+    }
+
     #[test]
-    fn a_cpu_that_has_everything_shows_only_what_is_listed() {
-        let [_, ebx, ecx, edx] = answer(&CPU, 1, 0, all_ones);
+    fn a_cpu_that_has_everything_shows_only_what_is_offered() {
+        let features = saving(7);
+        let guest = cpu(&features);
+        let [_, ebx, ecx, edx] = answer(&guest, 1, 0, all_ones);
         assert_eq!(ebx >> 24, 1);
         assert_eq!(ebx >> 16 & 0xff, 4);
         assert_eq!(
-            ecx & (1 << 5 | 1 << 3 | OSXSAVE),
+            ecx & (1 << 5 | 1 << 3 | 1 << 27),
             0,
             "virtualization, MONITOR, and XSAVE not enabled"
         );
-        assert_ne!(ecx & HYPERVISOR, 0);
-        assert_ne!(edx & APIC, 0);
-        assert_eq!(answer(&CPU, 0x8000_0001, 0, all_ones)[2] & 4, 0);
-        assert_eq!(answer(&CPU, 7, 0, all_ones)[1] & AVX_512_EBX, 0);
-        assert_eq!(answer(&CPU, 0x8000_000a, 0, all_ones), [0; 4]);
-        assert_eq!(answer(&CPU, 0, 0, all_ones)[0], MAX_LEAF);
-        assert_eq!(answer(&CPU, 0x8000_0007, 0, all_ones)[3], INVARIANT_TSC);
+        assert_ne!(ecx & 1 << 31, 0, "the hypervisor's bit");
+        assert_ne!(edx & 1 << 9, 0, "the local APIC's bit");
+        assert_eq!(answer(&guest, 0x8000_0001, 0, all_ones)[2] & 4, 0);
+        let avx_512 = 1 << 16 | 1 << 17 | 1 << 21 | 1 << 28 | 1 << 30 | 1 << 31;
+        assert_eq!(answer(&guest, 7, 0, all_ones)[1] & avx_512, 0);
+        assert_eq!(answer(&guest, 0x8000_000a, 0, all_ones), [0; 4]);
+        assert_eq!(of_the_host(0, all_ones).unwrap()[0], MAX_LEAF);
+        assert_eq!(answer(&guest, 0x8000_0007, 0, all_ones)[3], 1 << 8);
         let unstable = Cpu {
             tsc_stable: false,
-            ..CPU
+            ..guest
         };
         assert_eq!(answer(&unstable, 0x8000_0007, 0, all_ones), [0; 4]);
     }
 
     #[test]
+    fn there_are_as_many_leaves_as_are_answered() {
+        let last = |leaf, max| of_the_host(leaf, |_, _| [max, 1, 2, 3]).unwrap();
+        assert_eq!(last(0, 0x20), [0xd, 1, 2, 3]);
+        assert_eq!(last(0, 0xb)[0], 0xb);
+        assert_eq!(last(0, 1)[0], 7, "each guest has features in leaf 7");
+        assert_eq!(last(0x8000_0000, 0x8000_0028)[0], MAX_EXTENDED_LEAF);
+        assert_eq!(last(0x8000_0000, 0x8000_0008)[0], 0x8000_0008);
+        assert_eq!(of_the_host(1, all_ones), None);
+        assert_eq!(of_the_host(0x8000_0001, all_ones), None);
+        assert_eq!(
+            of_the_host(0x8000_0004, |leaf, _| [leaf; 4]),
+            Some([0x8000_0004; 4])
+        );
+    }
+
+    #[test]
+    fn what_varies_follows_the_registers() {
+        let features = testing::all_but(&[]);
+        let with = |cr4, apic_enabled, count| {
+            let guest = Cpu {
+                cr4,
+                apic_enabled,
+                count,
+                ..cpu(&features)
+            };
+            let bit = |leaf, register: usize, n: u32| {
+                answer(&guest, leaf, 0, all_ones)[register] >> n & 1 != 0
+            };
+            [bit(1, 2, 27), bit(7, 2, 4), bit(1, 3, 9), bit(1, 3, 28)]
+        };
+        assert_eq!(with(0, false, 1), [false; 4]);
+        assert_eq!(with(cr4::OSXSAVE, false, 1), [true, false, false, false]);
+        assert_eq!(with(cr4::PKE, true, 1), [false, true, true, false]);
+        assert_eq!(with(0, false, 2), [false, false, false, true]);
+    }
+
+    #[test]
+    fn addresses_are_as_wide_as_the_guest_has_them() {
+        let answer = |gone: &[Feature]| {
+            let features = testing::all_but(gone);
+            answer(&cpu(&features), 0x8000_0008, 0, |_, _| [57 << 8 | 52; 4])[0]
+        };
+        assert_eq!(answer(&[]), 57 << 8 | 48);
+        assert_eq!(answer(&[Feature::La57]), 48 << 8 | 48);
+    }
+
+    #[test]
+    fn without_its_bit_the_hypervisor_has_no_leaves() {
+        let features = testing::all_but(&[Feature::Hypervisor]);
+        assert_eq!(
+            answer(&cpu(&features), HYPERVISOR_BASE, 0, all_ones),
+            [0; 4]
+        );
+    }
+
+    #[test]
     fn the_signature_reads_as_text() {
-        let [max, b, c, d] = answer(&CPU, HYPERVISOR_BASE, 0, all_ones);
+        let features = testing::all_but(&[]);
+        let [max, b, c, d] = answer(&cpu(&features), HYPERVISOR_BASE, 0, all_ones);
         let text: Vec<u8> = [b, c, d].into_iter().flat_map(u32::to_le_bytes).collect();
         assert_eq!(text, SIGNATURE);
         assert_eq!(max, HYPERVISOR_BASE);
@@ -314,24 +351,28 @@ mod tests {
             (0xd, 7) => [1024, 1664, 0, 0],
             _ => [0; 4],
         };
-        let cpu = Cpu {
-            xcr0: 0x67,
-            xcr0_allowed: 0xe7,
-            ..CPU
+        let sizes = |gone: &[Feature]| {
+            let features = testing::all_but(gone);
+            let guest = Cpu {
+                xcr0: 0x67,
+                ..cpu(&features)
+            };
+            answer(&guest, 0xd, 1, native)
         };
-        assert_eq!(answer(&cpu, 0xd, 1, native), [7, 896 + 512, 0, 0]);
-        let without = |leaf, subleaf| match native(leaf, subleaf) {
-            [eax, ..] if (leaf, subleaf) == (0xd, 1) => [eax & !XSAVEC, 0, 0, 0],
-            other => other,
-        };
-        assert_eq!(answer(&cpu, 0xd, 1, without), [5, 0, 0, 0]);
+        assert_eq!(sizes(&[]), [15, 896 + 512, 0, 0]);
+        assert_eq!(sizes(&[Feature::Xsavec]), [5, 0, 0, 0]);
+        assert_eq!(sizes(&[Feature::Xsave]), [0; 4]);
     }
 
     #[test]
     fn xsave_sizes_follow_xcr0() {
-        let [low, now, max, high] = answer(&CPU, 0xd, 0, all_ones);
+        let features = saving(7);
+        let guest = cpu(&features);
+        let [low, now, max, high] = answer(&guest, 0xd, 0, all_ones);
         assert_eq!((low, now, max, high), (7, 576, 832, 0));
-        assert_eq!(answer(&CPU, 0xd, 1, all_ones), [7, 576, 0, 0]);
+        assert_eq!(answer(&guest, 0xd, 1, all_ones), [15, 576, 0, 0]);
+        let none = testing::all_but(&[Feature::Xsave]);
+        assert_eq!(answer(&cpu(&none), 0xd, 0, all_ones), [0; 4]);
         assert!(
             valid_xcr0(7, 7)
                 && valid_xcr0(1, 7)

@@ -6,7 +6,8 @@ use super::{Here, Vcpu};
 use crate::addr::{Gpa, Gva};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::devices::GuestMemory;
-use crate::emulator::{self, Cpu, Fault, Feature, Interruption, Source};
+use crate::emulator::{self, Behaviour, Cpu, Fault, Interruption, Source};
+use crate::features::Feature;
 use crate::host::Host;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
@@ -112,9 +113,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             cr4: control.cr4,
             efer: control.efer,
             rflags: self.arch.rflags(),
-            pkru: 0,
-            physical_bits: self.msrs.features().physical_bits,
-            gigabyte_pages: true,
+            pkru: match control.cr4 & cr4::PKE {
+                0 => 0,
+                _ => self.arch.pkru(),
+            },
+            physical_bits: self.msrs.backend().physical_bits,
+            gigabyte_pages: self.msrs.guest().has(Feature::Pdpe1gb),
         }
     }
 }
@@ -135,7 +139,8 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
         if bad || (enters_long && (control.cr4 & cr4::PAE == 0 || code_64)) {
             return Err(Exception::general_protection(0).into());
         }
-        if !paging && was_paging && control.efer & efer::LMA != 0 && code_64 {
+        let from_64_bit_code = control.efer & efer::LMA != 0 && code_64;
+        if !paging && was_paging && (from_64_bit_code || control.cr4 & cr4::PCIDE != 0) {
             return Err(Exception::general_protection(0).into());
         }
         if paging && long {
@@ -147,16 +152,32 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
         self.set_control(control)
     }
 
-    /// CR4 (APM 2: 3.1.3). What CPUID does not offer cannot be set: nobody switches the state behind it.
+    /// CR3 (SDM 3A: 4.5, 4.10.4.1). With PCIDs its last bit asks for no flush, and is not kept.
+    fn set_cr3(&mut self, value: u64) -> Result<(), Fault> {
+        const NO_FLUSH: u64 = 1 << 63;
+        let mut control = self.vcpu.arch.control();
+        let value = match control.cr4 & cr4::PCIDE {
+            0 => value,
+            _ => value & !NO_FLUSH,
+        };
+        let bits = self.vcpu.msrs.backend().physical_bits;
+        let too_high = u64::MAX.checked_shl(bits.into()).unwrap_or(0);
+        if control.efer & efer::LMA != 0 && value & too_high != 0 {
+            return Err(Exception::general_protection(0).into());
+        }
+        control.cr3 = value;
+        self.set_control(control)
+    }
+
+    /// CR4 (APM 2: 3.1.3; SDM 3A: 2.5). What CPUID does not offer cannot be set: nobody switches the state behind it.
     fn set_cr4(&mut self, value: u64) -> Result<(), Fault> {
-        let xsave = self.vcpu.msrs.features().xcr0 != 0;
+        let there = self.vcpu.msrs.guest().cr4();
         let arch = &mut self.vcpu.arch;
         let mut control = arch.control();
         let long = control.efer & efer::LMA != 0;
-        let new = value & !control.cr4;
-        let bad = value & !cr4::OFFERED != 0
-            || (value & cr4::OSXSAVE != 0 && !xsave)
-            || (long && value & cr4::PAE == 0)
+        let (new, changed) = (value & !control.cr4, value ^ control.cr4);
+        let bad = value & !there != 0
+            || (long && (value & cr4::PAE == 0 || changed & cr4::LA57 != 0))
             || (new & cr4::PCIDE != 0 && (!long || control.cr3 & 0xfff != 0));
         if bad {
             return Err(Exception::general_protection(0).into());
@@ -182,7 +203,7 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
     fn page_directories(&mut self, cr3: u64) -> Result<[u64; 4], Fault> {
         const PRESENT: u64 = 1;
         const RESERVED: u64 = 0b110 | 0xf << 5;
-        let bits = self.vcpu.msrs.features().physical_bits;
+        let bits = self.vcpu.msrs.backend().physical_bits;
         let too_high = u64::MAX.checked_shl(bits.into()).unwrap_or(0);
         let mut entries = [0; 4];
         for (entry, at) in entries.iter_mut().zip((cr3 & 0xffff_ffe0..).step_by(8)) {
@@ -237,19 +258,19 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         self.vcpu.arch.control().efer
     }
 
-    fn has(&self, feature: Feature) -> bool {
+    fn has(&self, behaviour: Behaviour) -> bool {
         const INTEL: u32 = u32::from_le_bytes(*b"Genu");
         let cpuid = |leaf| self.here.vm.backend().cpuid(leaf, 0);
         let [last, vendor, ..] = cpuid(0);
         let [_, _, extended, _] = cpuid(0x8000_0001);
-        match feature {
-            Feature::AltMovCr8 => extended & 1 << 4 != 0,
-            Feature::Lzcnt => extended & 1 << 5 != 0,
-            Feature::Tzcnt => {
+        match behaviour {
+            Behaviour::AltMovCr8 => extended & 1 << 4 != 0,
+            Behaviour::Lzcnt => extended & 1 << 5 != 0,
+            Behaviour::Tzcnt => {
                 let [_, bmi, ..] = cpuid(7);
                 last >= 7 && bmi & 1 << 3 != 0
             }
-            Feature::WideFarPointers => vendor == INTEL,
+            Behaviour::WideFarPointers => vendor == INTEL,
         }
     }
     fn set_interrupt_shadow(&mut self) {
@@ -281,10 +302,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         match number {
             0 => return self.set_cr0(value),
             2 => control.cr2 = value,
-            3 => {
-                control.cr3 = value;
-                return self.set_control(control);
-            }
+            3 => return self.set_cr3(value),
             4 => return self.set_cr4(value),
             _ => {
                 self.vcpu.apic.set_cr8(value as u8);

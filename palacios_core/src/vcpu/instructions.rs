@@ -5,31 +5,20 @@
 use super::pvclock::{FEATURES_LEAF, SIGNATURE_LEAF};
 use super::{cpuid, Activity, Here, Vcpu};
 use crate::backend::{Backend, BackendVcpu};
+use crate::features::Feature;
 use crate::host::{Host, Thread};
 use crate::interrupts::destination::ApicMode;
-use crate::state::{Exception, Reg};
+use crate::state::{cr4, Exception, Reg};
 use crate::stats::Counter;
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(super) fn cpuid(&mut self, here: &Here<'_, H, B>) {
         let gprs = self.arch.gprs();
         let (leaf, subleaf) = (gprs[Reg::Rax] as u32, gprs[Reg::Rcx] as u32);
-        let backend = here.vm.backend();
-        let control = self.arch.control();
-        let cpu = cpuid::Cpu {
-            index: self.index,
-            count: self.count,
-            cr4: control.cr4,
-            xcr0: self.arch.xcr0(),
-            xcr0_allowed: self.msrs.features().xcr0,
-            apic_enabled: self.apic.mode() != ApicMode::Disabled,
-            tsc_stable: self.pvclock.is_stable(),
-            extended_topology: B::EXTENDED_TOPOLOGY,
-        };
-        let native = |leaf, subleaf| backend.cpuid(leaf, subleaf);
-        let answer = match leaf {
-            SIGNATURE_LEAF | FEATURES_LEAF => self.pvclock.cpuid(leaf, here.vm.clock().tsc_khz()),
-            _ => cpuid::answer(&cpu, leaf, subleaf, native),
+        let native = |leaf, subleaf| here.vm.backend().cpuid(leaf, subleaf);
+        let answer = match cpuid::of_the_host(leaf, native) {
+            Some(answer) => answer,
+            None => self.answer_cpuid(here, leaf, subleaf),
         };
         let gprs = self.arch.gprs_mut();
         for (reg, value) in [Reg::Rax, Reg::Rbx, Reg::Rcx, Reg::Rdx]
@@ -39,6 +28,30 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             gprs[reg] = u64::from(value);
         }
         self.advance(here);
+    }
+
+    /// What the guest is told of its own CPU.
+    fn answer_cpuid(&self, here: &Here<'_, H, B>, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let features = self.msrs.guest();
+        match leaf {
+            SIGNATURE_LEAF | FEATURES_LEAF if features.has(Feature::Hypervisor) => {
+                return self.pvclock.cpuid(leaf, here.vm.clock().tsc_khz());
+            }
+            _ => {}
+        }
+        let cpu = cpuid::Cpu {
+            index: self.index,
+            count: self.count,
+            cr4: self.arch.control().cr4,
+            xcr0: self.arch.xcr0(),
+            apic_enabled: self.apic.mode() != ApicMode::Disabled,
+            tsc_stable: self.pvclock.is_stable(),
+            physical_bits: self.msrs.backend().physical_bits,
+            extended_topology: B::EXTENDED_TOPOLOGY,
+            features,
+        };
+        let native = |leaf, subleaf| here.vm.backend().cpuid(leaf, subleaf);
+        cpuid::answer(&cpu, leaf, subleaf, native)
     }
 
     pub(super) fn read_msr(&mut self, here: &Here<'_, H, B>) {
@@ -93,10 +106,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.advance(here);
     }
 
-    /// `XSETBV` (SDM 2D; APM 2: 11.5.2).
+    /// `XSETBV` (SDM 2D; APM 2: 11.5.2). The intercept comes before the check of CR4.
     pub(super) fn set_xcr(&mut self, here: &Here<'_, H, B>) {
+        if self.arch.control().cr4 & cr4::OSXSAVE == 0 {
+            return self.fault(Exception::INVALID_OPCODE);
+        }
         let (index, value) = (self.arch.gprs()[Reg::Rcx] as u32, self.edx_eax());
-        let allowed = self.msrs.features().xcr0;
+        let allowed = self.msrs.guest().xcr0();
         if self.arch.cpl() != 0 || index != 0 || !cpuid::valid_xcr0(value, allowed) {
             return self.fault(Exception::general_protection(0));
         }

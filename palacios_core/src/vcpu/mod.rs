@@ -20,6 +20,7 @@ mod tsc;
 
 use crate::backend::{Backend, BackendVcpu, Event, Exit, NestedFault, PortAccess};
 use crate::emulator::Fault;
+use crate::features::GuestFeatures;
 use crate::host::{CpuId, Host, Thread};
 use crate::interrupts::lapic::LocalApic;
 use crate::memory::FillError;
@@ -96,14 +97,19 @@ pub(crate) struct Here<'a, H: Host, B: Backend<H>> {
 }
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
-    /// vCPU `index` of `count`.
-    pub(crate) fn new(arch: B::Vcpu, backend: &B, index: u32, count: u32) -> Self {
+    /// vCPU `index` of `count`, of a guest with these features.
+    pub(crate) fn new(
+        arch: B::Vcpu,
+        backend: &B,
+        features: &GuestFeatures,
+        (index, count): (u32, u32),
+    ) -> Self {
         Self {
             arch,
             index,
             count,
             apic: new_apic(index, backend),
-            msrs: msr::Msrs::new(backend),
+            msrs: msr::Msrs::new(backend, features),
             activity: Activity::WaitForStartup,
             fault: None,
             interrupted: None,
@@ -133,7 +139,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// The state after power-on: the first vCPU at the kernel's entry, the others waiting to be started. What others may
     /// have left for it by now stays: [`reset_shared`] came before.
     pub(crate) fn reset(&mut self, vm: &Vm<H, B>) {
-        self.msrs = msr::Msrs::new(vm.backend());
+        self.msrs.power_on::<H, B>();
         self.apic = new_apic(self.index, vm.backend());
         let waited_ns = vm.shared(self.index).map_or(0, |shared| shared.waited_ns());
         self.pvclock = pvclock::PvClock::new(waited_ns);

@@ -29,6 +29,10 @@ impl Tsc {
     pub(super) fn reset(&mut self) {
         self.ahead = 0;
     }
+    /// What the guest put on top of the VM's counter, by writing its own: IA32_TSC_ADJUST.
+    pub(super) fn ahead(&self) -> u64 {
+        self.ahead
+    }
 }
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
@@ -65,9 +69,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
     }
 
-    /// The guest writes its counter.
-    pub(super) fn write_tsc(&mut self, here: &Here<'_, H, B>, value: u64) {
-        let change = value.wrapping_sub(self.now(here).tsc);
+    /// The guest moves its counter, by writing it or what it put on top.
+    pub(super) fn move_tsc(&mut self, change: u64) {
         self.tsc.ahead = self.tsc.ahead.wrapping_add(change);
         self.tsc.offset = self.tsc.offset.wrapping_add(change);
         self.arch.set_tsc_offset(self.tsc.offset);

@@ -15,6 +15,7 @@ use crate::boot::{self, BootError};
 use crate::clock::VmClock;
 use crate::devices::bus::Bus;
 use crate::devices::{ByteStream, Cx};
+use crate::features::{self, FeatureSet, GuestFeatures, Judge};
 use crate::host::{CpuId, Host, Level, Lock, LockClass, NoMemory, NoSuchCpu, Scope, Thread};
 use crate::image::{Image, ImageError, Machine};
 use crate::interrupts::chipset::Chipset;
@@ -151,6 +152,8 @@ pub struct Vm<H: Host, B: Backend<H>> {
     chipset: H::SpinLock<Chipset>,
     bus: Bus<H>,
     vcpus: Vec<VcpuSlot<H, B>>,
+    /// Features that its processors do not have, whatever the host's has.
+    without: FeatureSet,
     /// [`life::RunState`], which vCPUs look at before each entry.
     run_state: AtomicU8,
     /// vCPU threads that have not ended.
@@ -203,6 +206,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let machine = machine_of(Image::parse((*parts.image).as_ref()))?;
         let format = backend.table_format();
         let memory = Memory::new(host, parts.ram, machine.memory_bytes, format)?;
+        let without = machine.without;
         let vcpus = VcpuSlot::all(host, &*backend, &memory, &parts.name, &machine)?;
         let bus = pc::build(host, &machine, stream)?;
         Ok(host.share(Self {
@@ -223,6 +227,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             memory,
             clock: VmClock::new(host),
             vcpus,
+            without,
             image: parts.image,
         })?)
     }
@@ -238,6 +243,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// How many vCPUs it has.
     pub fn vcpus(&self) -> u32 {
         self.vcpus.len() as u32
+    }
+    /// Which features its processors have, and why not the others: gives what `read` makes of it.
+    pub fn judge_features<T>(&self, read: impl FnOnce(&Judge<'_>) -> T) -> T {
+        features::judge(&*self.backend, self.without, read)
     }
     /// The thread of a vCPU.
     pub fn thread(&self, vcpu: u32) -> Option<&H::Thread> {
@@ -368,6 +377,7 @@ impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
         name: &VmName,
         machine: &Machine<'_>,
     ) -> Result<Vec<Self>, CreateError> {
+        let features = features::judge(backend, machine.without, |judge| judge.features());
         let mut vcpus = Vec::new();
         for index in 0..machine.vcpus {
             let pin = machine.pin(index).map(CpuId);
@@ -375,7 +385,7 @@ impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
                 return Err(CreateError::NoSuchCpu(cpu));
             }
             let whose = (name, index, machine.vcpus);
-            vcpus.try_push(Self::new(host, backend, memory, whose, pin)?)?;
+            vcpus.try_push(Self::new(host, (backend, &features), memory, whose, pin)?)?;
         }
         Ok(vcpus)
     }
@@ -383,7 +393,7 @@ impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
     #[inline(never)]
     fn new(
         host: &H,
-        backend: &B,
+        (backend, features): (&B, &GuestFeatures),
         memory: &Memory<H>,
         (name, index, count): (&VmName, u32, u32),
         pin: Option<CpuId>,
@@ -393,9 +403,9 @@ impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
             let moved = thread.move_to(pin);
             moved.map_err(|NoSuchCpu(cpu)| CreateError::NoSuchCpu(cpu))?;
         }
-        let mut arch = backend.vcpu(host)?;
+        let mut arch = backend.vcpu(host, features)?;
         arch.set_table_root(memory.root());
-        let vcpu = crate::alloc_ext::try_box(Vcpu::new(arch, backend, index, count))?;
+        let vcpu = crate::alloc_ext::try_box(Vcpu::new(arch, backend, features, (index, count)))?;
         Ok(Self {
             shared: VcpuShared::new(index, thread),
             vcpu: host.mutex(LockClass::VcpuSlot, Some(vcpu))?,

@@ -11,6 +11,7 @@ use crate::processor::{Core, Violation, NO_ROOT};
 use crate::{heap, TestHost};
 use palacios_core::addr::Hpa;
 use palacios_core::backend::{Backend, BackendVcpu, Event, Exit, Features, Unsupported};
+use palacios_core::features::GuestFeatures;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::memory::table::Format;
 use palacios_core::state::{
@@ -23,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 /// How often a vCPU may be entered in one window while an interrupt waits.
 const PATIENCE: u32 = 1000;
 /// The registers it holds for guests: STAR to SFMASK, FS_BASE to KERNEL_GS_BASE, SYSENTER, PAT.
-const MSRS: [u32; 11] = [
+pub const MSRS: [u32; 11] = [
     0x174,
     0x175,
     0x176,
@@ -74,6 +75,7 @@ impl Backend<TestHost> for AdversarialBackend {
             decode_assists: false,
             physical_bits: 48,
             xcr0: 0,
+            cr4: u64::MAX,
         }
     }
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -90,7 +92,7 @@ impl Backend<TestHost> for AdversarialBackend {
     fn table_format(&self) -> Format {
         self.host.processors().config.format
     }
-    fn vcpu(&self, host: &TestHost) -> Result<AdversarialVcpu, NoMemory> {
+    fn vcpu(&self, host: &TestHost, _: &GuestFeatures) -> Result<AdversarialVcpu, NoMemory> {
         // A real one has a page for the processor to work with.
         let page = host.alloc_pages(palacios_core::host::PageRequest::ONE)?;
         Ok(heap::exempt(|| AdversarialVcpu {

@@ -150,6 +150,74 @@ guest! {
     "exit 0"
 }
 
+/// Where [`probe_registers`] finds what to try: entries of four words. The first is one of the kinds below, and says behind it
+/// whether it faulted.
+pub const PROBES: u64 = 0x1_0000;
+/// RDMSR of the second word, to the third and the fourth.
+pub const PROBE_RDMSR: u32 = 0;
+/// WRMSR of the second word, from the third and the fourth.
+pub const PROBE_WRMSR: u32 = 1;
+/// CR4 from the third word, which then holds what is read back; it is 0 again behind it.
+pub const PROBE_CR4: u32 = 2;
+/// XSETBV of the second word, from the third and the fourth, with CR4 as it is.
+pub const PROBE_XSETBV: u32 = 3;
+/// The end.
+pub const PROBE_END: u32 = 4;
+/// The vector of the fault is added, times this.
+pub const PROBE_VECTOR: u32 = 0x100;
+
+guest! {
+    /// Waits for `GO`, then tries what stands at `PROBES`, one by one, notes what came of it, and ends with status 0.
+    pub fn probe_registers =
+    "gate 6, undefined_p"
+    "gate 13, protection_p"
+    "2: pause"
+    "cmp dword ptr [0x7004], 0"
+    "je 2b"
+    "mov ebx, 0x10000"
+    "next_p: mov ecx, [ebx + 4]"
+    "mov eax, [ebx]"
+    "cmp eax, 1"
+    "je write_p"
+    "jb read_p"
+    "cmp eax, 3"
+    "je xcr_p"
+    "jb cr4_p"
+    "exit 0"
+    "read_p: addr esi, done_p"
+    "rdmsr"
+    "mov [ebx + 8], eax"
+    "mov [ebx + 12], edx"
+    "jmp done_p"
+    "write_p: addr esi, done_p"
+    "mov eax, [ebx + 8]"
+    "mov edx, [ebx + 12]"
+    "wrmsr"
+    "jmp done_p"
+    "xcr_p: addr esi, done_p"
+    "mov eax, [ebx + 8]"
+    "mov edx, [ebx + 12]"
+    "xsetbv"
+    "jmp done_p"
+    "cr4_p: addr esi, done_p"
+    "mov eax, [ebx + 8]"
+    "mov cr4, eax"
+    "mov eax, cr4"
+    "mov [ebx + 8], eax"
+    "mov eax, 0"
+    "mov cr4, eax"
+    "done_p: add ebx, 16"
+    "jmp next_p"
+    // The handlers go on at ESI.
+    "protection_p: add esp, 4"
+    "mov eax, 0xd00"
+    "jmp fault_p"
+    "undefined_p: mov eax, 0x600"
+    "fault_p: or [ebx], eax"
+    "mov [esp], esi"
+    "iretd"
+}
+
 guest! {
     /// Has a task gate for #UD. Executes UD2 (`p0` is 0) or `INT 6` (1), or jumps to a task-state segment.
     pub fn switches_tasks =

@@ -14,6 +14,7 @@ use palacios_core::addr::Hpa;
 use palacios_core::backend::{
     Backend, BackendVcpu, Event, Exit, Features, PortAccess, Unsupported,
 };
+use palacios_core::features::GuestFeatures;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::memory::table::Format;
 use palacios_core::state::{
@@ -169,6 +170,7 @@ impl Backend<TestHost> for StormBackend {
             decode_assists: false,
             physical_bits: 48,
             xcr0: 0,
+            cr4: u64::MAX,
         }
     }
     fn cpuid(&self, _: u32, _: u32) -> [u32; 4] {
@@ -180,7 +182,7 @@ impl Backend<TestHost> for StormBackend {
     fn table_format(&self) -> Format {
         formats::npt(4)
     }
-    fn vcpu(&self, _: &TestHost) -> Result<StormVcpu, NoMemory> {
+    fn vcpu(&self, _: &TestHost, _: &GuestFeatures) -> Result<StormVcpu, NoMemory> {
         let index = self.next.fetch_add(1, SeqCst) as usize;
         let storm = self.storm.get().expect("a storm");
         Ok(heap::exempt(|| StormVcpu::new(index, storm.clone())))

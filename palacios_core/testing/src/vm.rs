@@ -8,6 +8,7 @@ use palacios_core::backend::svm::Svm;
 use palacios_core::backend::vmx::Vmx;
 use palacios_core::backend::Backend;
 use palacios_core::devices::ByteStream;
+use palacios_core::features::{self, FeatureSet, GuestFeatures};
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::write;
 use palacios_core::memory::table::Format;
@@ -28,6 +29,11 @@ const MOST_ENTRIES: u64 = 30_000_000;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const TSC_AUX: u32 = 0xc000_0103;
 
+/// The features of a guest from which nothing is taken away.
+pub fn features_of<B: Backend<TestHost>>(backend: &B) -> GuestFeatures {
+    features::judge(backend, FeatureSet::default(), |judge| judge.features())
+}
+
 /// What a machine is to be.
 #[derive(Clone, Debug)]
 pub struct Spec {
@@ -45,6 +51,8 @@ pub struct Spec {
     pub serial: bool,
     /// Its command line, if it has one.
     pub bootargs: Option<&'static str>,
+    /// Features that its processors do not have.
+    pub without: Vec<&'static str>,
     /// The files behind the kernel, by their labels: `initrd`, or `module`.
     pub files: Vec<(&'static str, Vec<u8>)>,
 }
@@ -60,6 +68,7 @@ impl Spec {
             large_pages: LargePages::Sometimes,
             serial: false,
             bootargs: None,
+            without: Vec::new(),
             files: Vec::new(),
         }
     }
@@ -101,6 +110,10 @@ impl Spec {
 
     fn write_cpus(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {
         let cpus = fdt.begin_node("cpus")?;
+        if !self.without.is_empty() {
+            let names = self.without.iter().map(|name| (*name).into()).collect();
+            fdt.property_string_list("v3vee,without", names)?;
+        }
         for (n, pin) in (0..).zip(&self.pins) {
             let cpu = fdt.begin_node(&format!("cpu@{n:x}"))?;
             fdt.property_u32("reg", n)?;

@@ -10,6 +10,7 @@ use palacios_core::state::{CpuState, Seg};
 use palacios_testing::backend::AdversarialVcpu;
 use palacios_testing::host::LargePages;
 use palacios_testing::processor::Violation;
+use palacios_testing::vm::features_of;
 use palacios_testing::{AdversarialBackend, Config, TestHost};
 
 /// A vCPU with memory, at a loop of `mov eax, [0x5000]; hlt` at 0x1000.
@@ -30,7 +31,7 @@ impl Bench {
         let memory = Memory::new(host, ram, 16 << 20, backend.table_format()).unwrap();
         memory.write(Gpa(0x1000), &CODE).unwrap();
         memory.fill(Gpa(0x5000)).unwrap();
-        let mut vcpu = backend.vcpu(host).unwrap();
+        let mut vcpu = backend.vcpu(host, &features_of(&backend)).unwrap();
         vcpu.set_state(&flat(0x1000));
         vcpu.set_table_root(memory.root());
         Self {
@@ -145,7 +146,10 @@ fn windows_and_loads() {
 #[test]
 fn translations() {
     let rootless = seen(|bench| {
-        bench.vcpu = bench.backend.vcpu(&bench.host).unwrap();
+        bench.vcpu = bench
+            .backend
+            .vcpu(&bench.host, &features_of(&bench.backend))
+            .unwrap();
         bench.enter();
     });
     assert_eq!(rootless, [Violation::NoTables]);

@@ -9,7 +9,7 @@ use palacios_core::host::{CpuId, Host};
 use palacios_core::memory::Memory;
 use palacios_core::state::{cr4, CpuState, Reg};
 use palacios_testing::host::LargePages;
-use palacios_testing::vm::Hypervisor;
+use palacios_testing::vm::{features_of, Hypervisor};
 use palacios_testing::{Config, TestHost};
 
 type Backing = Svm<TestHost>;
@@ -32,7 +32,7 @@ impl Bench {
         let ram = host.ram(LargePages::Never);
         let memory = Memory::new(host, ram, 16 << 20, backend.table_format()).unwrap();
         memory.write(Gpa(CODE), code).unwrap();
-        let mut vcpu = backend.vcpu(host).unwrap();
+        let mut vcpu = backend.vcpu(host, &features_of(backend)).unwrap();
         vcpu.set_state(&flat());
         vcpu.set_table_root(memory.root());
         Self {

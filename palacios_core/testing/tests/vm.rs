@@ -2,12 +2,17 @@
 //! Whole VMs: the core on a test host, with guests that execute.
 
 use palacios_core::addr::{Gpa, PAGE_SIZE};
+use palacios_core::backend::family::Content;
+use palacios_core::backend::svm::Svm;
+use palacios_core::backend::vmx::Vmx;
 use palacios_core::backend::Event;
 use palacios_core::devices::GuestMemory;
+use palacios_core::features::{self, GuestFeatures};
 use palacios_core::host::{CpuId, Host};
 use palacios_core::state::Exception;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, MoveError, State, StopReason, Vm, DEAD};
+use palacios_testing::backend::MSRS;
 use palacios_testing::host::{LargePages, Record, Usage};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, heap, on_all_backends, processor, Config, TestHost};
@@ -49,6 +54,11 @@ fn on_each<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
     for config in configs::<B>() {
         TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
     }
+}
+
+/// On one host: for what hangs on no host's ways.
+fn on_one<B: TestBackend>(test: impl Fn(&Hypervisor<B>)) {
+    TestHost::run(config::<B>(), |host| test(&Hypervisor::new(host)));
 }
 
 /// On hosts whose time a test moves.
@@ -93,6 +103,225 @@ fn hlt_parks_and_its_time_is_counted<B: TestBackend>() {
         assert_eq!(vm.count(Counter::IdleNs), 10 * TICK_NS);
         assert_eq!(vm.count(Counter::InjectedInterrupt), 10);
         assert_eq!(vm.count(Counter::Halt), 10);
+    });
+}
+
+/// What a guest tries: kind, register, value.
+type Probe = (u32, u32, u64);
+
+/// What came of it: the vector of the fault, if it faulted, and the value.
+type Outcome = (Option<u32>, u64);
+
+/// Has a guest try `probes`, all on one VM; the VM must outlive them.
+fn probe<B: TestBackend>(
+    hypervisor: &Hypervisor<B>,
+    without: &[&'static str],
+    probes: impl FnOnce(&GuestFeatures) -> Vec<Probe>,
+) -> (GuestFeatures, Vec<(Probe, Outcome)>) {
+    let spec = Spec {
+        without: without.to_vec(),
+        ..Spec::new(guests::probe_registers(&[]))
+    };
+    let vm = hypervisor.launch(&spec);
+    let features = vm.judge_features(|judge| judge.features());
+    let probes = heap::exempt(|| probes(&features));
+    let place = |n: usize| Gpa(guests::PROBES + 16 * n as u64);
+    for (n, (kind, index, value)) in probes.iter().enumerate() {
+        let words = [*kind, *index, *value as u32, (*value >> 32) as u32];
+        for (at, word) in (0..).zip(words) {
+            let at = Gpa(place(n).0 + 4 * at);
+            vm.memory().write(at, &word.to_le_bytes()).unwrap();
+        }
+    }
+    let end = guests::PROBE_END.to_le_bytes();
+    vm.memory().write(place(probes.len()), &end).unwrap();
+    vm.memory().write(Gpa(guests::GO), &[1]).unwrap();
+    assert_eq!(vm.wait(), GOOD, "without {without:?}");
+    let read = |n: usize| {
+        let mut bytes = [0; 16];
+        vm.memory().read(place(n), &mut bytes).unwrap();
+        let kind = u32::from_le_bytes(*bytes.first_chunk().unwrap());
+        let vector = kind / guests::PROBE_VECTOR;
+        let value = u64::from_le_bytes(*bytes.last_chunk().unwrap());
+        ((vector != 0).then_some(vector), value)
+    };
+    let outcomes = heap::exempt(|| probes.iter().copied().zip((0..).map(read)).collect());
+    (features, outcomes)
+}
+
+const UD: u32 = 6;
+const GP: u32 = 13;
+
+/// Each bit of CR4 can be set if the guest has its feature, and is a #GP if not: with all features, and without each one.
+fn cr4_takes_what_cpuid_shows<B: TestBackend>() {
+    /// It cannot be set outside of long mode, of which real processors take care themselves.
+    const PCIDE: u32 = 17;
+    on_one::<B>(|hypervisor| {
+        let with_bits = features::TABLE.iter().filter(|row| row.cr4 != 0);
+        let gone = with_bits.map(|row| vec![row.name]);
+        for without in std::iter::once(vec![]).chain(gone) {
+            let (features, outcomes) = probe(hypervisor, &without, |_| {
+                let bits = (0..32).filter(|bit| *bit != PCIDE);
+                bits.map(|bit| (guests::PROBE_CR4, bit, 1 << bit)).collect()
+            });
+            for ((_, bit, value), outcome) in outcomes {
+                let expected = match features.cr4() & value {
+                    0 => (Some(GP), value),
+                    _ => (None, value),
+                };
+                assert_eq!(outcome, expected, "bit {bit} without {without:?}");
+            }
+        }
+    });
+}
+
+/// Registers that a guest can write to without losing the ground under its feet, of both vendors and of none.
+fn registers() -> impl Iterator<Item = u32> {
+    let families = [0..0x60, 0x79..0xa0, 0xc0..0x200, 0x200..0x300, 0x345..0x400];
+    let more = [
+        0x400..0x402,
+        0x480..0x484,
+        0x560..0x580,
+        0x600..0x700,
+        0xc80..0xdb0,
+        0x4000_0000..0x4000_0030,
+        0x4b56_4d00..0x4b56_4d08,
+        0xc000_0080..0xc000_0110,
+        0xc001_0000..0xc001_0160,
+        0xc001_0200..0xc001_0210,
+        0xc001_1000..0xc001_1040,
+    ];
+    families.into_iter().chain(more).flatten()
+}
+
+/// Each register by values of each class: nothing that is written makes an entry fail, one that faults in a read does so for ever,
+/// and CPUID decides which are there, with all features and without those that guard registers.
+fn registers_take_values_or_fault<B: TestBackend>() {
+    const VALUES: [u64; 8] = [
+        0,
+        1,
+        0x0606_0606_0606_0606,
+        0xffff_ffff,
+        0x7fff_ffff_f000,
+        0xffff_8000_0000_0000,
+        1 << 47,
+        u64::MAX,
+    ];
+    const GUARDING: [&str; 12] = [
+        "tsc_adjust",
+        "mtrr",
+        "sep",
+        "mca",
+        "pat",
+        "tsc_deadline_timer",
+        "x2apic",
+        "hypervisor",
+        "syscall",
+        "lm",
+        "rdtscp",
+        "rdpid",
+    ];
+    on_one::<B>(|hypervisor| {
+        let gone = GUARDING.map(|name| vec![name]);
+        let both = vec!["rdtscp", "rdpid"];
+        for without in [vec![], both].into_iter().chain(gone) {
+            // A thorough look without features, a short one with each.
+            let step = if without.is_empty() {
+                1
+            } else {
+                VALUES.len() - 1
+            };
+            let (features, outcomes) = probe(hypervisor, &without, |features| {
+                let has = |index: &u32| features.has_register(*index);
+                // A guest that has all of these reaches them without an exit, and its processor checks what they take.
+                let open = MSRS.iter().all(has);
+                registers()
+                    .filter(|index| !open || !MSRS.contains(index))
+                    .flat_map(|index| {
+                        let writes = VALUES.iter().step_by(step);
+                        let writes = writes.map(move |value| (guests::PROBE_WRMSR, index, *value));
+                        let read = (guests::PROBE_RDMSR, index, 0);
+                        std::iter::once(read).chain(writes).chain([read])
+                    })
+                    .collect()
+            });
+            let mut readable = std::collections::BTreeMap::new();
+            for ((kind, index, _), (fault, _)) in outcomes {
+                assert!(fault.is_none_or(|vector| vector == GP), "{index:#x}");
+                if !features.has_register(index) {
+                    assert_eq!(fault, Some(GP), "{index:#x} without {without:?}");
+                }
+                if kind == guests::PROBE_RDMSR {
+                    let first = *readable.entry(index).or_insert(fault);
+                    assert_eq!(first, fault, "{index:#x} without {without:?}");
+                }
+            }
+            let there = |index| readable[&index].is_none();
+            assert!(there(0x1b) && there(0x8b) && there(0xc000_0080));
+            assert!(!there(0x40) && !there(0x345) && !there(0x4000_0000) && !there(0xc001_0200));
+            for row in B::FAMILY
+                .iter()
+                .filter(|row| readable.contains_key(&row.first))
+            {
+                let write_only = row.content == Content::WriteOnly;
+                assert_eq!(there(row.first), !write_only, "{row:x?}");
+            }
+        }
+    });
+}
+
+/// What was written is read again, in registers that are kept; read-only bits stay. Without SYSENTER, PAT exits too.
+fn registers_that_are_kept<B: TestBackend>() {
+    on_one::<B>(|hypervisor| {
+        let write = |index, value| (guests::PROBE_WRMSR, index, value);
+        let read = |index| (guests::PROBE_RDMSR, index, 0);
+        let (_, outcomes) = probe(hypervisor, &["sep"], |_| {
+            vec![
+                read(0x1a0),
+                write(0x1a0, 0x4_0085_0089),
+                read(0x1a0),
+                write(0x17a, 5),
+                read(0x17a),
+                read(0x179),
+                write(0x3b, 1 << 60),
+                read(0x3b),
+                read(0x10),
+                write(0x277, 0x0606_0606_0606_0606),
+                read(0x277),
+                write(0x277, 2),
+                read(0x277),
+            ]
+        });
+        let values: Vec<u64> = heap::exempt(|| {
+            let reads = outcomes
+                .iter()
+                .filter(|((kind, ..), _)| *kind == guests::PROBE_RDMSR);
+            reads.map(|(_, (_, value))| *value).collect()
+        });
+        assert_eq!(values[..5], [0x1801, 0x4_0085_1889, 5, 0, 1 << 60]);
+        assert!(
+            values[5] >> 60 != 0,
+            "the counter went along: {:#x}",
+            values[5]
+        );
+        assert_eq!(values[6..], [0x0606_0606_0606_0606; 2]);
+        let refused = outcomes.iter().filter(|(_, (fault, _))| fault.is_some());
+        assert_eq!(refused.count(), 1, "a memory type that there is not");
+    });
+}
+
+/// XSETBV is undefined until CR4.OSXSAVE is set, whatever it is given.
+fn xsetbv_needs_osxsave<B: TestBackend>() {
+    on_one::<B>(|hypervisor| {
+        let (_, outcomes) = probe(hypervisor, &[], |_| {
+            let values = [0, 1, 3, u64::MAX];
+            let all = [0u32, 1, 7]
+                .into_iter()
+                .flat_map(|index| values.map(|value| (index, value)));
+            all.map(|(index, value)| (guests::PROBE_XSETBV, index, value))
+                .collect()
+        });
+        assert!(outcomes.iter().all(|(_, (fault, _))| *fault == Some(UD)));
     });
 }
 
@@ -713,10 +942,23 @@ fn vmx_may_be_switched_off_under_a_vm() {
     virtualization_may_be_switched_off_under_a_vm::<palacios_core::backend::vmx::Vmx<TestHost>>();
 }
 
+#[test]
+fn registers_that_are_kept_on_svm() {
+    registers_that_are_kept::<Svm<TestHost>>();
+}
+
+#[test]
+fn registers_that_are_kept_on_vmx() {
+    registers_that_are_kept::<Vmx<TestHost>>();
+}
+
 on_all_backends! {
     exits_are_counted_one_by_one,
     a_vcpu_that_stopped_is_described,
     hlt_parks_and_its_time_is_counted,
+    cr4_takes_what_cpuid_shows,
+    registers_take_values_or_fault,
+    xsetbv_needs_osxsave,
     task_switches_stop_the_guest,
     all_of_a_vcpus_time_is_counted,
     spinning_vcpus_give_way,

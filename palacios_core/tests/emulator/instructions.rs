@@ -2,7 +2,7 @@
 //! What a test program cannot ask its own processor: strings and ports, system registers, other modes, faults.
 
 use crate::machine::{device_byte, Event, TestCpu};
-use palacios_core::emulator::{self, Fault, Feature, Step};
+use palacios_core::emulator::{self, Behaviour, Fault, Step};
 use palacios_core::state::*;
 use proptest::prelude::*;
 
@@ -257,7 +257,7 @@ fn lock_makes_cr0_cr8() {
         cpu.cpl = 3;
         assert!(cpu.run(&[0xf0, 0x0f, 0x22, 0xc1]).is_err());
         cpu.cpl = 0;
-        cpu.lacks.push(Feature::AltMovCr8);
+        cpu.lacks.push(Behaviour::AltMovCr8);
         let unknown = Err(Exception::INVALID_OPCODE.into());
         assert_eq!(cpu.run(&[0xf0, 0x0f, 0x22, 0xc1]), unknown);
         assert_eq!((cpu.cr[8], cpu.rip), (5, 10));

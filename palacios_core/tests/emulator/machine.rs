@@ -3,7 +3,7 @@
 //! what is written, answers other reads with [`device_byte`], and keeps a log.
 
 use palacios_core::addr::{Gpa, Gva};
-use palacios_core::emulator::{self, Cpu, Fault, Feature, Step};
+use palacios_core::emulator::{self, Behaviour, Cpu, Fault, Step};
 use palacios_core::memory::walk::{self, Access, GuestTables, Paging, WalkError};
 use palacios_core::state::*;
 use palacios_core::xsave::{XsaveArea, XsaveLayout};
@@ -44,7 +44,7 @@ pub struct TestCpu {
     /// The next compare-exchange finds that another CPU was faster.
     pub race: bool,
     /// What this processor does not have.
-    pub lacks: Vec<Feature>,
+    pub lacks: Vec<Behaviour>,
     /// What was written to the device.
     pub device: BTreeMap<u64, u8>,
     pub gdtr: TableRegister,
@@ -209,8 +209,8 @@ impl Cpu for TestCpu {
             DescriptorTable::Interrupt => self.idtr = value,
         }
     }
-    fn has(&self, feature: Feature) -> bool {
-        !self.lacks.contains(&feature)
+    fn has(&self, behaviour: Behaviour) -> bool {
+        !self.lacks.contains(&behaviour)
     }
     fn set_interrupt_shadow(&mut self) {
         self.shadow = true;

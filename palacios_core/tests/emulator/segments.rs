@@ -3,7 +3,7 @@
 //! (SDM 2: MOV, LDS, LTR, LGDT…).
 
 use crate::system::*;
-use palacios_core::emulator::{Fault, Feature, Step};
+use palacios_core::emulator::{Behaviour, Fault, Step};
 use palacios_core::state::*;
 
 const DEVICE: u64 = 0xfee0_0000;
@@ -182,7 +182,7 @@ fn far_pointers_load_two_registers() {
         *system.cpu.reg(Reg::Rbx) = DEVICE;
         system.store(DEVICE, 8, &[0x1234_5678_9abc_def0, FREE.into()]);
         if !wide {
-            system.cpu.lacks.push(Feature::WideFarPointers);
+            system.cpu.lacks.push(Behaviour::WideFarPointers);
             system.store(DEVICE + 4, 2, &[FREE.into()]);
         }
         assert_eq!(system.cpu.run(&[0x48, 0x0f, 0xb4, 0x0b]), DONE);

@@ -66,14 +66,14 @@ fn cpuid_is_consistent() -> Outcome {
     Ok(())
 }
 
-fn read_cr4() -> u64 {
+pub fn read_cr4() -> u64 {
     let value;
     // SAFETY: reads a register.
     unsafe { asm!("mov {}, cr4", out(reg) value) };
     value
 }
 
-fn write_cr4(value: u64) {
+pub fn write_cr4(value: u64) {
     // SAFETY: the callers change bits that change nothing for this code.
     unsafe { asm!("mov cr4, {}", in(reg) value) };
 }

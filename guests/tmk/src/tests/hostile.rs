@@ -67,9 +67,8 @@ fn touch_msr(index: u32) {
     if readable {
         fault!("wrmsr", in("ecx") index, in("eax") low as u32, in("edx") high as u32);
     }
-    // Not what would take the ground from under us: the APIC, its timer, the PAT, EFER, segment bases, entry points.
-    let ours =
-        matches!(index, 0x10 | 0x1b | 0x277 | 0x6e0 | 0x800..=0x8ff | 0xc000_0080..=0xc000_0103);
+    // Not what would take the ground from under us: the counter, the APIC, its timer, the PAT, EFER, segment bases, entry points.
+    let ours = matches!(index, 0x10 | 0x1b | 0x3b | 0x277 | 0x6e0 | 0x800..=0x8ff | 0xc000_0080..=0xc000_0103);
     if !ours {
         fault!("wrmsr", in("ecx") index, in("eax") u32::MAX, in("edx") u32::MAX);
         if readable {

@@ -7,6 +7,7 @@ mod delivery;
 mod device_stacks;
 mod emulated;
 mod exceptions;
+mod features;
 mod hostile;
 mod interrupts;
 mod ioapic;
@@ -31,6 +32,7 @@ use crate::Test;
 
 pub static ALL: &[&[Test]] = &[
     cpu::TESTS,
+    features::TESTS,
     exceptions::TESTS,
     debug::TESTS,
     delivery::TESTS,

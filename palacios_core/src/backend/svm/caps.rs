@@ -4,6 +4,7 @@
 use super::super::cpu::CR4_LA57;
 use super::super::Unsupported;
 use crate::addr::Hpa;
+use crate::features::Feature;
 use crate::memory::table::Format;
 use crate::state::cr4;
 
@@ -95,6 +96,19 @@ impl Caps {
             c_bit,
             physical_bits: physical_bits(leaf(0x8000_0008)[0], encryption, c_bit),
         })
+    }
+
+    /// Why a guest cannot have a feature of the processor's. One that needs a register of which there is one for host and guest is
+    /// not offered.
+    pub(super) fn lacks(&self, feature: Feature) -> Option<&'static str> {
+        match feature {
+            Feature::AmdIbrs | Feature::AmdStibp | Feature::AmdSsbd | Feature::AmdPsfd
+                if !self.spec_ctrl =>
+            {
+                Some("the processor keeps one SPEC_CTRL for host and guest")
+            }
+            _ => None,
+        }
     }
 
     /// The width of a guest-physical address: nested tables of four levels reach 48 bits of it.

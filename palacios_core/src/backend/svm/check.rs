@@ -99,7 +99,7 @@ fn bad_event(vmcb: &Vmcb) -> bool {
         }
 }
 
-fn bad_pat(pat: u64) -> bool {
+pub(super) fn bad_pat(pat: u64) -> bool {
     pat.to_le_bytes()
         .iter()
         .any(|kind| matches!(kind, 2 | 3 | 8..))

@@ -38,7 +38,7 @@ pub(super) mod code {
     pub const SHUTDOWN: u64 = 0x7f;
     pub const VMRUN: u64 = 0x80;
     pub const VMMCALL: u64 = 0x81;
-    pub const SKINIT: u64 = 0x86;
+    pub const RDTSCP: u64 = 0x87;
     pub const ICEBP: u64 = 0x88;
     pub const WBINVD: u64 = 0x89;
     pub const MONITOR: u64 = 0x8a;
@@ -86,7 +86,7 @@ pub(super) fn translate(vmcb: &Vmcb, caps: &Caps) -> Exit {
         code::TASK_SWITCH => Exit::TaskSwitch,
         code::SHUTDOWN => Exit::TripleFault,
         code::VMMCALL => Exit::Hypercall,
-        code::RSM | code::INVLPGA | code::RDPRU | code::VMRUN..=code::SKINIT => Exit::Undefined,
+        code::RSM | code::INVLPGA | code::RDPRU | code::VMRUN..=code::RDTSCP => Exit::Undefined,
         code::MONITOR..=code::MWAIT_CONDITIONAL => Exit::Monitor,
         code::XSETBV => Exit::SetXcr,
         code::ICEBP => Exit::Icebp,

@@ -3,6 +3,7 @@
 
 use super::vmcb::{Control, Exceptions, Intercepts3, Intercepts4};
 use super::Caps;
+use crate::features::{Feature, GuestFeatures};
 
 /// PAUSEs in a row, closer together than the threshold in cycles, before the guest is taken to be spinning.
 const PAUSE_COUNT: u16 = 3000;
@@ -13,8 +14,8 @@ pub(super) const CR4: u16 = 1 << 4;
 pub(super) const EXCEPTIONS: Exceptions =
     Exceptions::DB.union(Exceptions::AC).union(Exceptions::MC);
 
-/// Sets the intercepts that are never taken away.
-pub(super) fn always_intercept(control: &mut Control, caps: &Caps) {
+/// Sets the intercepts that are never taken away, for a guest with these features.
+pub(super) fn always_intercept(control: &mut Control, caps: &Caps, features: &GuestFeatures) {
     control.cr_writes = CR4;
     control.exceptions = EXCEPTIONS;
     control.intercepts3 = Intercepts3::INTR
@@ -46,6 +47,10 @@ pub(super) fn always_intercept(control: &mut Control, caps: &Caps) {
         | Intercepts4::MWAIT
         | Intercepts4::XSETBV
         | Intercepts4::RDPRU;
+    // Without it RDTSCP is a #UD; RDPID cannot be intercepted.
+    control
+        .intercepts4
+        .set(Intercepts4::RDTSCP, !features.has(Feature::Rdtscp));
     // Without the filter each single PAUSE would exit (APM 2: 15.14.4).
     control
         .intercepts3

@@ -12,6 +12,7 @@ mod check;
 mod enter;
 mod events;
 mod exit;
+mod family;
 mod intercepts;
 mod permission;
 mod registers;
@@ -21,18 +22,20 @@ mod vcpu;
 mod vmcb;
 
 use super::cpu::{self, MSR_EFER};
+use super::family::FamilyRegisters;
 use super::fpu::Layout;
 use super::pages::Pages;
 use super::tags::Tags;
 use super::{Backend, Features, Unsupported};
 use crate::alloc_ext::TryPush;
+use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::table::Format;
 use crate::state::efer;
 use alloc::vec::Vec;
 use caps::{Caps, Paging};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use permission::{msr, SWITCHED};
+use permission::{msr, Maps};
 
 pub use vcpu::Vcpu;
 
@@ -72,7 +75,7 @@ pub struct Svm<H: Host> {
     fpu: Layout,
     cpus: Vec<PerCpu<H>>,
     io_map: Pages<H>,
-    msr_map: Pages<H>,
+    msr_maps: Maps<H>,
     /// Names vCPUs for [`PerCpu::last_vcpu`], from 1.
     vcpus: AtomicU64,
 }
@@ -83,13 +86,12 @@ impl<H: Host> Svm<H> {
         for _ in 0..host.cpu_limit() {
             cpus.try_push(PerCpu::new(host)?)?;
         }
-        let spec_ctrl = caps.spec_ctrl.then_some(msr::SPEC_CTRL);
         Ok(Self {
             caps,
             fpu,
             cpus,
             io_map: permission::io_map(host)?,
-            msr_map: permission::msr_map(host, SWITCHED.into_iter().chain(spec_ctrl))?,
+            msr_maps: Maps::new(host)?,
             vcpus: AtomicU64::new(0),
         })
     }
@@ -130,6 +132,7 @@ impl<H: Host> Svm<H> {
 impl<H: Host> Backend<H> for Svm<H> {
     type Vcpu = Vcpu<H>;
     const EXTENDED_TOPOLOGY: bool = true;
+    const FAMILY: &'static [FamilyRegisters] = family::TABLE;
 
     fn probe(host: &H) -> Result<Self, Unsupported> {
         Self::probe_by(host, cpu::cpuid)
@@ -180,6 +183,8 @@ impl<H: Host> Backend<H> for Svm<H> {
             decode_assists: self.caps.decode_assists,
             physical_bits: self.caps.guest_physical_bits(),
             xcr0: self.fpu.allowed(),
+            // Each write is intercepted, and VMRUN takes what the processor has.
+            cr4: u64::MAX,
         }
     }
 
@@ -195,12 +200,12 @@ impl<H: Host> Backend<H> for Svm<H> {
         self.caps.table_format()
     }
 
-    fn fixed_msr(index: u32) -> Option<u64> {
-        permission::fixed(index)
+    fn lacks(&self, feature: Feature) -> Option<&'static str> {
+        self.caps.lacks(feature)
     }
 
-    fn vcpu(&self, host: &H) -> Result<Vcpu<H>, NoMemory> {
-        Vcpu::new(host, self)
+    fn vcpu(&self, host: &H, features: &GuestFeatures) -> Result<Vcpu<H>, NoMemory> {
+        Vcpu::new(host, self, features)
     }
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The permission maps: which ports and model-specific registers a guest reaches without an exit. All vCPUs share one of
-//! each, since what passes is the same for all: registers that are switched with the guest.
+//! The permission maps: which ports and model-specific registers a guest reaches without an exit. What passes are registers
+//! that are switched with the guest, and that its CPUID says are there. All vCPUs share the maps.
 
 use super::super::pages::Pages;
+use crate::features::GuestFeatures;
 use crate::host::{Host, NoMemory};
 
 /// The I/O permission map covers 64 Ki ports and three bits more (APM 2: 15.10.1).
@@ -32,26 +33,42 @@ pub(super) mod msr {
     pub const SPEC_CTRL: u32 = 0x48;
     pub const TSC_RATIO: u32 = 0xc000_0104;
     pub const SYSCFG: u32 = 0xc001_0010;
-    pub const VM_CR: u32 = 0xc001_0114;
-    pub const VM_HSAVE_PA: u32 = 0xc001_0117;
     pub const HWCR: u32 = 0xc001_0015;
     pub const NB_CFG: u32 = 0xc001_001f;
-    pub const INT_PENDING: u32 = 0xc001_0055;
     pub const MMIO_CONFIG: u32 = 0xc001_0058;
+    pub const VM_CR: u32 = 0xc001_0114;
+    pub const VM_HSAVE_PA: u32 = 0xc001_0117;
     pub const DE_CFG: u32 = 0xc001_1029;
 }
 
-/// LFENCE is dispatch-serializing.
-const DE_CFG_LFENCE: u64 = 1 << 1;
+/// The MSR permission maps. A guest gets the one that fits its CPUID.
+pub(super) struct Maps<H: Host> {
+    /// Lets all through that is switched.
+    open: Pages<H>,
+    /// Lets all through but SPEC_CTRL.
+    without_spec_ctrl: Pages<H>,
+    /// Lets nothing through: for a guest that lacks one of the registers, which then is a #GP.
+    closed: Pages<H>,
+}
 
-/// What a guest finds in registers of the chipset, and that its SVM is locked off.
-pub(super) fn fixed(index: u32) -> Option<u64> {
-    Some(match index {
-        msr::DE_CFG => DE_CFG_LFENCE,
-        msr::VM_CR => super::VM_CR_SVMDIS,
-        msr::SYSCFG | msr::HWCR | msr::NB_CFG | msr::INT_PENDING | msr::MMIO_CONFIG => 0,
-        _ => return None,
-    })
+impl<H: Host> Maps<H> {
+    pub(super) fn new(host: &H) -> Result<Self, NoMemory> {
+        Ok(Self {
+            open: msr_map(host, SWITCHED.into_iter().chain([msr::SPEC_CTRL]))?,
+            without_spec_ctrl: msr_map(host, SWITCHED)?,
+            closed: msr_map(host, [])?,
+        })
+    }
+    /// The map for a guest with these features.
+    pub(super) fn of(&self, features: &GuestFeatures) -> &Pages<H> {
+        if !SWITCHED.iter().all(|index| features.has_register(*index)) {
+            return &self.closed;
+        }
+        match features.has_register(msr::SPEC_CTRL) {
+            true => &self.open,
+            false => &self.without_spec_ctrl,
+        }
+    }
 }
 
 /// An I/O permission map that intercepts all.
@@ -96,6 +113,7 @@ fn place(index: u32) -> Option<(usize, u8)> {
 mod tests {
     use super::*;
     use crate::backend::fake_host::FakeHost;
+    use crate::features::{testing, Feature};
 
     /// Whether the processor would exit, worded after APM 2: 15.11 rather than after the code above.
     fn intercepted(map: &[u8], index: u32, write: bool) -> bool {
@@ -125,6 +143,24 @@ mod tests {
         }
         let clear: u32 = map.iter().map(|byte| byte.count_zeros()).sum();
         assert_eq!(clear, 2 * SWITCHED.len() as u32);
+    }
+
+    #[test]
+    fn a_guest_reaches_what_its_cpuid_shows() {
+        let maps = Maps::new(&FakeHost::default()).unwrap();
+        let map = |gone: &[Feature]| maps.of(&testing::all_but(gone)).at();
+        assert_eq!(map(&[]), maps.open.at());
+        let spec_ctrl = [
+            Feature::AmdIbrs,
+            Feature::AmdStibp,
+            Feature::AmdSsbd,
+            Feature::AmdPsfd,
+        ];
+        assert_eq!(map(&spec_ctrl[1..]), maps.open.at());
+        assert_eq!(map(&spec_ctrl), maps.without_spec_ctrl.at());
+        for gone in [Feature::Sep, Feature::Pat, Feature::Syscall, Feature::Lm] {
+            assert_eq!(map(&[gone]), maps.closed.at(), "{gone:?}");
+        }
     }
 
     #[test]

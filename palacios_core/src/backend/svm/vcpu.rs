@@ -6,7 +6,7 @@
 //!
 //! Against speculation across guests: when another vCPU ran on the CPU last, an indirect branch prediction barrier is
 //! issued where there is one, whatever mitigations the host was told to use. A guest has its own SPEC_CTRL if the processor
-//! keeps two (APM 2: 15.37.1), else none, and runs under the host's. See also [`super::enter`].
+//! keeps two (APM 2: 15.37.1), else none, and runs under the host's. A barrier that it asks for itself is issued when it is entered. See also [`super::enter`].
 
 use super::super::cpu::{self, MSR_PRED_CMD, MSR_TSC_AUX, PRED_CMD_IBPB};
 use super::super::debug::{self, Breakpoints};
@@ -19,8 +19,9 @@ use super::events::{Events, Seen};
 use super::exit::{self, code};
 use super::permission::{msr, SWITCHED};
 use super::vmcb::{tlb_control, Clean, Exceptions, VirtualInterrupt, VmcbPage};
-use super::{enter, intercepts, registers, Caps, PerCpu, Svm};
+use super::{check, enter, intercepts, registers, Caps, PerCpu, Svm};
 use crate::addr::Hpa;
+use crate::features::GuestFeatures;
 use crate::host::{CpuId, Host, NoMemory};
 use crate::state::{
     cr4, efer, Control, CpuState, DescriptorTable, Gprs, Reg, Seg, Segment, TableRegister,
@@ -64,16 +65,18 @@ pub struct Vcpu<H: Host> {
     /// Zero in a guest. With the host's a bus lock would trap, and a trap flag count branches; VMRUN does not switch it, since
     /// guests have no branch records of their own (APM 2: 13.1.1.6, 15.23).
     debugctl: Switched,
+    /// The guest asked for a barrier of its own against indirect branch prediction: before the next entry.
+    barrier_due: bool,
 }
 
 impl<H: Host> Vcpu<H> {
-    pub(super) fn new(host: &H, svm: &Svm<H>) -> Result<Self, NoMemory> {
+    pub(super) fn new(host: &H, svm: &Svm<H>, features: &GuestFeatures) -> Result<Self, NoMemory> {
         let caps = svm.caps;
         let mut vmcb = VmcbPage::new(host)?;
         let control = &mut vmcb.change(Clean::all()).control;
-        intercepts::always_intercept(control, &caps);
+        intercepts::always_intercept(control, &caps, features);
         control.iopm = caps.address(svm.io_map.at());
-        control.msrpm = caps.address(svm.msr_map.at());
+        control.msrpm = caps.address(svm.msr_maps.of(features).at());
         control.nested_paging = 1;
         control.virtual_interrupt = VirtualInterrupt::V_INTR_MASKING;
         let mut vcpu = Self {
@@ -88,6 +91,7 @@ impl<H: Host> Vcpu<H> {
             place: Place::default(),
             tsc_aux: caps.tsc_aux.then_some(Switched::guarded(MSR_TSC_AUX)),
             debugctl: Switched::guarded(msr::DEBUGCTL),
+            barrier_due: false,
         };
         vcpu.power_on();
         vcpu.set_state(&CpuState::reset());
@@ -179,9 +183,12 @@ impl<H: Host> Vcpu<H> {
         let guest = self.caps.address(self.vmcb.at());
         // SAFETY: in the window of the last `load`, which put the guest's floating-point state in and saved the host's
         // rest on this CPU. The VMCB intercepts what a guest must not have, and its nested tables reach the guest's frames
-        // only. No reference to it is alive.
+        // only. No reference to it is alive. A barrier takes nothing from the host but time.
         unsafe {
             self.fpu.enter();
+            if core::mem::take(&mut self.barrier_due) {
+                let _ = cpu::write_msr(MSR_PRED_CMD, PRED_CMD_IBPB);
+            }
             host.guest_enter();
             let ran = enter::run(
                 guest,
@@ -408,6 +415,12 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             // It has 32 bits.
             MSR_TSC_AUX if value >> 32 != 0 => false,
             MSR_TSC_AUX => self.tsc_aux.as_mut().is_some_and(|own| own.set(value)),
+            msr::PAT if check::bad_pat(value) => false,
+            MSR_PRED_CMD if value & !PRED_CMD_IBPB != 0 => false,
+            MSR_PRED_CMD => {
+                self.barrier_due |= value != 0;
+                true
+            }
             _ => registers::msr_mut(&mut self.vmcb.change(group).save, index)
                 .map(|register| *register = value)
                 .is_some(),
@@ -436,6 +449,9 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     }
     fn fpu(&mut self) -> XsaveArea<'_> {
         self.fpu.area()
+    }
+    fn pkru(&self) -> u32 {
+        self.fpu.pkru(self.place.loaded)
     }
 
     fn inject(&mut self, event: Event) {

@@ -43,6 +43,7 @@ bitflags! {
         const STGI          = 1 << 4;
         const CLGI          = 1 << 5;
         const SKINIT        = 1 << 6;
+        const RDTSCP        = 1 << 7;
         const ICEBP         = 1 << 8;
         const WBINVD        = 1 << 9;
         const MONITOR       = 1 << 10;

@@ -3,6 +3,7 @@
 
 use super::super::Unsupported;
 use super::controls::{entry, exit, pin, primary, secondary};
+use crate::features::{Feature, GuestFeatures};
 use crate::memory::table::Format;
 use crate::state::{cr0, cr4};
 
@@ -52,10 +53,6 @@ mod ept {
     pub const INVVPID_ALL: u64 = 1 << 42;
 }
 
-/// The bits of CR4 that a guest has for its own: what they switch on needs nothing that is not switched with the guest.
-/// MCE is not among them: an error of the machine is the host's, whatever the guest asks for.
-const CR4_GUESTS: u64 = cr4::OFFERED & !cr4::MCE;
-
 /// An interrupt of the host ends the guest at once (SDM 3C: 25.2); the timer bounds a stay where an emulator lets it wait
 /// for the guest's RFLAGS.IF. A thousandth of a second, or so many ticks where the rate is not known.
 const STAYS_PER_SECOND: u64 = 1000;
@@ -76,6 +73,10 @@ pub(super) struct Caps {
     /// The same of CR4.
     pub cr4_fixed: u64,
     pub cr4_guarded: u64,
+    /// The bits of CR4 that a guest may set.
+    pub guest_cr4: u64,
+    /// The width of a linear address, for which registers that hold one are checked.
+    pub linear_bits: u8,
     /// How long a stay in the guest may last, in units of the preemption timer.
     pub stay: u32,
     /// 4, or 5 where guest-physical addresses need it and the processor has it.
@@ -166,7 +167,8 @@ impl Caps {
         // RDCL_NO, SKIP_L1DFL_VMENTRY.
         let l1tf = arch & (1 << 0 | 1 << 3) == 0;
         let (cr0_fixed, cr0_guarded) = fixed_cr0(msr(msr::CR0_FIXED_0)?, msr(msr::CR0_FIXED_1)?);
-        let guests = CR4_GUESTS & msr(msr::CR4_FIXED_1)?;
+        // An error of the machine is the host's, so MCE is never the guest's own; but it may set it.
+        let guest_cr4 = msr(msr::CR4_FIXED_1)? | cr4::MCE;
         let machine_checks = if mce { cr4::MCE } else { 0 };
         Ok(Self {
             revision: basic as u32 & 0x7fff_ffff,
@@ -178,7 +180,9 @@ impl Caps {
             cr0_fixed,
             cr0_guarded,
             cr4_fixed: msr(msr::CR4_FIXED_0)? | machine_checks,
-            cr4_guarded: !guests,
+            cr4_guarded: !guest_cr4 | cr4::MCE,
+            guest_cr4,
+            linear_bits: 48,
             stay: stay(tsc_hz, msr(msr::MISC)?),
             levels: if ept & ept::WALK_5 != 0 && physical_bits > 48 {
                 5
@@ -191,12 +195,59 @@ impl Caps {
             clear_buffers: has(seven[3], 10) && verw_helps,
             flush_l1d: has(seven[3], 28) && l1tf,
             ibpb: has(seven[3], 26),
-            tsc_aux: second & secondary::RDTSCP.0 != 0,
+            tsc_aux: second & secondary::RDTSCP != 0,
             // With a debug store (SDM 3B: 17.4.9); emulators and hypervisors may have the bit alone.
             samples: has(cpuid(1, 0)[3], 21)
                 && read(msr::PEBS_ENABLE).is_some()
                 && read(msr::PERF_GLOBAL_CTRL).is_some(),
         })
+    }
+
+    /// Why a guest cannot have a feature of the processor's: an instruction that is not switched on is a #UD.
+    pub(super) fn lacks(&self, feature: Feature) -> Option<&'static str> {
+        let (control, why) = match feature {
+            Feature::Rdtscp | Feature::Rdpid => (
+                secondary::RDTSCP,
+                "the processor's VT-x has no RDTSCP for guests",
+            ),
+            Feature::Invpcid => (
+                secondary::INVPCID,
+                "the processor's VT-x has no INVPCID for guests",
+            ),
+            Feature::Xsaves => (
+                secondary::XSAVES,
+                "the processor's VT-x has no XSAVES for guests",
+            ),
+            Feature::Topoext | Feature::AmdIbpb => (0, "it is AMD's"),
+            Feature::AmdIbrs | Feature::AmdStibp | Feature::AmdSsbd | Feature::AmdPsfd => {
+                (0, "a guest runs under the host's IA32_SPEC_CTRL")
+            }
+            _ => return None,
+        };
+        (self.secondary & control == 0).then_some(why)
+    }
+
+    /// The same for one guest: it has the bits of CR4 and the instructions that its CPUID says, and no others.
+    pub(super) fn of_guest(mut self, features: &GuestFeatures) -> Self {
+        let has = |feature| features.has(feature);
+        self.cr4_guarded |= !features.cr4();
+        for (control, there) in [
+            // RDPID is there with RDTSCP.
+            (
+                secondary::RDTSCP,
+                has(Feature::Rdtscp) || has(Feature::Rdpid),
+            ),
+            (secondary::INVPCID, has(Feature::Invpcid)),
+            (secondary::XSAVES, has(Feature::Xsaves)),
+        ] {
+            if !there {
+                self.secondary &= !control;
+            }
+        }
+        if has(Feature::La57) {
+            self.linear_bits = 57;
+        }
+        self
     }
 
     /// The width of a guest-physical address.

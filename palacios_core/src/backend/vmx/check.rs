@@ -54,7 +54,7 @@ fn guest_state<H: Host>(vmcs: &Vmcs<H>, caps: &Caps) -> &'static str {
     control_registers(vmcs, caps)
         .or_else(|| system_segments(vmcs))
         .or_else(|| segments(vmcs))
-        .or_else(|| bases(vmcs))
+        .or_else(|| bases(vmcs, caps))
         .or_else(|| rip_and_flags(vmcs))
         .or_else(|| events(vmcs))
         .unwrap_or("none of the documented checks fails")
@@ -142,9 +142,9 @@ fn system_segments<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
 }
 
 /// Bases (SDM 3C: 26.3.1.2).
-fn bases<H: Host>(vmcs: &Vmcs<H>) -> Option<&'static str> {
+fn bases<H: Host>(vmcs: &Vmcs<H>, caps: &Caps) -> Option<&'static str> {
     let high = |seg| vmcs.get(base(seg)).0 >> 32 != 0;
-    let wild = |seg| !is_canonical(vmcs.get(base(seg)).0);
+    let wild = |seg| !is_canonical(vmcs.get(base(seg)).0, caps);
     let data = [Seg::Ss, Seg::Ds, Seg::Es];
     first(&[
         (

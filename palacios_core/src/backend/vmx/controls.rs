@@ -50,7 +50,7 @@ pub(super) mod primary {
 pub(super) mod secondary {
     use super::Named;
     pub const EPT: Named = (1 << 1, "nested paging (EPT)");
-    pub const RDTSCP: Named = (1 << 3, "RDTSCP for guests");
+    pub const RDTSCP: u32 = 1 << 3;
     pub const VPID: Named = (1 << 5, "address-space tags (VPID)");
     pub const WBINVD: Named = (1 << 6, "exits by WBINVD");
     pub const UNRESTRICTED: Named = (
@@ -59,8 +59,9 @@ pub(super) mod secondary {
     );
     pub const SPIN_EXITS: u32 = 1 << 10;
     pub const INVPCID: u32 = 1 << 12;
+    pub const XSAVES: u32 = 1 << 20;
     pub const NEEDED: &[Named] = &[EPT, VPID, UNRESTRICTED, WBINVD];
-    pub const WANTED: u32 = RDTSCP.0 | SPIN_EXITS | INVPCID;
+    pub const WANTED: u32 = RDTSCP | SPIN_EXITS | INVPCID | XSAVES;
 }
 
 /// Exit controls.

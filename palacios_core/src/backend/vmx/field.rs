@@ -190,6 +190,7 @@ fields! {
     TSC_OFFSET: u64 = 0x2010;
     VIRTUAL_APIC: u64 = 0x2012;
     EPT_POINTER: u64 = 0x201a;
+    XSS_EXITS: u64 = 0x202c;
     CR0_MASK: Natural = 0x6000;
     CR4_MASK: Natural = 0x6002;
     CR0_SHADOW: Natural = 0x6004;

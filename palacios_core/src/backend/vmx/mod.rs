@@ -4,7 +4,7 @@
 //! Manual: Intel 64 and IA-32 Architectures Software Developer's Manual (325462), with the chapter numbers of the editions in
 //! which chapter 23 of volume 3C introduces VMX; later ones have moved the chapters up. `SDM 3C: 27.2` is a section of it.
 //!
-//! [`Vmx`] holds what the host as a whole needs: per CPU a region for VMXON and the address-space tags; the MSR bitmap.
+//! [`Vmx`] holds what the host as a whole needs: per CPU a region for VMXON and the address-space tags; the MSR bitmaps.
 //! [`vcpu::Vcpu`] holds a guest CPU; the other files are the parts of its work. VMX operation lasts as long as a window:
 //! `operation.rs` says why.
 
@@ -14,6 +14,7 @@ mod controls;
 mod enter;
 mod events;
 mod exit;
+mod family;
 mod field;
 mod instructions;
 mod operation;
@@ -27,11 +28,13 @@ mod vcpu;
 mod vmcs;
 
 use super::cpu::{self, CR4_FRED};
+use super::family::FamilyRegisters;
 use super::fpu::Layout;
 use super::pages::Pages;
 use super::tags::Tags;
 use super::{Backend, Features, Unsupported};
 use crate::alloc_ext::TryPush;
+use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::table::Format;
 use crate::state::cr4;
@@ -39,6 +42,7 @@ use alloc::vec::Vec;
 use caps::{Caps, VPIDS};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use operation::{Operation, Refused, CR4_VMXE};
+use permission::Maps;
 
 pub use vcpu::Vcpu;
 
@@ -70,7 +74,7 @@ pub struct Vmx<H: Host> {
     caps: Caps,
     fpu: Layout,
     cpus: Vec<PerCpu<H>>,
-    msr_map: Pages<H>,
+    msr_maps: Maps<H>,
     /// How many address-space tags a CPU has.
     tags: u32,
     /// Names vCPUs for [`PerCpu::last_vcpu`], from 1.
@@ -87,7 +91,7 @@ impl<H: Host> Vmx<H> {
             caps,
             fpu,
             cpus,
-            msr_map: permission::msr_map(host)?,
+            msr_maps: Maps::new(host)?,
             tags: VPIDS,
             vcpus: AtomicU64::new(0),
         })
@@ -130,6 +134,7 @@ impl<H: Host> Vmx<H> {
 
 impl<H: Host> Backend<H> for Vmx<H> {
     type Vcpu = Vcpu<H>;
+    const FAMILY: &'static [FamilyRegisters] = family::TABLE;
 
     fn probe(host: &H) -> Result<Self, Unsupported> {
         Self::probe_by(host, cpu::cpuid)
@@ -166,6 +171,7 @@ impl<H: Host> Backend<H> for Vmx<H> {
             decode_assists: false,
             physical_bits: self.caps.guest_physical_bits(),
             xcr0: self.fpu.allowed(),
+            cr4: self.caps.guest_cr4,
         }
     }
 
@@ -181,11 +187,11 @@ impl<H: Host> Backend<H> for Vmx<H> {
         self.caps.table_format()
     }
 
-    fn fixed_msr(index: u32) -> Option<u64> {
-        permission::fixed(index)
+    fn lacks(&self, feature: Feature) -> Option<&'static str> {
+        self.caps.lacks(feature)
     }
 
-    fn vcpu(&self, host: &H) -> Result<Vcpu<H>, NoMemory> {
-        Vcpu::new(host, self)
+    fn vcpu(&self, host: &H, features: &GuestFeatures) -> Result<Vcpu<H>, NoMemory> {
+        Vcpu::new(host, self, features)
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The MSR bitmap: which model-specific registers a guest reaches without an exit (SDM 3C: 24.6.9). All vCPUs share one.
+//! The MSR bitmaps: which model-specific registers a guest reaches without an exit (SDM 3C: 24.6.9). All vCPUs share them.
 
 use super::super::pages::Pages;
 use super::caps::msr;
+use crate::features::GuestFeatures;
 use crate::host::{Host, NoMemory};
 
 /// Registers that entries and exits switch.
@@ -23,26 +24,37 @@ pub(super) const IN_WINDOWS: [u32; 5] = [
     msr::KERNEL_GS_BASE,
 ];
 
-/// What a guest finds in registers that say what its processor is, and that its VMX is locked off (SDM 4: table 2-2).
-pub(super) fn fixed(index: u32) -> Option<u64> {
-    const FAST_STRINGS: u64 = 1 << 0;
-    const NO_BRANCH_TRACE: u64 = 1 << 11;
-    const NO_EVENT_SAMPLES: u64 = 1 << 12;
-    const LOCKED: u64 = 1 << 0;
-    Some(match index {
-        msr::FEATURE_CONTROL => LOCKED,
-        msr::MISC_ENABLE => FAST_STRINGS | NO_BRANCH_TRACE | NO_EVENT_SAMPLES,
-        msr::PLATFORM_ID => 0,
-        _ => return None,
-    })
+/// The MSR bitmaps. A guest gets the one that fits its CPUID.
+pub(super) struct Maps<H: Host> {
+    /// Lets all through that is switched.
+    open: Pages<H>,
+    /// Lets nothing through: for a guest that lacks one of the registers, which then is a #GP.
+    closed: Pages<H>,
 }
 
-/// A map that lets reads and writes of what is switched through.
-pub(super) fn msr_map<H: Host>(host: &H) -> Result<Pages<H>, NoMemory> {
+impl<H: Host> Maps<H> {
+    pub(super) fn new(host: &H) -> Result<Self, NoMemory> {
+        Ok(Self {
+            open: msr_map(host, SWITCHED.into_iter().chain(IN_WINDOWS))?,
+            closed: msr_map(host, [])?,
+        })
+    }
+    /// The map for a guest with these features.
+    pub(super) fn of(&self, features: &GuestFeatures) -> &Pages<H> {
+        let mut passing = SWITCHED.iter().chain(&IN_WINDOWS);
+        match passing.all(|index| features.has_register(*index)) {
+            true => &self.open,
+            false => &self.closed,
+        }
+    }
+}
+
+/// A map that lets reads and writes of `passed` through.
+fn msr_map<H: Host>(host: &H, passed: impl IntoIterator<Item = u32>) -> Result<Pages<H>, NoMemory> {
     let mut map = Pages::new(host, 1)?;
     let bytes = map.bytes_mut();
     bytes.fill(0xff);
-    for index in SWITCHED.into_iter().chain(IN_WINDOWS) {
+    for index in passed {
         for (at, bit) in places(index).into_iter().flatten() {
             if let Some(byte) = bytes.get_mut(at) {
                 *byte &= !bit;
@@ -68,6 +80,7 @@ fn places(index: u32) -> Option<[(usize, u8); 2]> {
 mod tests {
     use super::*;
     use crate::backend::fake_host::FakeHost;
+    use crate::features::{testing, Feature};
 
     /// Whether the processor would exit, worded after SDM 3C: 24.6.9 rather than after the code above.
     fn exits(map: &[u8], index: u32, write: bool) -> bool {
@@ -84,9 +97,9 @@ mod tests {
 
     #[test]
     fn only_what_is_switched_passes() {
-        let mut map = msr_map(&FakeHost::default()).unwrap();
-        let map = map.bytes_mut();
         let passing: Vec<u32> = SWITCHED.into_iter().chain(IN_WINDOWS).collect();
+        let mut map = msr_map(&FakeHost::default(), passing.clone()).unwrap();
+        let map = map.bytes_mut();
         for index in (0..0x3000).chain(0xbfff_ff00..0xc000_3000) {
             for write in [false, true] {
                 assert_eq!(
@@ -98,5 +111,15 @@ mod tests {
         }
         let clear: u32 = map.iter().map(|byte| byte.count_zeros()).sum();
         assert_eq!(clear, 2 * passing.len() as u32);
+    }
+
+    #[test]
+    fn a_guest_reaches_what_its_cpuid_shows() {
+        let maps = Maps::new(&FakeHost::default()).unwrap();
+        let map = |gone: &[Feature]| maps.of(&testing::all_but(gone)).at();
+        assert_eq!(map(&[]), maps.open.at());
+        for gone in [Feature::Sep, Feature::Pat, Feature::Syscall, Feature::Lm] {
+            assert_eq!(map(&[gone]), maps.closed.at(), "{gone:?}");
+        }
     }
 }

@@ -147,9 +147,11 @@ pub(super) fn set_table<H: Host>(vmcs: &mut Vmcs<H>, table: DescriptorTable, val
     vmcs.set(limit, value.limit.into());
 }
 
-/// Whether an address may stand in a register that holds linear addresses: four levels of a guest's own tables.
-pub(super) fn is_canonical(at: u64) -> bool {
-    (at as i64) << 16 >> 16 == at as i64
+/// Whether an address may stand in a register that holds linear addresses: by the width that the guest's CPUID says, whatever it
+/// uses of it (SDM 3A: 4.5.2).
+pub(super) fn is_canonical(at: u64, caps: &Caps) -> bool {
+    let unused = 64u32.saturating_sub(caps.linear_bits.into()) & 63;
+    (at as i64) << unused >> unused == at as i64
 }
 
 /// A model-specific register that the VMCS holds.
@@ -165,14 +167,19 @@ pub(super) fn msr<H: Host>(vmcs: &Vmcs<H>, index: u32) -> Option<u64> {
     })
 }
 /// Sets one. `None`: there is no such register here; `Some(false)`: not to this, an entry would be refused.
-pub(super) fn set_msr<H: Host>(vmcs: &mut Vmcs<H>, index: u32, value: u64) -> Option<bool> {
+pub(super) fn set_msr<H: Host>(
+    vmcs: &mut Vmcs<H>,
+    caps: &Caps,
+    index: u32,
+    value: u64,
+) -> Option<bool> {
     let good = match index {
         msr::PAT => value
             .to_le_bytes()
             .iter()
             .all(|kind| matches!(kind, 0 | 1 | 4..=7)),
         msr::SYSENTER_CS => true,
-        _ => is_canonical(value),
+        _ => is_canonical(value, caps),
     };
     match index {
         msr::FS_BASE if good => vmcs.set(FS_BASE, Natural(value)),

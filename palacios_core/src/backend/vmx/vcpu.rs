@@ -18,7 +18,7 @@ use super::super::switched::Switched;
 use super::super::tags::{Flush, Tag};
 use super::super::{BackendVcpu, Event, Exit};
 use super::caps::{msr, Caps};
-use super::controls::{self, blocking, event, primary};
+use super::controls::{self, blocking, event, primary, secondary};
 use super::events::{set_blocking, Events, Seen};
 use super::exit::{reason, Exited};
 use super::field::*;
@@ -31,6 +31,7 @@ use super::split_locks::SplitLocks;
 use super::vmcs::Vmcs;
 use super::{check, enter, PerCpu, Vmx};
 use crate::addr::Hpa;
+use crate::features::GuestFeatures;
 use crate::host::{CpuId, Host, NoMemory};
 use crate::state::{
     rflags, Control, CpuState, DescriptorTable, Gprs, Reg, Seg, Segment, TableRegister,
@@ -92,8 +93,8 @@ pub struct Vcpu<H: Host> {
 }
 
 impl<H: Host> Vcpu<H> {
-    pub(super) fn new(host: &H, vmx: &Vmx<H>) -> Result<Self, NoMemory> {
-        let caps = vmx.caps;
+    pub(super) fn new(host: &H, vmx: &Vmx<H>, features: &GuestFeatures) -> Result<Self, NoMemory> {
+        let caps = vmx.caps.of_guest(features);
         let mut vmcs = Vmcs::new(host, caps.revision)?;
         let samples = match caps.samples {
             true => Some(Samples::new(host, &mut vmcs)?),
@@ -118,7 +119,7 @@ impl<H: Host> Vcpu<H> {
             cr2: 0,
             dr6: 0,
         };
-        vcpu.fill_controls(vmx.msr_map.at());
+        vcpu.fill_controls(vmx.msr_maps.of(features).at());
         vcpu.power_on();
         vcpu.set_state(&CpuState::reset());
         Ok(vcpu)
@@ -132,6 +133,9 @@ impl<H: Host> Vcpu<H> {
         vmcs.set(SECONDARY_CONTROLS, caps.secondary);
         vmcs.set(EXIT_CONTROLS, caps.exit);
         vmcs.set(ENTRY_CONTROLS, caps.entry);
+        if caps.secondary & secondary::XSAVES == 0 {
+            vmcs.leave_out(XSS_EXITS);
+        }
         vmcs.set(EXCEPTIONS, controls::EXCEPTIONS);
         vmcs.set(SPIN_GAP, controls::SPIN_GAP);
         vmcs.set(SPIN_WINDOW, controls::SPIN_WINDOW);
@@ -543,7 +547,9 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     }
     fn set_msr(&mut self, index: u32, value: u64) -> bool {
         let good = match index {
-            msr::LSTAR | msr::CSTAR | msr::KERNEL_GS_BASE => registers::is_canonical(value),
+            msr::LSTAR | msr::CSTAR | msr::KERNEL_GS_BASE => {
+                registers::is_canonical(value, &self.caps)
+            }
             // It has 32 bits.
             MSR_TSC_AUX => value >> 32 == 0,
             _ => true,
@@ -551,7 +557,7 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
         let mut registers = self.switched.iter_mut().chain(&mut self.tsc_aux);
         match registers.find(|register| register.index() == index) {
             Some(register) => good && register.set(value),
-            None => registers::set_msr(&mut self.vmcs, index, value) == Some(true),
+            None => registers::set_msr(&mut self.vmcs, &self.caps, index, value) == Some(true),
         }
     }
 
@@ -577,6 +583,9 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     }
     fn fpu(&mut self) -> XsaveArea<'_> {
         self.fpu.area()
+    }
+    fn pkru(&self) -> u32 {
+        self.fpu.pkru(self.place.loaded)
     }
 
     fn inject(&mut self, event: Event) {

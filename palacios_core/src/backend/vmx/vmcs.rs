@@ -116,6 +116,12 @@ impl<H: Host> Vmcs<H> {
             false => self.changed.add(slot),
         }
     }
+    /// The processor has no such field, or does not look at it: it is not written. Before the first [`Vmcs::load`].
+    pub(super) fn leave_out<T: Width>(&mut self, field: Field<T>) {
+        let mut one = Set::default();
+        one.add(field.slot);
+        self.changed.remove_all(one);
+    }
     /// A field that will be asked for again before the guest runs.
     pub(super) fn learn<T: Width>(&mut self, field: Field<T>) -> T {
         let value = self.get(field);

@@ -6,24 +6,20 @@
 
 use super::Cpu;
 
-/// Leaf 0x8000_0001, ECX (APM 3: E.4.2): leaf 1 counts cores, not threads; leaves 0x8000_001d and 0x8000_001e are there.
-const CMP_LEGACY: u32 = 1 << 1;
-const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
-
 /// How many low bits of an APIC id tell the cores apart.
-fn width(cpu: &Cpu) -> u32 {
+fn width(cpu: &Cpu<'_>) -> u32 {
     cpu.count
         .checked_next_power_of_two()
         .map_or(31, u32::trailing_zeros)
 }
 
 /// The last id that a core can have.
-fn last_id(cpu: &Cpu) -> u32 {
+fn last_id(cpu: &Cpu<'_>) -> u32 {
     (1u32 << width(cpu)).wrapping_sub(1)
 }
 
 /// Leaf 0xb: threads of a core, then cores of the package (SDM 2A: CPUID; APM 3: E.3.8).
-pub(super) fn levels(cpu: &Cpu, subleaf: u32) -> [u32; 4] {
+pub(super) fn levels(cpu: &Cpu<'_>, subleaf: u32) -> [u32; 4] {
     const SMT: u32 = 1 << 8;
     const CORE: u32 = 2 << 8;
     match subleaf {
@@ -35,7 +31,7 @@ pub(super) fn levels(cpu: &Cpu, subleaf: u32) -> [u32; 4] {
 
 /// Leaf 0x8000_001d: a cache of the host's, and who shares it. The third level and beyond are the package's, the
 /// others a core's (APM 3: E.4.15).
-pub(super) fn caches(cpu: &Cpu, [eax, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
+pub(super) fn caches(cpu: &Cpu<'_>, [eax, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
     const KIND: u32 = 0x1f;
     const SHARED_BY: u32 = 0xfff << 14;
     const CORES: u32 = 0x3f << 26;
@@ -48,7 +44,7 @@ pub(super) fn caches(cpu: &Cpu, [eax, ebx, ecx, edx]: [u32; 4]) -> [u32; 4] {
 }
 
 /// Leaf 4: the same, with the package's cores (SDM 2A: CPUID).
-pub(super) fn caches_and_cores(cpu: &Cpu, native: [u32; 4]) -> [u32; 4] {
+pub(super) fn caches_and_cores(cpu: &Cpu<'_>, native: [u32; 4]) -> [u32; 4] {
     let [eax, ebx, ecx, edx] = caches(cpu, native);
     match eax {
         0 => [0; 4],
@@ -57,50 +53,49 @@ pub(super) fn caches_and_cores(cpu: &Cpu, native: [u32; 4]) -> [u32; 4] {
 }
 
 /// Leaf 0x8000_0008, ECX: cores less one, and the width of their part of an APIC id (APM 3: E.4.7). Reserved on others.
-pub(super) fn cores(cpu: &Cpu) -> u32 {
+pub(super) fn cores(cpu: &Cpu<'_>) -> u32 {
     if !cpu.extended_topology {
         return 0;
     }
     width(cpu).min(0xf) << 12 | cpu.count.wrapping_sub(1) & 0xff
 }
 
-/// Leaf 0x8000_0001, ECX: the bits of topology, of a host that has `native`.
-pub(super) fn features(cpu: &Cpu, native: u32) -> u32 {
-    let cores = if cpu.count > 1 { CMP_LEGACY } else { 0 };
-    match cpu.extended_topology {
-        true => native & TOPOLOGY_EXTENSIONS | cores,
-        false => 0,
-    }
-}
-
-/// Whether the host has the topology extensions.
-pub(super) fn has_extensions(cpu: &Cpu, native: impl Fn(u32, u32) -> [u32; 4]) -> bool {
-    cpu.extended_topology && native(0x8000_0001, 0)[2] & TOPOLOGY_EXTENSIONS != 0
-}
-
 /// Leaf 0x8000_001e: extended APIC id; core, with one thread; node 0, the only one.
-pub(super) fn extended(cpu: &Cpu) -> [u32; 4] {
+pub(super) fn extended(cpu: &Cpu<'_>) -> [u32; 4] {
     [cpu.index, cpu.index & 0xff, 0, 0]
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{answer, Cpu};
+    use super::super::{answer, of_the_host, Cpu};
+    use crate::features::{testing, Feature};
 
     /// Where a CPU is, and among how many: package, core, cores of the package, threads of the core.
     type Place = (u32, u32, u32, u32);
 
-    fn cpu(index: u32, count: u32, extended_topology: bool) -> Cpu {
-        Cpu {
+    /// What CPU `index` of `count` answers on a host.
+    fn ask(
+        (index, count): (u32, u32),
+        extended_topology: bool,
+        host: &dyn Fn(u32, u32) -> [u32; 4],
+        (leaf, subleaf): (u32, u32),
+    ) -> [u32; 4] {
+        let gone: &[Feature] = match extended_topology {
+            true => &[],
+            false => &[Feature::Topoext],
+        };
+        let cpu = Cpu {
             index,
             count,
             cr4: 0,
             xcr0: 1,
-            xcr0_allowed: 7,
             apic_enabled: true,
             tsc_stable: true,
+            physical_bits: 48,
             extended_topology,
-        }
+            features: &testing::on(host, testing::BACKEND, gone),
+        };
+        answer(&cpu, leaf, subleaf, host)
     }
 
     /// A host of 96 cores with two threads each, all of it visible: three levels of caches, topology extensions.
@@ -152,7 +147,6 @@ mod tests {
 
     /// By leaf 0x8000_001e, as kernels do where there are topology extensions.
     fn by_extensions(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> Place {
-        assert!(ask(0x8000_0000, 0)[0] >= 0x8000_001e);
         assert_ne!(ask(0x8000_0001, 0)[2] & 1 << 22, 0);
         let [id, ebx, ecx, _] = ask(0x8000_001e, 0);
         let (cores, threads) = ((ask(0x8000_0008, 0)[2] & 0xff) + 1, (ebx >> 8 & 0xff) + 1);
@@ -163,9 +157,8 @@ mod tests {
     fn each_cpu(extended: bool, test: impl Fn(&dyn Fn(u32, u32) -> [u32; 4], Place)) {
         for count in 1..=64 {
             for index in 0..count {
-                let ask = |leaf, subleaf| {
-                    answer(&cpu(index, count, extended), leaf, subleaf, host(extended))
-                };
+                let host = host(extended);
+                let ask = |leaf, subleaf| ask((index, count), extended, &host, (leaf, subleaf));
                 test(&ask, (0, index, count, 1));
             }
         }
@@ -205,16 +198,20 @@ mod tests {
     }
 
     #[test]
+    fn the_extended_leaves_of_topology_are_within_the_last() {
+        let last = of_the_host(0x8000_0000, host(true)).unwrap()[0];
+        assert!(last >= 0x8000_001e);
+    }
+
+    #[test]
     fn a_host_without_extensions_shows_none() {
         let host = |leaf, subleaf| match leaf {
             0x8000_0001 => [0; 4],
             _ => host(true)(leaf, subleaf),
         };
-        assert_eq!(
-            answer(&cpu(1, 4, true), 0x8000_0001, 0, host)[2],
-            super::CMP_LEGACY
-        );
-        assert_eq!(answer(&cpu(1, 4, true), 0x8000_001d, 0, host), [0; 4]);
-        assert_eq!(answer(&cpu(1, 4, true), 0x8000_001e, 0, host), [0; 4]);
+        let ask = |leaf| ask((1, 4), true, &host, (leaf, 0));
+        assert_eq!(ask(0x8000_0001)[2], 1 << 1, "leaf 1 counts cores");
+        assert_eq!(ask(0x8000_001d), [0; 4]);
+        assert_eq!(ask(0x8000_001e), [0; 4]);
     }
 }

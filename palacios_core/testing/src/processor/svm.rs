@@ -444,13 +444,30 @@ fn encode_fault(fault: NestedFault) -> u64 {
     1 << 32 | 1 << 2 | u64::from(fault.write) << 1 | u64::from(fault.fetch) << 4
 }
 
+/// SSE3, PCID, MOVBE, RDRAND.
+pub const ECX_1: u32 = 1 << 0 | 1 << 17 | 1 << 22 | 1 << 30;
+/// All that 64-bit processors have.
+pub const EDX_1: u32 = 0x078b_fbff;
+/// FSGSBASE, SMEP, INVPCID, SMAP.
+pub const EBX_7: u32 = 1 << 0 | 1 << 7 | 1 << 10 | 1 << 20;
+/// UMIP, LA57, RDPID.
+pub const ECX_7: u32 = 1 << 2 | 1 << 16 | 1 << 22;
+
 /// CPUID of a processor with SVM: nested paging, and what the test's processor has.
 pub fn cpuid(leaf: u32, next_rip: bool, flush_by_asid: bool, asids: u32) -> [u32; 4] {
     let svm = 1 | u32::from(next_rip) << 3 | u32::from(flush_by_asid) << 6;
     match leaf {
-        0 => [1, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
+        0 => [7, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
+        1 => [0, 0, ECX_1, EDX_1],
+        7 => [0, EBX_7, ECX_7, 0],
         0x8000_0000 => [0x8000_000a, 0, 0, 0],
-        0x8000_0001 => [0, 0, 1 << 2, 1 << 27],
+        // SVM, CR8 by LOCK MOV; what leaf 1 says, SYSCALL, NX, 1 GiB pages, RDTSCP, long mode.
+        0x8000_0001 => [
+            0,
+            0,
+            1 << 2 | 1 << 4,
+            EDX_1 & 0x0183_f3ff | 1 << 11 | 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29,
+        ],
         0x8000_0008 => [48, 0, 0, 0],
         0x8000_000a => [1, asids, 0, svm],
         _ => [0; 4],

@@ -13,7 +13,7 @@ use palacios_core::host::{CpuId, Host};
 use palacios_core::memory::Memory;
 use palacios_core::state::{cr0, rflags, CpuState, Exception, Reg, Seg};
 use palacios_testing::host::LargePages;
-use palacios_testing::vm::{Hypervisor, TestBackend};
+use palacios_testing::vm::{features_of, Hypervisor, TestBackend};
 use palacios_testing::{processor, Config, TestHost};
 
 type Backing = Vmx<TestHost>;
@@ -49,7 +49,7 @@ impl Bench {
             memory.fill(Gpa(page)).unwrap();
         }
         let vcpu = |_| {
-            let mut vcpu = backend.vcpu(host).unwrap();
+            let mut vcpu = backend.vcpu(host, &features_of(backend)).unwrap();
             vcpu.set_state(&flat());
             vcpu.set_table_root(memory.root());
             vcpu

@@ -12,6 +12,7 @@ use super::caps::{Caps, Paging};
 use super::events::Seen;
 use super::vmcb::Vmcb;
 use super::{Svm, Vcpu};
+use crate::features::testing::all_but;
 
 /// CPUID of a processor with `svm` in Fn8000_000A_EDX and `asids` tags.
 fn cpuid_of(svm: u32, asids: u32) -> impl Fn(u32, u32) -> [u32; 4] {
@@ -38,7 +39,7 @@ fn svm_with(svm: u32, asids: u32) -> Svm<FakeHost> {
 }
 
 fn vcpu_of(svm: &Svm<FakeHost>) -> Vcpu<FakeHost> {
-    Vcpu::new(&FakeHost::default(), svm).unwrap()
+    Vcpu::new(&FakeHost::default(), svm, &all_but(&[])).unwrap()
 }
 
 /// One entry that ends as `exit` says.

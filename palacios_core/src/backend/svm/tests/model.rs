@@ -161,7 +161,7 @@ fn change(vcpu: &mut Vcpu<FakeHost>, what: u8, value: u64) -> bool {
         9 => vcpu.set_tsc_offset(value),
         10 => vcpu.inject(Event::Nmi),
         11 => vcpu.inject(Event::Exception(Exception::page_fault(0, value))),
-        12 => assert!(vcpu.set_msr(0x277, value)),
+        12 => assert!(vcpu.set_msr(0x277, value & 1)),
         13 => vcpu.set_state(&CpuState {
             rip: value,
             ..CpuState::reset()

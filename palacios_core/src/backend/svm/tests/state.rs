@@ -17,7 +17,7 @@ fn all_pages_go_back() {
     let host = FakeHost::default();
     let caps = Caps::new(cpuid_of(NPT, 16), Paging::default()).unwrap();
     let svm = Svm::new(&host, caps, Layout::probe()).unwrap();
-    let vcpu = Vcpu::new(&host, &svm).unwrap();
+    let vcpu = Vcpu::new(&host, &svm, &all_but(&[])).unwrap();
     assert!(host.pages.load(Ordering::Relaxed) >= 2 * CPUS as usize + 5 + 2);
     drop((vcpu, svm));
     assert_eq!(host.pages.load(Ordering::Relaxed), 0);
@@ -31,7 +31,7 @@ fn what_vmrun_uses_does_not_begin_a_large_page() {
     };
     let caps = Caps::new(cpuid_of(NPT, 16), Paging::default()).unwrap();
     let svm = Svm::new(&host, caps, Layout::probe()).unwrap();
-    let vcpu = Vcpu::new(&host, &svm).unwrap();
+    let vcpu = Vcpu::new(&host, &svm, &all_but(&[])).unwrap();
     let here = &svm.cpus[0];
     for at in [vcpu.vmcb.at(), here.host_save.at(), here.host_vmcb.at()] {
         assert_eq!(at.0 % (2 << 20), 4096);

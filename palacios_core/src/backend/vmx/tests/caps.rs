@@ -3,6 +3,9 @@
 
 use super::*;
 use crate::backend::vmx::controls::{entry, exit, pin, primary, secondary};
+use crate::backend::vmx::registers::is_canonical;
+use crate::features::testing::all_but;
+use crate::features::{Feature, TABLE};
 use crate::state::{cr0, cr4};
 
 /// What is found where a register lacks bits.
@@ -164,7 +167,7 @@ fn large_pages_are_for_processors_that_bear_them() {
 
 #[test]
 fn control_registers_are_the_guests_but_for_some_bits() {
-    let caps = caps();
+    let caps = caps().of_guest(&of_host());
     // PE and PG may be clear in an unrestricted guest; NE not.
     assert_eq!(caps.cr0_fixed, cr0::NE);
     assert_eq!(caps.cr0_guarded & 0xffff_ffff, cr0::NE | cr0::CD | cr0::NW);
@@ -177,6 +180,62 @@ fn control_registers_are_the_guests_but_for_some_bits() {
     }
     let quiet = Caps::new(cpuid, capability, 0, false).unwrap();
     assert_eq!(quiet.cr4_fixed, 1 << 13);
+}
+
+#[test]
+fn a_guest_owns_the_bits_of_cr4_that_its_cpuid_shows() {
+    let with_bits = TABLE.iter().filter(|row| row.cr4 & caps().guest_cr4 != 0);
+    for row in with_bits {
+        let guarded = |gone: &[Feature]| caps().of_guest(&all_but(gone)).cr4_guarded;
+        let own = row.cr4 & !cr4::MCE;
+        assert_eq!(guarded(&[]) & own, 0, "{}", row.name);
+        assert_eq!(guarded(&[row.feature]) & row.cr4, row.cr4, "{}", row.name);
+    }
+}
+
+#[test]
+fn instructions_are_switched_on_for_guests_that_have_them() {
+    let all = |i| capability(i).map(|v| if i == msr::SECONDARY { v | 1 << 52 } else { v });
+    let caps = caps_by(all).unwrap();
+    let on =
+        |gone: &[Feature]| caps.of_guest(&all_but(gone)).secondary & (1 << 3 | 1 << 12 | 1 << 20);
+    assert_eq!(on(&[]), 1 << 3 | 1 << 12 | 1 << 20);
+    assert_eq!(on(&[Feature::Invpcid]), 1 << 3 | 1 << 20);
+    assert_eq!(on(&[Feature::Xsaves]), 1 << 3 | 1 << 12);
+    // RDTSCP and RDPID share one.
+    assert_eq!(on(&[Feature::Rdtscp]), on(&[]));
+    assert_eq!(on(&[Feature::Rdtscp, Feature::Rdpid]), 1 << 12 | 1 << 20);
+    let lacks = |caps: Caps, feature| caps.lacks(feature).is_some();
+    for feature in [
+        Feature::Rdtscp,
+        Feature::Rdpid,
+        Feature::Invpcid,
+        Feature::Xsaves,
+    ] {
+        assert!(!lacks(caps, feature), "{feature:?}");
+        let bare = without(msr::SECONDARY, (1 << 3 | 1 << 12) << 32).unwrap();
+        assert!(lacks(bare, feature), "{feature:?}");
+    }
+    assert!(lacks(caps, Feature::AmdIbrs) && !lacks(caps, Feature::Smep));
+}
+
+#[test]
+fn addresses_are_canonical_for_the_guests_width() {
+    let wide = caps().of_guest(&all_but(&[]));
+    let narrow = caps().of_guest(&all_but(&[Feature::La57]));
+    for (at, four, five) in [
+        (0, true, true),
+        (0x7fff_ffff_ffff, true, true),
+        (0x8000_0000_0000, false, true),
+        (0xff_ffff_ffff_ffff, false, true),
+        (0x100_0000_0000_0000, false, false),
+        (0xff00_0000_0000_0000, false, true),
+        (0xffff_8000_0000_0000, true, true),
+        (u64::MAX, true, true),
+    ] {
+        assert_eq!(is_canonical(at, &narrow), four, "{at:#x}");
+        assert_eq!(is_canonical(at, &wide), five, "{at:#x}");
+    }
 }
 
 #[test]

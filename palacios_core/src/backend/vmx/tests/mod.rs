@@ -12,6 +12,7 @@ use super::super::fpu::Layout;
 use super::caps::{msr, Caps};
 use super::vmcs::Vmcs;
 use super::{Unsupported, Vcpu, Vmx};
+use crate::features::{testing, GuestFeatures};
 
 /// A capability register of a processor that has all that is used.
 fn capability(index: u32) -> Option<u64> {
@@ -60,8 +61,13 @@ fn vmx() -> Vmx<FakeHost> {
     Vmx::new(&FakeHost::default(), caps(), Layout::probe()).unwrap()
 }
 
+/// What a guest has on this processor, if CPUID says that all is there but LA57.
+fn of_host() -> GuestFeatures {
+    testing::all_but(&[crate::features::Feature::La57])
+}
+
 fn vcpu() -> Vcpu<FakeHost> {
-    Vcpu::new(&FakeHost::default(), &vmx()).unwrap()
+    Vcpu::new(&FakeHost::default(), &vmx(), &of_host()).unwrap()
 }
 
 fn vmcs() -> Vmcs<FakeHost> {

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 fn all_pages_go_back() {
     let host = FakeHost::default();
     let vmx = Vmx::new(&host, caps(), Layout::probe()).unwrap();
-    let vcpu = Vcpu::new(&host, &vmx).unwrap();
+    let vcpu = Vcpu::new(&host, &vmx, &of_host()).unwrap();
     // The MSR bitmap; a VMCS, a virtual-APIC page, floating-point state.
     let pages = host.pages.load(Ordering::Relaxed);
     assert!(pages >= CPUS as usize + 1 + 3, "{pages}");
@@ -108,7 +108,7 @@ fn state_comes_back_as_it_was_set() {
 
 #[test]
 fn guarded_bits_are_shown_as_they_were_written() {
-    let (mut vmcs, caps) = (vmcs(), caps());
+    let (mut vmcs, caps) = (vmcs(), caps().of_guest(&of_host()));
     let written = cr0::PE | cr0::CD | cr0::NW | cr0::WP;
     registers::set_cr0(&mut vmcs, &caps, written);
     assert_eq!(vmcs.get(CR0).0, cr0::PE | cr0::WP | cr0::NE);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the processor says that it can do: that of a server of some years ago (SDM 3D: appendix A).
 
+use crate::processor::svm::{EBX_7, ECX_1, ECX_7, EDX_1};
 use crate::processor::Config;
 
 pub const FEATURE_CONTROL: u32 = 0x3a;
@@ -84,9 +85,11 @@ pub fn cpuid(config: &Config, leaf: u32) -> [u32; 4] {
     match leaf {
         0 => [7, 0x756e_6547, 0x6c65_746e, 0x4965_6e69],
         // VMX; a debug store.
-        1 => [0, 0, 1 << 5, 1 << 21],
+        1 => [0, 0, ECX_1 | 1 << 5, EDX_1 | 1 << 21],
         // MD_CLEAR, IBPB, L1D_FLUSH, ARCH_CAPABILITIES.
-        7 => [0, 0, 0, 1 << 10 | 1 << 26 | 1 << 28 | 1 << 29],
+        7 => [0, EBX_7, ECX_7, 1 << 10 | 1 << 26 | 1 << 28 | 1 << 29],
+        // SYSCALL, NX, RDTSCP, long mode.
+        0x8000_0001 => [0, 0, 1 << 0, 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29],
         0x8000_0000 => [0x8000_0008, 0, 0, 0],
         0x8000_0008 if config.format.levels == 5 => [52, 0, 0, 0],
         0x8000_0008 => [46, 0, 0, 0],
