@@ -7,7 +7,7 @@ use crate::misc::{Device, Operations};
 use crate::sleep::{Awake, Notifier};
 use crate::user::{self, must_be_zero, Text};
 use crate::vm_node::{ImageCopy, NoVm, VmNode};
-use crate::{error, VERSION};
+use crate::{error, info, VERSION};
 use core::fmt;
 use kernel::{
     fs::File,
@@ -377,6 +377,7 @@ impl MiscDevice for ControlFile {
             abi::V3_CREATE => me.create(arg),
             abi::V3_LIST => me.list(arg),
             abi::V3_FREE => me.free(arg),
+            abi::V3_FEATURES => info::write_features(arg, &me.hardware.judge_features(info::features)?),
             _ => Err(ENOTTY),
         }?;
         Ok(0)

@@ -41,6 +41,7 @@ pub(crate) fn of_create(error: &CreateError) -> Error {
         CreateError::NoSuchCpu(_) => beyond_us,
         CreateError::Image(ImageError::TooBig { .. })
         | CreateError::Image(ImageError::UnknownFeature(_))
+        | CreateError::Image(ImageError::UnknownCpuFeature(_))
         | CreateError::Image(ImageError::UnknownDevice { .. }) => beyond_us,
         CreateError::Image(_) | CreateError::Boot(_) => ENOEXEC,
     }

@@ -3,10 +3,11 @@
 
 use crate::host::Linux;
 use crate::stream::Stream;
-use crate::user::Text;
+use crate::user::{self, must_be_zero, Text};
 use crate::vm_node::Held;
 use core::fmt;
 use kernel::{prelude::*, sync::Arc};
+use palacios_core::features::Judge;
 use palacios_core::host::Host;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{State, StopReason, DEAD};
@@ -59,6 +60,41 @@ pub(crate) fn reason(why: StopReason) -> (u32, u32) {
         | StopReason::ResetFailed => abi::V3_REASON_HOST_ERROR,
     };
     (reason, 0)
+}
+
+/// All features of processors, as they are judged.
+pub(crate) fn features(judge: &Judge<'_>) -> Result<KVVec<abi::v3_feature>> {
+    let mut all = KVVec::new();
+    for verdict in judge.report() {
+        let row = verdict.row;
+        let (leaf, subleaf, register) = row.word.place();
+        let feature = abi::v3_feature {
+            leaf,
+            subleaf,
+            reg: register as u32,
+            bit: row.bit,
+            host: verdict.host.into(),
+            guest: match verdict.guest() {
+                None => abi::V3_GUEST_VARIES,
+                Some(true) => abi::V3_GUEST_HAS,
+                Some(false) => abi::V3_GUEST_LACKS,
+            },
+            name: Text::of(format_args!("{}", row.name)).field,
+            why: Text::of(format_args!("{verdict}")).field,
+        };
+        all.push(feature, GFP_KERNEL)?;
+    }
+    Ok(all)
+}
+
+/// Answers a call that lists features.
+pub(crate) fn write_features(arg: usize, all: &[abi::v3_feature]) -> Result {
+    let mut list: abi::v3_features = user::read(arg)?;
+    must_be_zero(list.pad)?;
+    let fit = all.get(..list.count as usize).unwrap_or(all);
+    user::write_all(list.entries, fit)?;
+    list.count = all.len() as u32;
+    user::write(arg, &list)
 }
 
 /// All counters of a VM.

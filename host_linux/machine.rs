@@ -7,6 +7,7 @@ use crate::host::Linux;
 use kernel::prelude::*;
 use palacios_core::backend::any::{self, AnyVm};
 use palacios_core::backend::Features;
+use palacios_core::features::Judge;
 use palacios_core::vm::{CreateError, OpenStream, Parts};
 
 /// A VM.
@@ -33,6 +34,11 @@ impl Hardware {
 
     pub(crate) fn features(&self) -> Features {
         self.backend.features()
+    }
+
+    /// Which features a guest has from which nothing is taken away.
+    pub(crate) fn judge_features<T>(&self, read: impl FnOnce(&Judge<'_>) -> T) -> T {
+        self.backend.judge_features(read)
     }
 
     /// Makes a VM.

@@ -468,6 +468,11 @@ impl VmNode {
         user::write(arg, &streams)
     }
 
+    fn features(&self, arg: usize) -> Result {
+        let all = self.held()?.machine.judge_features(info::features)?;
+        info::write_features(arg, &all)
+    }
+
     /// The stream of a name; the console's without one.
     fn find_stream(&self, name: &[u8]) -> Option<Arc<Stream>> {
         let console = self.console.as_ref().map(|name| name.to_bytes());

@@ -62,6 +62,7 @@ impl MiscDevice for VmFile {
             abi::V3_VM_MOVE => node.move_vcpu(arg),
             abi::V3_VM_VCPU => node.vcpu(arg),
             abi::V3_VM_STREAMS => node.streams(arg),
+            abi::V3_VM_FEATURES => node.features(arg),
             abi::V3_VM_VCPU_REPORT => node.vcpu_report(arg),
             _ => Err(ENOTTY),
         }?;

@@ -7,6 +7,7 @@ mod values;
 use crate::complete;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use clap_complete::engine::ArgValueCandidates;
+use palacios_core::features::Feature;
 use std::path::PathBuf;
 use std::time::Duration;
 use v3_ctl::{parse_length, parse_memory, parse_seconds, ModuleFile};
@@ -47,6 +48,7 @@ pub enum Command {
     /// List all VMs
     List(Format),
     /// Describe a VM, or the module
+    #[command(after_help = help::INFO)]
     Info(Info),
     /// Print a VM's counters
     Stats(Stats),
@@ -147,6 +149,9 @@ pub struct Format {
 
 #[derive(Args)]
 pub struct Info {
+    /// List the features of the processor: whether the host and guests have each, and why not
+    #[arg(long)]
+    pub cpuid: bool,
     /// Name, number, or /dev/v3-vmN; without it, the module and the processor
     #[arg(add = ArgValueCandidates::new(complete::vms))]
     pub vm: Option<String>,
@@ -222,6 +227,10 @@ pub struct Changes {
     /// For each of the first virtual CPUs the CPU of the host on which it stays, or `any`
     #[arg(long, value_name = "CPU,…", value_delimiter = ',', value_parser = values::cpu)]
     pub pins: Vec<Cpu>,
+    /// Features of the host's processor to take away from the guest's, besides those that FILE takes
+    #[arg(long, value_name = "-FEATURE,…", value_delimiter = ',', allow_hyphen_values = true,
+          value_parser = v3_ctl::feature_taken_away, add = ArgValueCandidates::new(complete::features))]
+    pub cpu: Vec<Feature>,
 }
 
 #[derive(Args)]
@@ -304,12 +313,13 @@ mod tests {
     #[test]
     fn run_takes_an_image_a_kernel_or_both() {
         let options =
-            "--initrd a --initrd b --module m=x=1 --append -v --mem 64 --cpus 3 --pins 1,any";
+            "--initrd a --initrd b --module m=x=1 --append -v --mem 64 --cpus 3 --pins 1,any --cpu -la57,-pcid";
         for guest in ["g.img", "--kernel k", "g.img --kernel k", "-b g.toml"] {
             let run = run(&format!("v3 run {guest} {options}")).unwrap();
             let changes = run.changes;
             let pins = vec![Cpu(Some(1)), Cpu(None)];
             assert_eq!((changes.cpus, changes.pins), (Some(3), pins));
+            assert_eq!(changes.cpu, [Feature::La57, Feature::Pcid]);
             assert_eq!(
                 (changes.initrd.len(), changes.append.as_deref(), changes.mem),
                 (2, Some("-v"), Some(64 << 20))
@@ -328,6 +338,9 @@ mod tests {
             "v3 run --kernel k --pins 1,,2",
             "v3 run a --escape 5",
             "v3 run a --timeout x",
+            "v3 run a --cpu -lm57",
+            "v3 run a --cpu la57",
+            "v3 run a --cpu -vmx",
             "v3 run a --expect 2",
         ] {
             assert!(run(bad).is_err(), "{bad}");

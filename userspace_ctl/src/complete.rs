@@ -78,6 +78,14 @@ pub fn streams() -> Vec<CompletionCandidate> {
     streams.into_iter().map(CompletionCandidate::new).collect()
 }
 
+/// The features that can be taken away from a guest's processor.
+pub fn features() -> Vec<CompletionCandidate> {
+    let names = v3_ctl::features_to_take_away();
+    names
+        .map(|name| CompletionCandidate::new(format!("-{name}")))
+        .collect()
+}
+
 /// The VM in a line that need not be complete.
 fn vm_in(words: &[OsString]) -> Option<String> {
     let description = description(words).ignore_errors(true);
@@ -113,6 +121,8 @@ mod tests {
         assert_eq!(candidates("/usr/bin/v3_run --exp"), ["--expect"]);
         assert_eq!(candidates("v3_wait --for"), ["--for-launch"]);
         assert_eq!(candidates("v3 completions z"), ["zsh"]);
+        assert_eq!(candidates("v3 info --cp"), ["--cpuid"]);
+        assert_eq!(candidates("v3 run --cpu=-la5"), ["--cpu=-la57"]);
     }
 
     #[test]

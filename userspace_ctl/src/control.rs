@@ -3,7 +3,7 @@
 
 use crate::error::Call;
 use crate::state::text;
-use crate::{ioctl, Error, Info, State, Vm};
+use crate::{ioctl, Error, Feature, Info, State, Vm};
 use rustix::fd::OwnedFd;
 use rustix::fs::{open, Mode, OFlags};
 use rustix::io::Errno;
@@ -123,6 +123,13 @@ impl Control {
             // Nobody could use it. The error that matters is that of opening.
             let _ = self.free(number);
         })
+    }
+
+    /// The features of processors, and which of them a guest has from which its image takes none away.
+    pub fn features(&self) -> Result<Vec<Feature>, Error> {
+        let raw =
+            ioctl::features(&self.fd, false).map_err(|errno| failed(Call::Features, errno))?;
+        Ok(raw.iter().map(Feature::from).collect())
     }
 
     /// All VMs, by ascending number.

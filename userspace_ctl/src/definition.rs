@@ -6,6 +6,7 @@
 //! memory = "512M"                 # Text with a unit: K, M, G or T, also as MiB and so on; or a number of MiB.
 //! vcpus = 2                       # Optional: 1.
 //! pins = [0, 1]                   # Optional: the host CPUs on which the first virtual CPUs stay.
+//! cpu = ["-la57"]                 # Optional: features of the host's processor that the guest's do not have.
 //! kernel = "vmlinuz"              # A Linux bzImage or a Multiboot 1 kernel.
 //! boot = "auto"                   # Optional: "linux", "multiboot", or "auto", as the kernel's header says.
 //! cmdline = "console=ttyS0"       # Optional: the kernel's command line.
@@ -23,8 +24,11 @@
 //!
 //! Paths are relative to the folder of the TOML file. Unknown keys are errors.
 
-use crate::guest::{check_memory, check_vcpus, Boot, Contents, Guest, ModuleFile, SerialPort};
+use crate::guest::{
+    check_memory, check_vcpus, feature_taken_away, Boot, Contents, Guest, ModuleFile, SerialPort,
+};
 use crate::units::parse_memory;
+use palacios_core::features::FeatureSet;
 use serde::Deserialize;
 use std::fmt;
 use std::ops::Range;
@@ -41,6 +45,8 @@ struct Written {
     vcpus: Option<Spanned<u32>>,
     #[serde(default)]
     pins: Option<Spanned<Vec<u32>>>,
+    #[serde(default)]
+    cpu: Vec<Spanned<String>>,
     kernel: Spanned<PathBuf>,
     #[serde(default)]
     boot: Boot,
@@ -132,6 +138,7 @@ impl<'a> Definition<'a> {
             memory_bytes: self.memory(&written.memory)?,
             vcpus,
             pins: self.pins(written.pins, vcpus)?,
+            without: self.without(&written.cpu)?,
             kernel: self.path(written.kernel.span(), written.kernel.get_ref(), "kernel")?,
             boot: written.boot,
             cmdline,
@@ -190,6 +197,17 @@ impl<'a> Definition<'a> {
                 Ok(pins.into_iter().map(Some).collect())
             }
         }
+    }
+
+    /// The features that are taken away.
+    fn without(&self, changes: &[Spanned<String>]) -> Result<FeatureSet> {
+        let mut without = FeatureSet::default();
+        for change in changes {
+            let feature = feature_taken_away(change.get_ref())
+                .map_err(|why| self.error(change.span(), format!("cpu: {why}")))?;
+            without.insert(feature);
+        }
+        Ok(without)
     }
 
     /// A command line: anything without a NUL.

@@ -32,6 +32,8 @@ pub enum Call {
     Stream,
     /// The names of a VM's streams.
     Streams,
+    /// The features of processors.
+    Features,
     /// To exchange a VM's memory.
     Relocate,
     /// To move a virtual CPU.
@@ -56,6 +58,7 @@ impl Call {
             Self::Stats => "read the counters of",
             Self::Stream => "attach to a stream of",
             Self::Streams => "list the streams of",
+            Self::Features => "list the features of",
             Self::Relocate => "relocate memory of",
             Self::CoreMove => "move a virtual CPU of",
             Self::Pin => "ask for the pins of",

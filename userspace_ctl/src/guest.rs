@@ -5,8 +5,9 @@ use crate::error::plain;
 use palacios_core::addr::{Gpa, NotRam};
 use palacios_core::boot;
 use palacios_core::devices::GuestMemory;
+use palacios_core::features::{Feature, FeatureSet, Offer, TABLE};
 use palacios_core::image::machine::{
-    Machine, Serial, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
+    Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
 };
 use palacios_core::image::{write, BootKind, Image};
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
@@ -146,6 +147,8 @@ pub struct Guest {
     pub vcpus: u32,
     /// For each of the first virtual CPUs the host CPU on which it stays; `None` lets it run on any.
     pub pins: Vec<Option<u32>>,
+    /// Features of the host's processor that its own do not have.
+    pub without: FeatureSet,
     /// Its kernel.
     pub kernel: Contents,
     /// How to start it.
@@ -171,6 +174,7 @@ impl Guest {
             memory_bytes: 512 << 20,
             vcpus: 1,
             pins: Vec::new(),
+            without: FeatureSet::default(),
             kernel: kernel.into(),
             boot: Boot::Auto,
             cmdline: String::new(),
@@ -202,6 +206,7 @@ impl Guest {
             memory_bytes: machine.memory_bytes,
             vcpus: machine.vcpus,
             pins: (0..machine.vcpus).map(|vcpu| machine.pin(vcpu)).collect(),
+            without: machine.without,
             kernel: part("kernel", machine.kernel),
             boot: machine.boot.into(),
             cmdline: machine.bootargs.into(),
@@ -255,10 +260,14 @@ impl Guest {
         }
         fdt.property_u32("#address-cells", 2)?;
         fdt.property_u32("#size-cells", 2)?;
+        let without: Vec<String> = self.without.iter().map(|f| f.name().into()).collect();
+        if !without.is_empty() {
+            fdt.property_string("v3vee,requires", CPU_WITHOUT)?;
+        }
         let memory = fdt.begin_node("memory@0")?;
         fdt.property_array_u64("reg", &[0, self.memory_bytes])?;
         fdt.end_node(memory)?;
-        self.write_cpus(&mut fdt)?;
+        self.write_cpus(&mut fdt, without)?;
         self.write_chosen(&mut fdt)?;
         self.write_blobs(&mut fdt)?;
         self.write_devices(&mut fdt)?;
@@ -266,10 +275,13 @@ impl Guest {
         fdt.finish()
     }
 
-    fn write_cpus(&self, fdt: &mut FdtWriter) -> vm_fdt::FdtWriterResult<()> {
+    fn write_cpus(&self, fdt: &mut FdtWriter, without: Vec<String>) -> vm_fdt::FdtWriterResult<()> {
         let cpus = fdt.begin_node("cpus")?;
         fdt.property_u32("#address-cells", 1)?;
         fdt.property_u32("#size-cells", 0)?;
+        if !without.is_empty() {
+            fdt.property_string_list("v3vee,without", without)?;
+        }
         let mut pins = self.pins.iter();
         for number in 0..self.vcpus {
             let cpu = fdt.begin_node(&format!("cpu@{number:x}"))?;
@@ -361,6 +373,34 @@ pub fn check_memory(bytes: u64) -> Result<u64, String> {
 pub fn check_vcpus(count: u32) -> Result<u32, String> {
     let has = (1..=MAX_VCPUS).contains(&count).then_some(count);
     has.ok_or_else(|| format!("a machine has 1 to {MAX_VCPUS} virtual CPUs"))
+}
+
+/// A change of the processor, `-NAME`: the feature that it takes away.
+pub fn feature_taken_away(change: &str) -> Result<Feature, String> {
+    let Some(name) = change.strip_prefix('-') else {
+        return Err(format!(
+            "{change}: features can only be taken away: write `-{change}`"
+        ));
+    };
+    let Some(feature) = Feature::by_name(name) else {
+        let names = TABLE.iter().map(|row| row.name);
+        let near = names.min_by_key(|known| strsim::damerau_levenshtein(known, name));
+        return Err(format!(
+            "no feature is called `{name}`; is it `{}`? `v3 info --cpuid` lists all",
+            near.unwrap_or_default()
+        ));
+    };
+    match feature.row().map(|row| row.offer) {
+        Some(Offer::Never(why)) => Err(format!("no guest has {name}: {why}")),
+        Some(Offer::Varies(how)) => Err(format!("{name} is there {how}, and cannot be taken away")),
+        _ => Ok(feature),
+    }
+}
+
+/// The names of the features that can be taken away.
+pub fn features_to_take_away() -> impl Iterator<Item = &'static str> {
+    let rows = TABLE.iter().filter(|row| row.feature.can_be_taken_away());
+    rows.map(|row| row.name)
 }
 
 /// Reads a whole file, such as an image. `progress` is called with the bytes read so far, and those to read.

@@ -57,6 +57,8 @@ calls! {
     vcpu_raw: inout<v3_vcpu> = V3_VM_VCPU;
     streams_raw: inout<v3_streams> = V3_VM_STREAMS;
     vcpu_report_raw: inout<v3_vcpu_report> = V3_VM_VCPU_REPORT;
+    features_raw: inout<v3_features> = V3_FEATURES;
+    vm_features_raw: inout<v3_features> = V3_VM_FEATURES;
 }
 
 fn address<T>(data: *const T) -> u64 {
@@ -148,6 +150,25 @@ pub(crate) fn streams(fd: impl AsFd) -> Result<Vec<v3_stream>, Errno> {
         };
         // SAFETY: There are as many entries as said, and any bytes make one.
         unsafe { streams_raw(&fd, &mut arg) }?;
+        Ok(arg.count)
+    })
+}
+
+/// The features of processors, and which of them a guest has: that of a VM's node, or any by the control node.
+pub(crate) fn features(fd: impl AsFd, of_a_vm: bool) -> Result<Vec<v3_feature>, Errno> {
+    all(|entries: &mut [v3_feature]| {
+        let mut arg = v3_features {
+            entries: address(entries.as_mut_ptr()),
+            count: entries.len() as u32,
+            pad: 0,
+        };
+        // SAFETY: There are as many entries as said, and any bytes make one.
+        unsafe {
+            match of_a_vm {
+                true => vm_features_raw(&fd, &mut arg),
+                false => features_raw(&fd, &mut arg),
+            }
+        }?;
         Ok(arg.count)
     })
 }

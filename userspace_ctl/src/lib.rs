@@ -33,9 +33,10 @@ pub use control::{node_of, number_of, Control, Version, CONTROL_NODE};
 pub use definition::{Definition, DefinitionError};
 pub use error::{Call, Error};
 pub use guest::{
-    check_memory, check_vcpus, read_file, Boot, BuildError, Contents, Guest, ModuleFile, SerialPort,
+    check_memory, check_vcpus, feature_taken_away, features_to_take_away, read_file, Boot,
+    BuildError, Contents, Guest, ModuleFile, SerialPort,
 };
-pub use state::{Info, Reason, Stat, State, Stopped};
+pub use state::{Feature, Info, Reason, Stat, State, Stopped};
 pub use stream::Stream;
 pub use units::{format_bytes, parse_length, parse_memory, parse_seconds};
 pub use vcpu_report::VcpuReport;

@@ -157,6 +157,47 @@ impl From<&v3_stat> for Stat {
     }
 }
 
+/// A feature of the processor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Feature {
+    /// Its name.
+    pub name: String,
+    /// EAX with which CPUID tells of it.
+    pub leaf: u32,
+    /// ECX with which it does.
+    pub subleaf: u32,
+    /// The register that tells: `eax`, `ebx`, `ecx` or `edx`.
+    pub register: &'static str,
+    /// The bit there.
+    pub bit: u32,
+    /// The host's processor has it.
+    pub host: bool,
+    /// Guests have it; none if that follows a register of the guest's.
+    pub guest: Option<bool>,
+    /// Why guests lack it, or what decides whether they have it; empty if they have it.
+    pub why: String,
+}
+
+impl From<&v3_feature> for Feature {
+    fn from(raw: &v3_feature) -> Self {
+        let registers = ["eax", "ebx", "ecx", "edx"];
+        Self {
+            name: text(&raw.name),
+            leaf: raw.leaf,
+            subleaf: raw.subleaf,
+            register: registers.get(raw.reg as usize).unwrap_or(&"?"),
+            bit: raw.bit,
+            host: raw.host != 0,
+            guest: match raw.guest {
+                V3_GUEST_HAS => Some(true),
+                V3_GUEST_LACKS => Some(false),
+                _ => None,
+            },
+            why: text(&raw.why),
+        }
+    }
+}
+
 /// A string field, with nothing in it that could steer a terminal.
 pub(crate) fn text(field: &[u8]) -> String {
     let text = String::from_utf8_lossy(until_nul(field).unwrap_or(field));

@@ -5,7 +5,7 @@ use crate::control::open_node;
 use crate::error::Call;
 use crate::state::text;
 use crate::vcpu_report::VcpuReport;
-use crate::{ioctl, node_of, number_of, Control, Error, Info, Stat, Stopped, Stream};
+use crate::{ioctl, node_of, number_of, Control, Error, Feature, Info, Stat, Stopped, Stream};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::time::Duration;
@@ -143,6 +143,12 @@ impl Vm {
             Err(Errno::NOTTY) => Ok(Vec::new()),
             Err(errno) => Err(self.failed(Call::Info)(errno)),
         }
+    }
+
+    /// The features of processors, and which of them it has.
+    pub fn features(&self) -> Result<Vec<Feature>, Error> {
+        let raw = ioctl::features(&self.fd, true).map_err(self.failed(Call::Features))?;
+        Ok(raw.iter().map(Feature::from).collect())
     }
 
     /// Has the host take the memory behind these guest pages away and give other, with the same contents.

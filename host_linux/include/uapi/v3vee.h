@@ -48,6 +48,8 @@
 #define V3_STREAM_NAME_LEN	32	/* a stream's name, with its NUL */
 #define V3_STAT_NAME_LEN	44	/* a counter's name, with its NUL */
 #define V3_MESSAGE_LEN		256	/* a stop message, with its NUL */
+#define V3_FEATURE_NAME_LEN	40	/* a processor feature's name, with its NUL */
+#define V3_FEATURE_WHY_LEN	96	/* why a guest lacks a feature, with its NUL */
 
 /* v3_version.features: what this module can do on this processor. */
 #define V3_FEATURE_NESTED_PAGING (1ULL << 0)	/* guests run on nested page tables */
@@ -245,6 +247,46 @@ struct v3_streams {
 	__u32 pad;
 };
 
+/* v3_feature.guest: whether guests have the feature. */
+#define V3_GUEST_LACKS		0	/* they do not; the reason says why */
+#define V3_GUEST_HAS		1	/* they do */
+#define V3_GUEST_VARIES		2	/* the reason says with what */
+
+/**
+ * struct v3_feature - one feature of the processor, an entry of V3_FEATURES.
+ * @leaf: EAX with which CPUID tells of it.
+ * @subleaf: ECX with which it does.
+ * @reg: The register that tells: 0 to 3 for EAX, EBX, ECX and EDX.
+ * @bit: The bit there.
+ * @host: The host's processor has it: 1, or 0.
+ * @guest: V3_GUEST_.
+ * @name: Its name.
+ * @why: Why guests lack it, or with what that varies, for people; else empty.
+ */
+struct v3_feature {
+	__u32 leaf;
+	__u32 subleaf;
+	__u32 reg;
+	__u32 bit;
+	__u32 host;
+	__u32 guest;
+	char name[V3_FEATURE_NAME_LEN];
+	char why[V3_FEATURE_WHY_LEN];
+};
+
+/**
+ * struct v3_features - the argument of V3_FEATURES and V3_VM_FEATURES.
+ * @entries: Address of an array of struct v3_feature; may be 0 if @count is 0.
+ * @count: In: entries that fit. Out: features that are known, as in struct
+ *	v3_list.
+ * @pad: Zero.
+ */
+struct v3_features {
+	__u64 entries;
+	__u32 count;
+	__u32 pad;
+};
+
 /**
  * struct v3_relocate - the argument of V3_VM_RELOCATE.
  * @gpa: First guest-physical address; a multiple of 4096.
@@ -414,6 +456,12 @@ __extension__ enum v3_control_ioctl {
 	 *   EBUSY   it is running or paused: stop it first
 	 */
 	V3_FREE = _IOW(V3_IOCTL_TYPE, 0x03, struct v3_free),
+
+	/*
+	 * Lists the features of processors, and which of them a guest has from
+	 * which its image takes none away.
+	 */
+	V3_FEATURES = _IOWR(V3_IOCTL_TYPE, 0x04, struct v3_features),
 };
 
 /* Calls of /dev/v3-vmN. */
@@ -500,13 +548,16 @@ __extension__ enum v3_vm_ioctl {
 	/* Lists the names of the VM's streams. */
 	V3_VM_STREAMS = _IOWR(V3_IOCTL_TYPE, 0x2b, struct v3_streams),
 
+	/* Lists the features of processors, and which of them this VM has. */
+	V3_VM_FEATURES = _IOWR(V3_IOCTL_TYPE, 0x2c, struct v3_features),
+
 	/*
 	 * Describes a virtual CPU of a VM that is stopped or not yet launched:
 	 * what a guest that died left behind.
 	 *   ENOENT  the VM has no such virtual CPU
 	 *   EBADFD  the VM is running or paused
 	 */
-	V3_VM_VCPU_REPORT = _IOWR(V3_IOCTL_TYPE, 0x2c, struct v3_vcpu_report),
+	V3_VM_VCPU_REPORT = _IOWR(V3_IOCTL_TYPE, 0x2d, struct v3_vcpu_report),
 };
 
 #endif /* _UAPI_V3VEE_H */

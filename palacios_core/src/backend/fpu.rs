@@ -275,7 +275,7 @@ unsafe fn write_pkru(value: u32) {
 mod tests {
     use super::super::fake_host::FakeHost;
     use super::*;
-    use crate::xsave::{HEADER, INITIAL_CONTROL_WORD, INITIAL_MXCSR};
+    use crate::xsave::{INITIAL_CONTROL_WORD, INITIAL_MXCSR};
 
     /// A processor with AVX and AVX-512 as real ones lay them out, AMX besides, and PKRU.
     fn server(leaf: u32, subleaf: u32) -> [u32; 4] {

@@ -70,6 +70,8 @@ abi! {
     v3_stat: 56,
     v3_stream: 32,
     v3_streams: 16,
+    v3_feature: 160,
+    v3_features: 16,
     v3_relocate: 16,
     v3_vcpu: 8,
     v3_exit: 32,

@@ -13,6 +13,10 @@ pub const V3_STREAM_NAME_LEN: u32 = 32;
 pub const V3_STAT_NAME_LEN: u32 = 44;
 /// A stop message, with its NUL
 pub const V3_MESSAGE_LEN: u32 = 256;
+/// A processor feature's name, with its NUL
+pub const V3_FEATURE_NAME_LEN: u32 = 40;
+/// Why a guest lacks a feature, with its NUL
+pub const V3_FEATURE_WHY_LEN: u32 = 96;
 /// Guests run on nested page tables
 pub const V3_FEATURE_NESTED_PAGING: u32 = 1;
 /// Guests may use AVX and its like
@@ -63,6 +67,12 @@ pub const V3_REASON_HOST_ERROR: u32 = 33;
 pub const V3_INFO_DEAD: u32 = 1;
 /// v3_stat.vcpu: the counter belongs to the whole VM.
 pub const V3_STAT_VM: i32 = -1;
+/// They do not; the reason says why
+pub const V3_GUEST_LACKS: u32 = 0;
+/// They do
+pub const V3_GUEST_HAS: u32 = 1;
+/// The reason says with what
+pub const V3_GUEST_VARIES: u32 = 2;
 /// v3_vcpu.cpu: the virtual CPU may run on any.
 pub const V3_CPU_ANY: u32 = 4294967295;
 /// The name of a kind of exit, with its NUL
@@ -240,6 +250,39 @@ pub struct v3_streams {
     /// Zero.
     pub pad: __u32,
 }
+/// One feature of the processor, an entry of V3_FEATURES.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_feature {
+    /// EAX with which CPUID tells of it.
+    pub leaf: __u32,
+    /// ECX with which it does.
+    pub subleaf: __u32,
+    /// The register that tells: 0 to 3 for EAX, EBX, ECX and EDX.
+    pub reg: __u32,
+    /// The bit there.
+    pub bit: __u32,
+    /// The host's processor has it: 1, or 0.
+    pub host: __u32,
+    /// V3_GUEST_.
+    pub guest: __u32,
+    /// Its name.
+    pub name: [crate::ctypes::c_char; 40usize],
+    /// Why guests lack it, or with what that varies, for people; else empty.
+    pub why: [crate::ctypes::c_char; 96usize],
+}
+/// The argument of V3_FEATURES and V3_VM_FEATURES.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_features {
+    /// Address of an array of [`v3_feature`]; may be 0 if `count` is 0.
+    pub entries: __u64,
+    /// In: entries that fit. Out: features that are known, as in struct
+    /// v3_list.
+    pub count: __u32,
+    /// Zero.
+    pub pad: __u32,
+}
 /// The argument of V3_VM_RELOCATE.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -375,6 +418,9 @@ pub const V3_LIST: v3_control_ioctl = 3222296066;
 /// - `ENOENT`: there is no such VM
 /// - `EBUSY`: it is running or paused: stop it first
 pub const V3_FREE: v3_control_ioctl = 1074288131;
+/// Lists the features of processors, and which of them a guest has from
+/// which its image takes none away.
+pub const V3_FEATURES: v3_control_ioctl = 3222296068;
 /// Calls of /dev/v3vee. They are enumerators, not macros, so that bindgen sees
 /// their values.
 pub type v3_control_ioctl = crate::ctypes::c_uint;
@@ -430,10 +476,12 @@ pub const V3_VM_MOVE: v3_vm_ioctl = 1074288169;
 pub const V3_VM_VCPU: v3_vm_ioctl = 3221771818;
 /// Lists the names of the VM's streams.
 pub const V3_VM_STREAMS: v3_vm_ioctl = 3222296107;
+/// Lists the features of processors, and which of them this VM has.
+pub const V3_VM_FEATURES: v3_vm_ioctl = 3222296108;
 /// Describes a virtual CPU of a VM that is stopped or not yet launched:
 /// what a guest that died left behind.
 /// - `ENOENT`: the VM has no such virtual CPU
 /// - `EBADFD`: the VM is running or paused
-pub const V3_VM_VCPU_REPORT: v3_vm_ioctl = 3293599276;
+pub const V3_VM_VCPU_REPORT: v3_vm_ioctl = 3293599277;
 /// Calls of /dev/v3-vmN.
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

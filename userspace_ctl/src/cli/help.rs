@@ -32,8 +32,8 @@ macro_rules! changes {
     () => {
         "\
 The options say what shall be other than FILE says; FILE itself stays as it is. --append adds to
-its command line, --cmdline replaces it; --initrd and --module add files behind its own; --pins
-replaces all its pins. The result is checked as by `v3 build`."
+its command line, --cmdline replaces it; --initrd and --module add files behind its own; --cpu
+takes more features away; --pins replaces all its pins. The result is checked as by `v3 build`."
     };
 }
 
@@ -96,6 +96,7 @@ A guest.toml:
   memory = \"512M\"               # with a unit: K, M, G, T; or a number of MiB
   vcpus = 2                     # optional: 1
   pins = [0, 1]                 # optional: host CPUs of the first virtual CPUs
+  cpu = [\"-la57\"]               # optional: features of the host's processor to take away
   kernel = \"vmlinuz\"            # Linux bzImage or Multiboot 1 kernel
   boot = \"auto\"                 # optional: or \"linux\", \"multiboot\"
   cmdline = \"console=ttyS0\"     # optional
@@ -110,6 +111,19 @@ A guest.toml:
   port = \"com1\"                 # com1 to com4
   stream = \"com1\"               # optional: name of its stream
 Paths are relative to the folder of the file.";
+
+/// For `info`.
+pub const INFO: &str = "\
+--cpuid prints a line for each feature of processors: its name, where CPUID tells of it (leaf,
+register, bit), whether the host's processor has it, whether guests have it, and if not, why. A
+feature that varies follows a register of the guest's. Without VM it is told of guests from whose
+processor nothing is taken away; with VM, of that one. `cpu` in a guest.toml, and --cpu of
+`v3 create` and `v3 run`, take features away by these names: cpu = [\"-la57\"], --cpu -la57,-pcid.
+
+With --json it is a list:
+  [{\"name\": \"la57\", \"leaf\": 7, \"subleaf\": 0, \"register\": \"ecx\", \"bit\": 16, \"host\": true,
+    \"guest\": true, \"why\": \"\"}, …]
+\"guest\" is null for a feature that varies.";
 
 /// For `links`.
 pub const LINKS: &str = "\

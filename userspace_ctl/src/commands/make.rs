@@ -109,10 +109,12 @@ impl Changes {
             mem,
             cpus,
             pins,
+            cpu,
         } = self;
         let files = kernel.is_none() && initrd.is_empty() && module.is_empty();
         let line = append.is_none() && cmdline.is_none();
-        files && line && mem.is_none() && cpus.is_none() && pins.is_empty()
+        let cpus = cpus.is_none() && pins.is_empty() && cpu.is_empty();
+        files && line && mem.is_none() && cpus
     }
 
     fn apply(&self, guest: &mut Guest) -> Result<(), Failure> {
@@ -136,6 +138,9 @@ impl Changes {
         if let Some(count) = self.cpus {
             guest.vcpus = check_vcpus(count).map_err(|why| wrong("--cpus", why))?;
         }
+        self.cpu
+            .iter()
+            .for_each(|feature| guest.without.insert(*feature));
         self.pin(guest)
     }
 
@@ -224,6 +229,7 @@ mod tests {
 
     use crate::cli::{Cli, Command};
     use clap::Parser;
+    use palacios_core::features::Feature;
     use palacios_core::image::Machine;
 
     /// The changes that a command line asks for.
@@ -333,6 +339,26 @@ mod tests {
         let too_many = refused(dir.path(), "--cpus 1 --pins 4,2");
         assert_eq!(too_many.code, crate::failure::REFUSED);
         assert!(too_many.to_string().contains("which is 1\nhint: "));
+    }
+
+    #[test]
+    fn features_are_taken_away_besides_those_of_the_image() {
+        let dir = folder();
+        let without = |options: &str, expected: &[Feature]| {
+            changed(dir.path(), options, |machine| {
+                assert_eq!(machine.without.iter().collect::<Vec<_>>(), expected);
+            });
+        };
+        without("--mem 32", &[]);
+        without("--cpu -la57,-pcid", &[Feature::Pcid, Feature::La57]);
+        without("--cpu=-avx --cpu=-sse3", &[Feature::Sse3, Feature::Avx]);
+        let image = image_of(
+            Some(&dir.path().join("guest.img")),
+            false,
+            &changes("--cpu -avx"),
+        );
+        fs::write(dir.path().join("guest.img"), image.unwrap()).unwrap();
+        without("--cpu -pcid", &[Feature::Pcid, Feature::Avx]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::Outcome;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write;
-use v3_ctl::{format_bytes, Control, Error, Reason, Stat, State, VcpuReport, Version, Vm};
+use v3_ctl::{format_bytes, Control, Error, Feature, Reason, Stat, State, VcpuReport, Version, Vm};
 
 pub fn list(args: &Format) -> Outcome {
     let vms = Control::open()?.list()?;
@@ -21,9 +21,21 @@ pub fn list(args: &Format) -> Outcome {
 
 pub fn info(args: &Info) -> Outcome {
     match &args.vm {
+        Some(vm) if args.cpuid => cpuid(&Vm::find(vm)?.features()?, args.format.json),
+        None if args.cpuid => cpuid(&Control::open()?.features()?, args.format.json),
         Some(vm) => vm_info(vm, args.format.json),
         None => host_info(args.format.json),
     }
+}
+
+/// Lists features.
+fn cpuid(features: &[Feature], json: bool) -> Outcome {
+    if json {
+        print_json(&features)?;
+    } else {
+        print(&feature_table(features))?;
+    }
+    Ok(0)
 }
 
 /// What the module makes of this machine.
@@ -165,6 +177,25 @@ fn reason(vm: &v3_ctl::Info) -> String {
     }
 }
 
+fn feature_table(features: &[Feature]) -> String {
+    let head = ["FEATURE", "CPUID", "HOST", "GUEST", "WHY"].map(String::from);
+    let has = |it: bool| if it { "yes" } else { "no" };
+    let rows = features.iter().map(|f| {
+        let subleaf = match f.subleaf {
+            0 => String::new(),
+            n => format!(".{n}"),
+        };
+        [
+            f.name.clone(),
+            format!("{:#x}{subleaf}.{}.{}", f.leaf, f.register, f.bit),
+            has(f.host).into(),
+            f.guest.map_or("varies", has).into(),
+            f.why.clone(),
+        ]
+    });
+    lines(&[head].into_iter().chain(rows).collect::<Vec<_>>())
+}
+
 fn table(vms: &[v3_ctl::Info]) -> String {
     let head = ["VM", "NAME", "STATE", "VCPUS", "MEMORY", "REASON"].map(String::from);
     let rows = vms.iter().map(|vm| {
@@ -178,10 +209,14 @@ fn table(vms: &[v3_ctl::Info]) -> String {
             reason(vm),
         ]
     });
-    let rows: Vec<_> = [head].into_iter().chain(rows).collect();
-    let widths: [usize; 6] =
+    lines(&[head].into_iter().chain(rows).collect::<Vec<_>>())
+}
+
+/// A table whose columns line up.
+fn lines<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let widths: [usize; COLUMNS] =
         std::array::from_fn(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or(0));
-    let line = |row: &[String; 6]| {
+    let line = |row: &[String; COLUMNS]| {
         let cells = row
             .iter()
             .zip(widths)
@@ -293,6 +328,38 @@ mod tests {
 VM  NAME         STATE    VCPUS  MEMORY   REASON
 0   a            running  1      512 MiB
 10  longer-name  stopped  1      512 MiB  test-exit 85
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn features_are_told_with_their_reasons() {
+        let feature = |name: &str, subleaf, host, guest, why: &str| Feature {
+            name: name.into(),
+            leaf: 7,
+            subleaf,
+            register: "ecx",
+            bit: 16,
+            host,
+            guest,
+            why: why.into(),
+        };
+        let text = feature_table(&[
+            feature("la57", 0, true, Some(true), ""),
+            feature(
+                "avx_vnni",
+                1,
+                false,
+                Some(false),
+                "the host's processor does not have it",
+            ),
+            feature("ospke", 0, true, None, "as the guest sets CR4.PKE"),
+        ]);
+        let expected = "\
+FEATURE   CPUID         HOST  GUEST   WHY
+la57      0x7.ecx.16    yes   yes
+avx_vnni  0x7.1.ecx.16  no    no      the host's processor does not have it
+ospke     0x7.ecx.16    yes   varies  as the guest sets CR4.PKE
 ";
         assert_eq!(text, expected);
     }

@@ -54,6 +54,7 @@ fn everything_is_read() {
         memory = "2 GiB"
         vcpus = 3
         pins = [2, 0]
+        cpu = ["-la57", "-pcid"]
         kernel = "kernel"
         boot = "multiboot"
         cmdline = "-x"
@@ -74,6 +75,8 @@ fn everything_is_read() {
     .unwrap();
     assert_eq!(guest.name.as_deref(), Some("all"));
     assert_eq!((guest.memory_bytes, guest.vcpus), (2 << 30, 3));
+    let without: Vec<_> = guest.without.iter().map(|f| f.name()).collect();
+    assert_eq!(without, ["pcid", "la57"]);
     assert_eq!(
         (guest.pins, guest.boot),
         (vec![Some(2), Some(0)], Boot::Multiboot)
@@ -138,6 +141,19 @@ fn errors_name_the_line_and_the_way_out() {
     assert!(after(&format!("{ports}\"com2\"\nstream = \"\""))
         .starts_with("guest.toml:7: stream: use 1"));
     assert!(after("cmdline = \"a\\u0000b\"").contains("NUL"));
+    assert_eq!(
+        after("cpu = [\"-pcid\", \"-lm57\"]"),
+        "guest.toml:3: cpu: no feature is called `lm57`; is it `la57`? `v3 info --cpuid` lists all"
+    );
+    assert_eq!(
+        after("cpu = [\"avx\"]"),
+        "guest.toml:3: cpu: avx: features can only be taken away: write `-avx`"
+    );
+    assert_eq!(
+        after("cpu = [\"-svm\"]"),
+        "guest.toml:3: cpu: no guest has svm: a guest cannot run guests of its own"
+    );
+    assert!(after("cpu = [\"-osxsave\"]").contains("cannot be taken away"));
 }
 
 #[test]
