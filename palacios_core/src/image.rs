@@ -36,7 +36,7 @@ pub(crate) mod testing;
 pub mod write;
 
 pub use error::{ImageError, Name, Part};
-pub use machine::{BootKind, Machine, Module, Serial};
+pub use machine::{BootKind, Machine, Module, OnTripleFault, Serial};
 
 use crate::addr::PAGE_SIZE;
 use fdt::Tree;

@@ -10,7 +10,7 @@ use clap_complete::engine::ArgValueCandidates;
 use palacios_core::features::Feature;
 use std::path::PathBuf;
 use std::time::Duration;
-use v3_ctl::{parse_length, parse_memory, parse_seconds, ModuleFile};
+use v3_ctl::{parse_length, parse_memory, parse_seconds, ModuleFile, OnTripleFault};
 pub use values::Cpu;
 
 /// Builds guest images, and runs and watches virtual machines of v3vee.ko
@@ -203,13 +203,13 @@ pub struct Stream {
 #[derive(Args, Default)]
 #[command(next_help_heading = "Changes to the guest")]
 pub struct Changes {
-    /// A Linux bzImage or a Multiboot 1 kernel, in place of the one in FILE
+    /// A Linux bzImage, a Multiboot kernel or an ELF file with a PVH note, in place of the one in FILE
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
-    /// One more initial file system for Linux; several are joined
+    /// One more initial file system; several are joined. A kernel that is no bzImage gets them as its last module
     #[arg(long, value_name = "FILE")]
     pub initrd: Vec<PathBuf>,
-    /// One more file for a Multiboot kernel, with its command line
+    /// One more file for a kernel that is no bzImage, with its command line
     #[arg(long, value_name = "FILE[=CMDLINE]", value_hint = ValueHint::FilePath, value_parser = values::module)]
     pub module: Vec<ModuleFile>,
     /// Text to add to the kernel's command line
@@ -231,6 +231,12 @@ pub struct Changes {
     #[arg(long, value_name = "-FEATURE,…", value_delimiter = ',', allow_hyphen_values = true,
           value_parser = v3_ctl::feature_taken_away, add = ArgValueCandidates::new(complete::features))]
     pub cpu: Vec<Feature>,
+    /// What a triple fault does to the machine
+    #[arg(long, value_name = "WHAT", value_parser = values::on_triple_fault())]
+    pub on_triple_fault: Option<OnTripleFault>,
+    /// Give the machine the device of test kernels, which know it as pc-testdev
+    #[arg(long)]
+    pub test_device: bool,
 }
 
 #[derive(Args)]
@@ -313,13 +319,15 @@ mod tests {
     #[test]
     fn run_takes_an_image_a_kernel_or_both() {
         let options =
-            "--initrd a --initrd b --module m=x=1 --append -v --mem 64 --cpus 3 --pins 1,any --cpu -la57,-pcid";
+            "--initrd a --initrd b --module m=x=1 --append -v --mem 64 --cpus 3 --pins 1,any --cpu -la57,-pcid --on-triple-fault reset --test-device";
         for guest in ["g.img", "--kernel k", "g.img --kernel k", "-b g.toml"] {
             let run = run(&format!("v3 run {guest} {options}")).unwrap();
             let changes = run.changes;
             let pins = vec![Cpu(Some(1)), Cpu(None)];
             assert_eq!((changes.cpus, changes.pins), (Some(3), pins));
             assert_eq!(changes.cpu, [Feature::La57, Feature::Pcid]);
+            assert_eq!(changes.on_triple_fault, Some(OnTripleFault::Reset));
+            assert!(changes.test_device);
             assert_eq!(
                 (changes.initrd.len(), changes.append.as_deref(), changes.mem),
                 (2, Some("-v"), Some(64 << 20))
@@ -342,6 +350,7 @@ mod tests {
             "v3 run a --cpu la57",
             "v3 run a --cpu -vmx",
             "v3 run a --expect 2",
+            "v3 run a --on-triple-fault explode",
         ] {
             assert!(run(bad).is_err(), "{bad}");
         }

@@ -7,13 +7,15 @@
 //! vcpus = 2                       # Optional: 1.
 //! pins = [0, 1]                   # Optional: the host CPUs on which the first virtual CPUs stay.
 //! cpu = ["-la57"]                 # Optional: features of the host's processor that the guest's do not have.
-//! kernel = "vmlinuz"              # A Linux bzImage or a Multiboot 1 kernel.
-//! boot = "auto"                   # Optional: "linux", "multiboot", or "auto", as the kernel's header says.
+//! kernel = "vmlinuz"              # A Linux bzImage, a Multiboot kernel, or an ELF file with a PVH note.
+//! boot = "auto"                   # Optional: "linux", "multiboot", "multiboot2", "pvh", or "auto", as the kernel's header says.
 //! cmdline = "console=ttyS0"       # Optional: the kernel's command line.
-//! initrd = ["base.img", "more.img"]   # Optional: one or a list, for Linux; joined in this order.
+//! initrd = ["base.img", "more.img"]   # Optional: one or a list; joined in this order.
 //! console = "com1"                # Optional: the stream that `v3 console` attaches to; the first port's.
+//! on_triple_fault = "stop"        # Optional: or "reset".
+//! test_device = false             # Optional: whether it has the device of test kernels.
 //!
-//! [[module]]                      # Optional, any number: a file for a Multiboot kernel.
+//! [[module]]                      # Optional, any number: a file for a kernel that is no bzImage.
 //! file = "program"
 //! cmdline = "program -v"          # Optional.
 //!
@@ -25,7 +27,8 @@
 //! Paths are relative to the folder of the TOML file. Unknown keys are errors.
 
 use crate::guest::{
-    check_memory, check_vcpus, feature_taken_away, Boot, Contents, Guest, ModuleFile, SerialPort,
+    check_memory, check_vcpus, feature_taken_away, Boot, Contents, Guest, ModuleFile,
+    OnTripleFault, SerialPort,
 };
 use crate::units::parse_memory;
 use palacios_core::features::FeatureSet;
@@ -54,6 +57,10 @@ struct Written {
     cmdline: Option<Spanned<String>>,
     initrd: Option<Spanned<OneOrMany>>,
     console: Option<Spanned<String>>,
+    #[serde(default)]
+    on_triple_fault: OnTripleFault,
+    #[serde(default)]
+    test_device: bool,
     #[serde(default)]
     module: Vec<WrittenModule>,
     serial: Option<Vec<WrittenSerial>>,
@@ -145,6 +152,8 @@ impl<'a> Definition<'a> {
             initrds: self.initrds(written.initrd)?,
             modules: self.modules(written.module)?,
             console: self.console(written.console, &serials)?,
+            on_triple_fault: written.on_triple_fault,
+            test_device: written.test_device,
             serials,
         })
     }

@@ -7,7 +7,8 @@ use palacios_core::boot;
 use palacios_core::devices::GuestMemory;
 use palacios_core::features::{Feature, FeatureSet, Offer, TABLE};
 use palacios_core::image::machine::{
-    Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
+    self, Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
+    ON_TRIPLE_FAULT,
 };
 use palacios_core::image::{write, BootKind, Image};
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
@@ -31,6 +32,23 @@ pub enum Boot {
     Linux,
     /// As a Multiboot 1 kernel.
     Multiboot,
+    /// As a Multiboot 2 kernel.
+    Multiboot2,
+    /// As an ELF file with a PVH note.
+    Pvh,
+}
+
+impl Boot {
+    /// As an image says it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Linux => "linux",
+            Self::Multiboot => "multiboot",
+            Self::Multiboot2 => "multiboot2",
+            Self::Pvh => "pvh",
+        }
+    }
 }
 
 impl From<BootKind> for Boot {
@@ -39,6 +57,28 @@ impl From<BootKind> for Boot {
             BootKind::Auto => Self::Auto,
             BootKind::Linux => Self::Linux,
             BootKind::Multiboot => Self::Multiboot,
+            BootKind::Multiboot2 => Self::Multiboot2,
+            BootKind::Pvh => Self::Pvh,
+        }
+    }
+}
+
+/// What becomes of the machine when a processor shuts down, by a triple fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTripleFault {
+    /// It stops.
+    #[default]
+    Stop,
+    /// It starts anew, as a PC does.
+    Reset,
+}
+
+impl From<machine::OnTripleFault> for OnTripleFault {
+    fn from(what: machine::OnTripleFault) -> Self {
+        match what {
+            machine::OnTripleFault::Stop => Self::Stop,
+            machine::OnTripleFault::Reset => Self::Reset,
         }
     }
 }
@@ -90,7 +130,7 @@ impl Contents {
     }
 }
 
-/// A file for a Multiboot kernel.
+/// A module: a file for a kernel that is no bzImage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleFile {
     /// What is in it.
@@ -155,14 +195,18 @@ pub struct Guest {
     pub boot: Boot,
     /// The kernel's command line.
     pub cmdline: String,
-    /// Initial file systems for Linux, joined in this order.
+    /// Initial file systems, joined in this order. A kernel that is no bzImage finds them as its last module.
     pub initrds: Vec<Contents>,
-    /// Files for a Multiboot kernel.
+    /// Files for a kernel that is no bzImage.
     pub modules: Vec<ModuleFile>,
     /// Its serial ports.
     pub serials: Vec<SerialPort>,
     /// The stream of the console; the first serial port's by default.
     pub console: Option<String>,
+    /// What a triple fault does.
+    pub on_triple_fault: OnTripleFault,
+    /// It has the device of test kernels.
+    pub test_device: bool,
 }
 
 impl Guest {
@@ -182,6 +226,8 @@ impl Guest {
             modules: Vec::new(),
             serials: vec![SerialPort::com(1)],
             console: None,
+            on_triple_fault: OnTripleFault::Stop,
+            test_device: false,
         }
     }
 
@@ -217,6 +263,8 @@ impl Guest {
                 .map(|serial| SerialPort::of_image(&serial))
                 .collect(),
             console: machine.console.map(Into::into),
+            on_triple_fault: machine.on_triple_fault.into(),
+            test_device: machine.test_device,
         }
     }
 
@@ -261,8 +309,15 @@ impl Guest {
         fdt.property_u32("#address-cells", 2)?;
         fdt.property_u32("#size-cells", 2)?;
         let without: Vec<String> = self.without.iter().map(|f| f.name().into()).collect();
-        if !without.is_empty() {
-            fdt.property_string("v3vee,requires", CPU_WITHOUT)?;
+        let resets = self.on_triple_fault != OnTripleFault::Stop;
+        let required = [
+            (!without.is_empty(), CPU_WITHOUT),
+            (resets, ON_TRIPLE_FAULT),
+        ];
+        let required = required.into_iter().filter(|(needed, _)| *needed);
+        let required: Vec<String> = required.map(|(_, name)| name.into()).collect();
+        if !required.is_empty() {
+            fdt.property_string_list("v3vee,requires", required)?;
         }
         let memory = fdt.begin_node("memory@0")?;
         fdt.property_array_u64("reg", &[0, self.memory_bytes])?;
@@ -298,14 +353,12 @@ impl Guest {
     fn write_chosen(&self, fdt: &mut FdtWriter) -> vm_fdt::FdtWriterResult<()> {
         let chosen = fdt.begin_node("chosen")?;
         fdt.property_string("bootargs", &self.cmdline)?;
-        let boot = match self.boot {
-            Boot::Auto => "auto",
-            Boot::Linux => "linux",
-            Boot::Multiboot => "multiboot",
-        };
-        fdt.property_string("v3vee,boot", boot)?;
+        fdt.property_string("v3vee,boot", self.boot.name())?;
         if let Some(console) = &self.console {
             fdt.property_string("v3vee,console", console)?;
+        }
+        if self.on_triple_fault == OnTripleFault::Reset {
+            fdt.property_string("v3vee,on-triple-fault", "reset")?;
         }
         fdt.end_node(chosen)
     }
@@ -339,6 +392,11 @@ impl Guest {
             fdt.property_array_u64("reg", &[port.into(), 8])?;
             fdt.property_u32("interrupts", irq)?;
             fdt.property_string("v3vee,stream", &serial.stream)?;
+            fdt.end_node(device)?;
+        }
+        if self.test_device {
+            let device = fdt.begin_node("test-device")?;
+            fdt.property_string("compatible", "v3vee,test-device")?;
             fdt.end_node(device)?;
         }
         fdt.end_node(devices)

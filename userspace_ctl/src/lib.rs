@@ -34,7 +34,7 @@ pub use definition::{Definition, DefinitionError};
 pub use error::{Call, Error};
 pub use guest::{
     check_memory, check_vcpus, feature_taken_away, features_to_take_away, read_file, Boot,
-    BuildError, Contents, Guest, ModuleFile, SerialPort,
+    BuildError, Contents, Guest, ModuleFile, OnTripleFault, SerialPort,
 };
 pub use state::{Feature, Info, Reason, Stat, State, Stopped};
 pub use stream::Stream;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! An image that was built describes the guest that it was built of.
 
-use palacios_core::image::{BootKind, Image};
+use palacios_core::image::{self, BootKind, Image};
 use proptest::prelude::*;
 use std::path::Path;
-use v3_ctl::{Boot, BuildError, Contents, Guest, ModuleFile, SerialPort};
+use v3_ctl::{Boot, BuildError, Contents, Guest, ModuleFile, OnTripleFault, SerialPort};
 
 /// The least Multiboot 1 kernel: a header that says where the file itself goes (Multiboot 0.6.96: 3.1), and HLT.
 fn kernel() -> Vec<u8> {
@@ -55,6 +55,8 @@ proptest! {
         cmdline in "[ -~äß]{0,200}",
         initrds in blobs(),
         modules in blobs(),
+        reset in any::<bool>(),
+        test_device in any::<bool>(),
         ports in prop::sample::subsequence(vec![1u8, 2, 3, 4], 0..=4),
     ) {
         let dir = tempfile::tempdir().unwrap();
@@ -71,6 +73,8 @@ proptest! {
             initrds: files(dir.path(), "initrd", &initrds),
             modules: modules.iter().map(|(module, _)| module.clone()).collect(),
             console: ports.last().map(|port| format!("com{port}")),
+            on_triple_fault: if reset { OnTripleFault::Reset } else { OnTripleFault::Stop },
+            test_device,
             serials: ports.iter().map(|port| SerialPort::com(*port)).collect(),
             ..guest(dir.path())
         };
@@ -85,6 +89,8 @@ proptest! {
         }
         prop_assert_eq!(machine.bootargs, &guest.cmdline);
         prop_assert_eq!(machine.boot, BootKind::Auto);
+        prop_assert_eq!(machine.on_triple_fault == image::OnTripleFault::Reset, reset);
+        prop_assert_eq!(machine.test_device, test_device);
         prop_assert_eq!(machine.kernel, kernel());
         prop_assert!(machine.initrds().eq(initrds.iter().map(Vec::as_slice)));
         let read: Vec<_> = machine.modules().map(|m| (m.bootargs, m.data)).collect();

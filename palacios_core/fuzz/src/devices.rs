@@ -4,8 +4,12 @@
 #![forbid(unsafe_code)]
 
 use crate::Target;
+use palacios_core::addr::Gpa;
 use palacios_core::devices::acpi::{AcpiPm, TimerWidth};
+use palacios_core::devices::crtc::Crtc;
 use palacios_core::devices::debug::DebugPorts;
+use palacios_core::devices::hpet::Hpet;
+use palacios_core::devices::keyboard::KeyboardController;
 use palacios_core::devices::pit::Pit;
 use palacios_core::devices::reset::ResetPorts;
 use palacios_core::devices::rtc::Rtc;
@@ -35,7 +39,7 @@ fn run(data: &[u8]) {
     };
     let (steps, record) = crate::steps(rest);
     let (steps, irq) = (steps.as_slice(), IrqLine(9));
-    match which % 8 {
+    match which % 11 {
         0 => device(&mut Pit::new(irq), steps, record),
         1 => device(&mut Rtc::new(irq, 1 << 30, 0), steps, record),
         2 => device(&mut AcpiPm::new(irq, TimerWidth::Bits24), steps, record),
@@ -47,7 +51,10 @@ fn run(data: &[u8]) {
         ),
         5 => pic(steps, record),
         6 => ioapic(steps, record),
-        _ => lapic(steps, record),
+        7 => lapic(steps, record),
+        8 => device(&mut Crtc::new(), steps, record),
+        9 => device(&mut KeyboardController::new(), steps, record),
+        _ => device(&mut Hpet::new(), steps, record),
     }
 }
 
@@ -63,14 +70,9 @@ fn device(device: &mut dyn Device, steps: &[Step], record: &[u8]) {
     let machine = TestMachine::new();
     machine.wall_at_zero_ns.set(1_700_000_000_000_000_000);
     for step in steps {
-        let cx = machine.cx();
-        let io = device.port_io().unwrap();
-        let ranges = io.ports();
-        let range = &ranges[usize::from(step[3]) % ranges.len()];
-        let port = range.start + u16::from(step[1]) % range.len() as u16;
         match step[0] % 5 {
-            0 => _ = io.port_read(&cx, port, size(step)),
-            1 | 2 => io.port_write(&cx, port, size(step), value(step)),
+            0 => access(&machine, device, step, false),
+            1 | 2 => access(&machine, device, step, true),
             3 => {
                 machine.advance_ns(u64::from(value(step)) << (step[1] & 31));
                 tick(&machine, device);
@@ -83,6 +85,31 @@ fn device(device: &mut dyn Device, steps: &[Step], record: &[u8]) {
     }
     assert_survives(record, device);
     tick(&machine, device);
+}
+
+/// Reads or writes one of the device's ports, or of its addresses if it has no ports.
+fn access(machine: &TestMachine, device: &mut dyn Device, step: &Step, write: bool) {
+    let (cx, size) = (machine.cx(), size(step));
+    if let Some(io) = device.port_io() {
+        let ranges = io.ports();
+        let range = &ranges[usize::from(step[3]) % ranges.len()];
+        let port = range.start + u16::from(step[1]) % range.len() as u16;
+        match write {
+            true => io.port_write(&cx, port, size, value(step)),
+            false => _ = io.port_read(&cx, port, size),
+        }
+    } else if let Some(io) = device.mmio() {
+        let size = size << (step[2] >> 2 & 1);
+        let range = io.ranges()[0].clone();
+        let offset = u64::from(step[3] & 1) << 8 | u64::from(step[1]);
+        let at = Gpa(range.start + offset % (range.end - range.start - u64::from(size)));
+        // The low byte of a comparator in a high place, too.
+        let value = u64::from(value(step)) << (step[2] & 0x30);
+        match write {
+            true => io.mmio_write(&cx, at, size, value),
+            false => _ = io.mmio_read(&cx, at, size),
+        }
+    }
 }
 
 fn tick(machine: &TestMachine, device: &mut dyn Device) {

@@ -23,12 +23,15 @@ fn run(data: &[u8]) {
     let Some((mode, rest)) = data.split_first() else {
         return;
     };
-    match mode % 5 {
+    match mode % 8 {
         0 => start(rest),
         1 => start_parts(rest, b"kernel"),
         2 => start_parts(&edited(tree(), rest), b"kernel"),
         3 => start_parts(&tree(), &edited(bzimage(), rest)),
-        _ => start_parts(&tree(), &edited(elf(), rest)),
+        4 => start_parts(&tree(), &edited(elf(), rest)),
+        5 => start_parts(&tree(), &edited(old_bzimage(), rest)),
+        6 => start_parts(&tree(), &edited(multiboot2(), rest)),
+        _ => start_parts(&tree(), &edited(pvh(), rest)),
     }
 }
 
@@ -115,6 +118,7 @@ pub fn bzimage() -> Vec<u8> {
     let mut file = vec![0; 2048];
     put(&mut file, 0x1f1, &[1]);
     put(&mut file, 0x1fe, b"\x55\xaa\xeb\x6aHdrS\x0f\x02");
+    put(&mut file, 0x211, &[1]);
     put(&mut file, 0x22c, &0x7fff_ffffu32.to_le_bytes());
     put(&mut file, 0x234, &[1, 21, 3, 0, 0xff, 7]);
     put(&mut file, 0x258, &(16u64 << 20).to_le_bytes());
@@ -122,29 +126,59 @@ pub fn bzimage() -> Vec<u8> {
     file
 }
 
-/// A Multiboot kernel of two segments at 1 MiB.
-pub fn elf() -> Vec<u8> {
+/// The same kernel with a 32-bit entry point and a protocol of its time.
+pub fn old_bzimage() -> Vec<u8> {
+    let mut file = bzimage();
+    put(&mut file, 0x206, &[5, 2]);
+    put(&mut file, 0x214, &0x10_0000u32.to_le_bytes());
+    put(&mut file, 0x236, &[0, 0]);
+    file
+}
+
+/// An ELF file of two segments at 1 MiB, and of what `data` puts at the beginning of the first one.
+fn two_segments(kinds: [u32; 2], data: &[u8]) -> Vec<u8> {
     let mut file = vec![0; 1024];
     put(&mut file, 0, b"\x7fELF\x01\x01\x01");
     put(&mut file, 16, &[2, 0, 3, 0]);
     put(&mut file, 24, &0x10_0010u32.to_le_bytes());
     put(&mut file, 28, &[52]);
     put(&mut file, 42, &[32, 0, 2, 0]);
-    for (at, [offset, start, bytes]) in
-        [(52, [512u32, 0x10_0000, 256]), (84, [768, 0x10_2000, 128])]
-    {
-        for (index, field) in [1, offset, start, start, bytes, bytes * 4]
+    let segments = [(52, [512u32, 0x10_0000, 256]), (84, [768, 0x10_2000, 128])];
+    for (kind, (at, [offset, start, bytes])) in kinds.into_iter().zip(segments) {
+        for (index, field) in [kind, offset, start, start, bytes, bytes * 4]
             .into_iter()
             .enumerate()
         {
             put(&mut file, at + 4 * index, &field.to_le_bytes());
         }
     }
-    put(&mut file, 512, &0x1bad_b002u32.to_le_bytes());
-    put(
-        &mut file,
-        520,
-        &0u32.wrapping_sub(0x1bad_b002).to_le_bytes(),
-    );
+    put(&mut file, 512, data);
+    file
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+/// A Multiboot kernel.
+pub fn elf() -> Vec<u8> {
+    let magic = 0x1bad_b002u32;
+    two_segments([1, 1], &words(&[magic, 0, magic.wrapping_neg()]))
+}
+
+/// A Multiboot 2 kernel that asks for a tag, an entry point and aligned modules.
+pub fn multiboot2() -> Vec<u8> {
+    let (magic, bytes) = (0xe852_50d6u32, 16 + 16 + 16 + 8 + 8);
+    let head = [magic, 0, bytes, magic.wrapping_add(bytes).wrapping_neg()];
+    let tags = [1, 12, 6, 0, 3, 12, 0x10_0020, 0, 6, 8, 0, 8];
+    two_segments([1, 1], &words(&[&head[..], &tags].concat()))
+}
+
+/// A kernel with a PVH note.
+pub fn pvh() -> Vec<u8> {
+    const NOTE: u32 = 4;
+    let xen = u32::from_le_bytes(*b"Xen\0");
+    let mut file = two_segments([1, NOTE], &[0x90; 64]);
+    put(&mut file, 768, &words(&[4, 4, 18, xen, 0x10_0010]));
     file
 }

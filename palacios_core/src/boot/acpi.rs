@@ -11,7 +11,7 @@ use crate::devices::acpi::{
     PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, S5_SLEEP_TYPE, SCI_IRQ,
 };
 use crate::devices::reset::{RESET_PORT, RESET_VALUE};
-use crate::devices::GuestMemory;
+use crate::devices::{hpet, GuestMemory};
 use crate::image::{Machine, Serial};
 
 /// The input of the I/O APIC to which the PIT's line 0 goes.
@@ -19,6 +19,8 @@ pub(super) const TIMER_GSI: u32 = 2;
 /// Room for the largest table, the MADT of 64 processors.
 const TABLE_BYTES: usize = 640;
 const HEADER_BYTES: usize = 36;
+/// The length of the root pointer.
+pub(super) const RSDP_BYTES: usize = 36;
 
 /// A table while it is made.
 struct Table {
@@ -122,12 +124,14 @@ fn place(to: &mut Writer<'_>, table: &[u8]) -> Result<u64, BootError> {
     Ok(to.bytes(table)?.0)
 }
 
-/// Writes all tables; the RSDP is at [`ACPI_TABLES`].
-pub(super) fn write(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<(), BootError> {
-    const RSDP_BYTES: u64 = 36;
+/// Writes all tables; gives the root pointer, which is at [`ACPI_TABLES`].
+pub(super) fn write(
+    machine: &Machine<'_>,
+    memory: &dyn GuestMemory,
+) -> Result<[u8; RSDP_BYTES], BootError> {
     let mut to = Writer {
         memory,
-        at: Gpa(ACPI_TABLES.saturating_add(RSDP_BYTES)),
+        at: Gpa(ACPI_TABLES.saturating_add(RSDP_BYTES as u64)),
     };
     let facs = place(&mut to, &facs())?;
     let dsdt = dsdt(machine).write(&mut to)?;
@@ -135,19 +139,21 @@ pub(super) fn write(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<(
     let madt = madt(machine.vcpus).write(&mut to)?;
     let mut rsdt = Table::new(b"RSDT", 1);
     let mut xsdt = Table::new(b"XSDT", 1);
-    for table in [fadt, madt] {
+    let hpet = hpet().write(&mut to)?;
+    for table in [fadt, madt, hpet] {
         rsdt.u32(table as u32);
         xsdt.u64(table);
     }
     let rsdt = rsdt.write(&mut to)?;
     let xsdt = xsdt.write(&mut to)?;
-    memory.write(Gpa(ACPI_TABLES), &rsdp(rsdt, xsdt))?;
-    Ok(())
+    let rsdp = rsdp(rsdt, xsdt);
+    memory.write(Gpa(ACPI_TABLES), &rsdp)?;
+    Ok(rsdp)
 }
 
 /// The root pointer (5.2.5.3).
-fn rsdp(rsdt: u64, xsdt: u64) -> [u8; 36] {
-    let mut rsdp = [0; 36];
+fn rsdp(rsdt: u64, xsdt: u64) -> [u8; RSDP_BYTES] {
+    let mut rsdp = [0; RSDP_BYTES];
     let mut at = 0usize;
     let mut put = |data: &[u8]| {
         let end = at.saturating_add(data.len());
@@ -158,7 +164,7 @@ fn rsdp(rsdt: u64, xsdt: u64) -> [u8; 36] {
     };
     put(b"RSD PTR \0V3VEE \x02");
     put(&(rsdt as u32).to_le_bytes());
-    put(&36u32.to_le_bytes());
+    put(&(RSDP_BYTES as u32).to_le_bytes());
     put(&xsdt.to_le_bytes());
     // The first checksum is over the fields of ACPI 1.0.
     rsdp[8] = checksum(&rsdp[..20]);
@@ -260,6 +266,21 @@ fn madt(vcpus: u32) -> Table {
 }
 
 const _: () = assert!(crate::image::machine::MAX_VCPUS < 255);
+
+/// The high-precision event timer (IA-PC HPET 1.0a: 3.2.4).
+fn hpet() -> Table {
+    const MEMORY: u8 = 0;
+    /// Periodic timers closer than this may lose interrupts.
+    const MIN_PERIOD_TICKS: u16 = hpet::MIN_SPACING_TICKS as u16;
+    let mut t = Table::new(b"HPET", 1);
+    t.u32(hpet::CAPABILITIES as u32);
+    t.put(&[MEMORY, 64, 0, 0]);
+    t.u64(hpet::BASE_GPA);
+    t.put(&[0]); // The first one.
+    t.u16(MIN_PERIOD_TICKS);
+    t.put(&[0]); // Other registers may share its page.
+    t
+}
 
 /// The names of the serial ports, by their place.
 fn serial_name(serial: &Serial<'_>) -> (&'static [u8; 4], u8) {

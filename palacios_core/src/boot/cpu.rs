@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The states in which boot protocols have a CPU enter a kernel.
 
-use super::Writer;
+use super::{layout, Writer};
 use crate::addr::{Gpa, NotRam};
 use crate::devices::GuestMemory;
 use crate::state::{cr0, cr4, efer, CpuState, Seg, Segment, SegmentAttributes as A, TableRegister};
@@ -70,7 +70,8 @@ pub(super) fn entry_state(mode: Mode, rip: u64, gdt: Gpa) -> CpuState {
         base: gdt.0,
         limit: GDT_BYTES as u16 - 1,
     };
-    state.idtr.limit = 0;
+    // A kernel that goes back to real mode finds the interrupt vector table.
+    state.idtr.limit = layout::VECTOR_TABLE_BYTES as u16 - 1;
     state.control.cr0 = cr0::PE | cr0::ET | cr0::NE;
     if let Mode::Long { cr3 } = mode {
         state.control.cr0 |= cr0::PG;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a loader needs of ELF files: the segments, 32- and 64-bit, bounds-checked.
+//! What a loader needs of ELF files, 32- and 64-bit, bounds-checked: the segments, and the notes.
 
-use super::{le16, le32, le64, BootError};
+use super::{align_up, le16, le32, le64, BootError};
 
 /// A piece of a kernel: bytes of its file and the zeros after them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,30 @@ pub(super) struct Elf<'a> {
     count: u16,
 }
 
+/// An entry of the table of program headers.
+struct ProgramHeader {
+    kind: u32,
+    offset: u64,
+    virtual_start: u64,
+    start: u64,
+    file_bytes: u64,
+    bytes: u64,
+    alignment: u64,
+}
+
+/// A note: some words under a number that its owner knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Note<'a> {
+    /// Who gave the number; with a zero at the end.
+    pub owner: &'a [u8],
+    pub kind: u32,
+    pub data: &'a [u8],
+}
+
 const PT_LOAD: u32 = 1;
+const PT_NOTE: u32 = 4;
+/// So many program headers with notes are looked at, and so many notes of each: a hostile file shall not take forever.
+const MOST_NOTES: usize = 256;
 const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 
@@ -88,10 +111,34 @@ impl<'a> Elf<'a> {
     /// The segments to load.
     pub fn segments(&self) -> impl Iterator<Item = Result<Segment<'a>, BootError>> {
         let elf = *self;
-        (0..elf.count).filter_map(move |index| elf.segment(index).transpose())
+        let headers = elf.headers(PT_LOAD);
+        headers.filter_map(move |header| header.and_then(|header| elf.segment(&header)).transpose())
     }
 
-    fn segment(&self, index: u16) -> Result<Option<Segment<'a>>, BootError> {
+    /// The notes; what is malformed of them is left out.
+    pub fn notes(&self) -> impl Iterator<Item = Note<'a>> {
+        let file = self.file;
+        let headers = self.headers(PT_NOTE).filter_map(Result::ok);
+        headers.take(MOST_NOTES).flat_map(move |header| {
+            let notes = slice(file, header.offset, header.file_bytes).unwrap_or(&[]);
+            let alignment = if header.alignment == 8 { 8 } else { 4 };
+            let mut at = 0;
+            let next = core::iter::from_fn(move || Note::read(notes, &mut at, alignment));
+            next.take(MOST_NOTES)
+        })
+    }
+
+    /// The program headers of one kind.
+    fn headers(
+        &self,
+        kind: u32,
+    ) -> impl Iterator<Item = Result<ProgramHeader, BootError>> + use<'a> {
+        let elf = *self;
+        let all = (0..elf.count).map(move |index| elf.header(index));
+        all.filter(move |header| !matches!(header, Ok(header) if header.kind != kind))
+    }
+
+    fn header(&self, index: u16) -> Result<ProgramHeader, BootError> {
         let file = self.file;
         // Two 16-bit numbers: no overflow.
         let at = self
@@ -105,34 +152,55 @@ impl<'a> Elf<'a> {
             }
         };
         let read = || {
-            Some((
-                le32(file, at)?,
-                field(4, 8)?,
-                field(8, 16)?,
-                field(12, 24)?,
-                field(16, 32)?,
-                field(20, 40)?,
-            ))
+            Some(ProgramHeader {
+                kind: le32(file, at)?,
+                offset: field(4, 8)?,
+                virtual_start: field(8, 16)?,
+                start: field(12, 24)?,
+                file_bytes: field(16, 32)?,
+                bytes: field(20, 40)?,
+                alignment: field(28, 48)?,
+            })
         };
-        let (kind, offset, virtual_start, start, file_bytes, bytes) =
-            read().ok_or(BootError::Truncated {
-                need: at.saturating_add(self.entry_bytes.into()),
-                have: file.len() as u64,
-            })?;
-        if kind != PT_LOAD || bytes == 0 {
+        read().ok_or(BootError::Truncated {
+            need: at.saturating_add(self.entry_bytes.into()),
+            have: file.len() as u64,
+        })
+    }
+
+    fn segment(&self, header: &ProgramHeader) -> Result<Option<Segment<'a>>, BootError> {
+        if header.bytes == 0 {
             return Ok(None);
         }
-        if file_bytes > bytes {
+        if header.file_bytes > header.bytes {
             return Err(BootError::BadKernel(
                 "a segment is longer in its file than in memory",
             ));
         }
         Ok(Some(Segment {
-            data: slice(file, offset, file_bytes)?,
-            start,
-            bytes,
-            virtual_start,
+            data: slice(self.file, header.offset, header.file_bytes)?,
+            start: header.start,
+            bytes: header.bytes,
+            virtual_start: header.virtual_start,
         }))
+    }
+}
+
+impl<'a> Note<'a> {
+    /// The note at `at`, which moves to the next one.
+    fn read(notes: &'a [u8], at: &mut u64, alignment: u64) -> Option<Self> {
+        let owner_bytes = u64::from(le32(notes, *at)?);
+        let data_bytes = u64::from(le32(notes, at.checked_add(4)?)?);
+        let kind = le32(notes, at.checked_add(8)?)?;
+        let owner_at = at.checked_add(12)?;
+        let data_at = align_up(owner_at.checked_add(owner_bytes)?, alignment);
+        let note = Note {
+            owner: slice(notes, owner_at, owner_bytes).ok()?,
+            kind,
+            data: slice(notes, data_at, data_bytes).ok()?,
+        };
+        *at = align_up(data_at.checked_add(data_bytes)?, alignment);
+        Some(note)
     }
 }
 

@@ -7,7 +7,7 @@ use core::fmt;
 /// Why a kernel could not be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BootError {
-    /// The kernel is neither a bzImage nor has a Multiboot header.
+    /// The kernel speaks no boot protocol that this loader knows.
     UnknownKernel {
         /// A guess at what it is.
         looks_like: &'static str,
@@ -22,13 +22,23 @@ pub enum BootError {
         /// A guess at what it is.
         looks_like: &'static str,
     },
-    /// The Linux kernel speaks a boot protocol before 2.12, which came with Linux 3.8.
+    /// The kernel was said to be a Multiboot 2 kernel.
+    NotMultiboot2 {
+        /// A guess at what it is.
+        looks_like: &'static str,
+    },
+    /// The kernel was said to be an ELF file with a PVH note.
+    NotPvh {
+        /// A guess at what it is.
+        looks_like: &'static str,
+    },
+    /// The Linux kernel speaks a boot protocol before 2.02, which came with Linux 2.4.
     OldProtocol {
         /// The protocol's version: major in the high byte, minor in the low.
         version: u16,
     },
-    /// The Linux kernel has no 64-bit entry point.
-    Not64Bit,
+    /// The Linux kernel is one that is loaded below 1 MiB.
+    ZImage,
     /// The kernel's file ends too early.
     Truncated {
         /// Bytes that it should have at least.
@@ -40,6 +50,9 @@ pub enum BootError {
     BadKernel(&'static str),
     /// The Multiboot kernel requires features that a loader must refuse if it does not know them.
     UnknownFlags(u32),
+    /// The Multiboot 2 kernel requires, or requires to be told, what a tag of this number stands for, which this loader does not
+    /// know.
+    UnknownTag(u32),
     /// The Multiboot kernel requires a video mode.
     NeedsDisplay,
     /// The machine has too little memory for kernel and files.
@@ -78,15 +91,18 @@ impl From<NotRam> for BootError {
 impl fmt::Display for BootError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownKernel { looks_like } => write!(f, "the kernel is neither a Linux bzImage nor a Multiboot 1 kernel: {looks_like}"),
+            Self::UnknownKernel { looks_like } => write!(f, "the kernel is neither a Linux bzImage nor a Multiboot kernel, nor an ELF file with a PVH note: {looks_like}"),
             Self::NotBzImage { looks_like } => write!(f, "the kernel is not a Linux bzImage: {looks_like}"),
             Self::NotMultiboot { looks_like } => write!(f, "the kernel has no Multiboot 1 header in its first 8192 bytes: {looks_like}"),
-            Self::OldProtocol { version } => write!(f, "the Linux kernel speaks boot protocol {}.{:02}; 2.12 (Linux 3.8) or later is needed", version >> 8, version & 0xff),
-            Self::Not64Bit => f.write_str("the Linux kernel is a 32-bit one (it has no 64-bit entry point); use one built for x86-64"),
+            Self::NotMultiboot2 { looks_like } => write!(f, "the kernel has no Multiboot 2 header in its first 32768 bytes: {looks_like}"),
+            Self::NotPvh { looks_like } => write!(f, "the kernel is no ELF file with a PVH note (XEN_ELFNOTE_PHYS32_ENTRY): {looks_like}"),
+            Self::OldProtocol { version } => write!(f, "the Linux kernel speaks boot protocol {}.{:02}; 2.02 (Linux 2.4) or later is needed", version >> 8, version & 0xff),
+            Self::ZImage => f.write_str("the Linux kernel is a zImage, which is loaded below 1 MiB; build it as a bzImage"),
             Self::Truncated { need, have } => write!(f, "the kernel's file is cut off: it has {have} bytes and needs {need}; copy it again"),
             Self::BadKernel(why) => write!(f, "the kernel is malformed: {why}"),
             Self::UnknownFlags(flags) => write!(f, "the Multiboot kernel requires features {flags:#x}, which this loader does not know"),
-            Self::NeedsDisplay => f.write_str("the Multiboot kernel requires a video mode (flag 2 of its header), and the machine has no display; build it for a serial port"),
+            Self::UnknownTag(tag) => write!(f, "the Multiboot 2 kernel requires what tag {tag} stands for, which this loader does not know; mark it as optional in the kernel's header"),
+            Self::NeedsDisplay => f.write_str("the Multiboot kernel requires a video mode (in its header), and the machine has no display; build it for a serial port"),
             Self::NeedsMemory { need, have } => write!(f, "the machine has {} MiB of memory; its kernel and files need {} MiB or more", have >> 20, need.div_ceil(1 << 20)),
             Self::FilesTooBig { bytes, room } => write!(f, "the kernel's files have {bytes} bytes; there is room for {room} where the kernel can reach them"),
             Self::CommandLineTooLong { bytes, limit } => write!(f, "the command line has {bytes} bytes; the kernel takes {limit}"),
@@ -105,14 +121,13 @@ pub(super) fn looks_like(kernel: &[u8]) -> &'static str {
             .get(offset..)
             .is_some_and(|rest| rest.starts_with(magic))
     };
-    if super::linux::is_bzimage(kernel) {
-        "it is a Linux bzImage"
-    } else if super::multiboot::has_header(kernel) {
-        "it is a Multiboot 1 kernel"
+    let mut protocols = super::PROTOCOLS.iter();
+    if let Some(protocol) = protocols.find(|protocol| (protocol.recognises)(kernel)) {
+        protocol.name
     } else if kernel.is_empty() {
         "it is empty"
     } else if at(0, b"\x7fELF") {
-        "it is an ELF file without a Multiboot 1 header; of Linux, take the bzImage (vmlinuz), not vmlinux"
+        "it is an ELF file without a Multiboot header and without a PVH note; of Linux, take the bzImage (vmlinuz), or build vmlinux with CONFIG_PVH"
     } else if at(0, b"\x1f\x8b")
         || at(0, b"BZh")
         || at(0, b"\xfd7zXZ")

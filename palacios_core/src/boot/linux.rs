@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Linux bzImages by the 64-bit boot protocol (Linux: Documentation/arch/x86/boot.rst).
+//! Linux bzImages (Linux: Documentation/arch/x86/boot.rst). A kernel with a 64-bit entry point is entered there, an older or
+//! a 32-bit one by the 32-bit boot protocol.
 
 use super::cpu::{self, Mode};
 use super::layout::{self, ACPI_TABLES, EBDA, HIGH_MEMORY};
-use super::{align_up, error, le16, le32, le64, write_zeros, BootError, Writer};
+use super::{error, initrd, le16, le32, le64, write_zeros, BootError, Tables, Writer};
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::devices::GuestMemory;
 use crate::image::Machine;
@@ -24,10 +25,13 @@ mod field {
     pub const MAGIC: u64 = 0x202;
     pub const VERSION: u64 = 0x206;
     pub const TYPE_OF_LOADER: u64 = 0x210;
+    pub const LOADFLAGS: u64 = 0x211;
+    pub const CODE32_START: u64 = 0x214;
     pub const RAMDISK_IMAGE: u64 = 0x218;
     pub const RAMDISK_SIZE: u64 = 0x21c;
     pub const CMD_LINE_PTR: u64 = 0x228;
     pub const INITRD_ADDR_MAX: u64 = 0x22c;
+    pub const RELOCATABLE_KERNEL: u64 = 0x234;
     pub const XLOADFLAGS: u64 = 0x236;
     pub const CMDLINE_SIZE: u64 = 0x238;
     pub const PREF_ADDRESS: u64 = 0x258;
@@ -35,15 +39,33 @@ mod field {
     /// The end of the room for the header in the zero page.
     pub const HEADER_MAX_END: u64 = 0x290;
     // In the zero page only.
+    pub const EXT_MEM_K: u64 = 0x002;
     pub const ACPI_RSDP_ADDR: u64 = 0x070;
+    pub const ALT_MEM_K: u64 = 0x1e0;
     pub const E820_ENTRIES: u64 = 0x1e8;
     pub const E820_TABLE: u64 = 0x2d0;
+}
+
+/// Versions of the boot protocol, and what came with them.
+mod version {
+    /// A command line anywhere, and an entry point that is told where the zero page lies: Linux 2.4.
+    pub const ZERO_PAGE: u16 = 0x0202;
+    pub const INITRD_ADDR_MAX: u16 = 0x0203;
+    /// A `syssize` of 32 bits.
+    pub const SYSSIZE: u16 = 0x0204;
+    pub const CMDLINE_SIZE: u16 = 0x0206;
+    pub const PREF_ADDRESS: u16 = 0x020a;
+    pub const XLOADFLAGS: u16 = 0x020c;
 }
 
 /// The 64-bit entry point, from the beginning of the kernel in memory.
 const ENTRY_64: u64 = 0x200;
 /// In `xloadflags`: there is one.
 const XLF_KERNEL_64: u16 = 1;
+/// In `loadflags`: the kernel is loaded at 1 MiB, and not below.
+const LOADED_HIGH: u8 = 1;
+/// A unit of `syssize`.
+const PARAGRAPH_BYTES: u64 = 16;
 /// Boot loaders without a number of their own.
 const LOADER_UNKNOWN: u8 = 0xff;
 const VID_MODE_NORMAL: u16 = 0xffff;
@@ -62,12 +84,20 @@ struct Kernel<'a> {
     payload: &'a [u8],
     /// Where it goes.
     load: u64,
-    /// The end of the memory it needs there.
+    /// The end of the memory it needs.
     end: u64,
+    entry: Entry,
     /// The end of the memory in which it finds an initrd.
     initrd_end: u64,
     /// The longest command line, without its zero.
     max_command_line: u64,
+}
+
+/// Where a kernel is entered.
+#[derive(Clone, Copy)]
+struct Entry {
+    mode: Mode,
+    rip: u64,
 }
 
 impl<'a> Kernel<'a> {
@@ -77,68 +107,158 @@ impl<'a> Kernel<'a> {
                 looks_like: error::looks_like(file),
             });
         }
-        let have = file.len() as u64;
-        let cut_off = BootError::Truncated {
-            need: field::HEADER_MAX_END,
-            have,
-        };
-        let version = le16(file, field::VERSION).ok_or(cut_off)?;
-        if version < 0x020c {
-            return Err(BootError::OldProtocol { version });
+        let fields = Fields::of(file)?;
+        if fields.version < version::ZERO_PAGE {
+            return Err(BootError::OldProtocol {
+                version: fields.version,
+            });
         }
-        if le16(file, field::XLOADFLAGS).ok_or(cut_off)? & XLF_KERNEL_64 == 0 {
-            return Err(BootError::Not64Bit);
+        if fields.u8(field::LOADFLAGS)? & LOADED_HIGH == 0 {
+            return Err(BootError::ZImage);
         }
-        let (header, payload) = split(file)?;
-        let load = le64(file, field::PREF_ADDRESS).ok_or(cut_off)?;
-        let init_size = u64::from(le32(file, field::INIT_SIZE).ok_or(cut_off)?);
-        let end = load.checked_add(init_size.max(payload.len() as u64));
-        let end =
-            end.filter(|end| load >= HIGH_MEMORY && load % PAGE_SIZE == 0 && *end <= LOW_RAM_END);
-        let initrd_last = le32(file, field::INITRD_ADDR_MAX).ok_or(cut_off)?;
+        let (header, payload) = fields.split()?;
+        let initrd_last = fields.since(version::INITRD_ADDR_MAX, field::INITRD_ADDR_MAX)?;
+        let command_line = fields.since(version::CMDLINE_SIZE, field::CMDLINE_SIZE)?;
+        let load = fields.load_address()?;
         Ok(Kernel {
             header,
             payload,
             load,
-            end: end.ok_or(BootError::BadKernel(
-                "it does not want to be between 1 MiB and 3 GiB",
-            ))?,
-            initrd_end: u64::from(initrd_last).saturating_add(1),
-            max_command_line: le32(file, field::CMDLINE_SIZE).ok_or(cut_off)?.into(),
+            end: fields.end(load, payload.len() as u64)?,
+            entry: fields.entry(load)?,
+            initrd_end: u64::from(initrd_last.unwrap_or(0x37ff_ffff)).saturating_add(1),
+            max_command_line: command_line.unwrap_or(255).into(),
         })
     }
 }
 
-/// The setup header and the part that goes to memory.
-fn split(file: &[u8]) -> Result<(&[u8], &[u8]), BootError> {
-    let have = file.len() as u64;
-    // Zero means four, for the oldest kernels; the boot sector itself is not counted.
-    let sectors = match byte(file, field::SETUP_SECTS) {
-        0 => 4,
-        n => u64::from(n),
-    };
-    // The header's length is the offset of the jump over it (boot.rst: "Details of Header Fields").
-    let header_end = u64::from(byte(file, field::JUMP + 1))
-        .saturating_add(field::MAGIC)
-        .min(field::HEADER_MAX_END);
-    let payload_at = sectors.saturating_add(1).saturating_mul(512);
-    let paragraphs = u64::from(le32(file, field::SYSSIZE).unwrap_or(0));
-    let need = payload_at.saturating_add(paragraphs.saturating_mul(16));
-    let cut_off = BootError::Truncated { need, have };
-    if need > have {
-        return Err(cut_off);
+/// Reads the setup header of a file.
+struct Fields<'a> {
+    file: &'a [u8],
+    version: u16,
+}
+
+impl<'a> Fields<'a> {
+    fn of(file: &'a [u8]) -> Result<Self, BootError> {
+        let version = le16(file, field::VERSION).ok_or(cut_off(file))?;
+        Ok(Self { file, version })
     }
-    let header = file.get(field::SETUP_SECTS as usize..header_end as usize);
-    let payload = file.get(payload_at as usize..);
-    Ok((header.ok_or(cut_off)?, payload.ok_or(cut_off)?))
+    fn u8(&self, at: u64) -> Result<u8, BootError> {
+        let byte = self.file.get(at as usize).copied();
+        byte.ok_or(cut_off(self.file))
+    }
+    fn u32(&self, at: u64) -> Result<u32, BootError> {
+        le32(self.file, at).ok_or(cut_off(self.file))
+    }
+    /// A field that came with a version of the protocol, if this is as new.
+    fn since(&self, version: u16, at: u64) -> Result<Option<u32>, BootError> {
+        (self.version >= version).then(|| self.u32(at)).transpose()
+    }
+    /// The address that the kernel prefers, since there is one; zero is none.
+    fn preferred_address(&self) -> Result<Option<u64>, BootError> {
+        if self.version < version::PREF_ADDRESS {
+            return Ok(None);
+        }
+        let address = le64(self.file, field::PREF_ADDRESS).ok_or(cut_off(self.file))?;
+        Ok((address != 0).then_some(address))
+    }
+
+    /// Where the kernel is loaded: a kernel that cannot be moved begins at 1 MiB, whatever it does from there.
+    fn load_address(&self) -> Result<u64, BootError> {
+        let preferred = self.preferred_address()?;
+        let movable = preferred.is_some() && self.u8(field::RELOCATABLE_KERNEL)? != 0;
+        let load = preferred.filter(|_| movable).unwrap_or(HIGH_MEMORY);
+        if load < HIGH_MEMORY || load % PAGE_SIZE != 0 {
+            return Err(BootError::BadKernel(OUT_OF_RANGE));
+        }
+        Ok(load)
+    }
+
+    /// The end of the memory that a kernel of so many bytes needs, which is loaded at `load`. From there it moves itself to
+    /// the address that it prefers, where it needs `init_size` bytes.
+    fn end(&self, load: u64, bytes: u64) -> Result<u64, BootError> {
+        let at = self.preferred_address()?.unwrap_or(load);
+        let init_size = self.since(version::PREF_ADDRESS, field::INIT_SIZE)?;
+        let ends = [
+            load.checked_add(bytes),
+            at.checked_add(init_size.unwrap_or(0).into()),
+        ];
+        let [Some(loaded), Some(running)] = ends else {
+            return Err(BootError::BadKernel(OUT_OF_RANGE));
+        };
+        let end = loaded.max(running);
+        let fits = end <= LOW_RAM_END;
+        fits.then_some(end)
+            .ok_or(BootError::BadKernel(OUT_OF_RANGE))
+    }
+
+    fn entry(&self, load: u64) -> Result<Entry, BootError> {
+        let flags = match self.version >= version::XLOADFLAGS {
+            true => le16(self.file, field::XLOADFLAGS).ok_or(cut_off(self.file))?,
+            false => 0,
+        };
+        if flags & XLF_KERNEL_64 != 0 {
+            return Ok(Entry {
+                mode: Mode::Long { cr3: PAGE_TABLES.0 },
+                rip: load.saturating_add(ENTRY_64),
+            });
+        }
+        // It is given for a kernel at 1 MiB, and moves with the kernel. Zero is none.
+        let named = match self.u32(field::CODE32_START)? {
+            0 => HIGH_MEMORY,
+            named => named.into(),
+        };
+        let offset = named.checked_sub(HIGH_MEMORY).ok_or(BootError::BadKernel(
+            "its 32-bit entry point (code32_start) lies below 1 MiB",
+        ))?;
+        Ok(Entry {
+            mode: Mode::Protected,
+            rip: load.saturating_add(offset),
+        })
+    }
+
+    /// The setup header and the part that goes to memory.
+    fn split(&self) -> Result<(&'a [u8], &'a [u8]), BootError> {
+        let (file, have) = (self.file, self.file.len() as u64);
+        // Zero means four, for the oldest kernels; the boot sector itself is not counted.
+        let sectors = match self.u8(field::SETUP_SECTS)? {
+            0 => 4,
+            n => u64::from(n),
+        };
+        // The header's length is the offset of the jump over it (boot.rst: "Details of Header Fields").
+        let header_end = u64::from(self.u8(field::JUMP + 1)?)
+            .saturating_add(field::MAGIC)
+            .min(field::HEADER_MAX_END);
+        let payload_at = sectors.saturating_add(1).saturating_mul(512);
+        let paragraphs = self.since(version::SYSSIZE, field::SYSSIZE)?.unwrap_or(1);
+        let code_bytes = u64::from(paragraphs).saturating_mul(PARAGRAPH_BYTES);
+        let need = payload_at.saturating_add(code_bytes);
+        // A file may end within its last paragraph.
+        if need.saturating_sub(have) >= PARAGRAPH_BYTES {
+            return Err(BootError::Truncated { need, have });
+        }
+        let header = file.get(field::SETUP_SECTS as usize..header_end as usize);
+        let payload = file.get(payload_at as usize..);
+        Ok((header.ok_or(cut_off(file))?, payload.ok_or(cut_off(file))?))
+    }
 }
 
-fn byte(file: &[u8], at: u64) -> u8 {
-    file.get(at as usize).copied().unwrap_or(0)
+const OUT_OF_RANGE: &str = "it does not want to be between 1 MiB and 3 GiB";
+
+/// The file ends before its header does.
+fn cut_off(file: &[u8]) -> BootError {
+    BootError::Truncated {
+        need: field::HEADER_MAX_END,
+        have: file.len() as u64,
+    }
 }
 
-/// Loads the kernel; the state is that of its 64-bit entry point.
-pub(super) fn load(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<CpuState, BootError> {
+/// Loads the kernel; the state is that of its entry point.
+pub(super) fn load(
+    machine: &Machine<'_>,
+    memory: &dyn GuestMemory,
+    _: &Tables,
+) -> Result<CpuState, BootError> {
     let kernel = Kernel::parse(machine.kernel)?;
     let limit = kernel.max_command_line.min(EBDA - COMMAND_LINE.0 - 1);
     if machine.bootargs.len() as u64 > limit {
@@ -147,19 +267,21 @@ pub(super) fn load(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<Cp
             limit,
         });
     }
-    let initrd = place_initrds(machine, &kernel)?;
+    let initrd = place_initrd(machine, &kernel)?;
     memory.write(Gpa(kernel.load), kernel.payload)?;
-    write_initrds(machine, memory, initrd)?;
+    initrd::write(machine, memory, initrd.start)?;
     Writer {
         memory,
         at: COMMAND_LINE,
     }
     .string(machine.bootargs)?;
     write_zero_page(machine, memory, &kernel, initrd)?;
-    cpu::write_identity_map(memory, PAGE_TABLES)?;
-    let mode = Mode::Long { cr3: PAGE_TABLES.0 };
+    let Entry { mode, rip } = kernel.entry;
+    if let Mode::Long { cr3 } = mode {
+        cpu::write_identity_map(memory, Gpa(cr3))?;
+    }
     cpu::write_gdt(&mut Writer { memory, at: GDT }, mode)?;
-    let mut state = cpu::entry_state(mode, kernel.load.saturating_add(ENTRY_64), GDT);
+    let mut state = cpu::entry_state(mode, rip, GDT);
     state.gprs[Reg::Rsi] = ZERO_PAGE.0;
     Ok(state)
 }
@@ -171,17 +293,9 @@ struct Initrd {
     bytes: u64,
 }
 
-/// The length of an initrd with the zeros after it: Linux finds the next one at a multiple of 4.
-fn padded(initrd: &[u8]) -> u64 {
-    align_up(initrd.len() as u64, 4)
-}
-
 /// Finds room for the initrds, as high as the kernel can reach.
-fn place_initrds(machine: &Machine<'_>, kernel: &Kernel<'_>) -> Result<Initrd, BootError> {
-    let bytes = machine
-        .initrds()
-        .map(padded)
-        .fold(0u64, u64::saturating_add);
+fn place_initrd(machine: &Machine<'_>, kernel: &Kernel<'_>) -> Result<Initrd, BootError> {
+    let bytes = initrd::bytes(machine);
     let ram_end = layout::low_ram_end(machine.memory_bytes);
     let have = machine.memory_bytes;
     let reach = kernel.initrd_end.min(LOW_RAM_END);
@@ -204,23 +318,6 @@ fn place_initrds(machine: &Machine<'_>, kernel: &Kernel<'_>) -> Result<Initrd, B
     })
 }
 
-fn write_initrds(
-    machine: &Machine<'_>,
-    memory: &dyn GuestMemory,
-    at: Initrd,
-) -> Result<(), BootError> {
-    let mut to = Writer {
-        memory,
-        at: Gpa(at.start),
-    };
-    for initrd in machine.initrds() {
-        to.bytes(initrd)?;
-        let padding = padded(initrd).saturating_sub(initrd.len() as u64);
-        to.bytes([0; 3].get(..padding as usize).unwrap_or(&[]))?;
-    }
-    Ok(())
-}
-
 /// The zero page (boot.rst; Linux: Documentation/arch/x86/zero-page.rst).
 fn write_zero_page(
     machine: &Machine<'_>,
@@ -233,6 +330,15 @@ fn write_zero_page(
     field(field::SETUP_SECTS, kernel.header)?;
     field(field::TYPE_OF_LOADER, &[LOADER_UNKNOWN])?;
     field(field::VID_MODE, &VID_MODE_NORMAL.to_le_bytes())?;
+    if kernel.entry.mode == Mode::Protected {
+        let entry = kernel.entry.rip as u32;
+        field(field::CODE32_START, &entry.to_le_bytes())?;
+    }
+    // What the BIOS's two calls say of the memory above 1 MiB, for kernels that know no memory map.
+    let high_kib = layout::low_ram_end(machine.memory_bytes).saturating_sub(HIGH_MEMORY) >> 10;
+    let short = u16::try_from(high_kib).unwrap_or(u16::MAX);
+    field(field::EXT_MEM_K, &short.to_le_bytes())?;
+    field(field::ALT_MEM_K, &(high_kib as u32).to_le_bytes())?;
     // All of it lies below 4 GiB, so the upper halves of these stay zero.
     field(field::RAMDISK_IMAGE, &(initrd.start as u32).to_le_bytes())?;
     field(field::RAMDISK_SIZE, &(initrd.bytes as u32).to_le_bytes())?;

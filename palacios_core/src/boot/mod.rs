@@ -9,10 +9,14 @@ pub mod acpi;
 mod cpu;
 mod elf;
 mod error;
+mod initrd;
 pub mod layout;
 mod linux;
 mod mp;
 mod multiboot;
+mod multiboot2;
+mod program;
+mod pvh;
 #[cfg(test)]
 mod testing;
 
@@ -23,21 +27,68 @@ use crate::devices::GuestMemory;
 use crate::image::{BootKind, Machine};
 use crate::state::CpuState;
 
+/// A boot protocol.
+struct Protocol {
+    kind: BootKind,
+    /// What its kernels are, for messages.
+    name: &'static str,
+    /// Whether a file is a kernel of this protocol.
+    recognises: fn(&[u8]) -> bool,
+    /// Loads the machine's kernel with its files; the state is that of its entry point.
+    load: fn(&Machine<'_>, &dyn GuestMemory, &Tables) -> Result<CpuState, BootError>,
+}
+
+/// All of them. A kernel that speaks several is started by the first one.
+static PROTOCOLS: [Protocol; 4] = [
+    Protocol {
+        kind: BootKind::Linux,
+        name: "it is a Linux bzImage",
+        recognises: linux::is_bzimage,
+        load: linux::load,
+    },
+    Protocol {
+        kind: BootKind::Multiboot,
+        name: "it is a Multiboot 1 kernel",
+        recognises: multiboot::has_header,
+        load: multiboot::load,
+    },
+    Protocol {
+        kind: BootKind::Multiboot2,
+        name: "it is a Multiboot 2 kernel",
+        recognises: multiboot2::has_header,
+        load: multiboot2::load,
+    },
+    Protocol {
+        kind: BootKind::Pvh,
+        name: "it is an ELF file with a PVH note",
+        recognises: pvh::has_note,
+        load: pvh::load,
+    },
+];
+
+/// The tables of firmware that a protocol tells of.
+struct Tables {
+    /// ACPI's root pointer.
+    rsdp: [u8; acpi::RSDP_BYTES],
+}
+
 /// Writes the machine's tables and kernel to `memory`, which has the machine's size; returns the state in which its first
 /// CPU is to start. The others wait for their start-up IPIs in [`CpuState::reset`].
 ///
 /// Memory that is not written is not cleared. May be called again to restart the machine.
 pub fn load(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<CpuState, BootError> {
-    layout::write_bios_data(machine, memory)?;
-    acpi::write(machine, memory)?;
+    layout::write_bios(machine, memory)?;
+    let tables = Tables {
+        rsdp: acpi::write(machine, memory)?,
+    };
     mp::write(machine, memory)?;
-    let is_linux = linux::is_bzimage(machine.kernel);
-    match machine.boot {
-        BootKind::Linux => linux::load(machine, memory),
-        BootKind::Multiboot => multiboot::load(machine, memory),
-        BootKind::Auto if is_linux => linux::load(machine, memory),
-        BootKind::Auto if multiboot::has_header(machine.kernel) => multiboot::load(machine, memory),
-        BootKind::Auto => Err(BootError::UnknownKernel {
+    let wanted = |protocol: &&Protocol| match machine.boot {
+        BootKind::Auto => (protocol.recognises)(machine.kernel),
+        kind => protocol.kind == kind,
+    };
+    match PROTOCOLS.iter().find(wanted) {
+        Some(protocol) => (protocol.load)(machine, memory, &tables),
+        None => Err(BootError::UnknownKernel {
             looks_like: error::looks_like(machine.kernel),
         }),
     }
@@ -97,6 +148,13 @@ impl Writer<'_> {
     }
     fn u64(&mut self, value: u64) -> Result<(), NotRam> {
         self.bytes(&value.to_le_bytes()).map(|_| ())
+    }
+    /// Writes zeros up to the next multiple of `unit`, which is at most 8.
+    fn align(&mut self, unit: u64) -> Result<(), NotRam> {
+        let bytes = align_up(self.at.0, unit).saturating_sub(self.at.0);
+        let zeros = [0; 8];
+        self.bytes(zeros.get(..bytes as usize).unwrap_or(&zeros))
+            .map(|_| ())
     }
     /// Writes `text` and a zero; returns where.
     fn string(&mut self, text: &str) -> Result<Gpa, NotRam> {

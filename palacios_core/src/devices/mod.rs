@@ -7,10 +7,14 @@
 
 pub mod acpi;
 pub mod bus;
+pub mod crtc;
 pub mod debug;
+pub mod hpet;
+pub mod keyboard;
 pub mod pit;
 pub mod reset;
 pub mod rtc;
+pub mod test_device;
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
 pub mod ticks;
@@ -29,6 +33,8 @@ pub struct Cx<'a> {
     pub memory: &'a dyn GuestMemory,
     /// Power-off, reset and test exit.
     pub power: &'a dyn PowerSink,
+    /// What processors know of the guest's memory.
+    pub translations: &'a dyn Translations,
 }
 
 /// Time as the guest lives it.
@@ -43,6 +49,8 @@ pub trait Clock {
 pub trait IrqSink {
     /// Drives line `irq`, a global system interrupt number: 0–15 are the ISA lines, seen by PIC and I/O APIC alike.
     fn set_irq(&self, irq: u32, level: bool);
+    /// Legacy replacement: [`hpet::LEGACY_LINES`] take the place of lines 0 and 8, of which nothing is heard while it is on.
+    fn set_legacy_replacement(&self, on: bool);
 }
 
 /// One interrupt line, as wired when the machine was built.
@@ -67,6 +75,12 @@ pub trait GuestMemory {
     fn read(&self, at: crate::addr::Gpa, buf: &mut [u8]) -> Result<(), crate::addr::NotRam>;
     /// Copies into guest RAM; on failure a prefix may have been written.
     fn write(&self, at: crate::addr::Gpa, data: &[u8]) -> Result<(), crate::addr::NotRam>;
+}
+
+/// What processors know of the guest's memory: the translations of its pages.
+pub trait Translations {
+    /// Has all processors forget the page at `at`. The guest finds it as it was when it next touches it. May sleep.
+    fn forget(&self, at: crate::addr::Gpa);
 }
 
 /// What a guest asks of its power supply.

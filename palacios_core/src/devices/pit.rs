@@ -52,11 +52,11 @@ pub struct Pit {
 }
 
 impl Pit {
-    /// A timer that stands still until it is programmed.
+    /// A timer as firmware leaves it: counter 0 interrupts 18 times a second.
     pub const fn new(irq: IrqLine) -> Self {
         Self {
             irq,
-            counters: [Counter::new(true), Counter::new(true), Counter::new(false)],
+            counters: [Counter::periodic(), Counter::new(true), Counter::new(false)],
             port_b: 0,
             owed: 0,
             last_irq_tick: 0,

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The two ports by which kernels reset a PC: the chipset's reset control, which the FADT names, and the keyboard
-//! controller's command port.
+//! Two ports by which kernels reset a PC: the chipset's reset control, which the FADT names, and system control port A, which
+//! also has a gate of address line 20. That reads back and masks nothing: all of the memory can be reached.
 //!
-//! There is no keyboard controller behind the latter: its status reads all ones, as an empty bus does. Kernels that probe
-//! find its output full forever and give up within milliseconds; a status of zero would make them wait for answers.
+//! The third is the keyboard controller's.
 #![forbid(unsafe_code)]
 
 use super::{Cx, Device, PortIo, PowerRequest};
@@ -14,27 +13,41 @@ use core::ops::Range;
 pub const RESET_PORT: u16 = 0xcf9;
 /// What is written to [`RESET_PORT`] to reset the machine.
 pub const RESET_VALUE: u8 = 6;
-/// The keyboard controller's status and command port.
-pub const KEYBOARD_COMMAND_PORT: u16 = 0x64;
+/// System control port A.
+pub const PORT_A: u16 = 0x92;
 
-const STATE_VERSION: u32 = 1;
-static PORTS: [Range<u16>; 2] = [0x64..0x65, 0xcf9..0xcfa];
+const STATE_VERSION: u32 = 2;
+static PORTS: [Range<u16>; 2] = [0x92..0x93, 0xcf9..0xcfa];
 
 /// Resets when set.
 const RESET_CPU: u8 = 1 << 2;
 /// Hard reset, full reset: what kind of reset it is makes no difference here, but reads back.
 const RESET_KIND: u8 = 1 << 1 | 1 << 3;
 
+/// Bits of port A: resets where it becomes set; address line 20 is not masked.
+const FAST_RESET: u8 = 1 << 0;
+const A20: u8 = 1 << 1;
+
 /// The ports.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ResetPorts {
     control: u8,
+    port_a: u8,
+}
+
+impl Default for ResetPorts {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl ResetPorts {
     /// Ports that have reset nothing yet.
     pub const fn new() -> Self {
-        Self { control: 0 }
+        Self {
+            control: 0,
+            port_a: A20,
+        }
     }
 }
 
@@ -47,14 +60,15 @@ impl Device for ResetPorts {
     }
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
         to.u32(STATE_VERSION)?;
-        to.u8(self.control)
+        to.bytes(&[self.control, self.port_a])
     }
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
-        match from.u8()? {
-            control if control & !RESET_KIND == 0 => self.control = control,
-            _ => return Err(StateError::Value("reset.control")),
+        let [control, port_a] = from.bytes()?;
+        if control & !RESET_KIND != 0 || port_a & !(A20 | FAST_RESET) != 0 {
+            return Err(StateError::Value("reset"));
         }
+        *self = Self { control, port_a };
         Ok(())
     }
     fn port_io(&mut self) -> Option<&mut dyn PortIo> {
@@ -70,6 +84,7 @@ impl PortIo for ResetPorts {
     fn port_read(&mut self, _cx: &Cx<'_>, port: u16, _size: u8) -> u32 {
         match port {
             RESET_PORT => 0xffff_ff00 | u32::from(self.control),
+            PORT_A => 0xffff_ff00 | u32::from(self.port_a),
             _ => u32::MAX,
         }
     }
@@ -81,8 +96,10 @@ impl PortIo for ResetPorts {
                 self.control = value & RESET_KIND;
                 value & RESET_CPU != 0
             }
-            // Commands 0xf0 to 0xff pulse output lines low, those whose bit is 0; line 0 is the processor's reset.
-            KEYBOARD_COMMAND_PORT => value & 0xf1 == 0xf0,
+            PORT_A => {
+                let before = core::mem::replace(&mut self.port_a, value & (A20 | FAST_RESET));
+                self.port_a & !before & FAST_RESET != 0
+            }
             _ => false,
         };
         if resets {
@@ -106,32 +123,44 @@ mod tests {
     }
 
     #[test]
-    fn linux_resets_by_either_port() {
+    fn either_port_resets() {
         assert!(!resets(RESET_PORT, 0x02));
         assert!(resets(RESET_PORT, RESET_VALUE));
         assert!(resets(RESET_PORT, 0x0e));
-        assert!(resets(KEYBOARD_COMMAND_PORT, 0xfe));
+        assert!(!resets(PORT_A, 0x02));
+        assert!(resets(PORT_A, 0x03));
+        assert!(resets(PORT_A, 0x01));
     }
 
     #[test]
-    fn other_keyboard_commands_do_nothing() {
-        for command in [0x20, 0x60, 0xaa, 0xd1, 0xdd, 0xdf, 0xff] {
-            assert!(!resets(KEYBOARD_COMMAND_PORT, command));
-        }
-    }
-
-    #[test]
-    fn no_keyboard_controller_is_found() {
+    fn address_line_20_reads_back() {
         let (machine, mut ports) = (TestMachine::new(), ResetPorts::new());
-        assert_eq!(machine.inb(&mut ports, KEYBOARD_COMMAND_PORT), 0xff);
+        assert_eq!(machine.inb(&mut ports, PORT_A), 2, "as firmware leaves it");
+        for value in [0, 2, 0] {
+            machine.outb(&mut ports, PORT_A, value);
+            assert_eq!(machine.inb(&mut ports, PORT_A), value);
+        }
+        assert!(machine.power.take().is_empty());
+    }
+
+    /// As a kernel does that sets the gate by reading the port, and writing it with one bit more.
+    #[test]
+    fn port_a_resets_where_its_bit_becomes_set() {
+        let (machine, mut ports) = (TestMachine::new(), ResetPorts::new());
+        for value in [1, 3, 1] {
+            machine.outb(&mut ports, PORT_A, value);
+        }
+        assert_eq!(*machine.power.borrow(), [PowerRequest::Reset]);
     }
 
     proptest! {
         #[test]
-        fn the_kind_of_reset_reads_back_and_is_saved(value: u8, record in prop::collection::vec(0u8..16, 0..6)) {
+        fn what_was_written_reads_back_and_is_saved(value: u8, port_a: u8, record in prop::collection::vec(0u8..16, 0..7)) {
             let (machine, mut ports) = (TestMachine::new(), ResetPorts::new());
             machine.outb(&mut ports, RESET_PORT, value);
+            machine.outb(&mut ports, PORT_A, port_a);
             prop_assert_eq!(machine.inb(&mut ports, RESET_PORT), value & 0x0a);
+            prop_assert_eq!(machine.inb(&mut ports, PORT_A), port_a & 3);
             assert_restores(&saved(|w| ports.save(w)), &mut ResetPorts::new());
             assert_survives(&record, &mut ports);
             ports.reset();

@@ -2,7 +2,9 @@
 //! A fake machine for tests: a clock that is set by hand, interrupt lines that are recorded, streams that are buffers.
 #![forbid(unsafe_code)]
 
-use super::{ByteStream, Clock, Cx, Device, GuestMemory, IrqSink, PowerRequest, PowerSink};
+use super::{
+    ByteStream, Clock, Cx, Device, GuestMemory, IrqSink, PowerRequest, PowerSink, Translations,
+};
 use crate::addr::{Gpa, NotRam};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use std::cell::{Cell, RefCell};
@@ -21,6 +23,10 @@ pub struct TestMachine {
     pub wall_at_zero_ns: Cell<u64>,
     /// Each change of an interrupt line, in order.
     pub irqs: RefCell<Vec<(u32, bool)>>,
+    /// Each switch of the legacy replacement, in order.
+    pub legacy_replacement: RefCell<Vec<bool>>,
+    /// The pages whose translations were forgotten, in order.
+    pub forgotten: RefCell<Vec<Gpa>>,
     /// Power requests, in order.
     pub power: RefCell<Vec<PowerRequest>>,
     /// Guest RAM, from address 0.
@@ -39,6 +45,7 @@ impl TestMachine {
             irqs: self,
             memory: self,
             power: self,
+            translations: self,
         }
     }
     /// Lets time pass.
@@ -99,6 +106,15 @@ impl Clock for TestMachine {
 impl IrqSink for TestMachine {
     fn set_irq(&self, irq: u32, level: bool) {
         self.irqs.borrow_mut().push((irq, level));
+    }
+    fn set_legacy_replacement(&self, on: bool) {
+        self.legacy_replacement.borrow_mut().push(on);
+    }
+}
+
+impl Translations for TestMachine {
+    fn forget(&self, at: Gpa) {
+        self.forgotten.borrow_mut().push(at);
     }
 }
 

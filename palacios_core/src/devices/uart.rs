@@ -14,7 +14,7 @@ use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
 use core::ops::Range;
 
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 /// Depth of the receiver's FIFO.
 const FIFO: usize = 16;
 
@@ -60,7 +60,10 @@ mod fcr {
     pub const TRIGGER: u8 = 0xc0;
 }
 
+/// Line control register.
 mod lcr {
+    /// The output is held low: a break.
+    pub const BREAK: u8 = 1 << 6;
     pub const DIVISOR_LATCH: u8 = 1 << 7;
 }
 
@@ -78,8 +81,12 @@ mod mcr {
 mod lsr {
     pub const DATA_READY: u8 = 1 << 0;
     pub const OVERRUN: u8 = 1 << 1;
+    /// The byte that is read next is a break.
+    pub const BREAK: u8 = 1 << 4;
     /// Holding register and shifter are empty.
     pub const TRANSMITTER_EMPTY: u8 = 1 << 5 | 1 << 6;
+    /// With the FIFO on: a byte in it came with an error.
+    pub const ERROR_IN_FIFO: u8 = 1 << 7;
 }
 
 /// Modem status register.
@@ -146,24 +153,47 @@ impl ComPort {
 #[derive(Clone, Copy, Debug, Default)]
 struct Receiver {
     bytes: [u8; FIFO],
+    /// Which of them are breaks that LSR has not told of, one bit a place.
+    breaks: u16,
     first: usize,
     len: usize,
 }
 
+/// A place's bit.
+const fn bit(place: usize) -> u16 {
+    1 << (place % FIFO)
+}
+
 impl Receiver {
     /// Appends; the caller has seen that there is room.
-    fn push(&mut self, byte: u8) {
+    fn push(&mut self, byte: u8, is_break: bool) {
         let at = self.first.wrapping_add(self.len) % FIFO;
         if let Some(slot) = self.bytes.get_mut(at) {
             *slot = byte;
+        }
+        self.breaks &= !bit(at);
+        if is_break {
+            self.breaks |= bit(at);
         }
         self.len = self.len.wrapping_add(1).min(FIFO);
     }
     fn pop(&mut self) -> Option<u8> {
         self.len = self.len.checked_sub(1)?;
         let byte = self.bytes.get(self.first).copied();
+        self.breaks &= !bit(self.first);
         self.first = self.first.wrapping_add(1) % FIFO;
         byte
+    }
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+    /// The byte that is read next is a break.
+    const fn is_break(&self) -> bool {
+        self.len > 0 && self.breaks & bit(self.first) != 0
+    }
+    /// LSR has told of it.
+    fn tell_break(&mut self) {
+        self.breaks &= !bit(self.first);
     }
 }
 
@@ -201,6 +231,7 @@ impl State {
             transmitter_empty: false,
             receiver: Receiver {
                 bytes: [0; FIFO],
+                breaks: 0,
                 first: 0,
                 len: 0,
             },
@@ -214,6 +245,10 @@ impl State {
     }
     const fn loopback(&self) -> bool {
         self.mcr & mcr::LOOPBACK != 0
+    }
+    /// The output is held low, and its own input sees it (PC16550D: 8.1, bit 6; 8.6.4).
+    const fn hears_own_break(&self) -> bool {
+        self.loopback() && self.lcr & lcr::BREAK != 0
     }
     const fn divisor_latch(&self) -> bool {
         self.lcr & lcr::DIVISOR_LATCH != 0
@@ -248,7 +283,7 @@ impl State {
     /// The interrupt of highest priority, as IIR names it.
     fn interrupt(&self) -> Option<u8> {
         let enabled = |bit| self.ier & bit != 0;
-        if enabled(ier::LINE_STATUS) && self.overrun {
+        if enabled(ier::LINE_STATUS) && (self.overrun || self.receiver.is_break()) {
             Some(iir::LINE_STATUS)
         } else if enabled(ier::RECEIVED) && self.receiver.len >= self.trigger() {
             Some(iir::RECEIVED)
@@ -270,7 +305,7 @@ impl State {
         self.timeout_at_ns = waits.then(|| now_ns.saturating_add(self.four_characters_ns()));
     }
 
-    fn receive(&mut self, byte: u8, now_ns: u64) {
+    fn receive(&mut self, byte: u8, is_break: bool, now_ns: u64) {
         if self.receiver.len >= self.capacity() {
             self.overrun = true;
             if self.fifo_enabled() {
@@ -279,14 +314,23 @@ impl State {
             // Without a FIFO the old byte is overwritten.
             self.receiver.pop();
         }
-        self.receiver.push(byte);
+        self.receiver.push(byte, is_break);
         self.restart_timeout(now_ns);
+    }
+
+    /// Runs a write to LCR or MCR. A break that its own input begins to see comes as one byte of zero.
+    fn with_line(&mut self, now_ns: u64, write: impl FnOnce(&mut Self)) {
+        let heard = self.hears_own_break();
+        write(self);
+        if !heard && self.hears_own_break() {
+            self.receive(0, true, now_ns);
+        }
     }
 
     fn write_fcr(&mut self, value: u8, now_ns: u64) {
         let toggled = (self.fcr ^ value) & fcr::ENABLE != 0;
         if toggled || value & fcr::ENABLE != 0 && value & fcr::CLEAR_RECEIVER != 0 {
-            self.receiver.len = 0;
+            self.receiver.clear();
         }
         // The other bits are not programmed without the enable bit.
         self.fcr = match value & fcr::ENABLE {
@@ -342,6 +386,13 @@ impl State {
         if core::mem::take(&mut self.overrun) {
             value |= lsr::OVERRUN;
         }
+        if self.fifo_enabled() && self.receiver.breaks != 0 {
+            value |= lsr::ERROR_IN_FIFO;
+        }
+        if self.receiver.is_break() {
+            value |= lsr::BREAK;
+            self.receiver.tell_break();
+        }
         value
     }
 
@@ -362,8 +413,9 @@ impl State {
         to.u64(self.timeout_at_ns.unwrap_or(0))?;
         to.u8(self.receiver.len as u8)?;
         let mut waiting = self.receiver;
-        while let Some(byte) = waiting.pop() {
-            to.u8(byte)?;
+        while waiting.len > 0 {
+            to.bool(waiting.is_break())?;
+            to.u8(waiting.pop().unwrap_or(0))?;
         }
         Ok(())
     }
@@ -394,7 +446,8 @@ impl State {
             return Err(StateError::Value("uart"));
         }
         for _ in 0..len {
-            state.receiver.push(from.u8()?);
+            let is_break = from.bool("uart.break")?;
+            state.receiver.push(from.u8()?, is_break);
         }
         Ok(state)
     }
@@ -432,7 +485,7 @@ impl Uart {
         };
         let got = self.stream.read(wanted);
         for byte in wanted.iter().take(got) {
-            state.receive(*byte, now_ns);
+            state.receive(*byte, false, now_ns);
         }
     }
 
@@ -483,10 +536,11 @@ impl Uart {
                 state.write_fcr(value, now_ns);
                 self.fill(now_ns);
             }
-            register::LCR => state.lcr = value,
+            register::LCR => state.with_line(cx.clock.now_ns(), |state| state.lcr = value),
             register::MCR => {
-                state.write_mcr(value);
-                self.fill(cx.clock.now_ns());
+                let now_ns = cx.clock.now_ns();
+                state.with_line(now_ns, |state| state.write_mcr(value));
+                self.fill(now_ns);
             }
             register::SCRATCH => state.scratch = value,
             _ => {}
@@ -497,10 +551,11 @@ impl Uart {
         // The holding register is full for an instant, so that its running empty is an edge.
         self.state.transmitter_empty = false;
         self.drive_line(cx);
-        if self.state.loopback() {
-            self.state.receive(byte, cx.clock.now_ns());
-        } else {
-            self.stream.write(&[byte]);
+        match (self.state.loopback(), self.state.hears_own_break()) {
+            (false, _) => self.stream.write(&[byte]),
+            (true, false) => self.state.receive(byte, false, cx.clock.now_ns()),
+            // The line is low, whatever is sent.
+            (true, true) => {}
         }
         self.state.transmitter_empty = true;
     }

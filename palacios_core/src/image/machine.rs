@@ -7,7 +7,7 @@
 //!     model = "my-guest";                     // Optional: a name for the VM where the caller gives none.
 //!     #address-cells = <2>;
 //!     #size-cells = <2>;
-//!     v3vee,requires = "feature", …;          // Optional: refused where the VMM lacks one. "cpu-without" is defined.
+//!     v3vee,requires = "feature", …;          // Optional: refused where the VMM lacks one: "cpu-without", "on-triple-fault".
 //!     memory@0 { reg = <0 0 SIZE SIZE>; };    // A multiple of 4 KiB, from 2 MiB to 1 TiB; holes of a PC are made by the VMM.
 //!     cpus {
 //!         v3vee,without = "la57", …;          // Optional: features that the processors do not have, whatever the host's has.
@@ -15,8 +15,9 @@
 //!     };
 //!     chosen {
 //!         bootargs = "…";                     // Optional: the kernel's command line.
-//!         v3vee,boot = "auto";                // Optional: "linux", "multiboot" or "auto", the default.
+//!         v3vee,boot = "auto";                // Optional: "linux", "multiboot", "multiboot2", "pvh" or "auto", the default.
 //!         v3vee,console = "com1";             // Optional: the stream that `v3 console` attaches to; the first port by default.
+//!         v3vee,on-triple-fault = "stop";     // Optional: "stop", the default, or "reset".
 //!     };
 //!     blobs {
 //!         blob@I { v3vee,index = <I>; label = "kernel"; };    // "kernel" once; "initrd" and "module" any number of times,
@@ -29,6 +30,7 @@
 //!             interrupts = <4>;               // 4,   3,   4,   3
 //!             v3vee,stream = "com1";          // The name of its byte stream.
 //!         };
+//!         test-device { compatible = "v3vee,test-device"; };  // Optional: [`crate::devices::test_device`].
 //!     };
 //! };
 //! ```
@@ -55,9 +57,11 @@ pub const MAX_MEMORY_BYTES: u64 = 1 << 40;
 /// First port and interrupt line of the serial ports of a PC.
 const SERIAL_PLACES: [(u16, u32); MAX_SERIALS] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 /// The values of `v3vee,requires` that this VMM satisfies.
-const FEATURES: [&str; 1] = [CPU_WITHOUT];
+const FEATURES: [&str; 2] = [CPU_WITHOUT, ON_TRIPLE_FAULT];
 /// The value of `v3vee,requires` in an image with `v3vee,without`, so that no VMM overlooks it.
 pub const CPU_WITHOUT: &str = "cpu-without";
+/// The feature that an image requires which has `v3vee,on-triple-fault`.
+pub const ON_TRIPLE_FAULT: &str = "on-triple-fault";
 
 /// How the kernel wants to be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,20 @@ pub enum BootKind {
     Linux,
     /// As a Multiboot 1 kernel.
     Multiboot,
+    /// As a Multiboot 2 kernel.
+    Multiboot2,
+    /// As an ELF file with a PVH note.
+    Pvh,
+}
+
+/// What becomes of the machine when a processor shuts down, by a triple fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnTripleFault {
+    /// It stops, and says why.
+    #[default]
+    Stop,
+    /// It starts anew, as a PC does.
+    Reset,
 }
 
 /// A serial port.
@@ -81,7 +99,7 @@ pub struct Serial<'a> {
     pub stream: &'a str,
 }
 
-/// A file for a Multiboot kernel.
+/// A file for a kernel that is no bzImage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Module<'a> {
     /// Its contents.
@@ -109,6 +127,10 @@ pub struct Machine<'a> {
     pub kernel: &'a [u8],
     /// The stream that is the console, if there is one.
     pub console: Option<&'a str>,
+    /// What a triple fault does.
+    pub on_triple_fault: OnTripleFault,
+    /// It has the device of test kernels.
+    pub test_device: bool,
     serials: [Option<Serial<'a>>; MAX_SERIALS],
     image: Image<'a>,
 }
@@ -132,7 +154,10 @@ impl<'a> Machine<'a> {
         let chosen = root.child("chosen");
         let text = |name: &str| chosen.map_or(Ok(None), |chosen| chosen.str(name));
         let vcpus = parse_cpus(&root)?;
-        let serials = parse_devices(&root)?;
+        let Devices {
+            serials,
+            test_device,
+        } = parse_devices(&root)?;
         Ok(Machine {
             name: root.str("model")?,
             memory_bytes: parse_memory(&root)?,
@@ -142,11 +167,13 @@ impl<'a> Machine<'a> {
                 None | Some("auto") => BootKind::Auto,
                 Some("linux") => BootKind::Linux,
                 Some("multiboot") => BootKind::Multiboot,
+                Some("multiboot2") => BootKind::Multiboot2,
+                Some("pvh") => BootKind::Pvh,
                 Some(_) => {
                     return Err(wrong(
                         &chosen.unwrap_or(root),
                         "v3vee,boot",
-                        "is none of linux, multiboot, auto",
+                        "is none of linux, multiboot, multiboot2, pvh, auto",
                     ))
                 }
             },
@@ -165,6 +192,18 @@ impl<'a> Machine<'a> {
                     ))
                 }
             },
+            on_triple_fault: match text("v3vee,on-triple-fault")? {
+                None | Some("stop") => OnTripleFault::Stop,
+                Some("reset") => OnTripleFault::Reset,
+                Some(_) => {
+                    return Err(wrong(
+                        &chosen.unwrap_or(root),
+                        "v3vee,on-triple-fault",
+                        "is neither stop nor reset",
+                    ))
+                }
+            },
+            test_device,
             serials,
             image,
         })
@@ -183,12 +222,12 @@ impl<'a> Machine<'a> {
         self.serials.iter().flatten().copied()
     }
 
-    /// The initial file systems for a Linux kernel, in the order in which they shall be joined.
+    /// The initial file systems, in the order in which they shall be joined.
     pub fn initrds(&self) -> impl Iterator<Item = &'a [u8]> {
         self.blobs("initrd").map(|initrd| initrd.data)
     }
 
-    /// The files for a Multiboot kernel.
+    /// The files for a kernel that is no bzImage.
     pub fn modules(&self) -> impl Iterator<Item = Module<'a>> {
         self.blobs("module")
     }
@@ -320,8 +359,15 @@ fn parse_blob<'a>(image: &Image<'a>, node: &Node<'a>) -> Result<(&'a str, Module
     Ok((label, module))
 }
 
-fn parse_devices<'a>(root: &Node<'a>) -> Result<[Option<Serial<'a>>; MAX_SERIALS], ImageError> {
-    let mut serials: [Option<Serial<'a>>; MAX_SERIALS] = [None; MAX_SERIALS];
+/// The devices that a machine may have or not.
+#[derive(Default)]
+struct Devices<'a> {
+    serials: [Option<Serial<'a>>; MAX_SERIALS],
+    test_device: bool,
+}
+
+fn parse_devices<'a>(root: &Node<'a>) -> Result<Devices<'a>, ImageError> {
+    let mut devices = Devices::default();
     for node in root
         .child("devices")
         .into_iter()
@@ -333,33 +379,42 @@ fn parse_devices<'a>(root: &Node<'a>) -> Result<[Option<Serial<'a>>; MAX_SERIALS
         let compatible = node
             .str("compatible")?
             .ok_or(missing(&node, "compatible"))?;
-        if compatible != "ns16550a" {
-            return Err(ImageError::UnknownDevice {
-                node: node.name.into(),
-                compatible: compatible.into(),
-            });
-        }
-        let serial = parse_serial(&node)?;
-        if serials
-            .iter()
-            .flatten()
-            .any(|other| other.stream == serial.stream)
-        {
-            return Err(wrong(
-                &node,
-                "v3vee,stream",
-                "is another device's stream, too",
-            ));
-        }
-        let place = SERIAL_PLACES
-            .iter()
-            .position(|(port, _)| *port == serial.port);
-        match place.and_then(|place| serials.get_mut(place)) {
-            Some(slot @ None) => *slot = Some(serial),
-            _ => return Err(wrong(&node, "reg", "is another device's, too")),
+        match compatible {
+            "ns16550a" => add_serial(&node, &mut devices.serials)?,
+            "v3vee,test-device" => devices.test_device = true,
+            _ => {
+                return Err(ImageError::UnknownDevice {
+                    node: node.name.into(),
+                    compatible: compatible.into(),
+                })
+            }
         }
     }
-    Ok(serials)
+    Ok(devices)
+}
+
+/// Puts a serial port into its place.
+fn add_serial<'a>(
+    node: &Node<'a>,
+    serials: &mut [Option<Serial<'a>>; MAX_SERIALS],
+) -> Result<(), ImageError> {
+    let serial = parse_serial(node)?;
+    let mut others = serials.iter().flatten();
+    if others.any(|other| other.stream == serial.stream) {
+        return Err(wrong(
+            node,
+            "v3vee,stream",
+            "is another device's stream, too",
+        ));
+    }
+    let place = SERIAL_PLACES
+        .iter()
+        .position(|(port, _)| *port == serial.port);
+    match place.and_then(|place| serials.get_mut(place)) {
+        Some(slot @ None) => *slot = Some(serial),
+        _ => return Err(wrong(node, "reg", "is another device's, too")),
+    }
+    Ok(())
 }
 
 fn parse_serial<'a>(node: &Node<'a>) -> Result<Serial<'a>, ImageError> {

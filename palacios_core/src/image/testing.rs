@@ -15,6 +15,7 @@ pub struct Spec {
     pub without: Vec<&'static str>,
     pub compatible: &'static str,
     pub console: Option<&'static str>,
+    pub on_triple_fault: Option<&'static str>,
     /// Label, number, command line.
     pub blobs: Vec<(&'static str, u32, Option<&'static str>)>,
     /// Kind, port, interrupt, stream.
@@ -32,6 +33,7 @@ impl Default for Spec {
             without: Vec::new(),
             compatible: "v3vee,pc",
             console: None,
+            on_triple_fault: None,
             blobs: vec![("kernel", 0, None)],
             devices: vec![("ns16550a", 0x3f8, 4, "com1")],
         }
@@ -74,6 +76,9 @@ impl Spec {
         fdt.property_string("v3vee,boot", self.boot)?;
         if let Some(console) = self.console {
             fdt.property_string("v3vee,console", console)?;
+        }
+        if let Some(what) = self.on_triple_fault {
+            fdt.property_string("v3vee,on-triple-fault", what)?;
         }
         fdt.end_node(chosen)?;
         self.write_blobs(&mut fdt)?;

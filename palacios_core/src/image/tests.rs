@@ -81,6 +81,42 @@ fn reads_all_that_was_written() {
 }
 
 #[test]
+fn a_triple_fault_stops_unless_the_image_says_otherwise() {
+    let what = |on_triple_fault, requires| {
+        let spec = Spec {
+            on_triple_fault,
+            requires,
+            ..Spec::default()
+        };
+        let bytes = spec.image(&[b"kernel"]);
+        let machine = Image::parse(&bytes).unwrap().machine();
+        machine.map(|machine| machine.on_triple_fault)
+    };
+    assert_eq!(what(None, None), Ok(OnTripleFault::Stop));
+    assert_eq!(what(Some("stop"), None), Ok(OnTripleFault::Stop));
+    let feature = Some("on-triple-fault");
+    assert_eq!(what(Some("reset"), feature), Ok(OnTripleFault::Reset));
+    let wrong = what(Some("explode"), None).unwrap_err().to_string();
+    assert!(wrong.contains("neither stop nor reset"), "{wrong}");
+}
+
+#[test]
+fn the_test_device_is_there_when_it_is_listed() {
+    for (devices, there) in [
+        (vec![], false),
+        (vec![("v3vee,test-device", 0xe0, 0, "")], true),
+    ] {
+        let spec = Spec {
+            devices,
+            ..Spec::default()
+        };
+        let bytes = spec.image(&[b"kernel"]);
+        let machine = Image::parse(&bytes).unwrap().machine().unwrap();
+        assert_eq!((machine.test_device, machine.serials().count()), (there, 0));
+    }
+}
+
+#[test]
 fn the_console_is_the_first_port_by_default() {
     let bytes = Spec::default().image(&[b"k"]);
     assert_eq!(

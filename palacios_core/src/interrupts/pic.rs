@@ -16,6 +16,9 @@ pub static PORTS: [Range<u16>; 3] = [0x20..0x22, 0xa0..0xa2, 0x4d0..0x4d2];
 
 /// The primary's input to which the secondary's output is wired.
 const CASCADE: u8 = 2;
+/// The timer's input of the primary, and the real-time clock's of the secondary.
+const TIMER: u8 = 0;
+const CLOCK: u8 = 0;
 const STATE_VERSION: u32 = 1;
 
 /// Which initialisation word the data port takes next.
@@ -85,6 +88,15 @@ impl Chip {
             special_fully_nested: false,
             read_in_service: false,
             poll: false,
+        }
+    }
+
+    const fn initialised(self, vector_base: u8, mask: u8) -> Self {
+        Self {
+            vector_base,
+            mask,
+            init: Init::Done,
+            ..self
         }
     }
 
@@ -324,6 +336,15 @@ impl Pic {
         }
     }
 
+    /// The pair as firmware leaves it, in real mode: vectors 0x08 and 0x70; timer, cascade and real-time clock are not masked.
+    pub const fn after_firmware() -> Self {
+        let Self { primary, secondary } = Self::new();
+        Self {
+            primary: primary.initialised(0x08, !(bit(TIMER) | bit(CASCADE))),
+            secondary: secondary.initialised(0x70, !bit(CLOCK)),
+        }
+    }
+
     /// Back to power-on; all lines are low.
     pub fn reset(&mut self) {
         *self = Self::new();
@@ -508,6 +529,24 @@ mod tests {
         pic.port_write(0xa1, 1, 1);
         assert!(!pic.holds_back(0) && !pic.holds_back(8), "they are masked");
         assert_eq!((pic.vector(0), pic.vector(8)), (None, None));
+    }
+
+    #[test]
+    fn firmware_leaves_it_open_for_timer_and_clock() {
+        let mut pic = Pic::after_firmware();
+        for irq in [1, 3, 4, 5, 6, 7, 9, 12, 15] {
+            pulse(&mut pic, irq);
+        }
+        assert!(!pic.output());
+        pulse(&mut pic, 0);
+        assert_eq!(pic.acknowledge(), 0x08);
+        pic.port_write(0x20, 1, EOI);
+        pulse(&mut pic, 8);
+        assert_eq!(pic.acknowledge(), 0x70);
+        assert_eq!(
+            [0x21, 0xa1].map(|port| pic.port_read(port, 1)),
+            [0xfa, 0xfe]
+        );
     }
 
     #[test]

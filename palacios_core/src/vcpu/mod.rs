@@ -176,7 +176,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         loop {
             self.take_events(&here);
             if let Some(reason) = self.stopping.take() {
-                vm.request_stop(reason);
+                vm.vcpu_failed(reason);
             }
             match vm.wait_to_run(self.index) {
                 Go::On => {}

@@ -6,9 +6,10 @@
 
 use super::{VcpuSlot, Vm};
 use crate::backend::Backend;
-use crate::devices::PowerRequest;
+use crate::devices::{PowerRequest, PowerSink};
 use crate::emulator::InstructionBytes;
 use crate::host::{Host, Level, Lock, NoMemory, Thread};
+use crate::image::OnTripleFault;
 use crate::interrupts::pending::Events;
 use crate::state::CpuState;
 use core::fmt;
@@ -352,6 +353,16 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     pub fn join(&self) {
         for slot in &self.vcpus {
             slot.shared.thread().join();
+        }
+    }
+
+    /// A vCPU cannot go on: the machine ends, or starts anew where it is to do so after a triple fault.
+    pub(crate) fn vcpu_failed(&self, reason: StopReason) {
+        match (reason, self.on_triple_fault) {
+            (StopReason::TripleFault { .. }, OnTripleFault::Reset) => {
+                self.power.request(PowerRequest::Reset);
+            }
+            (reason, _) => _ = self.request_stop(reason),
         }
     }
 

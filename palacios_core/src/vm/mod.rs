@@ -17,7 +17,7 @@ use crate::devices::bus::Bus;
 use crate::devices::{ByteStream, Cx};
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
 use crate::host::{CpuId, Host, Level, Lock, LockClass, NoMemory, NoSuchCpu, Scope, Thread};
-use crate::image::{Image, ImageError, Machine};
+use crate::image::{Image, ImageError, Machine, OnTripleFault};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
 use crate::state::CpuState;
@@ -164,6 +164,7 @@ pub struct Vm<H: Host, B: Backend<H>> {
     /// Held over launch, stop and the like, one at a time.
     control: H::Mutex<()>,
     power: route::PowerSwitch,
+    on_triple_fault: OnTripleFault,
     stuck: stuck::Stuck,
     /// The log has it that the VM is dead.
     told_dead: AtomicBool,
@@ -218,6 +219,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             alive: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             power: route::PowerSwitch::new(),
+            on_triple_fault: machine.on_triple_fault,
             stuck: stuck::Stuck::new(),
             told_dead: AtomicBool::new(false),
             name: parts.name,
@@ -337,6 +339,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             irqs: self,
             memory: &self.memory,
             power: &self.power,
+            translations: self,
         }
     }
 

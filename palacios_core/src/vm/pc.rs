@@ -5,7 +5,9 @@
 use crate::alloc_ext::try_box;
 use crate::devices::acpi::SCI_IRQ;
 use crate::devices::bus::Bus;
-use crate::devices::{acpi, debug, pit, reset, rtc, uart, IrqLine};
+use crate::devices::{
+    acpi, crtc, debug, hpet, keyboard, pit, reset, rtc, test_device, uart, IrqLine,
+};
 use crate::host::{Host, NoMemory};
 use crate::image::Machine;
 use crate::memory::LOW_RAM_END;
@@ -36,7 +38,14 @@ pub(super) fn build<H: Host>(
     )?;
     let power = acpi::AcpiPm::new(IrqLine(SCI_IRQ.into()), acpi::TimerWidth::Bits24);
     bus.attach(host, try_box(power)?)?;
+    bus.attach(host, try_box(hpet::Hpet::new())?)?;
     bus.attach(host, try_box(reset::ResetPorts::new())?)?;
+    bus.attach(host, try_box(keyboard::KeyboardController::new())?)?;
+    bus.attach(host, try_box(crtc::Crtc::new())?)?;
+    if machine.test_device {
+        // Before the debug ports, one of which it has itself.
+        bus.attach(host, try_box(test_device::TestDevice::new()?)?)?;
+    }
     bus.attach(
         host,
         try_box(debug::DebugPorts::new(stream(DEBUG_STREAM)?))?,

@@ -2,9 +2,9 @@
 //! What runs between the parts of a machine: interrupt lines, interrupt messages, power requests.
 
 use super::{VcpuSlot, Vm};
-use crate::addr::Gpa;
+use crate::addr::{Gpa, PAGE_SIZE};
 use crate::backend::Backend;
-use crate::devices::{Clock, IrqSink, PowerRequest, PowerSink};
+use crate::devices::{Clock, IrqSink, PowerRequest, PowerSink, Translations};
 use crate::host::{Host, Lock};
 use crate::interrupts::apic_timer::Now;
 use crate::interrupts::chipset::Chipset;
@@ -17,6 +17,17 @@ impl<H: Host, B: Backend<H>> IrqSink for Vm<H, B> {
     fn set_irq(&self, irq: u32, level: bool) {
         let mut chipset = self.chipset.lock();
         chipset.set_line(irq, level, self);
+    }
+
+    fn set_legacy_replacement(&self, on: bool) {
+        let mut chipset = self.chipset.lock();
+        chipset.set_legacy_replacement(on, self);
+    }
+}
+
+impl<H: Host, B: Backend<H>> Translations for Vm<H, B> {
+    fn forget(&self, at: Gpa) {
+        self.revoke(at.page(), PAGE_SIZE);
     }
 }
 

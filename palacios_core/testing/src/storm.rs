@@ -29,6 +29,8 @@ const APIC_BASE: u32 = 0x1b;
 const EOI: u32 = 0x80b;
 const SPURIOUS: u32 = 0x80f;
 const ICR: u32 = 0x830;
+const LINT0: u32 = 0x835;
+const MASKED: u64 = 1 << 16;
 const SELF_IPI: u32 = 0x83f;
 const FIXED: u64 = 1 << 14;
 const LOWEST_PRIORITY: u64 = 1 << 14 | 1 << 8;
@@ -246,6 +248,8 @@ impl StormVcpu {
         self.started = true;
         let bsp = u64::from(self.index == 0) << 8;
         self.writes.push_back((APIC_BASE, 0xfee0_0c00 | bsp));
+        // Firmware left the PIC pair open for the timer.
+        self.writes.push_back((LINT0, MASKED));
         self.writes.push_back((SPURIOUS, 0x1ff));
         if self.index == 0 {
             self.writes.push_back((ICR, OTHERS | INIT));

@@ -97,13 +97,15 @@ A guest.toml:
   vcpus = 2                     # optional: 1
   pins = [0, 1]                 # optional: host CPUs of the first virtual CPUs
   cpu = [\"-la57\"]               # optional: features of the host's processor to take away
-  kernel = \"vmlinuz\"            # Linux bzImage or Multiboot 1 kernel
-  boot = \"auto\"                 # optional: or \"linux\", \"multiboot\"
+  kernel = \"vmlinuz\"            # Linux bzImage, Multiboot kernel, or ELF file with a PVH note
+  boot = \"auto\"                 # optional: or \"linux\", \"multiboot\", \"multiboot2\", \"pvh\"
   cmdline = \"console=ttyS0\"     # optional
-  initrd = [\"a.img\", \"b.img\"]   # optional: one or a list, for Linux
+  initrd = [\"a.img\", \"b.img\"]   # optional: one or a list
   console = \"com1\"              # optional: the stream that is the console
+  on_triple_fault = \"stop\"      # optional: or \"reset\"
+  test_device = false           # optional: the device of test kernels
 
-  [[module]]                    # optional: files for a Multiboot kernel
+  [[module]]                    # optional: files for a kernel that is no bzImage
   file = \"program\"
   cmdline = \"program -v\"        # optional
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reads the values of options and arguments.
 
-use v3_ctl::ModuleFile;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use v3_ctl::{ModuleFile, OnTripleFault};
 
 /// A CPU of the host, or any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,14 @@ pub fn module(text: &str) -> Result<ModuleFile, String> {
     Ok(ModuleFile {
         contents: v3_ctl::Contents::File(file.into()),
         cmdline: cmdline.into(),
+    })
+}
+
+/// `stop` or `reset`.
+pub fn on_triple_fault() -> impl TypedValueParser<Value = OnTripleFault> {
+    PossibleValuesParser::new(["stop", "reset"]).map(|what| match what.as_str() {
+        "reset" => OnTripleFault::Reset,
+        _ => OnTripleFault::Stop,
     })
 }
 

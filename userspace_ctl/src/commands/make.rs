@@ -110,11 +110,14 @@ impl Changes {
             cpus,
             pins,
             cpu,
+            on_triple_fault,
+            test_device,
         } = self;
         let files = kernel.is_none() && initrd.is_empty() && module.is_empty();
         let line = append.is_none() && cmdline.is_none();
         let cpus = cpus.is_none() && pins.is_empty() && cpu.is_empty();
-        files && line && mem.is_none() && cpus
+        let machine = mem.is_none() && on_triple_fault.is_none() && !test_device;
+        files && line && cpus && machine
     }
 
     fn apply(&self, guest: &mut Guest) -> Result<(), Failure> {
@@ -141,6 +144,10 @@ impl Changes {
         self.cpu
             .iter()
             .for_each(|feature| guest.without.insert(*feature));
+        if let Some(what) = self.on_triple_fault {
+            guest.on_triple_fault = what;
+        }
+        guest.test_device |= self.test_device;
         self.pin(guest)
     }
 
@@ -230,7 +237,7 @@ mod tests {
     use crate::cli::{Cli, Command};
     use clap::Parser;
     use palacios_core::features::Feature;
-    use palacios_core::image::Machine;
+    use palacios_core::image::{Machine, OnTripleFault};
 
     /// The changes that a command line asks for.
     fn changes(options: &str) -> Changes {
@@ -371,6 +378,27 @@ mod tests {
             assert_eq!(modules, [(&b"m"[..], "one"), (&b"m2"[..], "two")]);
             assert_eq!(machine.initrds().collect::<Vec<_>>(), [b"m"]);
         });
+    }
+
+    #[test]
+    fn triple_faults_and_the_test_device_are_changed() {
+        let dir = folder();
+        let machine = |options: &str, expected| {
+            changed(dir.path(), options, |machine| {
+                assert_eq!((machine.on_triple_fault, machine.test_device), expected);
+            });
+        };
+        machine("--mem 32", (OnTripleFault::Stop, false));
+        machine("--test-device", (OnTripleFault::Stop, true));
+        machine("--on-triple-fault reset", (OnTripleFault::Reset, false));
+        let definition = dir.path().join("guest.toml");
+        let toml = fs::read_to_string(&definition).unwrap();
+        let wishes = "on_triple_fault = \"reset\"\ntest_device = true\n";
+        fs::write(&definition, format!("{wishes}{toml}")).unwrap();
+        let image = image_of(Some(&definition), true, &Changes::default()).unwrap();
+        fs::write(dir.path().join("guest.img"), image).unwrap();
+        machine("--mem 32", (OnTripleFault::Reset, true));
+        machine("--on-triple-fault stop", (OnTripleFault::Stop, true));
     }
 
     #[test]

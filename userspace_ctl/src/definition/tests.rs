@@ -60,6 +60,8 @@ fn everything_is_read() {
         cmdline = "-x"
         initrd = ["a", "b"]
         console = "log"
+        on_triple_fault = "reset"
+        test_device = true
         [[module]]
         file = "a"
         cmdline = "a 1"
@@ -82,6 +84,10 @@ fn everything_is_read() {
         (vec![Some(2), Some(0)], Boot::Multiboot)
     );
     assert_eq!(guest.cmdline, "-x");
+    assert_eq!(
+        (guest.on_triple_fault, guest.test_device),
+        (OnTripleFault::Reset, true)
+    );
     assert_eq!(names(&guest.initrds), ["a", "b"]);
     let modules: Vec<_> = guest.modules.iter().map(|m| m.cmdline.as_str()).collect();
     assert_eq!(modules, ["a 1", ""]);

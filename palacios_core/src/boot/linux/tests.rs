@@ -74,7 +74,7 @@ fn the_zero_page_says_what_another_loader_reads() {
     expected.type_of_loader = 0xff;
     expected.vid_mode = 0xffff;
     expected.ramdisk_image = params.hdr.ramdisk_image;
-    expected.ramdisk_size = 6 + 2;
+    expected.ramdisk_size = 6;
     expected.cmd_line_ptr = COMMAND_LINE.0 as u32;
     // Theirs sets this, which only the 32-bit protocol needs.
     expected.code32_start = params.hdr.code32_start;
@@ -141,7 +141,7 @@ fn initrds_are_joined_at_multiples_of_four() {
     let hdr = zero_page(&memory).hdr;
     assert_eq!(
         memory.bytes(hdr.ramdisk_image.into(), hdr.ramdisk_size as usize),
-        b"first\0\0\0two!3\0\0\0"
+        b"first\0\0\0two!3"
     );
     assert_eq!(u64::from(hdr.ramdisk_image), 256 * MIB - 4096);
 }
@@ -228,13 +228,17 @@ fn kernels_that_are_none_are_named() {
     assert!(error(b"").to_string().contains("empty"));
     assert!(matches!(error(&[0; 8192]), BootError::NotBzImage { .. }));
     assert_eq!(
-        error(&with(0x206, &[0x0b, 2])),
-        BootError::OldProtocol { version: 0x20b }
+        error(&with(0x206, &[0x01, 2])),
+        BootError::OldProtocol { version: 0x201 }
     );
-    assert!(error(&with(0x206, &[0x04, 2])).to_string().contains("2.04"));
-    assert_eq!(error(&with(0x236, &[0x7e])), BootError::Not64Bit);
+    assert!(error(&with(0x206, &[0x01, 2])).to_string().contains("2.01"));
+    assert_eq!(error(&with(0x211, &[0x80])), BootError::ZImage);
+    assert!(error(&with(0x211, &[0])).to_string().contains("bzImage"));
+    let mut low_entry = with(0x236, &[0]);
+    put(&mut low_entry, 0x214, &0x1000u32.to_le_bytes());
+    assert!(error(&low_entry).to_string().contains("code32_start"));
     assert!(matches!(
-        error(&with(0x258, &[0; 8])),
+        error(&with(0x258, &0x9_0000u64.to_le_bytes())),
         BootError::BadKernel(_)
     ));
     assert!(matches!(
@@ -261,7 +265,7 @@ fn kernels_that_are_none_are_named() {
 #[test]
 fn every_truncation_is_an_error() {
     let kernel = bzimage();
-    for len in (0..0x280).chain([1000, 2048, kernel.len() - 1]) {
+    for len in (0..0x280).chain([1000, 2048, kernel.len() - 16]) {
         let error = error(&kernel[..len]);
         let magic_is_there = len >= 0x206;
         assert_eq!(
@@ -277,6 +281,111 @@ fn every_truncation_is_an_error() {
             have: 8000
         }
     );
+}
+
+/// `syssize` counts paragraphs, the last of which need not be full.
+#[test]
+fn a_short_last_paragraph_is_no_cut() {
+    let kernel = bzimage();
+    for missing in 1..16 {
+        let short = &kernel[..kernel.len() - missing];
+        let (_, memory) = boot(&spec(0), &[short]).unwrap();
+        assert_eq!(memory.bytes(16 * MIB, 6000 - missing), short[2048..]);
+    }
+}
+
+/// The registers and the mode of the 32-bit boot protocol.
+#[test]
+fn a_32_bit_kernel_is_entered_in_protected_mode() {
+    let mut kernel = with(0x236, &[0]);
+    put(&mut kernel, 0x214, &0x10_0020u32.to_le_bytes());
+    let (state, memory) = boot(&spec(0), &[&kernel]).unwrap();
+    assert_eq!(
+        (state.rip, state.gprs[Reg::Rsi]),
+        (16 * MIB + 0x20, ZERO_PAGE.0)
+    );
+    for reg in [Reg::Rbp, Reg::Rdi, Reg::Rbx] {
+        assert_eq!(state.gprs[reg], 0);
+    }
+    assert_eq!(state.control.cr0 & (cr0::PG | cr0::PE), cr0::PE);
+    assert_eq!((state.control.efer, state.rflags), (0, 2));
+    let [code, data] = [Seg::Cs, Seg::Ds].map(|seg| state.segments[seg as usize]);
+    assert_eq!((code.selector, code.base, code.limit), (0x10, 0, u32::MAX));
+    assert!(code.attributes.has(SegmentAttributes::DB));
+    assert!(!code.attributes.has(SegmentAttributes::L));
+    assert_eq!((data.selector, data.base, data.limit), (0x18, 0, u32::MAX));
+    assert_eq!(
+        { zero_page(&memory).hdr.code32_start },
+        16 * (MIB as u32) + 0x20
+    );
+}
+
+/// What each version of the protocol brought is read since then alone.
+#[test]
+fn old_protocols_have_the_limits_of_their_time() {
+    let garbage = |version: u16| {
+        let mut kernel = bzimage();
+        // All fields since 2.03, which kernels before had other things in.
+        put(&mut kernel, 0x22c, &[0xff; 0x40]);
+        put(&mut kernel, 0x206, &version.to_le_bytes());
+        kernel
+    };
+    for version in [0x202, 0x203, 0x205] {
+        let mut kernel = garbage(version);
+        put(&mut kernel, 0x1f6, &[0xff; 2]);
+        if version >= 0x204 {
+            put(&mut kernel, 0x1f6, &[0; 2]);
+        }
+        let (state, memory) = boot(&spec(1), &[&kernel, b"initrd"]).unwrap();
+        assert_eq!(state.rip, MIB, "{version:#x}");
+        assert_eq!(memory.bytes(MIB, 6000), kernel[2048..]);
+        let hdr = zero_page(&memory).hdr;
+        assert_eq!(
+            (hdr.ramdisk_image, hdr.ramdisk_size),
+            (256 * (MIB as u32) - 4096, 6)
+        );
+        let long = Spec {
+            bootargs: Box::leak("x".repeat(256).into_boxed_str()),
+            ..spec(0)
+        };
+        let error = boot(&long, &[&kernel]).map(|_| ()).unwrap_err();
+        let (bytes, limit) = (256, 255);
+        assert_eq!(error, BootError::CommandLineTooLong { bytes, limit });
+    }
+    // 2.02 knows no end for an initrd, and gets one below 896 MiB.
+    let big = Spec {
+        memory: 2 << 30,
+        ..spec(1)
+    };
+    let (_, memory) = boot(&big, &[&garbage(0x202), b"x"]).unwrap();
+    assert_eq!({ zero_page(&memory).hdr.ramdisk_image }, 0x3800_0000 - 4096);
+}
+
+/// It moves itself to the address that it prefers, and needs its memory there.
+#[test]
+fn a_kernel_that_cannot_be_moved_is_loaded_at_one_mib() {
+    for (at, data) in [(0x234, [0; 8]), (0x258, [0; 8])] {
+        let mut kernel = bzimage();
+        let bytes = if at == 0x234 { 1 } else { 8 };
+        put(&mut kernel, at, &data[..bytes]);
+        let (state, memory) = boot(&spec(0), &[&kernel]).unwrap();
+        assert_eq!(state.rip, MIB + 0x200);
+        assert_eq!(memory.bytes(MIB, 6000), kernel[2048..]);
+    }
+    let small = Spec {
+        memory: 20 * MIB - 4096,
+        ..spec(0)
+    };
+    let fixed = with(0x234, &[0]);
+    let error = boot(&small, &[&fixed]).map(|_| ()).unwrap_err();
+    assert!(matches!(error, BootError::NeedsMemory { .. }), "{error}");
+}
+
+#[test]
+fn kernels_without_a_memory_map_find_how_much_memory_there_is() {
+    let (_, memory) = boot(&spec(0), &[&bzimage()]).unwrap();
+    assert_eq!(memory.u32(ZERO_PAGE.0 + 0x1e0), 255 << 10);
+    assert_eq!(memory.bytes(ZERO_PAGE.0 + 2, 2), [0xff, 0xff]);
 }
 
 proptest! {

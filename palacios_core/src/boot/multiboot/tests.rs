@@ -296,6 +296,34 @@ fn modules_that_do_not_fit() {
     );
 }
 
+/// Each on its page, behind the modules.
+#[test]
+fn initial_file_systems_become_the_last_module() {
+    let spec = Spec {
+        blobs: vec![
+            ("kernel", 0, None),
+            ("initrd", 1, None),
+            ("module", 2, Some("one")),
+            ("initrd", 3, None),
+        ],
+        ..Spec::default()
+    };
+    let (state, memory) = boot(&spec, &[&kernel(), b"first", b"module", b"more"]).unwrap();
+    let told = crate::multiboot_oracle::read(state.gprs[Reg::Rbx], |at, len| memory.bytes(at, len));
+    let modules = told.unwrap().modules;
+    let contents = |n: usize| {
+        let (start, end, _) = modules[n];
+        assert_eq!(start % 4096, 0);
+        memory.bytes(start, (end - start) as usize)
+    };
+    assert_eq!((modules.len(), modules[0].2.as_str()), (2, "one"));
+    assert_eq!(contents(0), b"module");
+    assert_eq!(
+        (contents(1), modules[1].2.as_str()),
+        (b"first\0\0\0more".to_vec(), "")
+    );
+}
+
 #[test]
 fn the_header_is_found_only_where_it_may_be() {
     for (at, found) in [

@@ -40,7 +40,8 @@ enum Run {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counter {
-    mode: u8,
+    /// The mode as it was written, 0 to 7: a read-back shows it so.
+    written_mode: u8,
     access: Access,
     bcd: bool,
     gate: bool,
@@ -62,7 +63,7 @@ pub(super) struct Counter {
 impl Counter {
     pub(super) const fn new(gate: bool) -> Self {
         Self {
-            mode: 0,
+            written_mode: 0,
             access: Access::Both,
             bcd: false,
             gate,
@@ -77,12 +78,28 @@ impl Counter {
         }
     }
 
+    /// In mode 2 with the longest period, as firmware leaves counter 0. It starts when it is first looked at.
+    pub(super) const fn periodic() -> Self {
+        Self {
+            written_mode: 2,
+            next: Some(0x1_0000),
+            ..Self::new(true)
+        }
+    }
+
+    /// The mode it is in. The highest bit does not count in modes 2 and 3.
+    const fn mode(&self) -> u8 {
+        match self.written_mode {
+            6.. => self.written_mode & 3,
+            mode => mode,
+        }
+    }
     const fn is_periodic(&self) -> bool {
-        matches!(self.mode, 2 | 3)
+        matches!(self.mode(), 2 | 3)
     }
     /// A rising gate starts it, and nothing else does.
     const fn is_triggered(&self) -> bool {
-        matches!(self.mode, 1 | 5)
+        matches!(self.mode(), 1 | 5)
     }
 
     fn elapsed(&self, tick: u64) -> Option<u64> {
@@ -95,6 +112,9 @@ impl Counter {
 
     /// Counts up to `tick`; how many rising edges OUT has had since it was last asked. Comes before all other calls.
     pub(super) fn settle(&mut self, tick: u64) -> u64 {
+        if self.starts_when_looked_at() {
+            self.start(tick);
+        }
         let Run::Since(start) = self.run else {
             return 0;
         };
@@ -121,12 +141,20 @@ impl Counter {
         periods.saturating_add(edges)
     }
 
-    /// The tick of OUT's next rising edge.
+    /// It has a count, and nobody has told it the time yet: see [`Counter::periodic`].
+    const fn starts_when_looked_at(&self) -> bool {
+        self.is_periodic() && self.next.is_some() && matches!(self.run, Run::Idle)
+    }
+
+    /// The tick of OUT's next rising edge, or one at which to look at it.
     pub(super) fn next_edge(&self) -> Option<u64> {
+        if self.starts_when_looked_at() {
+            return Some(0);
+        }
         let Run::Since(start) = self.run else {
             return None;
         };
-        let after = match self.mode {
+        let after = match self.mode() {
             2 | 3 => self.count,
             0 | 1 if !self.edge_told => self.count,
             // The strobe is low for one clock.
@@ -144,7 +172,7 @@ impl Counter {
     /// The level of OUT.
     pub(super) fn output(&self, tick: u64) -> bool {
         let count = u64::from(self.count.max(1));
-        match (self.mode, self.elapsed(tick)) {
+        match (self.mode(), self.elapsed(tick)) {
             (0, None) => false,
             (_, None) => true,
             (0 | 1, Some(elapsed)) => elapsed >= count,
@@ -159,7 +187,7 @@ impl Counter {
         let count = u64::from(self.count.max(1));
         let modulus = if self.bcd { 10_000 } else { 0x1_0000 };
         let elapsed = self.elapsed(tick).unwrap_or(0);
-        let value = match self.mode {
+        let value = match self.mode() {
             2 => count.wrapping_sub(elapsed % count),
             3 => {
                 // It counts by twos, once for each half; an odd count is one too many.
@@ -182,13 +210,8 @@ impl Counter {
         let Some(access) = Access::of_control(control) else {
             return;
         };
-        let mode = match control >> 1 & 7 {
-            // The highest bit does not count in modes 2 and 3.
-            mode @ 6.. => mode & 3,
-            mode => mode,
-        };
         *self = Self {
-            mode,
+            written_mode: control >> 1 & 7,
             access,
             bcd: control & 1 != 0,
             count: self.count,
@@ -209,7 +232,7 @@ impl Counter {
         let status = u8::from(self.output(tick)) << 7
             | u8::from(null_count) << 6
             | (self.access as u8) << 4
-            | self.mode << 1
+            | self.written_mode << 1
             | u8::from(self.bcd);
         self.latched_status.get_or_insert(status);
     }
@@ -245,7 +268,7 @@ impl Counter {
             (Access::Both, Some(low)) => u16::from_le_bytes([low, value]),
             (Access::Both, None) => {
                 self.low_byte = Some(value);
-                if self.mode == 0 {
+                if self.mode() == 0 {
                     // The first byte stops mode 0, and OUT goes low.
                     self.run = Run::Idle;
                 }
@@ -308,7 +331,7 @@ impl Counter {
             Run::Since(start) => (1, start),
             Run::Stopped(elapsed) => (2, elapsed),
         };
-        to.bytes(&[self.mode, self.access as u8, run])?;
+        to.bytes(&[self.written_mode, self.access as u8, run])?;
         to.u64(at)?;
         for flag in [self.bcd, self.gate, self.edge_told, self.read_high] {
             to.bool(flag)?;
@@ -321,10 +344,10 @@ impl Counter {
     }
 
     pub(super) fn restored(from: &mut StateReader<'_>) -> Result<Self, StateError> {
-        let [mode, access, run] = from.bytes()?;
+        let [written_mode, access, run] = from.bytes()?;
         let at = from.u64()?;
         let mut counter = Self {
-            mode,
+            written_mode,
             access: Access::of_control(access << 4).ok_or(StateError::Value("pit.access"))?,
             bcd: from.bool("pit.bcd")?,
             gate: from.bool("pit.gate")?,
@@ -346,7 +369,7 @@ impl Counter {
         counter.latched_count = restore_option(from)?;
         counter.latched_status = restore_option(from)?.map(one_byte).transpose()?;
         let counts = 1..=0x1_0000;
-        if mode > 5 || access > 3 || !counts.contains(&counter.count) || next > 0x1_0000 {
+        if written_mode > 7 || access > 3 || !counts.contains(&counter.count) || next > 0x1_0000 {
             return Err(StateError::Value("pit.count"));
         }
         Ok(counter)

@@ -49,6 +49,34 @@ impl Bench {
     }
 }
 
+/// 65,536 ticks are 55 ms, from when the machine runs.
+#[test]
+fn firmware_leaves_it_ticking_slowly() {
+    let mut bench = Bench::new();
+    bench.to(5_000_000);
+    bench
+        .machine
+        .run_until(&mut bench.pit, CRYSTAL.ns_of(5_000_001));
+    assert_eq!(bench.irqs_until(5_000_000 + 65_536 * 3 + 1000), 3);
+    bench.pit.reset();
+    bench.to(90_000_000);
+    assert_eq!(bench.count(0), 0, "it starts anew, and owes nothing");
+    assert_eq!(bench.irqs_until(90_000_000 + 65_536 * 2 + 1000), 5);
+}
+
+/// 8254 datasheet: read-back command, status byte: "exactly as written".
+#[test]
+fn the_status_shows_the_mode_as_it_was_written() {
+    let mut bench = Bench::new();
+    for mode in 0..8 {
+        bench.program(2, mode, 1000);
+        bench.outb(0x43, 0xe8);
+        assert_eq!(bench.inb(0x42) & 0x3f, 0x30 | mode << 1);
+    }
+    bench.program(0, 6, 1000);
+    assert_eq!(bench.irqs_until(10_500), 10, "mode 6 is mode 2");
+}
+
 #[test]
 fn mode_0_counts_down_and_interrupts_once() {
     let mut bench = Bench::new();
@@ -323,13 +351,13 @@ fn the_shortest_period_leaves_the_host_alone() {
 }
 
 #[test]
-fn a_reset_one_stands_still() {
+fn a_reset_one_is_as_firmware_leaves_it() {
     let mut bench = Bench::new();
     let fresh = saved(|w| bench.pit.save(w));
     bench.program(0, 2, 1000);
     bench.pit.reset();
     assert_eq!(saved(|w| bench.pit.save(w)), fresh);
-    assert_eq!(bench.pit.deadline_ns(), None);
+    assert_eq!(bench.pit.deadline_ns(), Some(20_115), "soon");
 }
 
 #[derive(Clone, Debug)]

@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The high-precision event timer of a PC (IA-PC HPET Specification 1.0a): a counter of 100 MHz with 64 bits, and three timers.
+//!
+//! Timers interrupt through the I/O APIC, at the inputs 20 to 23. With *legacy replacement* on, the first two drive the lines
+//! of the 8254 and of the real-time clock instead, which are cut off from them. Messages (FSB delivery) are not offered.
+//!
+//! A comparator fires once each time that it is written; a chip's would do so again when the counter has come around.
+//!
+//! **Missed ticks.** A periodic timer keeps its phase however late it is served, and what became due meanwhile is one interrupt. No
+//! timer interrupts more often than every 20 µs, whatever is programmed. A comparator that the counter has just passed
+//! fires at once, as if it had been written in time: writing it takes long on a busy host, and real chips would wait for the
+//! counter to come around.
+#![forbid(unsafe_code)]
+
+use super::ticks::Frequency;
+use super::{Cx, Device, IrqLine, Mmio, Timed};
+use crate::addr::Gpa;
+use crate::state_io::{StateError, StateReader, StateWriter};
+use core::ops::Range;
+
+/// Where the registers are.
+pub const BASE_GPA: u64 = 0xfed0_0000;
+const WINDOW_BYTES: u64 = 0x400;
+/// The counter's rate.
+pub const COUNTER: Frequency = Frequency(100_000_000);
+/// The lines of the first two timers under legacy replacement: see [`super::IrqSink::set_legacy_replacement`].
+pub const LEGACY_LINES: [IrqLine; 2] = [IrqLine(0x100), IrqLine(0x101)];
+/// The least distance of two interrupts of a timer: 20 µs.
+pub const MIN_SPACING_TICKS: u64 = 2_000;
+
+const STATE_VERSION: u32 = 1;
+const TIMERS: usize = 3;
+static RANGE: Range<u64> = BASE_GPA..BASE_GPA + WINDOW_BYTES;
+
+/// Registers, by their offset (2.3.1).
+mod register {
+    pub const CAPABILITIES: u64 = 0x000;
+    pub const CONFIGURATION: u64 = 0x010;
+    pub const STATUS: u64 = 0x020;
+    pub const COUNTER: u64 = 0x0f0;
+    pub const TIMERS: u64 = 0x100;
+    pub const TIMER_BYTES: u64 = 0x20;
+    // Of a timer.
+    pub const TIMER_CONFIGURATION: u64 = 0x00;
+    pub const COMPARATOR: u64 = 0x08;
+}
+
+/// General capabilities (2.3.4): a period of 10,000,000 fs; Intel; legacy replacement; 64 bits; three timers; revision 1.
+pub const CAPABILITIES: u64 = 10_000_000 << 32 | 0x8086 << 16 | 1 << 15 | 1 << 13 | 2 << 8 | 1;
+
+/// General configuration (2.3.5).
+mod configuration {
+    pub const ENABLE: u64 = 1 << 0;
+    pub const LEGACY: u64 = 1 << 1;
+    pub const WRITABLE: u64 = ENABLE | LEGACY;
+}
+
+/// A timer's configuration and capabilities (2.3.8).
+mod timer {
+    pub const LEVEL: u64 = 1 << 1;
+    pub const INTERRUPTS: u64 = 1 << 2;
+    pub const PERIODIC: u64 = 1 << 3;
+    /// The next write of the comparator sets when it fires next, too, and not its period alone.
+    pub const SET_VALUE: u64 = 1 << 6;
+    pub const NARROW: u64 = 1 << 8;
+    pub const ROUTE: u64 = 0x1f << 9;
+    pub const WRITABLE: u64 = LEVEL | INTERRUPTS | PERIODIC | SET_VALUE | NARROW | ROUTE;
+    /// It can be periodic, and it has 64 bits.
+    pub const CAPABLE: u64 = 1 << 4 | 1 << 5;
+    /// The inputs of the I/O APIC that it can be routed to, in the upper half.
+    pub const ROUTES: u64 = 0x00f0_0000;
+}
+
+/// An instant: of the VM's clock, in ticks of the counter's rate, and what the counter shows then.
+#[derive(Clone, Copy)]
+struct Instant {
+    tick: u64,
+    counter: u64,
+}
+
+/// A timer.
+#[derive(Clone, Copy, Debug)]
+struct Timer {
+    configuration: u64,
+    comparator: u64,
+    /// Of a periodic timer, in ticks.
+    period: u64,
+    /// It has not fired for this comparator yet.
+    armed: bool,
+    /// The tick at which it fires, while the counter counts.
+    due: Option<u64>,
+    /// The tick at which it last fired.
+    last: Option<u64>,
+}
+
+impl Timer {
+    const fn new() -> Self {
+        Self {
+            configuration: 0,
+            comparator: u64::MAX,
+            period: 0,
+            armed: false,
+            due: None,
+            last: None,
+        }
+    }
+
+    const fn has(&self, bit: u64) -> bool {
+        self.configuration & bit != 0
+    }
+    /// The bits of the counter that are compared.
+    const fn mask(&self) -> u64 {
+        match self.has(timer::NARROW) {
+            true => u32::MAX as u64,
+            false => u64::MAX,
+        }
+    }
+
+    /// Finds out when it fires. `now` is `None` while the counter stands.
+    fn schedule(&mut self, now: Option<Instant>) {
+        let Some(now) = now.filter(|_| self.armed) else {
+            self.due = None;
+            return;
+        };
+        let mask = self.mask();
+        let ahead = self.comparator.wrapping_sub(now.counter) & mask;
+        // Half of the range ahead lies behind.
+        let left = if ahead > mask >> 1 { 0 } else { ahead };
+        let spaced = self
+            .last
+            .map_or(0, |last| last.saturating_add(MIN_SPACING_TICKS));
+        self.due = Some(now.tick.saturating_add(left).max(spaced));
+    }
+
+    /// It fires if that is due: a periodic one gets its next time, in phase and ahead of the counter.
+    fn settle(&mut self, now: Instant) -> bool {
+        if self.due.is_none_or(|due| due > now.tick) {
+            return false;
+        }
+        self.last = Some(now.tick);
+        self.armed = self.has(timer::PERIODIC) && self.period != 0;
+        if self.armed {
+            let mask = self.mask();
+            let late = now.counter.wrapping_sub(self.comparator) & mask;
+            let periods = late.checked_div(self.period).unwrap_or(0).wrapping_add(1);
+            let ahead = periods.wrapping_mul(self.period);
+            self.comparator = self.comparator.wrapping_add(ahead) & mask;
+        }
+        self.schedule(Some(now));
+        true
+    }
+
+    fn write_configuration(&mut self, value: u64) {
+        let before = self.configuration;
+        self.configuration = value & timer::WRITABLE;
+        if route(value).is_none() {
+            // An input that it cannot reach is not taken (2.3.8, bits 9 to 13).
+            self.configuration = self.configuration & !timer::ROUTE | before & timer::ROUTE;
+        }
+        self.comparator &= self.mask();
+        self.period &= self.mask();
+    }
+
+    /// Writes the bits of `written`.
+    fn write_comparator(&mut self, written: u64, value: u64) {
+        let (mask, value) = (self.mask(), value & written);
+        if !self.has(timer::PERIODIC) || self.has(timer::SET_VALUE) {
+            self.comparator = (self.comparator & !written | value) & mask;
+            self.armed = true;
+        }
+        if self.has(timer::PERIODIC) {
+            self.period = (self.period & !written | value) & mask;
+        }
+        self.configuration &= !timer::SET_VALUE;
+    }
+
+    fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        for word in [self.configuration, self.comparator, self.period] {
+            to.u64(word)?;
+        }
+        to.bool(self.armed)?;
+        for tick in [self.due, self.last] {
+            to.bool(tick.is_some())?;
+            to.u64(tick.unwrap_or(0))?;
+        }
+        Ok(())
+    }
+
+    fn restored(from: &mut StateReader<'_>) -> Result<Self, StateError> {
+        let mut new = Self::new();
+        new.configuration = from.u64()?;
+        new.comparator = from.u64()?;
+        new.period = from.u64()?;
+        new.armed = from.bool("hpet.armed")?;
+        for tick in [&mut new.due, &mut new.last] {
+            let there = from.bool("hpet.tick")?;
+            let value = from.u64()?;
+            if !there && value != 0 {
+                return Err(StateError::Value("hpet.tick"));
+            }
+            *tick = there.then_some(value);
+        }
+        let fits = new.configuration & !timer::WRITABLE == 0
+            && (new.comparator | new.period) & !new.mask() == 0
+            && (new.armed || new.due.is_none());
+        fits.then_some(new).ok_or(StateError::Value("hpet.timer"))
+    }
+}
+
+/// The input of the I/O APIC that a timer's configuration names, if it can reach that.
+fn route(configuration: u64) -> Option<IrqLine> {
+    let input = (configuration & timer::ROUTE) >> 9;
+    (timer::ROUTES >> input & 1 != 0).then_some(IrqLine(input as u32))
+}
+
+/// The timers.
+#[derive(Clone, Debug)]
+pub struct Hpet {
+    configuration: u64,
+    /// Level-triggered interrupts that wait to be cleared, one bit a timer.
+    status: u64,
+    /// While the counter stands, what it shows; else that less the ticks of the VM's clock.
+    counter: u64,
+    timers: [Timer; TIMERS],
+}
+
+impl Default for Hpet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hpet {
+    /// A counter that stands at zero.
+    pub const fn new() -> Self {
+        Self {
+            configuration: 0,
+            status: 0,
+            counter: 0,
+            timers: [Timer::new(); TIMERS],
+        }
+    }
+
+    const fn is_enabled(&self) -> bool {
+        self.configuration & configuration::ENABLE != 0
+    }
+    const fn is_legacy(&self) -> bool {
+        self.configuration & configuration::LEGACY != 0
+    }
+    fn counter_at(&self, tick: u64) -> u64 {
+        match self.is_enabled() {
+            true => self.counter.wrapping_add(tick),
+            false => self.counter,
+        }
+    }
+    /// Sets what the counter shows at `tick`.
+    fn set_counter(&mut self, value: u64, tick: u64) {
+        self.counter = match self.is_enabled() {
+            true => value.wrapping_sub(tick),
+            false => value,
+        };
+        let counter = self.counter_at(tick);
+        let now = self.is_enabled().then_some(Instant { tick, counter });
+        for timer in &mut self.timers {
+            timer.schedule(now);
+        }
+    }
+
+    /// The line of a timer. `None`: it is routed nowhere.
+    fn line(&self, index: usize) -> Option<IrqLine> {
+        let legacy = LEGACY_LINES.get(index).filter(|_| self.is_legacy());
+        let timer = self.timers.get(index)?;
+        legacy.copied().or_else(|| route(timer.configuration))
+    }
+
+    /// Fires what is due.
+    fn settle(&mut self, cx: &Cx<'_>, tick: u64) {
+        let counter = self.counter_at(tick);
+        for index in 0..TIMERS {
+            let line = self.line(index);
+            let Some(timer) = self.timers.get_mut(index) else {
+                return;
+            };
+            if !timer.settle(Instant { tick, counter }) {
+                continue;
+            }
+            if timer.has(timer::LEVEL) {
+                self.status |= bit(index);
+            } else if let (true, Some(line)) = (timer.has(timer::INTERRUPTS), line) {
+                line.pulse(cx);
+            }
+        }
+        self.drive_levels(cx);
+    }
+
+    /// Drives the lines of level-triggered timers.
+    fn drive_levels(&self, cx: &Cx<'_>) {
+        for (index, timer) in self.timers.iter().enumerate() {
+            if let (true, Some(line)) = (timer.has(timer::LEVEL), self.line(index)) {
+                let waits = self.status & bit(index) != 0;
+                line.set(cx, waits && timer.has(timer::INTERRUPTS));
+            }
+        }
+    }
+
+    /// Lowers them, before their routes change.
+    fn lower_levels(&self, cx: &Cx<'_>) {
+        for (index, timer) in self.timers.iter().enumerate() {
+            if let (true, Some(line)) = (timer.has(timer::LEVEL), self.line(index)) {
+                line.set(cx, false);
+            }
+        }
+    }
+
+    /// The timer that a register at `offset` belongs to, and the register's offset in it.
+    fn timer_at(offset: u64) -> Option<(usize, u64)> {
+        let offset = offset.checked_sub(register::TIMERS)?;
+        let index = (offset / register::TIMER_BYTES) as usize;
+        (index < TIMERS).then_some((index, offset % register::TIMER_BYTES))
+    }
+
+    /// A register of 64 bits.
+    fn read(&self, offset: u64, tick: u64) -> u64 {
+        match offset {
+            register::CAPABILITIES => CAPABILITIES,
+            register::CONFIGURATION => self.configuration,
+            register::STATUS => self.status,
+            register::COUNTER => self.counter_at(tick),
+            _ => match Self::timer_at(offset) {
+                Some((index, register)) => self.read_timer(index, register),
+                None => 0,
+            },
+        }
+    }
+
+    fn read_timer(&self, index: usize, register: u64) -> u64 {
+        match (self.timers.get(index), register) {
+            (Some(timer), register::TIMER_CONFIGURATION) => {
+                timer::ROUTES << 32 | timer::CAPABLE | timer.configuration
+            }
+            (Some(timer), register::COMPARATOR) => timer.comparator,
+            _ => 0,
+        }
+    }
+
+    /// Writes the bits of `written` of a register.
+    fn write(&mut self, cx: &Cx<'_>, offset: u64, written: u64, value: u64, tick: u64) {
+        let whole = self.read(offset, tick) & !written | value;
+        match (offset, Self::timer_at(offset)) {
+            (register::CONFIGURATION, _) => self.write_configuration(cx, whole, tick),
+            (register::STATUS, _) => self.status &= !value,
+            (register::COUNTER, _) => self.set_counter(whole, tick),
+            (_, Some((index, register::TIMER_CONFIGURATION))) => {
+                self.write_timer_configuration(cx, index, whole);
+            }
+            (_, Some((index, register::COMPARATOR))) => {
+                if let Some(timer) = self.timers.get_mut(index) {
+                    timer.write_comparator(written, value);
+                }
+            }
+            _ => {}
+        }
+        self.set_counter(self.counter_at(tick), tick);
+    }
+
+    fn write_configuration(&mut self, cx: &Cx<'_>, value: u64, tick: u64) {
+        self.lower_levels(cx);
+        let counter = self.counter_at(tick);
+        let before = self.configuration;
+        self.configuration = value & configuration::WRITABLE;
+        self.set_counter(counter, tick);
+        if (before ^ self.configuration) & configuration::LEGACY != 0 {
+            cx.irqs.set_legacy_replacement(self.is_legacy());
+        }
+    }
+
+    fn write_timer_configuration(&mut self, cx: &Cx<'_>, index: usize, value: u64) {
+        self.lower_levels(cx);
+        let Some(timer) = self.timers.get_mut(index) else {
+            return;
+        };
+        timer.write_configuration(value);
+        if !timer.has(timer::LEVEL) {
+            self.status &= !bit(index);
+        }
+    }
+}
+
+/// A timer's bit in the status register.
+const fn bit(index: usize) -> u64 {
+    1 << (index % TIMERS)
+}
+
+/// Where a piece of `size` bytes lies in its register of 64 bits: the mask, and by how much it is shifted. Only whole and
+/// half registers are read and written (2.2).
+fn piece(at: Gpa, size: u8) -> Option<(u64, u32)> {
+    match (at.0 % 8, size) {
+        (0, 8) => Some((u64::MAX, 0)),
+        (0, 4) => Some((u32::MAX.into(), 0)),
+        (4, 4) => Some((u32::MAX.into(), 32)),
+        _ => None,
+    }
+}
+
+impl Device for Hpet {
+    fn name(&self) -> &'static str {
+        "hpet"
+    }
+
+    fn reset(&mut self) {
+        *self = Self::new();
+    }
+
+    fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        to.u32(STATE_VERSION)?;
+        for word in [self.configuration, self.status, self.counter] {
+            to.u64(word)?;
+        }
+        self.timers.iter().try_for_each(|timer| timer.save(to))
+    }
+
+    fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
+        from.version(STATE_VERSION)?;
+        let mut new = Self::new();
+        new.configuration = from.u64()?;
+        new.status = from.u64()?;
+        new.counter = from.u64()?;
+        for timer in &mut new.timers {
+            *timer = Timer::restored(from)?;
+        }
+        let levels = (0..).zip(&new.timers).filter(|(_, t)| t.has(timer::LEVEL));
+        let possible = levels.fold(0, |bits, (index, _)| bits | bit(index));
+        let stands = !new.is_enabled() && new.timers.iter().any(|t| t.due.is_some());
+        if stands
+            || new.configuration & !configuration::WRITABLE != 0
+            || new.status & !possible != 0
+        {
+            return Err(StateError::Value("hpet"));
+        }
+        *self = new;
+        Ok(())
+    }
+
+    fn mmio(&mut self) -> Option<&mut dyn Mmio> {
+        Some(self)
+    }
+    fn timed(&mut self) -> Option<&mut dyn Timed> {
+        Some(self)
+    }
+}
+
+impl Mmio for Hpet {
+    fn ranges(&self) -> &[Range<u64>] {
+        core::slice::from_ref(&RANGE)
+    }
+
+    fn mmio_read(&mut self, cx: &Cx<'_>, at: Gpa, size: u8) -> u64 {
+        let tick = COUNTER.ticks_at(cx.clock.now_ns());
+        self.settle(cx, tick);
+        let Some((mask, shift)) = piece(at, size) else {
+            return u64::MAX;
+        };
+        let offset = at.0.wrapping_sub(BASE_GPA) & !7;
+        self.read(offset, tick) >> shift & mask
+    }
+
+    fn mmio_write(&mut self, cx: &Cx<'_>, at: Gpa, size: u8, value: u64) {
+        let tick = COUNTER.ticks_at(cx.clock.now_ns());
+        self.settle(cx, tick);
+        let Some((mask, shift)) = piece(at, size) else {
+            return;
+        };
+        let offset = at.0.wrapping_sub(BASE_GPA) & !7;
+        self.write(cx, offset, mask << shift, (value & mask) << shift, tick);
+        self.settle(cx, tick);
+    }
+}
+
+impl Timed for Hpet {
+    fn deadline_ns(&self) -> Option<u64> {
+        // What a timer does that does not interrupt shows when somebody looks.
+        let timers = self
+            .timers
+            .iter()
+            .filter(|timer| timer.has(timer::INTERRUPTS));
+        let first = timers.filter_map(|timer| timer.due).min();
+        first.map(|tick| COUNTER.ns_of(tick))
+    }
+
+    fn tick(&mut self, cx: &Cx<'_>) {
+        self.settle(cx, COUNTER.ticks_at(cx.clock.now_ns()));
+    }
+}
+
+#[cfg(test)]
+mod tests;
