@@ -17,7 +17,7 @@ GUESTS = TOP / "build/guests"
 TIMEOUT_S = 300
 CPUS = 4
 ALL = f"test=all machine=other cpus={CPUS}"
-RESETS = ("reset_by_keyboard", "reset_by_chipset")
+RESETS = ("reset_by_keyboard", "reset_by_chipset", "reset_by_port_a", "reset_by_triple_fault")
 HELLOS = {"C": "hello/hello-c", "Rust": "hello/hello-rust"}
 
 
@@ -25,7 +25,8 @@ def boot(kernel: str, append: str) -> Output:
     """One boot; its status is what the kernel wrote to its exit port."""
     command = qemu(hostroot.ensure("root"))
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-accel", "tcg", "-m", "256", "-serial", "stdio"]
-    command += ["-cpu", "max,svm=off,pmu=off", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
+    command += ["-cpu", "max,svm=off,pmu=off", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
+                "-device", "pc-testdev"]
     command += ["-smp", str(CPUS)] if f"cpus={CPUS}" in append else []
     log = "oracle-" + re.sub(r"[^a-z0-9_]+", "-", f"{kernel} {append}")
     return commands.run(log, "timeout", TIMEOUT_S, *command, "-kernel", GUESTS / kernel, "-append", append)
@@ -45,7 +46,7 @@ def run(results: Results) -> None:
 
 def judge_tmk(results: Results, outputs: dict[str, Output]) -> None:
     results.read_tap(outputs[ALL].lines)
-    wanted = re.findall(r"^test (?:always|several) (\S+)", outputs["test=list"].text, re.MULTILINE)
+    wanted = re.findall(r"^test (?:always|device|several) (\S+)", outputs["test=list"].text, re.MULTILINE)
     for name in wanted:
         if not re.search(rf"^(not )?ok {name}\b", outputs[ALL].text, re.MULTILINE):
             results.fail(f"{name}: no answer")

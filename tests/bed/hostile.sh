@@ -26,6 +26,8 @@ check "all model-specific registers" ends 1 "passed, 0 failed" touch_every_msr
 check "an interrupt storm" ends 124 "timeout" interrupt_storm --timeout=3
 check "a reset by the keyboard controller" ends 1 "after the reset" reset_by_keyboard
 check "a reset by the chipset" ends 1 "after the reset" reset_by_chipset
+check "a reset by system control port A" ends 1 "after the reset" reset_by_port_a
+check "a reset by a triple fault" ends 1 "after the reset" reset_by_triple_fault --on-triple-fault=reset --timeout=200
 check "registers behind a reset" ends 1 "passed, 0 failed" reset_clears_registers
 check "two hundred resets" ends 1 "passed, 0 failed" "reset_storm times=200"
 check "interrupts off, and spinning" ends 124 "timeout" spin_without_interrupts --timeout=3

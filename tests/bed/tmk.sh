@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The tiny test kernels on one CPU, each test by its name. What gives no answer has failed, and the rest goes on in another VM.
 # bed: --machines svm,svm-bochs,vtx --add build/guests/tmk/tmk --timeout 900
-run() { timeout=$1 append=$2; shift 2; v3 run --kernel tmk --mem 256 --timeout "$timeout" --append "$append" "$@" </dev/null | tr -d '\r'; }
+run() { timeout=$1 append=$2; shift 2; v3 run --kernel tmk --test-device --mem 256 --timeout "$timeout" --append "$append" "$@" </dev/null | tr -d '\r'; }
 
 by_name() {
 	while [ $# != 0 ]; do
@@ -17,7 +17,7 @@ run 60 test=list >list
 [ "$(wc -l <list)" -gt 100 ] || echo "not ok tmk lists its tests"
 # What this machine cannot do stands in scripts/skips.
 names=
-for name in $(sed -nE 's/^test (always|here) //p' list); do
+for name in $(sed -nE 's/^test (always|here|device) //p' list); do
 	if grep -qx "$name" skips 2>/dev/null; then echo "skip $name"; else names="$names $name"; fi
 done
 by_name $names

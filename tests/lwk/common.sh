@@ -9,6 +9,7 @@ image() {
 	cat >"$1.toml" <<-TOML
 		name = "$1"
 		memory = "$2M"
+		test_device = true
 		vcpus = $3
 		kernel = "$TOP/build/guests/tmk/tmk"
 		cmdline = "$4"

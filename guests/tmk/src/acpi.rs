@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The processors, as the ACPI tables name them (ACPI 6.5: 5.2.5, 5.2.7, 5.2.12).
+//! Processors and the high-precision event timer, as the ACPI tables name them (ACPI 6.5: 5.2.5, 5.2.7, 5.2.12).
 
 use core::slice::from_raw_parts;
 
@@ -31,6 +31,13 @@ fn find(signature: &[u8; 4]) -> Option<&'static [u8]> {
         .map(|n| u64::from(u32_at(root + 36 + 4 * n)))
         .find(|at| bytes(*at, 4) == signature)
         .and_then(table)
+}
+
+/// Where the high-precision event timer's registers are (IA-PC HPET 1.0a: 3.2.4).
+pub fn hpet() -> Option<u64> {
+    let table = find(b"HPET")?;
+    let address = table.get(44..52)?;
+    Some(u64::from_le_bytes(address.try_into().ok()?))
 }
 
 /// The entries of the MADT, each from its type on.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From the Multiboot 1 entry (32-bit, no paging) to `kernel_main` in 64-bit mode, with the first 4 GiB mapped one to one;
+//! From the entry of each boot protocol (32-bit, no paging) to `kernel_main` in 64-bit mode, with the first 4 GiB mapped one to one;
 //! and from a start-up message (real mode, at any page below 1 MiB) to `ap_main`, for the other CPUs.
 
 use core::arch::global_asm;
@@ -11,11 +11,39 @@ global_asm!(
     ".long 0x1badb002",
     ".long 0x00000003",
     ".long -(0x1badb002 + 0x00000003)",
+    // Multiboot 2: magic, architecture, length, checksum; tags: modules on page boundaries, the end.
+    ".balign 8",
+    "multiboot_2: .long 0xe85250d6, 0, multiboot_2_end - multiboot_2, -(0xe85250d6 + (multiboot_2_end - multiboot_2))",
+    ".word 6, 0",
+    ".long 8",
+    ".word 0, 0",
+    ".long 8",
+    "multiboot_2_end:",
+    ".popsection",
+    // The note that makes it a PVH kernel: XEN_ELFNOTE_PHYS32_ENTRY.
+    ".pushsection .note.Xen, \"a\", @note",
+    ".balign 4",
+    ".long 4, 4, 18",
+    ".asciz \"Xen\"",
+    ".long start_pvh",
     ".popsection",
     //
     ".pushsection .boot, \"ax\"",
     ".code32",
-    ".globl start",
+    ".globl start, start_linux",
+    // By Linux' protocol: ESI is the zero page, and nobody has cleared what the file does not have.
+    "start_linux:",
+    "mov ebx, esi",
+    "mov edi, offset bss_begin",
+    "mov ecx, offset end",
+    "sub ecx, edi",
+    "xor eax, eax",
+    "cld",
+    "rep stosb",
+    "mov eax, 0x756e694c", // crate::boot_info::LINUX
+    "jmp start",
+    "start_pvh:",
+    "mov eax, 0x20485650", // crate::boot_info::PVH
     "start:",
     "cli",
     "mov esp, offset boot_stack_top",

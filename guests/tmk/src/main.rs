@@ -16,9 +16,9 @@
 mod acpi;
 mod apic;
 mod boot;
+mod boot_info;
 mod io;
 mod mem;
-mod multiboot;
 mod paging;
 mod smp;
 mod tests;
@@ -37,6 +37,8 @@ pub enum When {
     Always,
     /// With `test=all`, on this project's VMM.
     Here,
+    /// With `test=all`, on every machine that has the device of test kernels.
+    Device,
     /// With `test=all` and with `test=several`, on every machine of more than one processor.
     Several,
     /// When it is named: it ends the VM, or needs a helper outside.
@@ -81,15 +83,14 @@ extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
     // Firmware may have left the PIC pair open, with vectors among the exceptions.
     io::outb(0x21, 0xff);
     io::outb(0xa1, 0xff);
-    let Some(boot) = multiboot::Info::new(magic, info) else {
-        println!("not started by a Multiboot loader");
+    if !boot_info::remember(magic, info) {
+        println!("not started by a loader that we know");
         io::exit(99);
-    };
-    multiboot::remember(boot);
+    }
     if let Err(why) = smp::find() {
         println!("{why}");
     }
-    let wanted = multiboot::argument("test").unwrap_or("all");
+    let wanted = boot_info::argument("test").unwrap_or("all");
     if wanted == "list" {
         list();
         io::exit(0);
@@ -112,6 +113,7 @@ fn list() {
         let when = match test.when {
             When::Always => "always",
             When::Here => "here",
+            When::Device => "device",
             When::Several => "several",
             When::Named => "named",
         };
@@ -125,7 +127,8 @@ fn run(wanted: &str) -> (u32, u32) {
     for test in all() {
         let routine = match test.when {
             When::Always => true,
-            When::Here => !multiboot::elsewhere(),
+            When::Here => !boot_info::elsewhere(),
+            When::Device => tests::pc::has_test_device(),
             When::Several => smp::count() > 1,
             When::Named => false,
         };

@@ -2,7 +2,7 @@
 //! Mappings beyond the first 4 GiB, which are mapped one to one: windows of fresh addresses, and frames that nothing has
 //! touched since power-on, so that the first access is the VMM's first sight of them.
 
-use crate::multiboot;
+use crate::boot_info;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,7 +39,7 @@ extern "C" {
 
 /// The end of the RAM below 4 GiB.
 pub fn ram_end() -> u64 {
-    (u64::from(multiboot::info().mem_upper_kib) + 1024) * 1024
+    boot_info::info().low_ram_end()
 }
 
 /// The address of `pages` fresh pages, not mapped, with a page behind them that never is.

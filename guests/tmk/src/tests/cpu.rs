@@ -2,7 +2,7 @@
 //! What a CPU says of itself, and what its control and model-specific registers take.
 
 use crate::io::{cpuid, rdmsr, wrmsr};
-use crate::{check, check_eq, fault, multiboot, tests, Outcome};
+use crate::{boot_info, check, check_eq, fault, tests, Outcome};
 use core::arch::asm;
 
 tests!(
@@ -38,7 +38,7 @@ fn cpuid_hides() -> Outcome {
     check_eq!(cpuid(0x8000_0001, 0)[2] & 4, 0, "SVM");
     check_eq!(cpuid(1, 0)[2] & (1 << 5 | 1 << 3), 0, "VMX, MONITOR");
     check_eq!(cpuid(0x8000_000a, 0), [0; 4]);
-    let all = multiboot::number("cpus").unwrap_or(1);
+    let all = boot_info::number("cpus").unwrap_or(1);
     check_eq!(u64::from(cpuid(0xb, 1)[1]), all, "cores");
     Ok(())
 }

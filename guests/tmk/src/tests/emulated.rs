@@ -4,7 +4,7 @@
 use crate::io::{cpuid, inb, inl, inw, mmio_read, mmio_write, outb};
 use crate::paging::{self, NO_CACHE, PAGE, PRESENT, USER, WRITE};
 use crate::trap::USER_END;
-use crate::{check, check_eq, fault, multiboot, tests, user, Outcome};
+use crate::{boot_info, check, check_eq, fault, tests, user, Outcome};
 use core::arch::asm;
 
 tests!(
@@ -466,8 +466,8 @@ fn empty_space() -> Outcome {
 /// Executes `cpuids=` CPUIDs and `outs=` OUTs, for the counters outside.
 fn counted() -> Outcome {
     let (cpuids, outs) = (
-        multiboot::number("cpuids").unwrap_or(0),
-        multiboot::number("outs").unwrap_or(0),
+        boot_info::number("cpuids").unwrap_or(0),
+        boot_info::number("outs").unwrap_or(0),
     );
     (0..cpuids).for_each(|_| {
         cpuid(0, 0);

@@ -4,12 +4,12 @@
 use super::time::{cmos, set_cmos};
 use crate::io::{inb, inl, inw, outb, outw, rdmsr, wrmsr};
 use crate::smp::wait_ms;
-use crate::{check_eq, fault, multiboot, println, tests, Outcome};
+use crate::{boot_info, check_eq, fault, println, tests, Outcome};
 use core::arch::asm;
 
 tests!(
     ; named: read_every_port, touch_every_msr, write_every_port, triple_fault, jump_to_nothing, unknown_instruction, interrupt_storm, reset_by_keyboard,
-    reset_by_chipset, reset_clears_registers, reset_storm, power_off
+    reset_by_chipset, reset_by_port_a, reset_by_triple_fault, reset_clears_registers, reset_storm, power_off
 );
 
 fn read_every_port() -> Outcome {
@@ -79,6 +79,11 @@ fn touch_msr(index: u32) {
 
 fn triple_fault() -> Outcome {
     println!("about to triple-fault");
+    fail_three_times()
+}
+
+/// An exception, its handler and the double fault's handler fail.
+fn fail_three_times() -> ! {
     let nothing = [0u16; 5];
     // SAFETY: that is the test.
     unsafe { asm!("lidt [{}]", "ud2", in(reg) &nothing, options(noreturn)) }
@@ -102,7 +107,7 @@ fn unknown_instruction() -> Outcome {
 fn interrupt_storm() -> Outcome {
     crate::apic::on();
     super::interrupts::timer_every(0x6a, 1);
-    for _ in 0..multiboot::number("rounds").unwrap_or(10_000) {
+    for _ in 0..boot_info::number("rounds").unwrap_or(10_000) {
         // SAFETY: handlers are in place.
         unsafe { asm!("sti", "hlt", "cli") };
     }
@@ -135,6 +140,15 @@ fn reset_by_chipset() -> Outcome {
     once(|| outb(0xcf9, 6))
 }
 
+fn reset_by_port_a() -> Outcome {
+    once(|| outb(0x92, inb(0x92) | 1))
+}
+
+/// On a machine that starts anew after one.
+fn reset_by_triple_fault() -> Outcome {
+    once(|| fail_three_times())
+}
+
 /// What one kernel leaves in registers, the next does not find there. Not PAT: in QEMU, VMRUN leaves the host's in.
 fn reset_clears_registers() -> Outcome {
     // SYSENTER_ESP, STAR, LSTAR, KERNEL_GS_BASE.
@@ -157,7 +171,7 @@ fn reset_clears_registers() -> Outcome {
 /// Resets again and again, `times=` times.
 fn reset_storm() -> Outcome {
     let done = u64::from(cmos(REMEMBERED));
-    if done >= multiboot::number("times").unwrap_or(20).min(255) {
+    if done >= boot_info::number("times").unwrap_or(20).min(255) {
         set_cmos(REMEMBERED, 0);
         return Ok(());
     }
@@ -169,7 +183,7 @@ fn reset_storm() -> Outcome {
 
 fn power_off() -> Outcome {
     println!("about to power off");
-    let sleep_type = multiboot::number("slp").unwrap_or(5) as u16;
+    let sleep_type = boot_info::number("slp").unwrap_or(5) as u16;
     outw(0x604, sleep_type << 10 | 1 << 13);
     survived()
 }

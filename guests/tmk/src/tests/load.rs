@@ -5,7 +5,7 @@ use super::interrupts::{timer_every, timer_off};
 use crate::apic;
 use crate::io::inb;
 use crate::paging::{ram_end, UNTOUCHED};
-use crate::{check, check_eq, fault, multiboot, println, tests, trap, Outcome};
+use crate::{boot_info, check, check_eq, fault, println, tests, trap, Outcome};
 use core::ptr::{read_volatile, write_volatile};
 
 tests!(
@@ -110,7 +110,7 @@ fn halt_for_ever() -> Outcome {
 }
 
 fn chatter() -> Outcome {
-    (0..multiboot::number("lines").unwrap_or(1000)).for_each(|n| println!("line {n}"));
+    (0..boot_info::number("lines").unwrap_or(1000)).for_each(|n| println!("line {n}"));
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 use crate::io::cpuid;
 use crate::paging::{self, NO_CACHE, PAGE, PRESENT, WRITE};
-use crate::{check, check_eq, multiboot, println, tests, Outcome};
+use crate::{boot_info, check, check_eq, println, tests, Outcome};
 use core::arch::asm;
 
 tests!(
@@ -18,14 +18,14 @@ tests!(
     code_across_pages,
     exit_across_pages,
     mmio_across_code_pages,
-    fxsave_across_untouched_pages; named: memory_above_4_gib
+    fxsave_across_untouched_pages; named: memory_above_4_gib, boot_protocol
 );
 
 fn multiboot_info() -> Outcome {
-    let info = multiboot::info();
-    check!(info.flags & 1 != 0 && info.mem_upper_kib > 1024);
-    check!((512..=640).contains(&info.mem_lower_kib));
-    if let Some(wanted) = multiboot::argument("module") {
+    let info = boot_info::info();
+    let (low_kib, high_kib) = info.bounds_kib.ok_or("no bounds of the memory")?;
+    check!(high_kib > 1024 && (512..=640).contains(&low_kib));
+    if let Some(wanted) = boot_info::argument("module") {
         let module = info.modules().first().ok_or("no module")?;
         check!(module.cmdline().contains(wanted));
         check_eq!(
@@ -40,10 +40,23 @@ fn multiboot_info() -> Outcome {
     Ok(())
 }
 
+/// What each protocol brings: `protocol=` is its name, `module=` what the only module begins with.
+fn boot_protocol() -> Outcome {
+    let info = boot_info::info();
+    check_eq!(Some(info.protocol), boot_info::argument("protocol"));
+    let [module] = info.modules() else {
+        return Err("not one module");
+    };
+    let wanted = boot_info::argument("module").unwrap_or("?");
+    check!(module.data().starts_with(wanted.as_bytes()));
+    check_eq!(module.start % 4096, 0);
+    multiboot_memory_map()
+}
+
 fn multiboot_memory_map() -> Outcome {
     let (mut total, mut end) = (0, 0);
-    for region in multiboot::info().memory_map() {
-        let (start, length, kind) = region;
+    for region in boot_info::info().memory_map() {
+        let (start, length, kind) = *region;
         check!(length > 0 && start >= end, "ascending, without overlap");
         end = start + length;
         if kind == 1 {
@@ -52,7 +65,7 @@ fn multiboot_memory_map() -> Outcome {
         }
     }
     check!(total >= paging::ram_end() - (1 << 20));
-    if let Some(mib) = multiboot::number("mib") {
+    if let Some(mib) = boot_info::number("mib") {
         let missing = (mib << 20)
             .checked_sub(total)
             .ok_or("more RAM than there is")?;
@@ -267,7 +280,7 @@ fn fxsave_across_untouched_pages() -> Outcome {
 /// RAM above 4 GiB is as good as any; `mib=` says how much the machine has.
 fn memory_above_4_gib() -> Outcome {
     let mut seen = 0;
-    for (start, length, kind) in multiboot::info().memory_map() {
+    for (start, length, kind) in boot_info::info().memory_map().iter().copied() {
         if kind != 1 || start < 1 << 32 {
             continue;
         }

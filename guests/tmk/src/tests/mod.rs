@@ -9,6 +9,7 @@ mod emulated;
 mod exceptions;
 mod features;
 mod hostile;
+mod hpet;
 mod interrupts;
 mod ioapic;
 mod ipi;
@@ -18,6 +19,7 @@ mod memory;
 mod modes;
 mod mp_table;
 mod noise;
+pub mod pc;
 mod pvclock;
 mod rtc;
 mod shadows;
@@ -48,6 +50,8 @@ pub static ALL: &[&[Test]] = &[
     time::TESTS,
     pvclock::TESTS,
     rtc::TESTS,
+    hpet::TESTS,
+    pc::TESTS,
     modes::TESTS,
     mp_table::TESTS,
     smp::TESTS,
@@ -59,15 +63,16 @@ pub static ALL: &[&[Test]] = &[
     noise::TESTS,
 ];
 
-/// A list of tests by function name: those for every machine, those for this project's VMM, those for more than one
-/// processor, those that must be named.
+/// A list of tests by function name: those for every machine, those for this project's VMM, those for a machine with the device of test
+/// kernels, those for more than one processor, those that must be named.
 #[macro_export]
 macro_rules! tests {
-    ($($name:ident),* $(,)? $(; here: $($here:ident),* $(,)?)? $(; several: $($several:ident),* $(,)?)?
-        $(; named: $($special:ident),* $(,)?)?) => {
+    ($($name:ident),* $(,)? $(; here: $($here:ident),* $(,)?)? $(; device: $($device:ident),* $(,)?)?
+        $(; several: $($several:ident),* $(,)?)? $(; named: $($special:ident),* $(,)?)?) => {
         pub static TESTS: &[$crate::Test] = &[
             $($crate::Test { name: stringify!($name), run: $name, when: $crate::When::Always },)*
             $($($crate::Test { name: stringify!($here), run: $here, when: $crate::When::Here },)*)?
+            $($($crate::Test { name: stringify!($device), run: $device, when: $crate::When::Device },)*)?
             $($($crate::Test { name: stringify!($several), run: $several, when: $crate::When::Several },)*)?
             $($($crate::Test { name: stringify!($special), run: $special, when: $crate::When::Named },)*)?
         ];

@@ -4,7 +4,7 @@
 use super::interrupts::{pic_mask_all, pic_on};
 use crate::io::{cpuid, outb};
 use crate::paging;
-use crate::{check_eq, tests, Outcome};
+use crate::{check, check_eq, tests, Outcome};
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
 
@@ -16,7 +16,8 @@ tests!(
     interrupt_frame_in_protected_mode,
     paging_with_32_bit_entries,
     paging_with_pae,
-    compatibility_mode
+    compatibility_mode;
+    named: as_firmware_leaves_it
 );
 
 /// Where the code is copied to, and where its results, parameters and saved registers lie.
@@ -29,6 +30,7 @@ const CR3: u64 = 0x9130;
 const CR4: u64 = 0x9138;
 /// Not 0: the 32-bit code executes INT with its stack on a device.
 const STACK_ON_DEVICE: u64 = 0x9148;
+const ONLY_FIRMWARE: u64 = 0x9160;
 
 /// Results, by their place.
 mod result {
@@ -46,6 +48,7 @@ mod result {
     pub const PORT: u64 = 0x2c;
     pub const INTERRUPTS: u64 = 0x30;
     pub const IO_APIC: u64 = 0x34;
+    pub const SERVICE_FAILED: u64 = 0x38;
     pub const BYTES: u64 = 0x80;
 }
 
@@ -155,6 +158,8 @@ global_asm!(
     "mov ss, ax",
     "mov sp, 0x7000",
     "lidt [0x9120]",
+    "cmp dword ptr [0x9160], 0",
+    "jne low_firmware",
     "mov ebx, 0xfec00000",
     "mov dword ptr [ebx], 1",
     "mov eax, [ebx + 0x10]",
@@ -199,6 +204,7 @@ global_asm!(
     "mov [0x9028], cx",
     "mov [0x902c], al",
     // And back: protected mode, paging, long mode.
+    "low_back:",
     "mov eax, cr0",
     "or al, 1",
     "mov cr0, eax",
@@ -214,6 +220,20 @@ global_asm!(
     "pop ax",
     "iret",
     "low_text: .ascii \"real\"",
+    // What firmware left: its timer's interrupts, and a service that is not there.
+    "low_firmware:",
+    "mov cx, 3",
+    "5: sti",
+    "hlt",
+    "cli",
+    "loop 5b",
+    "mov ah, 0x88",
+    "clc",
+    "int 0x15",
+    "mov al, 0",
+    "adc al, 0",
+    "mov [0x9038], al",
+    "jmp low_back",
     //
     ".code32",
     "low_up:",
@@ -275,6 +295,12 @@ fn go_down_and_up(tables: Option<(u64, u64)>) {
 fn go(tables: Option<(u64, u64)>) {
     pic_on(0x20);
     outb(0x21, 0xfe);
+    down_and_up(tables, false);
+    pic_mask_all();
+}
+
+/// The same with the interrupts as they are. In real mode it may see what firmware left, and no more.
+fn down_and_up(tables: Option<(u64, u64)>, only_firmware: bool) {
     let (cr3, cr4) = tables.unwrap_or((0, 0));
     // SAFETY: low memory is ours; the code comes back in the mode it left, with all callee-saved registers as they were.
     unsafe {
@@ -288,13 +314,13 @@ fn go(tables: Option<(u64, u64)>) {
         poke(CR3, cr3);
         poke(CR4, cr4);
         poke(CR4 + 8, read_cr4());
+        poke(ONLY_FIRMWARE, only_firmware.into());
         asm!(
             "push rbx", "push rbp", "call {}", "pop rbp", "pop rbx",
             in(reg) LOW, out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _,
             out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
         );
     }
-    pic_mask_all();
 }
 
 fn result(offset: u64) -> u32 {
@@ -322,6 +348,20 @@ fn real_mode() -> Outcome {
 fn real_mode_interrupts() -> Outcome {
     go_down_and_up(None);
     check_eq!(result(result::INTERRUPTS), 5);
+    Ok(())
+}
+
+/// The PIC pair, the timer and the interrupt vector table, before anybody has programmed them; but that we masked the pair.
+fn as_firmware_leaves_it() -> Outcome {
+    // SAFETY: the BIOS data area.
+    let ticks = || unsafe { (0x46c as *const u32).read_volatile() };
+    let before = ticks();
+    outb(0x21, 0xfa);
+    poke(STACK_ON_DEVICE, 0);
+    down_and_up(None, true);
+    pic_mask_all();
+    check!(ticks() >= before + 3, "HLT woke three times");
+    check_eq!(result(result::SERVICE_FAILED) & 0xff, 1, "carry");
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use crate::smp::{
     START_PAGE,
 };
 use crate::trap::{self, count_of, me};
-use crate::{check, check_eq, multiboot, tests, Outcome};
+use crate::{boot_info, check, check_eq, tests, Outcome};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 
@@ -32,7 +32,7 @@ const OTHER_PAGE: u8 = 5;
 
 /// As many as the command line says, each once, at the page of the start-up message.
 fn processors_start() -> Outcome {
-    if let Some(cpus) = multiboot::number("cpus") {
+    if let Some(cpus) = boot_info::number("cpus") {
         check_eq!(smp::count() as u64, cpus);
     }
     for cpu in all().skip(1) {
@@ -127,7 +127,7 @@ fn startup_to_nobody_and_oneself() -> Outcome {
 /// One that was sent before INIT does not count for it, however late the receiver hears of either. QEMU
 /// forgets in which order they came.
 fn startup_without_init_is_ignored() -> Outcome {
-    if multiboot::elsewhere() {
+    if boot_info::elsewhere() {
         return Ok(());
     }
     for _ in 0..10 {

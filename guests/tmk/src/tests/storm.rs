@@ -8,7 +8,7 @@
 use crate::apic::{self, Mode};
 use crate::smp::{self, all, on_all};
 use crate::trap::{self, me};
-use crate::{check, check_eq, multiboot, println, tests, Outcome};
+use crate::{boot_info, check, check_eq, println, tests, Outcome};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
@@ -133,13 +133,13 @@ fn storm_x2apic() -> Outcome {
 fn storm() -> Outcome {
     smp::start()?;
     let pairs = smp::count().min(NAMED).pow(2) as u64;
-    let wanted = multiboot::number("interrupts").unwrap_or(100_000);
+    let wanted = boot_info::number("interrupts").unwrap_or(100_000);
     let rounds = wanted.div_ceil(2 * pairs);
-    let mode = match multiboot::number("x2apic") {
+    let mode = match boot_info::number("x2apic") {
         Some(1) => Mode::X2Apic,
         _ => Mode::XApic,
     };
-    rage(rounds as u32, mode, multiboot::number("spin") != Some(1))?;
+    rage(rounds as u32, mode, boot_info::number("spin") != Some(1))?;
     println!(
         "{} interrupts among {} processors",
         rounds * 2 * pairs,
