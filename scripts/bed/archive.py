@@ -114,6 +114,13 @@ class Archive:
             raise Failure(f"the archive has no cloud kernel {series} in {suite}")
         return max(binaries or found, key=cmp_to_key(lambda a, b: later(a[1], b[1])))
 
+    def newest(self, package: str, suite: str) -> str:
+        """The newest version of a package in a suite."""
+        versions = self.packages[suite].get(package)
+        if not versions:
+            raise Failure(f"the archive has no {package} in {suite}")
+        return max(versions, key=cmp_to_key(later))
+
     def download(self, package: str, version: str, into: Path) -> Path:
         """Fetches one package file, checked by apt against the signed index."""
         log = cache_dir() / "logs" / f"{package}.log"

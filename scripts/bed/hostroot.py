@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The host root: a folder with a stock Debian kernel that has Rust, its compilers, its build tree, and QEMU.
 
-Also what is made from it or beside it: the debug kernel, and the stock kernels that serve as guests.
+Also what is made from it or beside it: the debug kernel, and the stock kernels and memtest86+ that serve as guests.
 """
 
 import os
@@ -20,6 +20,10 @@ BACKPORTS = "trixie-backports"
 
 # Guest kernels: series → the suite that carries it. "7" is the newest of backports.
 GUESTS = {"6.1": "bookworm", "6.12": "trixie", "7": BACKPORTS}
+
+# The suite with a memtest86+ whose files end within their last paragraph, and those files.
+MEMTEST_SUITE = "bookworm"
+MEMTEST_FILES = {"memtest-64": "boot/memtest86+x64.bin", "memtest-32": "boot/memtest86+ia32.bin"}
 
 # Nobody reads these inside the root, and they are most of its files.
 LEAN = [
@@ -45,6 +49,10 @@ def guests_hash() -> str:
     return recipe_hash(extra=repr(GUESTS))
 
 
+def memtest_hash() -> str:
+    return recipe_hash(extra=repr((MEMTEST_SUITE, MEMTEST_FILES)))
+
+
 def find_root() -> Path | None:
     return newest(f"root-*-{root_hash()}")
 
@@ -55,6 +63,10 @@ def find_debug(root: Path) -> Path | None:
 
 def find_guests() -> Path | None:
     return newest(f"guests-*-{guests_hash()}")
+
+
+def find_memtest() -> Path | None:
+    return newest(f"memtest-*-{memtest_hash()}")
 
 
 def release_of(root: Path) -> str:
@@ -186,18 +198,35 @@ def make_guests(archive: Archive) -> Path:
     return target
 
 
+def make_memtest(archive: Archive) -> Path:
+    """Unpacks Debian's memtest86+."""
+    version = archive.newest("memtest86+", MEMTEST_SUITE)
+    target = cache_dir() / f"memtest-{version.replace('~', '-')}-{memtest_hash()}"
+    if target.exists():
+        os.utime(target)
+        return target
+    with made_whole(target) as folder, tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
+        deb = archive.download("memtest86+", version, Path(scratch))
+        subprocess.run(["dpkg-deb", "-x", str(deb), f"{scratch}/unpacked"], check=True)
+        for name, file in MEMTEST_FILES.items():
+            shutil.copy(Path(scratch) / "unpacked" / file, folder / name)
+    return target
+
+
+# What is unpacked from the archive and needs no root: how it is found in the cache, and how it is made.
+UNPACKED = {"guests": (find_guests, make_guests), "memtest": (find_memtest, make_memtest)}
+
+
 def ensure(what: str, update: bool = False) -> Path:
-    """The root, the debug kernel or the guest kernels: found in the cache, or made."""
+    """The root, the debug kernel, the guest kernels or memtest86+: found in the cache, or made."""
+    find, make = UNPACKED.get(what, (find_root, None))
     with lock("host root"):
-        root = None if update else find_root()
-        if root is None or (what == "guests" and (update or find_guests() is None)):
+        root, found = (None, None) if update else (find_root(), find())
+        if root is None or found is None:
             archive = Archive()
             root = root or make_root(archive)
-            if what == "guests":
-                return make_guests(archive)
-    if what == "root":
-        return root
-    if what == "guests":
-        return find_guests()
+            found = make(archive) if make else root
+    if what != "debug":
+        return found
     with lock("debug kernel"):
         return make_debug(root)
