@@ -358,7 +358,6 @@ fn as_firmware_leaves_it() -> Outcome {
     let before = ticks();
     outb(0x21, 0xfa);
     poke(STACK_ON_DEVICE, 0);
-    poke(STACK_ON_DEVICE, 0);
     down_and_up(None, true);
     pic_mask_all();
     check!(ticks() >= before + 3, "HLT woke three times");
