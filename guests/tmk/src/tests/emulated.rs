@@ -12,7 +12,6 @@ tests!(
     mmio_read_modify_write,
     mmio_bits,
     mmio_counts,
-    mmio_segments,
     mmio_exchanges,
     mmio_compares,
     mmio_conditional_moves,
@@ -23,7 +22,7 @@ tests!(
     mmio_of_user,
     crossing_faults_like_memory,
     port_widths;
-    here: mmio_narrow, mmio_wide, mmio_across_pages, empty_space, mmio_unknown_of_user;
+    here: mmio_narrow, mmio_wide, mmio_segments, mmio_across_pages, empty_space, mmio_unknown_of_user;
     named: counted
 );
 

@@ -6,7 +6,8 @@ use crate::io::{cpuid, mmio_read, mmio_write};
 use crate::{check_eq, fault, tests, Outcome};
 use core::arch::asm;
 
-tests!(mmio_mmx, mmio_sse, mmio_avx);
+// Other local APICs answer accesses of 4 bytes only.
+tests!(; here: mmio_mmx, mmio_sse, mmio_avx);
 
 const OSXSAVE: u64 = 1 << 18;
 const VERSION: u64 = LAPIC + 0x30;
