@@ -4,7 +4,7 @@
 use crate::apic::{self, Mode, ALL, LOGICAL, LOWEST, MYSELF, NMI, OTHERS, TPR};
 use crate::smp::{self, all, on, on_all, settle, until, with};
 use crate::trap::{self, count_of, me};
-use crate::{check, check_eq, multiboot, tests, Outcome};
+use crate::{boot_info, check, check_eq, tests, Outcome};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::*};
 
 tests!(
@@ -357,7 +357,7 @@ fn nmi_storm() -> Outcome {
 /// NMIs that two processors send to one at the same moment: it takes one, and then the other (SDM 3A: 6.7.1).
 fn nmis_of_two_senders() -> Outcome {
     const ROUNDS: u32 = 100;
-    if multiboot::elsewhere() {
+    if boot_info::elsewhere() {
         return Ok(()); // QEMU makes one of them if it has taken none yet.
     }
     set_up(Way::Physical)?;
