@@ -198,6 +198,15 @@ fn a_paused_vm_makes_no_progress() {
             stats.filter(|s| !["idle_ns", "waiting_ns", "read_at_ns"].contains(&s.name.as_str()));
         others.collect::<Vec<_>>()
     };
+    // It stands, but its thread may not have gone to sleep yet.
+    let idle_ns = || {
+        let stats = vm.stats().unwrap();
+        stats.iter().find(|s| s.name == "idle_ns").unwrap().value
+    };
+    let idle_before_ns = idle_ns();
+    while idle_ns() == idle_before_ns {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let before = stats();
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!(stats(), before);

@@ -85,10 +85,7 @@ pub fn rearm_and_disarm<H: Host>(host: &H) -> Outcome {
             return;
         };
         let step = |from_ns: Option<u64>, to_ns: u64| {
-            // Nothing is armed or left over from the step before.
-            thread.arm(None);
-            thread.unpark();
-            thread.park();
+            forget_times(thread);
             thread.arm(from_ns);
             thread.arm(Some(to_ns));
             // The thread may have been held up for so long that the first time came.
@@ -125,11 +122,19 @@ pub fn rearm_and_disarm<H: Host>(host: &H) -> Outcome {
     })
 }
 
+/// Nothing is armed any more, and nothing is left over of a time that came.
+fn forget_times(thread: &impl Thread) {
+    thread.arm(None);
+    thread.unpark();
+    thread.park();
+}
+
 /// On thread 0: a time that is disarmed before it came does not end the park after it.
 fn disarmed<H: Host>(crew: &Crew<H, Steps>) {
     let Some(thread) = crew.threads.first() else {
         return;
     };
+    forget_times(thread);
     let now = || crew.host.now_ns();
     let first_ns = now() + 2 * MS;
     thread.arm(Some(first_ns));

@@ -84,11 +84,16 @@ fn exceptions_are_told_apart() {
     assert_eq!(event_of(3 << 8 | 1 << 11 | 17).translate(), alignment);
     assert!(event_of(3 << 8 | 18).is_machine_check());
     assert!(exited(reason::MACHINE_CHECK).is_machine_check());
-    // One that nobody asked for, and one that is not valid.
-    assert!(matches!(
-        event_of(3 << 8 | 6).translate(),
-        Exit::Unknown { .. }
-    ));
+    // All others, while they are asked for; and one that is not valid.
+    let undefined = Exit::Exception(Exception::INVALID_OPCODE);
+    assert_eq!(event_of(3 << 8 | 6).translate(), undefined);
+    let page_fault = Exited {
+        error_code: 2,
+        qualification: 0xdead_f000,
+        ..event_of(3 << 8 | 1 << 11 | 14)
+    };
+    let expected = Exit::Exception(Exception::page_fault(2, 0xdead_f000));
+    assert_eq!(page_fault.translate(), expected);
     let invalid = Exited {
         event: 2 << 8 | 2,
         ..exited(0)
