@@ -377,7 +377,9 @@ impl MiscDevice for ControlFile {
             abi::V3_CREATE => me.create(arg),
             abi::V3_LIST => me.list(arg),
             abi::V3_FREE => me.free(arg),
-            abi::V3_FEATURES => info::write_features(arg, &me.hardware.judge_features(info::features)?),
+            abi::V3_FEATURES => {
+                info::write_features(arg, &me.hardware.judge_features(info::features)?)
+            }
             _ => Err(ENOTTY),
         }?;
         Ok(0)
