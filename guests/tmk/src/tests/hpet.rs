@@ -73,6 +73,10 @@ impl Hpet {
             if (until.wrapping_sub(self.read(COUNTER)) as i32) > 0 {
                 return until;
             }
+            // What fired meanwhile does not count.
+            self.write(TIMER_0, 0);
+            apic::let_in();
+            trap::reset_counts();
             ticks *= 2;
         }
     }
