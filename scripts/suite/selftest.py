@@ -173,7 +173,7 @@ def guest_without_end():
 def no_guest_at_all():
     """What no guest can be made of is named, with what it looks like, before anything boots."""
     words = {"nowhere": b"nowhere: there is no such file", "README.md": b"README.md, taken for a guest.toml, as it is a text",
-             "build/tools/v3": b"it is an ELF file without a Multiboot 1 header"}
+             "build/tools/v3": b"it is an ELF file without a Multiboot header"}
     runs = {file: user_run("--image", file) for file in words}
     bochs_run = user_run("--gdb", "--machine", "vtx")
     good = all(run.returncode == 1 and words[file] in run.stderr and b"booting" not in run.stderr for file, run in runs.items())
