@@ -180,7 +180,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             }
             match vm.wait_to_run(self.index) {
                 Go::On => {}
-                Go::Again => continue,
+                Go::Again => {
+                    self.armed_ns = None;
+                    continue;
+                }
                 Go::Reset => {
                     self.unstick(vm);
                     self.reset(vm);

@@ -441,6 +441,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             RunState::Running => Go::On,
             RunState::Stopping | RunState::Stopped => Go::End,
             RunState::Paused => {
+                // No timer wakes it meanwhile. It is armed anew afterwards.
+                if let Some(thread) = self.thread(index) {
+                    thread.arm(None);
+                }
                 self.wait_while(index, RunState::Paused);
                 Go::Again
             }
