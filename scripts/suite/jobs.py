@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Limits how many commands run at a time, in all stages together, to the number of CPUs. Who asks first is next."""
+"""Limits how many commands run at a time, in all stages together, to the number of CPUs. An earlier stage of the list goes first."""
 
 import multiprocessing
 import os
@@ -9,24 +9,32 @@ from concurrent.futures import ThreadPoolExecutor
 # Two at least, as an emulated machine that waits keeps no CPU busy.
 COUNT = max(2, len(os.sched_getaffinity(0)))
 
-# Each stage is a process of its own, so these are shared memory. Each job takes a number, in the order in which they ask. It may
-# run when fewer than COUNT of the jobs before it have not ended.
+# Each stage is a process of its own, so these are shared memory: how many jobs of each stage wait, and how many may still start.
 _FORK = multiprocessing.get_context("fork")
 _CHANGED = _FORK.Condition()
-_TAKEN, _ENDED = _FORK.Value("L", 0, lock=False), _FORK.Value("L", 0, lock=False)
+_WAITING, _FREE = _FORK.Array("L", 64, lock=False), _FORK.Value("L", COUNT, lock=False)
+_stage = 0
+
+
+def begin_stage(number: int) -> None:
+    """Says, in a stage's process, that its jobs are those of the stage with this number in the list."""
+    global _stage
+    _stage = number
 
 
 def as_job(work: Callable, *args, **kwargs):
     """Does the work when it is its turn."""
     with _CHANGED:
-        number = _TAKEN.value
-        _TAKEN.value += 1
-        _CHANGED.wait_for(lambda: number < _ENDED.value + COUNT)
+        _WAITING[_stage] += 1
+        _CHANGED.wait_for(lambda: _FREE.value and not any(_WAITING[:_stage]))
+        _WAITING[_stage] -= 1
+        _FREE.value -= 1
+        _CHANGED.notify_all()
     try:
         return work(*args, **kwargs)
     finally:
         with _CHANGED:
-            _ENDED.value += 1
+            _FREE.value += 1
             _CHANGED.notify_all()
 
 

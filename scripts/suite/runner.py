@@ -14,15 +14,16 @@ from multiprocessing.connection import Connection, wait
 from bed import steps
 from bed.cache import Failure
 
-from . import report
+from . import jobs, report
 from .results import Results, allowed_skips
 from .stages import Stage
 
 FORK = multiprocessing.get_context("fork")
 
 
-def run_stage(stage: Stage, wire: Connection) -> None:
+def run_stage(stage: Stage, number: int, wire: Connection) -> None:
     """In a process of its own, so that its children's time can be told from that of others."""
+    jobs.begin_stage(number)
     steps.say(f"{stage.name}: {stage.help}")
     start, results = time.monotonic(), Results(stage.name)
     try:
@@ -39,9 +40,9 @@ def run_stage(stage: Stage, wire: Connection) -> None:
     steps.say(f"{stage.name}: {results.line()} in {results.wall_s:.0f} s")
 
 
-def start(stage: Stage) -> Connection:
+def start(stage: Stage, number: int) -> Connection:
     ours, theirs = FORK.Pipe(duplex=False)
-    FORK.Process(target=run_stage, args=(stage, theirs)).start()
+    FORK.Process(target=run_stage, args=(stage, number, theirs)).start()
     theirs.close()
     return ours
 
@@ -70,7 +71,7 @@ def run_stages(chosen: list[Stage]) -> list[Results]:
             if lacks:
                 ended[stage.name] = failed(stage, f"needs what {' and '.join(lacks)} could not make")
             else:
-                running[start(stage)] = stage
+                running[start(stage, chosen.index(stage))] = stage
         for wire in wait(list(running)):
             stage = running.pop(wire)
             ended[stage.name] = result_of(stage, wire)

@@ -197,27 +197,28 @@ GUESTS = Stage("guests", "the guests", guests, after=("root",))
 MODULES = Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules, after=("root", "debug"))
 MADE = ("root", "debug", "tools", "guests", "modules")
 
+# In the order in which their commands go first: what others need, then what is one command after the other.
 TEST = [
     ROOT,
     DEBUG,
+    MODULES,
     TOOLS,
     GUESTS,
-    MODULES,
     # The next two and the documentation build into the same folder, and use what is there.
     Stage("cargo", "unit, property and conformance tests of the core and the tools; the fuzz targets, shortly", cargo),
     Stage("style", "formatting, lints, licences", style, after=("cargo",)),
-    Stage("targets", "the core alone, for a bare target and for wasm32", targets, after=("root",)),
-    Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run, after=("guests",)),
     Stage("docs", "every shell block of the documentation", docs, after=(*MADE, "style")),
+    Stage("targets", "the core alone, for a bare target and for wasm32", targets, after=("root",)),
     Stage("lwk", "the lightweight kernel, and the guests on it", lwk, after=(*MADE, "targets")),
     Stage("testbed", "the test bed tells good from bad", testbed, after=MADE),
+    Stage("oracle", "the test kernels, judged by a machine without our VMM", oracle.run, after=("guests",)),
     Stage("bed", "tests inside the emulated hosts, on the stock and the debug kernel", bed, after=MADE),
 ]
 
 SOAK_STAGES = [
     ROOT,
     DEBUG,
-    *(replace(stage, implied=True) for stage in (TOOLS, GUESTS, MODULES)),
+    *(replace(stage, implied=True) for stage in (MODULES, TOOLS, GUESTS)),
     Stage("fuzz", "the fuzz targets under libFuzzer, for an hour each or for SECONDS=…", fuzz),
     Stage("cargo", "the long forms of cargo tests", cargo),
     Stage("slow", "cargo tests ten times side by side, each on a tenth of a CPU", slow, after=("cargo",)),
