@@ -25,6 +25,8 @@ const WINDOW_BYTES: u64 = 0x400;
 pub const COUNTER: Frequency = Frequency(100_000_000);
 /// The lines of the first two timers under legacy replacement: see [`super::IrqSink::set_legacy_replacement`].
 pub const LEGACY_LINES: [IrqLine; 2] = [IrqLine(0x100), IrqLine(0x101)];
+/// The inputs of the I/O APIC that a timer can be routed to.
+pub const INPUTS: [IrqLine; 4] = [IrqLine(20), IrqLine(21), IrqLine(22), IrqLine(23)];
 /// The least distance of two interrupts of a timer: 20 µs.
 pub const MIN_SPACING_TICKS: u64 = 2_000;
 
@@ -67,7 +69,7 @@ mod timer {
     pub const WRITABLE: u64 = LEVEL | INTERRUPTS | PERIODIC | SET_VALUE | NARROW | ROUTE;
     /// It can be periodic, and it has 64 bits.
     pub const CAPABLE: u64 = 1 << 4 | 1 << 5;
-    /// The inputs of the I/O APIC that it can be routed to, in the upper half.
+    /// The same as [`super::INPUTS`], in the upper half.
     pub const ROUTES: u64 = 0x00f0_0000;
 }
 
@@ -209,8 +211,8 @@ impl Timer {
 
 /// The input of the I/O APIC that a timer's configuration names, if it can reach that.
 fn route(configuration: u64) -> Option<IrqLine> {
-    let input = (configuration & timer::ROUTE) >> 9;
-    (timer::ROUTES >> input & 1 != 0).then_some(IrqLine(input as u32))
+    let input = IrqLine(((configuration & timer::ROUTE) >> 9) as u32);
+    INPUTS.contains(&input).then_some(input)
 }
 
 /// The timers.
@@ -273,13 +275,19 @@ impl Hpet {
         legacy.copied().or_else(|| route(timer.configuration))
     }
 
-    /// Fires what is due.
+    /// Fires those timers that are due and do not interrupt: so they show themselves to an access. Another one fires at its
+    /// deadline alone, which may be held.
     fn settle(&mut self, cx: &Cx<'_>, tick: u64) {
+        self.fire(cx, tick, |timer| !timer.has(timer::INTERRUPTS));
+    }
+
+    /// Fires those of `which` timers that are due.
+    fn fire(&mut self, cx: &Cx<'_>, tick: u64, which: impl Fn(&Timer) -> bool) {
         let counter = self.counter_at(tick);
         for index in 0..TIMERS {
             let line = self.line(index);
-            let Some(timer) = self.timers.get_mut(index) else {
-                return;
+            let Some(timer) = self.timers.get_mut(index).filter(|timer| which(timer)) else {
+                continue;
             };
             if !timer.settle(Instant { tick, counter }) {
                 continue;
@@ -478,17 +486,21 @@ impl Mmio for Hpet {
 
 impl Timed for Hpet {
     fn deadline_ns(&self) -> Option<u64> {
-        // What a timer does that does not interrupt shows when somebody looks.
-        let timers = self
-            .timers
-            .iter()
-            .filter(|timer| timer.has(timer::INTERRUPTS));
-        let first = timers.filter_map(|timer| timer.due).min();
+        // What a timer does that makes no interrupt, or none before its last one is cleared, shows when somebody looks.
+        let interrupt = |index, timer: &Timer| {
+            timer.has(timer::INTERRUPTS)
+                && !(timer.has(timer::LEVEL) && self.status & bit(index) != 0)
+        };
+        let timers = self.timers.iter().enumerate();
+        let first = timers
+            .filter(|(index, timer)| interrupt(*index, timer))
+            .filter_map(|(_, timer)| timer.due)
+            .min();
         first.map(|tick| COUNTER.ns_of(tick))
     }
 
     fn tick(&mut self, cx: &Cx<'_>) {
-        self.settle(cx, COUNTER.ticks_at(cx.clock.now_ns()));
+        self.fire(cx, COUNTER.ticks_at(cx.clock.now_ns()), |_| true);
     }
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a guest is owed whose timers interrupt it more often than it can bear.
 //!
-//! A *tick* is an interrupt of a timer: of the local APIC's, in any mode, of the 8254, or of the real-time clock. If it takes
-//! the guest longer than the timer's period, the next one is due before the guest is done, and the guest's main loop never
-//! runs. A processor promises nothing then. But most of what a tick takes may be the VMM's time, inside another hypervisor
+//! A *tick* is an interrupt of a timer: of the local APIC's, in any mode, of the 8254, of the real-time clock, or of the HPET.
+//! If it takes the guest longer than the timer's period, the next one is due before the guest is done, and the guest's main
+//! loop never runs. A processor promises nothing then. But most of what a tick takes may be the VMM's time, inside another hypervisor
 //! above all, so the guest cannot know which period is too short.
 //!
 //! ```text
@@ -26,7 +26,7 @@
 use super::deliver::WaitsFor;
 use super::{Here, Vcpu};
 use crate::backend::Backend;
-use crate::devices::{pit, rtc, Clock, IrqLine};
+use crate::devices::{hpet, pit, rtc, Clock, IrqLine};
 use crate::host::{Host, Lock, Thread};
 use crate::interrupts::chipset::Chipset;
 
@@ -35,7 +35,9 @@ const LONGEST_NS: u64 = 100_000_000;
 /// How long timers are held first that left the guest no time to execute anything.
 const FIRST_HOLD_NS: u64 = 1_000_000;
 /// The lines of the devices that tick.
-const TIMER_LINES: [IrqLine; 2] = [pit::IRQ, rtc::IRQ];
+fn timer_lines() -> impl Iterator<Item = IrqLine> {
+    [pit::IRQ, rtc::IRQ].into_iter().chain(hpet::INPUTS)
+}
 
 /// The measure of a vCPU's ticks.
 #[derive(Clone, Copy, Debug, Default)]
@@ -134,8 +136,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Devices' timers were served. The PIC pair may keep their interrupts back, until the guest ends the one before.
     pub(super) fn devices_ticked(&mut self, here: &Here<'_, H, B>) {
         let chipset = here.vm.chipset().lock();
-        let mut lines = TIMER_LINES.iter();
-        let waits = lines.any(|line| chipset.pic_holds_back(line.0));
+        let waits = timer_lines().any(|line| chipset.pic_holds_back(line.0));
         drop(chipset);
         if waits {
             self.hold_longer(here, Source::Device);
@@ -191,6 +192,6 @@ fn waited_ns<H: Host, B: Backend<H>>(here: &Here<'_, H, B>) -> u64 {
 
 /// The vectors of devices' ticks.
 fn device_vectors(chipset: &Chipset) -> impl Iterator<Item = u8> + '_ {
-    let vectors = TIMER_LINES.iter().map(|line| chipset.vectors(line.0));
+    let vectors = timer_lines().map(|line| chipset.vectors(line.0));
     vectors.flatten().flatten()
 }

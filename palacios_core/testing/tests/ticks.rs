@@ -121,6 +121,15 @@ fn a_real_time_clock<B: TestBackend>() {
         keeps_its_part::<B>(works_beside_real_time_clock(&[work::<B>(), register_a]), 1);
     }
 }
+fn an_hpet_by_edges_or_by_level<B: TestBackend>() {
+    // Periodic, of 32 bits, on input 20.
+    for (entry, configuration) in [(0x48, 0x294c), (0x8048, 0x294e)] {
+        for period_us in [20, 300, 1_000] {
+            let kernel = works_beside_hpet(&[work::<B>(), period_us * 100, entry, configuration]);
+            keeps_its_part::<B>(kernel, 1);
+        }
+    }
+}
 
 fn two_timers_that_are_served_at_once<B: TestBackend>() {
     let kernel = works_beside_two_timers(&[work::<B>(), 1_000_000, 1_000, 5]);
@@ -155,6 +164,7 @@ on_all_backends! {
     a_8254_by_pic_or_io_apic,
     a_8254_that_interrupts_another_vcpu,
     a_real_time_clock,
+    an_hpet_by_edges_or_by_level,
     two_timers_that_are_served_at_once,
     a_guest_that_seldom_takes_interrupts_loses_none,
     a_guest_that_is_done_in_time_loses_none,

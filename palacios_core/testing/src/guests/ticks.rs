@@ -129,6 +129,32 @@ guest! {
 }
 
 guest! {
+    /// Writes `p0` bytes beside timer 0 of the HPET, whose period is `p1` ticks and whose configuration is `p3`. `p2` is the entry
+    /// of the I/O APIC's input 20. Status 0.
+    pub fn works_beside_hpet =
+    "gate 0x48, tick_rg"
+    "mov dword ptr [0xfec00000], 0x38"
+    "mov eax, [0x100028]"
+    "mov [0xfec00010], eax"
+    "mov eax, [0x10002c]"
+    "mov [0xfed00100], eax"
+    "mov eax, [0x100024]"
+    "mov [0xfed00108], eax"
+    "mov dword ptr [0xfed00010], 1"
+    "mov ebx, [0x100020]"
+    "sti"
+    "2: out 0xe9, al"
+    "dec ebx"
+    "jnz 2b"
+    "exit 0"
+    "tick_rg:"
+    "inc dword ptr [0x7000]"
+    "mov dword ptr [0xfed00020], 1"
+    "lapic_write 0xb0, 0"
+    "iretd"
+}
+
+guest! {
     /// As [`works_beside_8254`] by the I/O APIC, but the second vCPU works and is interrupted, while the first halts. It begins
     /// with the word at [`super::GO`].
     pub fn another_works_beside_8254 =
