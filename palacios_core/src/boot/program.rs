@@ -18,8 +18,9 @@ use crate::image::{Machine, Module};
 use crate::memory::LOW_RAM_END;
 use crate::state::{CpuState, Reg};
 
-/// What the kernels are told of who loaded them.
-pub(super) const LOADER_NAME: &str = "v3vee";
+/// What the kernels are told of who loaded them. Xen drops the first word of each command line, as the name of its file, unless it
+/// finds here a loader that puts none there.
+pub(super) const LOADER_NAME: &str = "v3vee, like GRUB 2";
 
 /// The lowest address of the information, which grows down from the extended BIOS data area.
 const INFO_MIN: u64 = 0x2_0000;

@@ -81,7 +81,7 @@ fn a_kernel_reads_what_it_is_told() {
         .unwrap();
     assert_eq!(
         (told.command_line.as_str(), told.loader_name.as_str()),
-        ("-v token=42", "v3vee")
+        ("-v token=42", "v3vee, like GRUB 2")
     );
     assert_eq!(told.bounds, (639, 3 * 1024 * 1024 - 1024));
     let map: Vec<_> = layout::memory_map(5 << 30)
@@ -291,7 +291,7 @@ fn modules_that_do_not_fit() {
         .map(|_| ())
         .unwrap_err();
     assert!(
-        matches!(long, BootError::CommandLineTooLong { bytes: 600_021, .. }),
+        matches!(long, BootError::CommandLineTooLong { bytes: 600_034, .. }),
         "{long}"
     );
 }

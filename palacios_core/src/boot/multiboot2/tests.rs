@@ -99,7 +99,7 @@ fn a_kernel_reads_what_it_is_told() {
         tags.map(|tag| tag.1.as_slice()).collect()
     };
     assert_eq!(of(1), [b"-v token=42\0"]);
-    assert_eq!(of(2), [b"v3vee\0"]);
+    assert_eq!(of(2), [b"v3vee, like GRUB 2\0"]);
     let modules: Vec<_> = of(3)
         .iter()
         .map(|tag| {
