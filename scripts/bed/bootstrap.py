@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bed import hostroot, steps  # noqa: E402
 
-THINGS = ("root", "guests", "memtest", "debug")
+THINGS = ("root", "guests", "packaged", "debug")
 
 
 def main() -> int:

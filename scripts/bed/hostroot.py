@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The host root: a folder with a stock Debian kernel that has Rust, its compilers, its build tree, and QEMU.
 
-Also what is made from it or beside it: the debug kernel, and the stock kernels and memtest86+ that serve as guests.
+Also what is made from it or beside it: the debug kernel, and the stock kernels, memtest86+ and Xen that serve as guests.
 """
 
+import gzip
 import os
 import shlex
 import shutil
@@ -21,9 +22,13 @@ BACKPORTS = "trixie-backports"
 # Guest kernels: series → the suite that carries it. "7" is the newest of backports.
 GUESTS = {"6.1": "bookworm", "6.12": "trixie", "7": BACKPORTS}
 
-# The suite with a memtest86+ whose files end within their last paragraph, and those files.
-MEMTEST_SUITE = "bookworm"
-MEMTEST_FILES = {"memtest-64": "boot/memtest86+x64.bin", "memtest-32": "boot/memtest86+ia32.bin"}
+# Guests that are no Linux: their package, and the file in it. The memtest86+ of this suite ends within its last paragraph.
+PACKAGED_SUITE = "bookworm"
+PACKAGED = {
+    "memtest-64": ("memtest86+", "boot/memtest86+x64.bin"),
+    "memtest-32": ("memtest86+", "boot/memtest86+ia32.bin"),
+    "xen": ("xen-hypervisor-4.17-amd64", "boot/xen-4.17-amd64.gz"),
+}
 
 # Nobody reads these inside the root, and they are most of its files.
 LEAN = [
@@ -49,8 +54,8 @@ def guests_hash() -> str:
     return recipe_hash(extra=repr(GUESTS))
 
 
-def memtest_hash() -> str:
-    return recipe_hash(extra=repr((MEMTEST_SUITE, MEMTEST_FILES)))
+def packaged_hash() -> str:
+    return recipe_hash(extra=repr((PACKAGED_SUITE, PACKAGED)))
 
 
 def find_root() -> Path | None:
@@ -65,8 +70,8 @@ def find_guests() -> Path | None:
     return newest(f"guests-*-{guests_hash()}")
 
 
-def find_memtest() -> Path | None:
-    return newest(f"memtest-*-{memtest_hash()}")
+def find_packaged() -> Path | None:
+    return newest(f"packaged-*-{packaged_hash()}")
 
 
 def release_of(root: Path) -> str:
@@ -198,27 +203,30 @@ def make_guests(archive: Archive) -> Path:
     return target
 
 
-def make_memtest(archive: Archive) -> Path:
-    """Unpacks Debian's memtest86+."""
-    version = archive.newest("memtest86+", MEMTEST_SUITE)
-    target = cache_dir() / f"memtest-{version.replace('~', '-')}-{memtest_hash()}"
+def make_packaged(archive: Archive) -> Path:
+    """Unpacks the guests that are no Linux."""
+    versions = {package: archive.newest(package, PACKAGED_SUITE) for package, _ in PACKAGED.values()}
+    names = "+".join(version.replace("~", "-") for version in versions.values())
+    target = cache_dir() / f"packaged-{names}-{packaged_hash()}"
     if target.exists():
         os.utime(target)
         return target
     with made_whole(target) as folder, tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-        deb = archive.download("memtest86+", version, Path(scratch))
-        subprocess.run(["dpkg-deb", "-x", str(deb), f"{scratch}/unpacked"], check=True)
-        for name, file in MEMTEST_FILES.items():
-            shutil.copy(Path(scratch) / "unpacked" / file, folder / name)
+        for package, version in versions.items():
+            deb = archive.download(package, version, Path(scratch))
+            subprocess.run(["dpkg-deb", "-x", str(deb), f"{scratch}/unpacked"], check=True)
+        for name, (_, file) in PACKAGED.items():
+            data = (Path(scratch) / "unpacked" / file).read_bytes()
+            (folder / name).write_bytes(gzip.decompress(data) if file.endswith(".gz") else data)
     return target
 
 
 # What is unpacked from the archive and needs no root: how it is found in the cache, and how it is made.
-UNPACKED = {"guests": (find_guests, make_guests), "memtest": (find_memtest, make_memtest)}
+UNPACKED = {"guests": (find_guests, make_guests), "packaged": (find_packaged, make_packaged)}
 
 
 def ensure(what: str, update: bool = False) -> Path:
-    """The root, the debug kernel, the guest kernels or memtest86+: found in the cache, or made."""
+    """The root, the debug kernel, the guest kernels or the packaged guests: found in the cache, or made."""
     find, make = UNPACKED.get(what, (find_root, None))
     with lock("host root"):
         root, found = (None, None) if update else (find_root(), find())

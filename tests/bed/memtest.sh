@@ -2,7 +2,7 @@
 # Debian's memtest86+ on a serial console: it begins, by its 64-bit and its 32-bit entry point. In `make soak` it makes a pass over
 # 64 MiB without an error.
 # bed soak: --timeout 7200
-# bed: --kernel stock --add build/guests/memtest/memtest-64 --add build/guests/memtest/memtest-32
+# bed: --kernel stock --add build/guests/packaged/memtest-64 --add build/guests/packaged/memtest-32
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 if [ -n "${V3VEE_SOAK-}" ]; then wanted="Pass:  1 " what="a pass"; else wanted="#4  .Moving inversions" what="the fourth test"; fi
 
