@@ -331,9 +331,10 @@ impl host::Thread for Thread {
                 let at = i64::try_from(ns).unwrap_or(i64::MAX);
                 bindings::hrtimer_start_range_ns(timer, at, 0, TIMER_MODE)
             },
-            // SAFETY: As above. A timer that fires just now costs one wake-up more.
+            // SAFETY: As above. If its function runs just now, on another CPU, this waits for the end of that: until then
+            // not even a time that was armed since could be taken back.
             None => unsafe {
-                bindings::hrtimer_try_to_cancel(timer);
+                bindings::hrtimer_cancel(timer);
             },
         }
     }
