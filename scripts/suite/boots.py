@@ -62,7 +62,7 @@ class BedTest:
         begin_s = output.lines[0].at_s if output.lines else 0.0
         count = results.read_tap(output.lines, self.where(), begin_s)
         if re.search(r"^running \d+ tests", output.text, re.MULTILINE):
-            count += results.read_cargo(output.lines, suffix=self.where(), threads=1)
+            count += results.read_cargo(output.lines, suffix=self.where(), threads=1, begin_s=begin_s)
         if output.status != 0:
             results.fail(f"{name}: {'no end within its time' if output.late else f'status {output.status}'}", output.seconds)
         elif count == 0:

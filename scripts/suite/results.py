@@ -62,10 +62,11 @@ class Results:
                 test.name += " (skipped, and not in scripts/skips)"
                 test.outcome = "failed"
 
-    def read_cargo(self, lines: Iterable[Line], elsewhere: tuple[str, ...] = (), suffix: str = "", threads: int = CARGO_THREADS) -> int:
+    def read_cargo(self, lines: Iterable[Line], elsewhere: tuple[str, ...] = (), suffix: str = "", threads: int = CARGO_THREADS,
+                   begin_s: float = 0.0) -> int:
         """The lines of `cargo test`; returns how many tests there were. Programs in `elsewhere` are left out: another stage runs their
         ignored tests."""
-        before, program, begin_s, ended = len(self.tests), "", 0.0, {}
+        before, program, ended = len(self.tests), "", {}
         for line in lines:
             running = re.match(r"\s+(?:Running (?:unittests )?(\S+)|Doc-tests (\S+))", line.text)
             if running:

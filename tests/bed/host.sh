@@ -2,6 +2,7 @@
 # What the host does to VMs: memory that is not there, calls that race, allocations that fail. It stays well, and all comes back.
 # The calls race longer in `make soak`.
 # bed: --mem 640 --add build/guests/tmk/tmk --timeout 600
+# bed test: --kernel debug
 # bed soak: --timeout 7200
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 held() { cat /sys/kernel/debug/v3vee/$1; }

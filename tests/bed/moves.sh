@@ -2,7 +2,7 @@
 # A Linux guest on 4 CPUs boots and works while its CPUs are moved 200 times, in `make soak` 2,000 times. Its load tells of each lost
 # wake-up, child or shoot-down, and of each clock that goes back.
 # bed soak: --timeout 7200
-# bed test: --timeout 1500
+# bed test: --timeout 1500 --kernel stock
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 soak() { [ -n "${V3VEE_SOAK-}" ]; }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # One CPU, and a VM that spins with interrupts off: the host stays usable, a second VM runs to its end, the first stops.
 # bed: --cpus 1 --add build/guests/tmk/tmk
+# bed test: --kernel debug
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 cat >spin.toml <<TOML
 name = "spin"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The host panics under VMs, with no kernel to take over: it restarts at once.
 # bed: --mem 640 --add build/guests/tmk/tmk --timeout 200 --expect "Kernel panic - not syncing: sysrq triggered crash" --goes-down
+# bed test: --kernel stock
 for cpu in 1 2; do
 	for test in spin_without_interrupts halt_for_ever; do
 		name=$test-$cpu

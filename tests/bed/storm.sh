@@ -3,7 +3,7 @@
 # twice. By registers in memory and by MSRs; waiting in HLT, and looking all the time. A tenth of that on the debug kernel, which
 # is slow; a million in `make soak`.
 # bed soak: --timeout 14400
-# bed test: --timeout 900
+# bed test: --timeout 900 --kernel stock
 # bed: --add build/guests/tmk/tmk
 storm() {
 	v3 run --kernel tmk --mem 64 --cpus 4 --append "test=storm $1" --timeout 4000 </dev/null >log

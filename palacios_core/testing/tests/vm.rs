@@ -225,19 +225,20 @@ fn registers_take_values_or_fault<B: TestBackend>() {
     on_one::<B>(|hypervisor| {
         let gone = GUARDING.map(|name| vec![name]);
         let both = vec!["rdtscp", "rdpid"];
-        for without in [vec![], both].into_iter().chain(gone) {
-            // A thorough look without features, a short one with each.
-            let step = if without.is_empty() {
-                1
-            } else {
-                VALUES.len() - 1
-            };
+        let mut there_with_all = std::collections::BTreeSet::new();
+        for (n, without) in (0..).zip([vec![], both].into_iter().chain(gone)) {
+            // A thorough look with all features; a short one without some: at what was there, and one in eight of the others.
+            let thorough = without.is_empty();
+            let step = if thorough { 1 } else { VALUES.len() - 1 };
             let (features, outcomes) = probe(hypervisor, &without, |features| {
                 let has = |index: &u32| features.has_register(*index);
                 // A guest that has all of these reaches them without an exit, and its processor checks what they take.
                 let open = MSRS.iter().all(has);
                 registers()
                     .filter(|index| !open || !MSRS.contains(index))
+                    .filter(|index| {
+                        thorough || there_with_all.contains(index) || (index + n) % 8 == 0
+                    })
                     .flat_map(|index| {
                         let writes = VALUES.iter().step_by(step);
                         let writes = writes.map(move |value| (guests::PROBE_WRMSR, index, *value));
@@ -257,7 +258,11 @@ fn registers_take_values_or_fault<B: TestBackend>() {
                     assert_eq!(first, fault, "{index:#x} without {without:?}");
                 }
             }
-            let there = |index| readable[&index].is_none();
+            let there = |index: u32| readable.get(&index) == Some(&None);
+            if thorough {
+                let good = readable.keys().filter(|index| there(**index));
+                there_with_all.extend(good.copied());
+            }
             assert!(there(0x1b) && there(0x8b) && there(0xc000_0080));
             assert!(!there(0x40) && !there(0x345) && !there(0x4000_0000) && !there(0xc001_0200));
             for row in B::FAMILY
