@@ -245,7 +245,12 @@ fn a_missing_definition_is_125() {
 fn links() -> (tempfile::TempDir, Vec<String>) {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("v3");
-    fs::copy(assert_cmd::cargo::cargo_bin("v3"), &program).unwrap();
+    // Not by this process: a child of another thread would hold the file open for writing for a moment, and nobody could execute it.
+    Command::new("cp")
+        .arg(assert_cmd::cargo::cargo_bin("v3"))
+        .arg(&program)
+        .assert()
+        .success();
     Command::new(&program)
         .arg("links")
         .arg(dir.path())
