@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # One kernel by each boot protocol, with a module; and what firmware left for it.
-# bed: --machines svm,vtx --kernel stock --add build/guests/tmk/tmk --add build/guests/tmk/tmk.bzimage
+# bed: --machines svm,svm-bochs,vtx --kernel stock --add build/guests/tmk/tmk --add build/guests/tmk/tmk.bzimage
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 passes() { v3 run --timeout 100 --expect 1 "$@" </dev/null >log 2>&1 || { tail -n 5 log; return 1; }; }
 echo "words of a module" >words
@@ -22,5 +22,5 @@ for protocol in multiboot multiboot2 pvh; do
 	done
 done
 linux="--kernel tmk.bzimage --initrd words --mem 64 --append test=boot_protocol"
-check "a 32-bit bzImage of an old protocol" passes $linux --cmdline "protocol=linux module=words mib=64"
+check "a 32-bit bzImage of an old protocol, whose last paragraph is short" passes $linux --cmdline "protocol=linux module=words mib=64"
 check "what firmware leaves" passes --kernel tmk --append test=as_firmware_leaves_it

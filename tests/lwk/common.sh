@@ -4,14 +4,14 @@ set -u
 PATH=$TOP/build/tools:$TOP/scripts:$PATH
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 
-# image NAME MIB VCPUS COMMAND-LINE: NAME.img, with the tiny test kernel in it.
+# image NAME MIB VCPUS COMMAND-LINE [FILE]: NAME.img, with the tiny test kernel in it, as an ELF file or as FILE.
 image() {
 	cat >"$1.toml" <<-TOML
 		name = "$1"
 		memory = "$2M"
 		test_device = true
 		vcpus = $3
-		kernel = "$TOP/build/guests/tmk/tmk"
+		kernel = "$TOP/build/guests/tmk/${5-tmk}"
 		cmdline = "$4"
 	TOML
 	v3 build "$1.toml" -o "$1.img"

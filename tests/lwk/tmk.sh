@@ -27,6 +27,10 @@ for cpus in 2 4; do
 	while read -r name; do grep -qE "^(not )?ok $name(:|$)" log || echo "not ok $name with $cpus CPUs: no answer"; done <several
 done
 
+image short 64 1 test=cpuid_signature tmk.bzimage
+lwk_run --image short.img
+check "a 32-bit bzImage of an old protocol, whose last paragraph is short" said '^ok cpuid_signature$'
+
 # ending CHECK VCPUS TEST WHO TEXT: a guest that ends in some way. The kernel says TEXT of it, or the guest does: WHO is `lwk` or `guest`.
 # Three of them share a boot, each with a core and a serial port of its own.
 checks=() images=()
