@@ -8,6 +8,7 @@ if [ -n "${V3VEE_SOAK-}" ]; then wanted="Pass:  1 " what="a pass"; else wanted="
 
 # passes KERNEL: it comes as far as is wanted, and counts no error.
 passes() {
+	: >log
 	v3 run --name "$1" --kernel "$1" --mem 64 --append "console=ttyS0,115200 nosmp" </dev/null >log 2>&1 &
 	run=$!
 	until grep -q "$wanted" log; do
