@@ -2,7 +2,6 @@
 //! A virtual CPU that does not run, in the words of `v3vee.h`.
 
 use crate::user::Text;
-use kernel::prelude::*;
 use palacios_core::backend::Event;
 use palacios_core::state::Segment;
 use palacios_core::vcpu::report::{ShownBytes, VcpuReport};
