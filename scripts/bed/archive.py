@@ -127,3 +127,9 @@ class Archive:
         steps.run(f"fetching {package}", ["apt-get", *self.options, "download", f"{package}={version}"], log,
                   "Run it again: the archive may have been updated meanwhile.", cwd=into)
         return next(into.glob(f"{package}_*.deb"))
+
+    def unpack(self, package: str, version: str, into: Path) -> Path:
+        """Fetches a package, and gives a folder with its files."""
+        files = into / package
+        subprocess.run(["dpkg-deb", "-x", self.download(package, version, into), files], check=True)
+        return files

