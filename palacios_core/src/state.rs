@@ -188,6 +188,12 @@ impl SegmentAttributes {
     }
 }
 
+/// Whether a CPU executes 64-bit code: it is in long mode, and its code segment, which has the attributes `code`, is a 64-bit one
+/// (APM 2: 1.3.1).
+pub const fn is_64_bit_code(efer: u64, code: SegmentAttributes) -> bool {
+    efer & efer::LMA != 0 && code.has(SegmentAttributes::L)
+}
+
 /// The registers that decide how a CPU addresses memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {

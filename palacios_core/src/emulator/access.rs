@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory as instructions see it: segments, page boundaries, and the checks before an access (SDM 3A: 5.3; APM 2: 4.12).
 
-use super::machine::Machine;
-use super::{Cpu, Fault};
+use super::cpu::{Cpu, Fault};
+use super::processor::Processor;
 use crate::addr::{Gpa, Gva, PAGE_SIZE};
 use crate::memory::walk::{Access, AccessKind, Privilege};
 use crate::state::{cr0, cr4, rflags, Exception, Seg, Segment, SegmentAttributes};
@@ -12,7 +12,7 @@ pub(super) const MAX_OPERAND_BYTES: usize = 32;
 
 /// Memory that has been checked and translated: one run of bytes, or two where it crosses into another page.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct CheckedMemory {
     at: Gpa,
     /// Where the bytes from `split` on lie.
     rest: Gpa,
@@ -20,16 +20,16 @@ pub(super) struct Place {
     pub width: u8,
 }
 
-impl Place {
+impl CheckedMemory {
     /// The `width` bytes from byte `from` on.
-    pub fn part(&self, from: u8, width: u8) -> Place {
+    pub fn part(&self, from: u8, width: u8) -> CheckedMemory {
         let split = self.split.saturating_sub(from);
         let at = match from.checked_sub(self.split) {
             Some(behind) if self.split < self.width => self.rest.wrapping_add(behind.into()),
             _ => self.at.wrapping_add(from.into()),
         };
         let split = if split == 0 { width } else { split.min(width) };
-        Place {
+        CheckedMemory {
             at,
             rest: self.rest,
             split,
@@ -91,7 +91,7 @@ impl Bytes {
     }
 }
 
-impl<C: Cpu> Machine<'_, C> {
+impl<C: Cpu> Processor<'_, C> {
     /// The exception of a bad access through `seg`: #SS for the stack segment, #GP for others.
     fn segment_fault(&self, seg: Seg) -> Fault {
         self.fault(match seg {
@@ -185,17 +185,17 @@ impl<C: Cpu> Machine<'_, C> {
     }
 
     /// Checks and translates an operand of `width` bytes at `offset` in a segment.
-    pub fn place(
+    pub fn check_memory(
         &mut self,
         seg: Seg,
         offset: u64,
         width: u8,
         kind: AccessKind,
-    ) -> Result<Place, Fault> {
+    ) -> Result<CheckedMemory, Fault> {
         let at = self.linear(seg, offset, width, kind)?;
         self.check_alignment(at, width)?;
         let access = self.access(kind);
-        self.place_linear(at, width, access)
+        self.check_linear(at, width, access)
     }
 
     /// An access of the instruction at its own privilege level.
@@ -209,10 +209,15 @@ impl<C: Cpu> Machine<'_, C> {
     }
 
     /// Translates `width` bytes at a linear address. A page beyond the first is checked like the first.
-    pub fn place_linear(&mut self, at: Gva, width: u8, access: Access) -> Result<Place, Fault> {
+    pub fn check_linear(
+        &mut self,
+        at: Gva,
+        width: u8,
+        access: Access,
+    ) -> Result<CheckedMemory, Fault> {
         let first = self.translate(at, access)?;
         let room = PAGE_SIZE - at.page_offset();
-        let mut place = Place {
+        let mut memory = CheckedMemory {
             at: first,
             rest: Gpa(0),
             split: width,
@@ -225,10 +230,10 @@ impl<C: Cpu> Machine<'_, C> {
             } else {
                 Gva(next.0 & 0xffff_ffff)
             };
-            place.rest = self.translate(next, access)?;
-            place.split = room as u8;
+            memory.rest = self.translate(next, access)?;
+            memory.split = room as u8;
         }
-        Ok(place)
+        Ok(memory)
     }
 
     /// #AC where the guest asked for it (SDM 3A: 6.15, interrupt 17). Of operands above 8 bytes a processor may let any pass.
@@ -260,35 +265,40 @@ impl<C: Cpu> Machine<'_, C> {
     }
 
     /// Reads an operand.
-    pub fn load(&mut self, place: &Place) -> Result<Bytes, Fault> {
-        let mut bytes = Bytes::new(0, place.width);
-        let (first, rest) = bytes.split_mut(place.split);
-        self.cpu.read(place.at, first)?;
+    pub fn load(&mut self, memory: &CheckedMemory) -> Result<Bytes, Fault> {
+        let mut bytes = Bytes::new(0, memory.width);
+        let (first, rest) = bytes.split_mut(memory.split);
+        self.cpu.read(memory.at, first)?;
         if !rest.is_empty() {
-            self.cpu.read(place.rest, rest)?;
+            self.cpu.read(memory.rest, rest)?;
         }
         Ok(bytes)
     }
 
     /// Writes an operand.
-    pub fn store(&mut self, place: &Place, bytes: &Bytes) -> Result<(), Fault> {
-        let (first, rest) = bytes.split(place.split);
-        self.cpu.write(place.at, first)?;
+    pub fn store(&mut self, memory: &CheckedMemory, bytes: &Bytes) -> Result<(), Fault> {
+        let (first, rest) = bytes.split(memory.split);
+        self.cpu.write(memory.at, first)?;
         if !rest.is_empty() {
-            self.cpu.write(place.rest, rest)?;
+            self.cpu.write(memory.rest, rest)?;
         }
         Ok(())
     }
 
     /// Writes an operand that was read as `old`, in one atomic step. Across two pages, where even a processor needs a bus
     /// lock, other CPUs may see half of it.
-    pub fn exchange(&mut self, place: &Place, old: &Bytes, new: &Bytes) -> Result<(), Fault> {
-        let (first, rest) = new.split(place.split);
+    pub fn exchange(
+        &mut self,
+        memory: &CheckedMemory,
+        old: &Bytes,
+        new: &Bytes,
+    ) -> Result<(), Fault> {
+        let (first, rest) = new.split(memory.split);
         if !rest.is_empty() {
-            return self.store(place, new);
+            return self.store(memory, new);
         }
-        let (old, _) = old.split(place.split);
-        match self.cpu.compare_exchange(place.at, old, first)? {
+        let (old, _) = old.split(memory.split);
+        match self.cpu.compare_exchange(memory.at, old, first)? {
             true => Ok(()),
             false => Err(Fault::Retry),
         }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Instructions that look for bits, count them, or change one, and CRC32 (SDM 2).
 
+use super::alu;
+use super::cpu::{Behaviour, Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::{Bit, Operand};
 use super::operand::Target;
-use super::{alu, Behaviour, Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind::{Read, Write};
 use crate::state::rflags;
 
@@ -22,7 +24,10 @@ impl<C: Cpu> Execution<'_, C> {
                 let step = byte & !u64::from(width.wrapping_sub(1));
                 address.displacement = address.displacement.wrapping_add(step);
                 let offset = self.offset(&address);
-                Target::Memory(self.machine.place(address.seg, offset, width, kind)?)
+                Target::Memory(
+                    self.processor
+                        .check_memory(address.seg, offset, width, kind)?,
+                )
             }
             _ => self.target(0, kind)?,
         };
@@ -66,7 +71,7 @@ impl<C: Cpu> Execution<'_, C> {
             true => (Behaviour::Lzcnt, alu::leading_zeros as alu::Count),
             false => (Behaviour::Tzcnt, alu::trailing_zeros as alu::Count),
         };
-        if !self.machine.cpu.has(known) {
+        if !self.processor.cpu.has(known) {
             return self.bit_scan(leading);
         }
         self.count(result)

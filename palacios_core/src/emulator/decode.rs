@@ -3,24 +3,11 @@
 //! brings their answers to one type.
 
 use super::instruction::*;
+use super::instruction_bytes::MAX_INSTRUCTION_BYTES;
 use super::opcodes::operations;
 use super::prefixes::{Plain, Prefixes};
 use super::widths::NearBranch;
-use super::MAX_INSTRUCTION_BYTES;
 use crate::state::{DescriptorTable, Reg, Seg};
-
-/// Why bytes were not decoded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum DecodeError {
-    /// The instruction has more bytes than these.
-    Incomplete,
-    /// It would be longer than 15 bytes, which is #GP.
-    TooLong,
-    /// LOCK where it is not allowed, which is #UD.
-    BadLock,
-    /// Not an instruction that the emulator or the decoder knows.
-    Unknown,
-}
 
 impl Instruction {
     /// Decodes the instruction at the start of `bytes`, of which at most 15 count.

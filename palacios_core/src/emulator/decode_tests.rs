@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The decoder against `iced-x86`, which shares no code with the one that is used.
 
-use super::decode::{length, DecodeError};
+use super::decode::length;
 use super::instruction::*;
 use crate::state::{DescriptorTable, Reg, Seg};
 use iced_x86::{Code, Decoder, DecoderOptions, EncodingKind, Mnemonic, OpKind, Register as R};

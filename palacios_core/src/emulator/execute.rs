@@ -5,9 +5,11 @@
 //! registers and flags, so that a fault leaves them as they were.
 
 use super::access::Bytes;
+use super::alu;
+use super::cpu::{Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::{Binary, Op, Operand};
 use super::operand::Target;
-use super::{alu, Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind::{Read, Write};
 use crate::state::{rflags, Exception, Reg, Seg};
 
@@ -82,15 +84,15 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// The report of an instruction that is decoded but not executed.
     pub fn unsupported(&self) -> Fault {
-        Fault::Unsupported(self.machine.bytes)
+        Fault::Unsupported(self.processor.bytes)
     }
 
     pub fn flags(&self) -> u64 {
-        self.machine.cpu.rflags()
+        self.processor.cpu.rflags()
     }
 
     pub fn set_flags(&mut self, flags: u64) {
-        self.machine.cpu.set_rflags(flags);
+        self.processor.cpu.set_rflags(flags);
     }
 
     fn mov(&mut self) -> Result<(), Fault> {
@@ -224,12 +226,14 @@ impl<C: Cpu> Execution<'_, C> {
         let width = self.instruction.memory_width;
         let half = width / 2;
         let offset = self.offset(&address);
-        let at = self.machine.linear(address.seg, offset, width, Write)?;
+        let at = self.processor.linear(address.seg, offset, width, Write)?;
         if width == 16 && at.0 & 15 != 0 {
-            return Err(self.machine.fault(Exception::general_protection(0)));
+            return Err(self.processor.fault(Exception::general_protection(0)));
         }
-        let place = self.machine.place(address.seg, offset, width, Write)?;
-        let old = self.machine.load(&place)?;
+        let memory = self
+            .processor
+            .check_memory(address.seg, offset, width, Write)?;
+        let old = self.processor.load(&memory)?;
         let pair = |run: &Self, high, low| {
             let low = u128::from(run.part(low, half));
             u128::from(run.part(high, half)).wrapping_shl(8 * u32::from(half)) | low
@@ -242,9 +246,9 @@ impl<C: Cpu> Execution<'_, C> {
         };
         let new = Bytes::new(new, width);
         if self.locked() {
-            self.machine.exchange(&place, &old, &new)?;
+            self.processor.exchange(&memory, &old, &new)?;
         } else {
-            self.machine.store(&place, &new)?;
+            self.processor.store(&memory, &new)?;
         }
         if !equal {
             let high = old.value().wrapping_shr(8 * u32::from(half)) as u64;
@@ -296,7 +300,7 @@ impl<C: Cpu> Execution<'_, C> {
             _ => self.part(Reg::Rdx, width),
         };
         let Some((quotient, rest)) = quotient_and_rest(width, high, low, divisor) else {
-            return Err(self.machine.fault(Exception::DIVIDE));
+            return Err(self.processor.fault(Exception::DIVIDE));
         };
         self.set_pair(width, quotient, rest);
         Ok(())
@@ -328,10 +332,10 @@ impl<C: Cpu> Execution<'_, C> {
 
     fn xlat(&mut self) -> Result<(), Fault> {
         let al = self.part(Reg::Rax, 1);
-        let offset = self.cut(self.machine.cpu.gprs()[Reg::Rbx].wrapping_add(al));
+        let offset = self.cut(self.processor.cpu.gprs()[Reg::Rbx].wrapping_add(al));
         let seg = self.instruction.segment.unwrap_or(Seg::Ds);
-        let place = self.machine.place(seg, offset, 1, Read)?;
-        let value = self.machine.load(&place)?.value() as u64;
+        let memory = self.processor.check_memory(seg, offset, 1, Read)?;
+        let value = self.processor.load(&memory)?.value() as u64;
         self.set_part(Reg::Rax, 1, value);
         Ok(())
     }

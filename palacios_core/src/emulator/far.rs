@@ -4,12 +4,13 @@
 //!
 //! Registers change when nothing can fail any more.
 
-use super::machine::Machine;
+use super::cpu::{Cpu, Fault};
+use super::execution::Execution;
+use super::processor::Processor;
 use super::segments::{kind, Descriptor, INDEX};
 use super::stack::{Frame, Stack};
-use super::{Cpu, Execution, Fault};
 use crate::memory::walk::{AccessKind, Privilege};
-use crate::state::{rflags, Exception, Reg, Seg, Segment, SegmentAttributes as A};
+use crate::state::{is_64_bit_code, rflags, Exception, Reg, Seg, Segment, SegmentAttributes as A};
 
 /// Where a far branch leads.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +40,7 @@ pub(super) struct NewStack {
     descriptor: Option<Descriptor>,
 }
 
-impl<C: Cpu> Machine<'_, C> {
+impl<C: Cpu> Processor<'_, C> {
     /// Checks an offset in code that is not loaded yet.
     pub fn check_offset(&self, code: &Descriptor, offset: u64) -> Result<(), Fault> {
         let good = match self.is_64_bit(code) {
@@ -53,7 +54,7 @@ impl<C: Cpu> Machine<'_, C> {
     }
 
     pub fn is_64_bit(&self, code: &Descriptor) -> bool {
-        self.long_mode() && code.attributes().has(A::L)
+        is_64_bit_code(self.cpu.efer(), code.attributes())
     }
 
     /// Reads and checks the descriptor of code.
@@ -190,10 +191,10 @@ impl<C: Cpu> Machine<'_, C> {
     pub fn mark_used(&mut self, code: &Descriptor, stack: Option<&NewStack>) -> Result<(), Fault> {
         let descriptor = stack.and_then(|new| new.descriptor.as_ref());
         let stack = match descriptor {
-            Some(descriptor) => Some(self.place_mark(descriptor, A::ACCESSED)?),
+            Some(descriptor) => Some(self.check_mark(descriptor, A::ACCESSED)?),
             None => None,
         };
-        let code = self.place_mark(code, A::ACCESSED)?;
+        let code = self.check_mark(code, A::ACCESSED)?;
         if let Some(stack) = &stack {
             self.set_mark(stack)?;
         }
@@ -212,13 +213,13 @@ impl<C: Cpu> Execution<'_, C> {
     /// JMP to another segment.
     pub fn far_jump(&mut self) -> Result<(), Fault> {
         let (selector, offset) = self.far_pointer(0)?;
-        if self.machine.has_plain_segments() {
+        if self.processor.has_plain_segments() {
             let code = self.plain_code(selector, offset)?;
             return self.branch_plain(code, offset);
         }
         let to = self.destination(selector, offset, false)?;
-        self.machine.check_offset(&to.code, to.offset)?;
-        self.machine.mark_used(&to.code, None)?;
+        self.processor.check_offset(&to.code, to.offset)?;
+        self.processor.mark_used(&to.code, None)?;
         self.branch(&to);
         Ok(())
     }
@@ -226,79 +227,79 @@ impl<C: Cpu> Execution<'_, C> {
     /// CALL to another segment.
     pub fn far_call(&mut self) -> Result<(), Fault> {
         let (selector, offset) = self.far_pointer(0)?;
-        let cs = self.machine.cpu.segment(Seg::Cs).selector;
+        let cs = self.processor.cpu.segment(Seg::Cs).selector;
         let back = [cs.into(), self.next_rip];
-        let mut stack = self.machine.stack();
-        if self.machine.has_plain_segments() {
+        let mut stack = self.processor.stack();
+        if self.processor.has_plain_segments() {
             let code = self.plain_code(selector, offset)?;
             let width = self.instruction.operand_width;
-            let frame = self.machine.push_frame(&mut stack, width, 2)?;
-            self.machine.fill(&frame, &back)?;
-            self.machine.set_stack_pointer(&stack);
+            let frame = self.processor.push_frame(&mut stack, width, 2)?;
+            self.processor.fill(&frame, &back)?;
+            self.processor.set_stack_pointer(&stack);
             return self.branch_plain(code, offset);
         }
         let to = self.destination(selector, offset, true)?;
-        self.machine.check_offset(&to.code, to.offset)?;
-        if to.cpl < self.machine.cpu.cpl() {
+        self.processor.check_offset(&to.code, to.offset)?;
+        if to.cpl < self.processor.cpu.cpl() {
             return self.call_inner(&to, back);
         }
-        if self.machine.is_64_bit(&to.code) {
-            stack = stack.in_64_bit_mode(self.machine.cpu.gprs()[Reg::Rsp]);
+        if self.processor.is_64_bit(&to.code) {
+            stack = stack.in_64_bit_mode(self.processor.cpu.gprs()[Reg::Rsp]);
         }
-        let frame = self.machine.push_frame(&mut stack, to.width, 2)?;
-        self.machine.mark_used(&to.code, None)?;
-        self.machine.fill(&frame, &back)?;
-        self.machine.set_stack_pointer(&stack);
+        let frame = self.processor.push_frame(&mut stack, to.width, 2)?;
+        self.processor.mark_used(&to.code, None)?;
+        self.processor.fill(&frame, &back)?;
+        self.processor.set_stack_pointer(&stack);
         self.branch(&to);
         Ok(())
     }
 
     /// Calls code of an inner level, on its stack.
     fn call_inner(&mut self, to: &Destination, [cs, rip]: [u64; 2]) -> Result<(), Fault> {
-        let machine = &mut self.machine;
-        let mut new = machine.inner_stack(to.cpl)?;
-        let mut old = machine.stack();
-        let rsp = machine.cpu.gprs()[Reg::Rsp];
-        let ss = machine.cpu.segment(Seg::Ss).selector;
-        let outer = machine.push_frame(&mut new.stack, to.width, 2)?;
+        let processor = &mut self.processor;
+        let mut new = processor.inner_stack(to.cpl)?;
+        let mut old = processor.stack();
+        let rsp = processor.cpu.gprs()[Reg::Rsp];
+        let ss = processor.cpu.segment(Seg::Ss).selector;
+        let outer = processor.push_frame(&mut new.stack, to.width, 2)?;
         let parameters = match to.parameters {
             0 => None,
             count => {
-                let from = machine.pop_frame(&mut old, to.width, count)?;
-                Some((from, machine.push_frame(&mut new.stack, to.width, count)?))
+                let from = processor.pop_frame(&mut old, to.width, count)?;
+                Some((from, processor.push_frame(&mut new.stack, to.width, count)?))
             }
         };
-        let back = machine.push_frame(&mut new.stack, to.width, 2)?;
-        machine.mark_used(&to.code, Some(&new))?;
-        machine.fill(&outer, &[ss.into(), rsp])?;
+        let back = processor.push_frame(&mut new.stack, to.width, 2)?;
+        processor.mark_used(&to.code, Some(&new))?;
+        processor.fill(&outer, &[ss.into(), rsp])?;
         if let Some((from, copies)) = parameters {
             for index in (0..to.parameters).rev() {
-                let value = machine.element(&from, index)?;
-                machine.set_element(&copies, index, value)?;
+                let value = processor.element(&from, index)?;
+                processor.set_element(&copies, index, value)?;
             }
         }
-        machine.fill(&back, &[cs, rip])?;
+        processor.fill(&back, &[cs, rip])?;
         self.branch(to);
-        self.machine.take_stack(&new);
+        self.processor.take_stack(&new);
         Ok(())
     }
 
     fn branch(&mut self, to: &Destination) {
-        self.machine.set_code(&to.code, to.cpl);
+        self.processor.set_code(&to.code, to.cpl);
         self.next_rip = to.offset;
     }
 
     /// CS in real and virtual-8086 mode.
     fn plain_code(&self, selector: u16, offset: u64) -> Result<Segment, Fault> {
-        let code = self.machine.plain_segment(Seg::Cs, selector);
+        let code = self.processor.plain_segment(Seg::Cs, selector);
         if offset > code.limit.into() {
-            return Err(self.machine.fault(Exception::general_protection(0)));
+            return Err(self.processor.fault(Exception::general_protection(0)));
         }
         Ok(code)
     }
 
     fn branch_plain(&mut self, code: Segment, offset: u64) -> Result<(), Fault> {
-        self.machine.cpu.set_segment(Seg::Cs, code);
+        self.processor.cpu.set_segment(Seg::Cs, code);
         self.next_rip = offset;
         Ok(())
     }
@@ -310,22 +311,22 @@ impl<C: Cpu> Execution<'_, C> {
         offset: u64,
         call: bool,
     ) -> Result<Destination, Fault> {
-        let machine = &mut self.machine;
+        let processor = &mut self.processor;
         if selector & INDEX == 0 {
-            return Err(machine.fault(Exception::general_protection(0)));
+            return Err(processor.fault(Exception::general_protection(0)));
         }
-        let named = machine.descriptor(selector, Exception::general_protection)?;
+        let named = processor.descriptor(selector, Exception::general_protection)?;
         if let Some(kind) = named.system() {
             return self.behind_call_gate(&named, kind, call);
         }
-        machine.check_code(&named, |dpl, rpl, cpl, conforming| match conforming {
+        processor.check_code(&named, |dpl, rpl, cpl, conforming| match conforming {
             true => dpl <= cpl,
             false => dpl == cpl && rpl <= cpl,
         })?;
         Ok(Destination {
             code: named,
             offset,
-            cpl: machine.cpu.cpl(),
+            cpl: processor.cpu.cpl(),
             width: self.instruction.operand_width,
             parameters: 0,
         })
@@ -337,9 +338,13 @@ impl<C: Cpu> Execution<'_, C> {
         kind: u8,
         call: bool,
     ) -> Result<Destination, Fault> {
-        let machine = &mut self.machine;
-        let (cpl, long, attributes) = (machine.cpu.cpl(), machine.long_mode(), gate.attributes());
-        let bad = machine.fault(Exception::general_protection(gate.error_code()));
+        let processor = &mut self.processor;
+        let (cpl, long, attributes) = (
+            processor.cpu.cpl(),
+            processor.long_mode(),
+            gate.attributes(),
+        );
+        let bad = processor.fault(Exception::general_protection(gate.error_code()));
         let width = match (kind, long) {
             (kind::CALL_GATE, true) if gate.is_well_formed() => 8,
             (kind::CALL_GATE, false) => 4,
@@ -351,18 +356,18 @@ impl<C: Cpu> Execution<'_, C> {
             return Err(bad);
         }
         if !attributes.has(A::P) {
-            return Err(machine.fault(Exception::not_present(gate.error_code())));
+            return Err(processor.fault(Exception::not_present(gate.error_code())));
         }
         if width == 0 {
             return Err(Fault::TaskSwitch);
         }
-        let code = machine.code_behind_gate((gate.low >> 16) as u16)?;
+        let code = processor.code_behind_gate((gate.low >> 16) as u16)?;
         let (dpl, conforming) = (
             code.attributes().dpl(),
             code.attributes().has(A::DOWN_OR_CONFORMING),
         );
         if !call && !conforming && dpl != cpl {
-            return Err(machine.fault(Exception::general_protection(code.error_code())));
+            return Err(processor.fault(Exception::general_protection(code.error_code())));
         }
         let offset = gate.low & 0xffff | gate.low >> 32 & 0xffff_0000 | gate.high << 32;
         Ok(Destination {
@@ -377,27 +382,27 @@ impl<C: Cpu> Execution<'_, C> {
     /// RET to another segment.
     pub fn far_return(&mut self) -> Result<(), Fault> {
         let width = self.instruction.operand_width;
-        let mut stack = self.machine.stack();
-        let frame = self.machine.pop_frame(&mut stack, width, 2)?;
-        let rip = self.machine.element(&frame, 0)?;
-        let selector = self.machine.element(&frame, 1)? as u16;
+        let mut stack = self.processor.stack();
+        let frame = self.processor.pop_frame(&mut stack, width, 2)?;
+        let rip = self.processor.element(&frame, 0)?;
+        let selector = self.processor.element(&frame, 1)? as u16;
         stack.release(self.released());
-        if self.machine.has_plain_segments() {
+        if self.processor.has_plain_segments() {
             let code = self.plain_code(selector, rip)?;
-            self.machine.set_stack_pointer(&stack);
+            self.processor.set_stack_pointer(&stack);
             return self.branch_plain(code, rip);
         }
         let code = self.returned_code(selector)?;
-        let outer = code.rpl() > self.machine.cpu.cpl();
+        let outer = code.rpl() > self.processor.cpu.cpl();
         let mut new = match outer {
             true => {
-                let frame = self.machine.pop_frame(&mut stack, width, 2)?;
+                let frame = self.processor.pop_frame(&mut stack, width, 2)?;
                 Some(self.returned_stack(&code, &frame, 0)?)
             }
             false => None,
         };
-        self.machine.check_offset(&code, rip)?;
-        self.machine.mark_used(&code, new.as_ref())?;
+        self.processor.check_offset(&code, rip)?;
+        self.processor.mark_used(&code, new.as_ref())?;
         if let Some(new) = &mut new {
             new.stack.release(self.released());
         }
@@ -407,7 +412,7 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// The code that a return leads to: of this privilege level or an outer one.
     fn returned_code(&mut self, selector: u16) -> Result<Descriptor, Fault> {
-        self.machine.code(selector, |dpl, rpl, cpl, conforming| {
+        self.processor.code(selector, |dpl, rpl, cpl, conforming| {
             rpl >= cpl && if conforming { dpl <= rpl } else { dpl == rpl }
         })
     }
@@ -419,36 +424,36 @@ impl<C: Cpu> Execution<'_, C> {
         frame: &Frame,
         first: u8,
     ) -> Result<NewStack, Fault> {
-        let machine = &mut self.machine;
-        let pointer = machine.element(frame, first)?;
-        let selector = machine.element(frame, first.wrapping_add(1))? as u16;
-        let (long, cpl) = (machine.is_64_bit(code), code.rpl());
+        let processor = &mut self.processor;
+        let pointer = processor.element(frame, first)?;
+        let selector = processor.element(frame, first.wrapping_add(1))? as u16;
+        let (long, cpl) = (processor.is_64_bit(code), code.rpl());
         if selector & INDEX == 0 {
             if !long || cpl == 3 || selector != u16::from(cpl) {
-                return Err(machine.fault(Exception::general_protection(0)));
+                return Err(processor.fault(Exception::general_protection(0)));
             }
-            let segment = Machine::<C>::null_stack_segment(cpl);
-            return Ok(machine.new_stack(None, segment, pointer, true));
+            let segment = Processor::<C>::null_stack_segment(cpl);
+            return Ok(processor.new_stack(None, segment, pointer, true));
         }
-        let found = machine.descriptor(selector, Exception::general_protection)?;
-        machine.check_stack_segment(&found, cpl, Exception::general_protection)?;
-        let mut new = machine.new_stack(Some(found), found.segment(), pointer, long);
+        let found = processor.descriptor(selector, Exception::general_protection)?;
+        processor.check_stack_segment(&found, cpl, Exception::general_protection)?;
+        let mut new = processor.new_stack(Some(found), found.segment(), pointer, long);
         if !long {
             // Of a small stack's pointer the upper half stays.
-            new.pointer = machine.cpu.gprs()[Reg::Rsp];
+            new.pointer = processor.cpu.gprs()[Reg::Rsp];
         }
         Ok(new)
     }
 
     fn return_to(&mut self, code: &Descriptor, rip: u64, old: &Stack, new: Option<&NewStack>) {
-        let outer = code.rpl() > self.machine.cpu.cpl();
-        self.machine.set_code(code, code.rpl());
+        let outer = code.rpl() > self.processor.cpu.cpl();
+        self.processor.set_code(code, code.rpl());
         match new {
-            Some(new) => self.machine.take_stack(new),
-            None => self.machine.set_stack_pointer(old),
+            Some(new) => self.processor.take_stack(new),
+            None => self.processor.set_stack_pointer(old),
         }
         if outer {
-            self.machine.drop_inner_segments(code.rpl());
+            self.processor.drop_inner_segments(code.rpl());
         }
         self.next_rip = rip;
     }
@@ -457,34 +462,34 @@ impl<C: Cpu> Execution<'_, C> {
     pub fn interrupt_return(&mut self) -> Result<(), Fault> {
         self.check_interrupt_return()?;
         // 64-bit code always pops a stack too.
-        let count = if self.machine.mode.long { 5 } else { 3 };
+        let count = if self.processor.mode.long { 5 } else { 3 };
         let width = self.instruction.operand_width;
-        let mut stack = self.machine.stack();
-        let frame = self.machine.pop_frame(&mut stack, width, count)?;
-        let rip = self.machine.element(&frame, 0)?;
-        let selector = self.machine.element(&frame, 1)? as u16;
-        let flags = self.machine.element(&frame, 2)?;
-        if self.machine.has_plain_segments() {
+        let mut stack = self.processor.stack();
+        let frame = self.processor.pop_frame(&mut stack, width, count)?;
+        let rip = self.processor.element(&frame, 0)?;
+        let selector = self.processor.element(&frame, 1)? as u16;
+        let flags = self.processor.element(&frame, 2)?;
+        if self.processor.has_plain_segments() {
             let code = self.plain_code(selector, rip)?;
-            self.machine.set_stack_pointer(&stack);
+            self.processor.set_stack_pointer(&stack);
             self.finish_interrupt(flags, rflags::RF);
             return self.branch_plain(code, rip);
         }
-        let cpl = self.machine.cpu.cpl();
-        if width == 4 && flags & rflags::VM != 0 && cpl == 0 && !self.machine.long_mode() {
+        let cpl = self.processor.cpu.cpl();
+        if width == 4 && flags & rflags::VM != 0 && cpl == 0 && !self.processor.long_mode() {
             return self.return_to_8086(stack, rip, selector, flags);
         }
         let code = self.returned_code(selector)?;
-        let new = match (self.machine.mode.long, code.rpl() > cpl) {
+        let new = match (self.processor.mode.long, code.rpl() > cpl) {
             (true, _) => Some(self.returned_stack(&code, &frame, 3)?),
             (false, true) => {
-                let frame = self.machine.pop_frame(&mut stack, width, 2)?;
+                let frame = self.processor.pop_frame(&mut stack, width, 2)?;
                 Some(self.returned_stack(&code, &frame, 0)?)
             }
             (false, false) => None,
         };
-        self.machine.check_offset(&code, rip)?;
-        self.machine.mark_used(&code, new.as_ref())?;
+        self.processor.check_offset(&code, rip)?;
+        self.processor.mark_used(&code, new.as_ref())?;
         let privileged = match cpl {
             0 => rflags::VIF | rflags::VIP,
             _ => 0,
@@ -496,12 +501,12 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// Virtual-8086 mode needs IOPL 3; a nested task, which RFLAGS.NT says that this is, would go back to another task.
     fn check_interrupt_return(&self) -> Result<(), Fault> {
-        if self.machine.has_plain_segments() {
+        if self.processor.has_plain_segments() {
             return self.check_flags_of_8086();
         }
-        match (self.flags() & rflags::NT, self.machine.long_mode()) {
+        match (self.flags() & rflags::NT, self.processor.long_mode()) {
             (0, _) => Ok(()),
-            (_, true) => Err(self.machine.fault(Exception::general_protection(0))),
+            (_, true) => Err(self.processor.fault(Exception::general_protection(0))),
             (_, false) => Err(Fault::TaskSwitch),
         }
     }
@@ -511,7 +516,7 @@ impl<C: Cpu> Execution<'_, C> {
         let width = self.instruction.operand_width;
         self.load_flags(flags, width, more);
         self.keeps_resume_flag = true;
-        self.machine.cpu.set_nmi_blocked(false);
+        self.processor.cpu.set_nmi_blocked(false);
     }
 
     /// IRET to virtual-8086 mode (SDM 3B: 20.2.2).
@@ -522,24 +527,24 @@ impl<C: Cpu> Execution<'_, C> {
         cs: u16,
         flags: u64,
     ) -> Result<(), Fault> {
-        let frame = self.machine.pop_frame(&mut stack, 4, 6)?;
+        let frame = self.processor.pop_frame(&mut stack, 4, 6)?;
         if rip > 0xffff {
-            return Err(self.machine.fault(Exception::general_protection(0)));
+            return Err(self.processor.fault(Exception::general_protection(0)));
         }
-        let rsp = self.machine.element(&frame, 0)?;
+        let rsp = self.processor.element(&frame, 0)?;
         let mut selectors = [0; 5];
         for (selector, index) in selectors.iter_mut().zip(1u8..6) {
-            *selector = self.machine.element(&frame, index)? as u16;
+            *selector = self.processor.element(&frame, index)? as u16;
         }
         use rflags::{RF, VIF, VIP, VM};
         self.finish_interrupt(flags, RF | VIF | VIP | VM);
         let segs = [Seg::Ss, Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs];
         for (seg, selector) in segs.into_iter().zip(selectors).chain([(Seg::Cs, cs)]) {
-            self.machine
+            self.processor
                 .cpu
                 .set_segment(seg, Segment::of_8086(selector));
         }
-        self.machine.cpu.gprs_mut()[Reg::Rsp] = rsp;
+        self.processor.cpu.gprs_mut()[Reg::Rsp] = rsp;
         self.next_rip = rip;
         Ok(())
     }

@@ -2,9 +2,10 @@
 //! Instructions that load or store state of the floating-point unit: FNSTCW, FNSTSW, LDMXCSR, STMXCSR, FXSAVE, FXRSTOR (SDM 2A).
 
 use super::access::Bytes;
+use super::cpu::{Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::{Address, FpuOp, Operand};
 use super::vector::Unit;
-use super::{Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind;
 use crate::state::{cr4, efer, Exception};
 
@@ -32,23 +33,23 @@ impl<C: Cpu> Execution<'_, C> {
         };
         match op {
             FpuOp::StoreControlWord => {
-                let value = self.machine.cpu.fpu().control_word();
+                let value = self.processor.cpu.fpu().control_word();
                 self.store_word(value.into())
             }
             FpuOp::StoreStatusWord => {
-                let value = self.machine.cpu.fpu().status_word();
+                let value = self.processor.cpu.fpu().status_word();
                 self.store_word(value.into())
             }
             FpuOp::StoreMxcsr => {
-                let value = self.machine.cpu.fpu().mxcsr();
+                let value = self.processor.cpu.fpu().mxcsr();
                 self.store_word(value.into())
             }
             FpuOp::LoadMxcsr => {
                 let from = self.target(0, AccessKind::Read)?;
                 let value = self.get(&from)? as u32;
-                match self.machine.cpu.fpu().set_mxcsr(value) {
+                match self.processor.cpu.fpu().set_mxcsr(value) {
                     true => Ok(()),
-                    false => Err(self.machine.fault(Exception::general_protection(0))),
+                    false => Err(self.processor.fault(Exception::general_protection(0))),
                 }
             }
             FpuOp::Save => self.save(&address),
@@ -64,13 +65,13 @@ impl<C: Cpu> Execution<'_, C> {
     /// Checks all of FXSAVE's memory, which begins at a multiple of 16. Its first and last chunk are in all its pages.
     fn check_area(&mut self, address: &Address, kind: AccessKind) -> Result<u64, Fault> {
         let offset = self.offset(address);
-        let at = self.machine.linear(address.seg, offset, 16, kind)?;
+        let at = self.processor.linear(address.seg, offset, 16, kind)?;
         if at.0 & 15 != 0 {
-            return Err(self.machine.fault(Exception::general_protection(0)));
+            return Err(self.processor.fault(Exception::general_protection(0)));
         }
         for chunk in [0, AREA.wrapping_sub(16)] {
             let at = self.cut(offset.wrapping_add(chunk.into()));
-            self.machine.place(address.seg, at, 16, kind)?;
+            self.processor.check_memory(address.seg, at, 16, kind)?;
         }
         Ok(offset)
     }
@@ -78,9 +79,12 @@ impl<C: Cpu> Execution<'_, C> {
     /// How many chunks hold state: without EFER.FFXSR's effect all, but outside of 64-bit mode half of the registers
     /// (APM 2: 11.4.4).
     fn chunks(&self) -> u8 {
-        let cpu = &self.machine.cpu;
-        let fast = cpu.efer() & efer::FFXSR != 0 && self.machine.mode.long && cpu.cpl() == 0;
-        match (fast || cpu.cr(4) & cr4::OSFXSR == 0, self.machine.mode.long) {
+        let cpu = &self.processor.cpu;
+        let fast = cpu.efer() & efer::FFXSR != 0 && self.processor.mode.long && cpu.cpl() == 0;
+        match (
+            fast || cpu.cr(4) & cr4::OSFXSR == 0,
+            self.processor.mode.long,
+        ) {
             (true, _) => FIRST_XMM,
             (false, true) => CHUNKS,
             (false, false) => FIRST_XMM + SMALL_XMM,
@@ -91,10 +95,12 @@ impl<C: Cpu> Execution<'_, C> {
         let first = self.check_area(address, AccessKind::Write)?;
         for chunk in 0..self.chunks() {
             let at = self.cut(first.wrapping_add(16 * u64::from(chunk)));
-            let place = self.machine.place(address.seg, at, 16, AccessKind::Write)?;
-            let value = u128::from_le_bytes(self.machine.cpu.fpu().legacy(chunk));
+            let memory = self
+                .processor
+                .check_memory(address.seg, at, 16, AccessKind::Write)?;
+            let value = u128::from_le_bytes(self.processor.cpu.fpu().legacy(chunk));
             let value = self.pointers(chunk, value);
-            self.machine.store(&place, &Bytes::new(value, 16))?;
+            self.processor.store(&memory, &Bytes::new(value, 16))?;
         }
         Ok(())
     }
@@ -107,27 +113,29 @@ impl<C: Cpu> Execution<'_, C> {
             *value = self.load_chunk(address, first, chunk)?;
         }
         let [control, pointers] = head;
-        if self.machine.cpu.cr(4) & cr4::OSFXSR != 0 {
+        if self.processor.cpu.cr(4) & cr4::OSFXSR != 0 {
             let mxcsr = (pointers >> 64) as u32;
-            if !self.machine.cpu.fpu().set_mxcsr(mxcsr) {
-                return Err(self.machine.fault(Exception::general_protection(0)));
+            if !self.processor.cpu.fpu().set_mxcsr(mxcsr) {
+                return Err(self.processor.fault(Exception::general_protection(0)));
             }
         }
         for (value, chunk) in [control, pointers].into_iter().zip(0..2) {
             let value = self.pointers(chunk, value).to_le_bytes();
-            self.machine.cpu.fpu().set_legacy(chunk, &value);
+            self.processor.cpu.fpu().set_legacy(chunk, &value);
         }
         for chunk in MXCSR_CHUNK + 1..chunks {
             let value = self.load_chunk(address, first, chunk)?.to_le_bytes();
-            self.machine.cpu.fpu().set_legacy(chunk, &value);
+            self.processor.cpu.fpu().set_legacy(chunk, &value);
         }
         Ok(())
     }
 
     fn load_chunk(&mut self, address: &Address, first: u64, chunk: u8) -> Result<u128, Fault> {
         let at = self.cut(first.wrapping_add(16 * u64::from(chunk)));
-        let place = self.machine.place(address.seg, at, 16, AccessKind::Read)?;
-        Ok(self.machine.load(&place)?.value())
+        let memory = self
+            .processor
+            .check_memory(address.seg, at, 16, AccessKind::Read)?;
+        Ok(self.processor.load(&memory)?.value())
     }
 
     /// Without REX.W the last instruction's and operand's addresses have 32 bits, and a selector each, which processors no

@@ -1,8 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! An instruction in the form that the emulator executes, the same for all code sizes.
 
-use super::{InstructionBytes, MAX_INSTRUCTION_BYTES};
 use crate::state::{DescriptorTable, Reg, Seg};
+
+/// Why bytes were not decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DecodeError {
+    /// The instruction has more bytes than these.
+    Incomplete,
+    /// It would be longer than 15 bytes, which is #GP.
+    TooLong,
+    /// LOCK where it is not allowed, which is #UD.
+    BadLock,
+    /// Not an instruction that the emulator or the decoder knows.
+    Unknown,
+}
 
 /// The size of code and addresses that a code segment sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,30 +310,5 @@ impl Instruction {
                 *number = 8;
             }
         }
-    }
-}
-
-impl InstructionBytes {
-    /// At most 15 bytes.
-    pub fn new(from: &[u8]) -> InstructionBytes {
-        let mut report = InstructionBytes {
-            bytes: [0; MAX_INSTRUCTION_BYTES],
-            len: 0,
-        };
-        for (to, &byte) in report.bytes.iter_mut().zip(from) {
-            *to = byte;
-            report.len = report.len.saturating_add(1);
-        }
-        report
-    }
-
-    /// Those that are there.
-    pub fn get(&self) -> &[u8] {
-        self.bytes.get(..self.len.into()).unwrap_or(&self.bytes)
-    }
-
-    /// Room for the others.
-    pub fn rest(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(self.len.into()..).unwrap_or_default()
     }
 }

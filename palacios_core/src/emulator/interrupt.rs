@@ -4,13 +4,44 @@
 //! Processors do it by themselves. It is done here for INT and its like, and for an event that a processor could not deliver
 //! because its stack, or a table that it needs, is a device's memory.
 
+use super::cpu::{Cpu, Fault};
+use super::execution::Execution;
 use super::far::NewStack;
 use super::instruction::{Op, Operand};
-use super::machine::Machine;
+use super::processor::Processor;
 use super::segments::{kind, null_segment, Descriptor};
 use super::stack::Stack;
-use super::{Cpu, Execution, Fault, Interruption, Source};
 use crate::state::{cr4, rflags, DescriptorTable, Exception, Reg, Seg, SegmentAttributes as A};
+
+/// Where an event comes from that is to be delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The program: INT n, INT3, INTO.
+    Software,
+    /// An instruction that could not be completed, or was.
+    Exception,
+    /// An interrupt or an NMI.
+    Interrupt,
+}
+
+/// An event to be delivered through the interrupt descriptor table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interruption {
+    /// Its vector.
+    pub vector: u8,
+    /// What is pushed behind RIP.
+    pub error_code: Option<u32>,
+    /// Where it comes from.
+    pub source: Source,
+    /// The RIP that is pushed.
+    pub rip: u64,
+}
+
+impl Interruption {
+    fn is_fault(&self) -> bool {
+        self.source == Source::Exception && Exception::plain(self.vector).is_fault()
+    }
+}
 
 /// What delivery pushes at most: four data segments, SS, rSP, RFLAGS, CS, RIP, an error code.
 const MAX_PUSHED: usize = 10;
@@ -54,7 +85,7 @@ struct Gate {
     masks: bool,
 }
 
-impl<C: Cpu> Machine<'_, C> {
+impl<C: Cpu> Processor<'_, C> {
     /// Delivers; says where to go on.
     pub fn deliver(&mut self, what: &Interruption) -> Result<u64, Fault> {
         match self.mode.protected {
@@ -234,7 +265,7 @@ impl<C: Cpu> Execution<'_, C> {
             _ => return Err(self.unsupported()),
         };
         let rip = self.next_rip;
-        self.next_rip = self.machine.deliver(&Interruption {
+        self.next_rip = self.processor.deliver(&Interruption {
             vector,
             error_code: None,
             source: Source::Software,
@@ -246,15 +277,15 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// INT n in virtual-8086 mode is guarded by IOPL. CR4.VME, which sends some to handlers in that mode, is not known here.
     fn check_interrupt_of_8086(&self) -> Result<(), Fault> {
-        if !self.machine.mode.virtual_8086 {
+        if !self.processor.mode.virtual_8086 {
             return Ok(());
         }
-        if self.machine.cpu.cr(4) & cr4::VME != 0 {
+        if self.processor.cpu.cr(4) & cr4::VME != 0 {
             return Err(self.unsupported());
         }
         match self.flags() & rflags::IOPL == rflags::IOPL {
             true => Ok(()),
-            false => Err(self.machine.fault(Exception::general_protection(0))),
+            false => Err(self.processor.fault(Exception::general_protection(0))),
         }
     }
 }

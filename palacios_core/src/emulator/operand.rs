@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Operands: from their encoding to something that can be read and written.
 
-use super::access::{Bytes, Place};
+use super::access::{Bytes, CheckedMemory};
 use super::alu;
+use super::cpu::{Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::{Address, Base, Op, Operand, Register};
-use super::{Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind;
 use crate::state::Reg;
 
-/// An operand whose place is known and checked.
+/// An operand: a register, or memory that has been checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Target {
     Register(Register),
-    Memory(Place),
+    Memory(CheckedMemory),
     Value(u64),
 }
 
@@ -33,7 +34,7 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// The offset that a memory operand's address comes to, cut to the address size.
     pub fn offset(&self, address: &Address) -> u64 {
-        let gprs = self.machine.cpu.gprs();
+        let gprs = self.processor.cpu.gprs();
         let base = match address.base {
             Base::None => 0,
             Base::Register(reg) => gprs[reg],
@@ -56,16 +57,16 @@ impl<C: Cpu> Execution<'_, C> {
         match self.operand(index) {
             Operand::Register(register) => Ok(Target::Register(register)),
             Operand::Immediate(value) => Ok(Target::Value(value)),
-            Operand::Segment(seg) => {
-                Ok(Target::Value(self.machine.cpu.segment(seg).selector.into()))
-            }
+            Operand::Segment(seg) => Ok(Target::Value(
+                self.processor.cpu.segment(seg).selector.into(),
+            )),
             Operand::Memory(address) => {
                 let offset = self.offset(&address);
                 let width = self.instruction.memory_width;
                 if !matches!(width, 1 | 2 | 4 | 8) {
                     return Err(self.unsupported());
                 }
-                Ok(Target::Memory(self.machine.place(
+                Ok(Target::Memory(self.processor.check_memory(
                     address.seg,
                     offset,
                     width,
@@ -80,7 +81,7 @@ impl<C: Cpu> Execution<'_, C> {
     pub fn get(&mut self, target: &Target) -> Result<u64, Fault> {
         match target {
             Target::Register(register) => Ok(self.register(*register)),
-            Target::Memory(place) => Ok(self.machine.load(place)?.value() as u64),
+            Target::Memory(memory) => Ok(self.processor.load(memory)?.value() as u64),
             Target::Value(value) => Ok(*value),
         }
     }
@@ -89,9 +90,9 @@ impl<C: Cpu> Execution<'_, C> {
     pub fn set(&mut self, target: &Target, value: u64) -> Result<(), Fault> {
         match target {
             Target::Register(register) => self.set_register(*register, value),
-            Target::Memory(place) => self
-                .machine
-                .store(place, &Bytes::new(value.into(), place.width))?,
+            Target::Memory(memory) => self
+                .processor
+                .store(memory, &Bytes::new(value.into(), memory.width))?,
             Target::Value(_) => return Err(self.unsupported()),
         }
         Ok(())
@@ -100,13 +101,13 @@ impl<C: Cpu> Execution<'_, C> {
     /// Overwrites a target that was read as `old`; atomically if the instruction is locked.
     pub fn replace(&mut self, target: &Target, old: u64, new: u64) -> Result<(), Fault> {
         match target {
-            Target::Memory(place) => {
+            Target::Memory(memory) => {
                 let (old, new) = (old.into(), new.into());
-                let (old, new) = (Bytes::new(old, place.width), Bytes::new(new, place.width));
+                let (old, new) = (Bytes::new(old, memory.width), Bytes::new(new, memory.width));
                 if self.locked() {
-                    self.machine.exchange(place, &old, &new)
+                    self.processor.exchange(memory, &old, &new)
                 } else {
-                    self.machine.store(place, &new)
+                    self.processor.store(memory, &new)
                 }
             }
             _ => self.set(target, new),
@@ -132,14 +133,14 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// The value of a register, or of its part.
     pub fn register(&self, register: Register) -> u64 {
-        let whole = self.machine.cpu.gprs()[register.reg];
+        let whole = self.processor.cpu.gprs()[register.reg];
         let value = if register.high { whole >> 8 } else { whole };
         value & alu::mask(register.width)
     }
 
     /// Sets a register or its part. A write of 4 bytes clears the upper half.
     pub fn set_register(&mut self, register: Register, value: u64) {
-        let slot = &mut self.machine.cpu.gprs_mut()[register.reg];
+        let slot = &mut self.processor.cpu.gprs_mut()[register.reg];
         let mask = alu::mask(register.width);
         *slot = match (register.high, register.width) {
             (true, _) => *slot & !0xff00 | (value & 0xff) << 8,

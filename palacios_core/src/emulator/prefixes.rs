@@ -3,7 +3,7 @@
 //! not see.
 
 use super::instruction::*;
-use super::MAX_INSTRUCTION_BYTES;
+use super::instruction_bytes::MAX_INSTRUCTION_BYTES;
 use crate::state::Seg;
 
 /// The prefixes of an instruction.

@@ -3,10 +3,11 @@
 //!
 //! A descriptor is read and checked before anything is written; that it was used is noted in it last.
 
-use super::access::{Bytes, Place};
+use super::access::{Bytes, CheckedMemory};
+use super::cpu::{Behaviour, Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::Operand;
-use super::machine::Machine;
-use super::{Behaviour, Cpu, Execution, Fault};
+use super::processor::Processor;
 use crate::addr::Gva;
 use crate::memory::walk::{Access, AccessKind, Privilege};
 use crate::state::{efer, DescriptorTable, Exception, Seg, Segment, SegmentAttributes as A};
@@ -80,12 +81,12 @@ impl Descriptor {
 
 /// Type bits that are to be set in a descriptor.
 pub(super) struct Mark {
-    place: Option<Place>,
+    memory: Option<CheckedMemory>,
     old: u64,
     new: u64,
 }
 
-impl<C: Cpu> Machine<'_, C> {
+impl<C: Cpu> Processor<'_, C> {
     /// In long mode, be it in 64-bit or compatibility mode.
     pub fn long_mode(&self) -> bool {
         self.cpu.efer() & efer::LMA != 0
@@ -97,7 +98,12 @@ impl<C: Cpu> Machine<'_, C> {
     }
 
     /// Places what the processor itself accesses, in a table of its own.
-    pub fn place_implicit(&mut self, at: u64, width: u8, kind: AccessKind) -> Result<Place, Fault> {
+    pub fn check_implicit(
+        &mut self,
+        at: u64,
+        width: u8,
+        kind: AccessKind,
+    ) -> Result<CheckedMemory, Fault> {
         let last = at.wrapping_add(u64::from(width.saturating_sub(1)));
         let at = match self.long_mode() {
             true if !self.is_canonical(at) || !self.is_canonical(last) => {
@@ -107,13 +113,13 @@ impl<C: Cpu> Machine<'_, C> {
             false => at & 0xffff_ffff,
         };
         let privilege = Privilege::Implicit;
-        self.place_linear(Gva(at), width, Access { kind, privilege })
+        self.check_linear(Gva(at), width, Access { kind, privilege })
     }
 
     /// Reads from a table of the processor's own.
     pub fn read_implicit(&mut self, at: u64, width: u8) -> Result<u64, Fault> {
-        let place = self.place_implicit(at, width, AccessKind::Read)?;
-        Ok(self.load(&place)?.value() as u64)
+        let memory = self.check_implicit(at, width, AccessKind::Read)?;
+        Ok(self.load(&memory)?.value() as u64)
     }
 
     /// The descriptor that a selector names. In long mode one of the system has 16 bytes.
@@ -153,20 +159,20 @@ impl<C: Cpu> Machine<'_, C> {
     }
 
     /// Checks that type bits can be set in a descriptor, unless they are.
-    pub fn place_mark(&mut self, descriptor: &Descriptor, kind: u16) -> Result<Mark, Fault> {
+    pub fn check_mark(&mut self, descriptor: &Descriptor, kind: u16) -> Result<Mark, Fault> {
         let (old, new) = (descriptor.low, descriptor.low | u64::from(kind) << 40);
-        let place = match new == old {
+        let memory = match new == old {
             true => None,
-            false => Some(self.place_implicit(descriptor.at.0, 8, AccessKind::Write)?),
+            false => Some(self.check_implicit(descriptor.at.0, 8, AccessKind::Write)?),
         };
-        Ok(Mark { place, old, new })
+        Ok(Mark { memory, old, new })
     }
 
     /// Sets them, in one atomic step with respect to other processors.
     pub fn set_mark(&mut self, mark: &Mark) -> Result<(), Fault> {
         let (old, new) = (mark.old.into(), mark.new.into());
-        match &mark.place {
-            Some(place) => self.exchange(place, &Bytes::new(old, 8), &Bytes::new(new, 8)),
+        match &mark.memory {
+            Some(memory) => self.exchange(memory, &Bytes::new(old, 8), &Bytes::new(new, 8)),
             None => Ok(()),
         }
     }
@@ -256,7 +262,7 @@ impl<C: Cpu> Machine<'_, C> {
             }
             _ => self.data_segment(selector)?,
         };
-        let mark = self.place_mark(&descriptor, A::ACCESSED)?;
+        let mark = self.check_mark(&descriptor, A::ACCESSED)?;
         self.set_mark(&mark)?;
         self.cpu.set_segment(seg, descriptor.segment());
         Ok(())
@@ -286,9 +292,9 @@ impl<C: Cpu> Execution<'_, C> {
     /// Loads a data or stack segment register; SS keeps interrupts and traps from what follows (SDM 3A: 6.8.3).
     pub fn load_segment(&mut self, seg: Seg, selector: u16) -> Result<(), Fault> {
         if seg == Seg::Cs {
-            return Err(self.machine.fault(Exception::INVALID_OPCODE));
+            return Err(self.processor.fault(Exception::INVALID_OPCODE));
         }
-        self.machine.load_segment(seg, selector)?;
+        self.processor.load_segment(seg, selector)?;
         self.shadow = seg == Seg::Ss;
         Ok(())
     }
@@ -303,7 +309,7 @@ impl<C: Cpu> Execution<'_, C> {
     /// LDS, LES, LSS, LFS, LGS.
     pub fn load_far_pointer(&mut self, seg: Seg) -> Result<(), Fault> {
         let (selector, offset) = self.far_pointer(1)?;
-        self.machine.load_segment(seg, selector)?;
+        self.processor.load_segment(seg, selector)?;
         let to = self.target(0, AccessKind::Write)?;
         self.set(&to, offset)
     }
@@ -316,18 +322,20 @@ impl<C: Cpu> Execution<'_, C> {
             _ => return Err(self.unsupported()),
         };
         let width = match self.instruction.operand_width {
-            8 if !self.machine.cpu.has(Behaviour::WideFarPointers) => 4,
+            8 if !self.processor.cpu.has(Behaviour::WideFarPointers) => 4,
             width => width,
         };
         let offset = self.offset(&address);
         let bytes = width.wrapping_add(2);
         let seg = address.seg;
-        let at = self.machine.linear(seg, offset, bytes, AccessKind::Read)?;
-        self.machine.check_alignment(at, width)?;
-        let access = self.machine.access(AccessKind::Read);
-        let place = self.machine.place_linear(at, bytes, access)?;
-        let offset = self.machine.load(&place.part(0, width))?.value() as u64;
-        let selector = self.machine.load(&place.part(width, 2))?.value() as u16;
+        let at = self
+            .processor
+            .linear(seg, offset, bytes, AccessKind::Read)?;
+        self.processor.check_alignment(at, width)?;
+        let access = self.processor.access(AccessKind::Read);
+        let memory = self.processor.check_linear(at, bytes, access)?;
+        let offset = self.processor.load(&memory.part(0, width))?.value() as u64;
+        let selector = self.processor.load(&memory.part(width, 2))?.value() as u16;
         Ok((selector, offset))
     }
 }

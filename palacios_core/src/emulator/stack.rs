@@ -4,11 +4,13 @@
 //! What an instruction pushes together is checked together, as one run of memory, and then written element by element, from
 //! the top down as the processor does.
 
-use super::access::{Bytes, Place};
+use super::access::{Bytes, CheckedMemory};
+use super::alu;
+use super::cpu::{Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::Operand;
-use super::machine::Machine;
 use super::operand::Target;
-use super::{alu, Cpu, Execution, Fault};
+use super::processor::Processor;
 use crate::memory::walk::{Access, AccessKind, Privilege};
 use crate::state::{cr4, rflags, Exception, Reg, Seg, Segment, SegmentAttributes};
 
@@ -59,24 +61,24 @@ impl Stack {
 /// Elements of a stack that were checked. The first is the one with the lowest address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Frame {
-    place: Place,
+    memory: CheckedMemory,
     /// Where it goes on at the beginning of the segment, if the stack pointer wraps inside of it.
-    wrapped: Option<Place>,
+    wrapped: Option<CheckedMemory>,
     /// Bytes of an element.
     width: u8,
 }
 
 impl Frame {
-    fn part(&self, index: u8) -> Place {
+    fn part(&self, index: u8) -> CheckedMemory {
         let from = index.saturating_mul(self.width);
-        match (from.checked_sub(self.place.width), self.wrapped) {
+        match (from.checked_sub(self.memory.width), self.wrapped) {
             (Some(behind), Some(wrapped)) => wrapped.part(behind, self.width),
-            _ => self.place.part(from, self.width),
+            _ => self.memory.part(from, self.width),
         }
     }
 }
 
-impl<C: Cpu> Machine<'_, C> {
+impl<C: Cpu> Processor<'_, C> {
     /// The stack that SS and rSP name.
     pub fn stack(&self) -> Stack {
         let mut stack = Stack {
@@ -131,18 +133,18 @@ impl<C: Cpu> Machine<'_, C> {
         let room = alu::mask(stack.width()).wrapping_sub(from).wrapping_add(1);
         let elements_fit = room & u64::from(width.wrapping_sub(1)) == 0;
         if stack.long || room >= bytes.into() || !elements_fit {
-            let place = self.run(stack, from, width, bytes, kind)?;
+            let memory = self.run(stack, from, width, bytes, kind)?;
             return Ok(Frame {
-                place,
+                memory,
                 wrapped: None,
                 width,
             });
         }
         let first = room as u8;
-        let place = self.run(stack, from, width, first, kind)?;
+        let memory = self.run(stack, from, width, first, kind)?;
         let wrapped = self.run(stack, 0, width, bytes.wrapping_sub(first), kind)?;
         Ok(Frame {
-            place,
+            memory,
             wrapped: Some(wrapped),
             width,
         })
@@ -155,7 +157,7 @@ impl<C: Cpu> Machine<'_, C> {
         width: u8,
         bytes: u8,
         kind: AccessKind,
-    ) -> Result<Place, Fault> {
+    ) -> Result<CheckedMemory, Fault> {
         let Some(at) = self.linear_in(&stack.segment, stack.long, from, bytes, kind) else {
             return Err(self.fault(Exception::stack(stack.error_code)));
         };
@@ -163,7 +165,7 @@ impl<C: Cpu> Machine<'_, C> {
             self.check_alignment(at, width)?;
         }
         let privilege = stack.privilege;
-        self.place_linear(at, bytes, Access { kind, privilege })
+        self.check_linear(at, bytes, Access { kind, privilege })
     }
 
     /// Reads element `index`.
@@ -190,12 +192,12 @@ impl<C: Cpu> Execution<'_, C> {
     /// Pushes values of the operation's width that are known beforehand.
     fn push_values(&mut self, values: &[u64]) -> Result<(), Fault> {
         let width = self.instruction.operand_width;
-        let mut stack = self.machine.stack();
+        let mut stack = self.processor.stack();
         let frame = self
-            .machine
+            .processor
             .push_frame(&mut stack, width, values.len() as u8)?;
-        self.machine.fill(&frame, values)?;
-        self.machine.set_stack_pointer(&stack);
+        self.processor.fill(&frame, values)?;
+        self.processor.set_stack_pointer(&stack);
         Ok(())
     }
 
@@ -203,56 +205,56 @@ impl<C: Cpu> Execution<'_, C> {
     pub fn push(&mut self) -> Result<(), Fault> {
         let width = self.instruction.operand_width;
         let from = self.target(0, AccessKind::Read)?;
-        let mut stack = self.machine.stack();
-        let frame = self.machine.push_frame(&mut stack, width, 1)?;
+        let mut stack = self.processor.stack();
+        let frame = self.processor.push_frame(&mut stack, width, 1)?;
         let value = self.get(&from)?;
-        self.machine.fill(&frame, &[value])?;
-        self.machine.set_stack_pointer(&stack);
+        self.processor.fill(&frame, &[value])?;
+        self.processor.set_stack_pointer(&stack);
         Ok(())
     }
 
     /// POP to a register or to memory. An address relative to rSP counts from the new top.
     pub fn pop(&mut self) -> Result<(), Fault> {
         let width = self.instruction.operand_width;
-        let mut stack = self.machine.stack();
-        let frame = self.machine.pop_frame(&mut stack, width, 1)?;
+        let mut stack = self.processor.stack();
+        let frame = self.processor.pop_frame(&mut stack, width, 1)?;
         if let Operand::Segment(seg) = self.operand(0) {
-            let selector = self.machine.element(&frame, 0)? as u16;
+            let selector = self.processor.element(&frame, 0)? as u16;
             self.load_segment(seg, selector)?;
-            self.machine.set_stack_pointer(&stack);
+            self.processor.set_stack_pointer(&stack);
             return Ok(());
         }
-        let before = self.machine.cpu.gprs()[Reg::Rsp];
-        self.machine.set_stack_pointer(&stack);
+        let before = self.processor.cpu.gprs()[Reg::Rsp];
+        self.processor.set_stack_pointer(&stack);
         let moved = self.pop_to(&frame);
         if moved.is_err() {
-            self.machine.cpu.gprs_mut()[Reg::Rsp] = before;
+            self.processor.cpu.gprs_mut()[Reg::Rsp] = before;
         }
         moved
     }
 
     fn pop_to(&mut self, frame: &Frame) -> Result<(), Fault> {
         let to = self.target(0, AccessKind::Write)?;
-        let value = self.machine.element(frame, 0)?;
+        let value = self.processor.element(frame, 0)?;
         self.set(&to, value)
     }
 
     /// PUSHA.
     pub fn push_all(&mut self) -> Result<(), Fault> {
-        let values = self.machine.cpu.gprs().0;
+        let values = self.processor.cpu.gprs().0;
         self.push_values(values.get(..PUSHED_BY_PUSHA).unwrap_or_default())
     }
 
     /// POPA, which leaves out rSP.
     pub fn pop_all(&mut self) -> Result<(), Fault> {
         let width = self.instruction.operand_width;
-        let mut stack = self.machine.stack();
+        let mut stack = self.processor.stack();
         let frame = self
-            .machine
+            .processor
             .pop_frame(&mut stack, width, PUSHED_BY_PUSHA as u8)?;
         let mut values = [0; PUSHED_BY_PUSHA];
         for (value, index) in values.iter_mut().zip(0u8..) {
-            *value = self.machine.element(&frame, index)?;
+            *value = self.processor.element(&frame, index)?;
         }
         let pushed = Reg::ALL.into_iter().take(PUSHED_BY_PUSHA);
         for (reg, value) in pushed.rev().zip(values) {
@@ -260,7 +262,7 @@ impl<C: Cpu> Execution<'_, C> {
                 self.set_part(reg, width, value);
             }
         }
-        self.machine.set_stack_pointer(&stack);
+        self.processor.set_stack_pointer(&stack);
         Ok(())
     }
 
@@ -275,32 +277,32 @@ impl<C: Cpu> Execution<'_, C> {
     pub fn pop_flags(&mut self) -> Result<(), Fault> {
         self.check_flags_of_8086()?;
         let width = self.instruction.operand_width;
-        let mut stack = self.machine.stack();
-        let frame = self.machine.pop_frame(&mut stack, width, 1)?;
-        let value = self.machine.element(&frame, 0)?;
-        self.machine.set_stack_pointer(&stack);
+        let mut stack = self.processor.stack();
+        let frame = self.processor.pop_frame(&mut stack, width, 1)?;
+        let value = self.processor.element(&frame, 0)?;
+        self.processor.set_stack_pointer(&stack);
         self.load_flags(value, width, 0);
         Ok(())
     }
 
     /// In virtual-8086 mode flags are guarded by IOPL. CR4.VME, under which they are not, is not known here.
     pub fn check_flags_of_8086(&self) -> Result<(), Fault> {
-        if !self.machine.mode.virtual_8086 || self.flags() & rflags::IOPL == rflags::IOPL {
+        if !self.processor.mode.virtual_8086 || self.flags() & rflags::IOPL == rflags::IOPL {
             return Ok(());
         }
-        if self.machine.cpu.cr(4) & cr4::VME != 0 && self.instruction.operand_width == 2 {
+        if self.processor.cpu.cr(4) & cr4::VME != 0 && self.instruction.operand_width == 2 {
             return Err(self.unsupported());
         }
-        Err(self.machine.fault(Exception::general_protection(0)))
+        Err(self.processor.fault(Exception::general_protection(0)))
     }
 
     /// Sets flags from the low `width` bytes of a value: those that this privilege level may set, and `more`.
     pub fn load_flags(&mut self, value: u64, width: u8, more: u64) {
         use rflags::*;
-        let (cpl, flags) = (self.machine.cpu.cpl(), self.flags());
+        let (cpl, flags) = (self.processor.cpu.cpl(), self.flags());
         let iopl = (flags & IOPL) >> 12;
         let mut may = CF | PF | AF | ZF | SF | TF | DF | OF | NT | AC | ID | more;
-        if self.machine.mode.virtual_8086 || u64::from(cpl) <= iopl {
+        if self.processor.mode.virtual_8086 || u64::from(cpl) <= iopl {
             may |= IF;
         }
         if cpl == 0 {
@@ -318,8 +320,8 @@ impl<C: Cpu> Execution<'_, C> {
             return Err(self.unsupported());
         };
         let (width, level) = (self.instruction.operand_width, level as u8 & MAX_LEVEL);
-        let mut stack = self.machine.stack();
-        let saved = self.machine.push_frame(&mut stack, width, 1)?;
+        let mut stack = self.processor.stack();
+        let saved = self.processor.push_frame(&mut stack, width, 1)?;
         let frame_pointer = stack.top;
         let old = self.part(Reg::Rbp, 8);
         let levels = match level {
@@ -332,16 +334,16 @@ impl<C: Cpu> Execution<'_, C> {
             top: stack.top.wrapping_add(width.into()),
             ..stack
         };
-        self.machine.push_frame(&mut above, width, 1)?;
-        self.machine.fill(&saved, &[old])?;
+        self.processor.push_frame(&mut above, width, 1)?;
+        self.processor.fill(&saved, &[old])?;
         if let Some((from, to)) = levels {
             for index in (1..level).rev() {
-                let pointer = self.machine.element(&from, index.wrapping_sub(1))?;
-                self.machine.set_element(&to, index, pointer)?;
+                let pointer = self.processor.element(&from, index.wrapping_sub(1))?;
+                self.processor.set_element(&to, index, pointer)?;
             }
-            self.machine.set_element(&to, 0, frame_pointer)?;
+            self.processor.set_element(&to, 0, frame_pointer)?;
         }
-        self.machine.set_stack_pointer(&stack);
+        self.processor.set_stack_pointer(&stack);
         self.set_part(Reg::Rbp, width, frame_pointer);
         Ok(())
     }
@@ -357,20 +359,20 @@ impl<C: Cpu> Execution<'_, C> {
         };
         let from = match copied {
             0 => None,
-            _ => Some(self.machine.pop_frame(&mut old, width, copied)?),
+            _ => Some(self.processor.pop_frame(&mut old, width, copied)?),
         };
-        let to = self.machine.push_frame(stack, width, level)?;
+        let to = self.processor.push_frame(stack, width, level)?;
         Ok((from.unwrap_or(to), to))
     }
 
     /// LEAVE.
     pub fn leave(&mut self) -> Result<(), Fault> {
         let width = self.instruction.operand_width;
-        let mut stack = self.machine.stack();
+        let mut stack = self.processor.stack();
         stack.top = self.part(Reg::Rbp, stack.width());
-        let frame = self.machine.pop_frame(&mut stack, width, 1)?;
-        let value = self.machine.element(&frame, 0)?;
-        self.machine.set_stack_pointer(&stack);
+        let frame = self.processor.pop_frame(&mut stack, width, 1)?;
+        let value = self.processor.element(&frame, 0)?;
+        self.processor.set_stack_pointer(&stack);
         self.set_part(Reg::Rbp, width, value);
         Ok(())
     }
@@ -379,11 +381,11 @@ impl<C: Cpu> Execution<'_, C> {
     pub fn call(&mut self) -> Result<(), Fault> {
         let from = self.target(0, AccessKind::Read)?;
         let width = self.instruction.operand_width;
-        let mut stack = self.machine.stack();
-        let frame = self.machine.push_frame(&mut stack, width, 1)?;
+        let mut stack = self.processor.stack();
+        let frame = self.processor.push_frame(&mut stack, width, 1)?;
         let target = self.near_target(&from)?;
-        self.machine.fill(&frame, &[self.next_rip])?;
-        self.machine.set_stack_pointer(&stack);
+        self.processor.fill(&frame, &[self.next_rip])?;
+        self.processor.set_stack_pointer(&stack);
         self.next_rip = target;
         Ok(())
     }
@@ -397,14 +399,14 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// RET.
     pub fn return_near(&mut self) -> Result<(), Fault> {
-        let mut stack = self.machine.stack();
+        let mut stack = self.processor.stack();
         let frame = self
-            .machine
+            .processor
             .pop_frame(&mut stack, self.instruction.operand_width, 1)?;
-        let target = self.machine.element(&frame, 0)?;
-        self.machine.check_branch(target)?;
+        let target = self.processor.element(&frame, 0)?;
+        self.processor.check_branch(target)?;
         stack.release(self.released());
-        self.machine.set_stack_pointer(&stack);
+        self.processor.set_stack_pointer(&stack);
         self.next_rip = target;
         Ok(())
     }
@@ -422,12 +424,12 @@ impl<C: Cpu> Execution<'_, C> {
             Target::Value(distance) => self.next_rip.wrapping_add(*distance),
             other => self.get(other)?,
         } & alu::mask(self.instruction.operand_width);
-        self.machine.check_branch(target)?;
+        self.processor.check_branch(target)?;
         Ok(target)
     }
 }
 
-impl<C: Cpu> Machine<'_, C> {
+impl<C: Cpu> Processor<'_, C> {
     /// Whether the next instruction may be at this offset in the code segment.
     pub fn check_branch(&self, rip: u64) -> Result<(), Fault> {
         let good = match self.mode.long {

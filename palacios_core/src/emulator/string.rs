@@ -2,9 +2,11 @@
 //! String instructions. A repeated one is executed in parts of at most 4 KiB; after each iteration the registers say how
 //! far it came, so that a fault or an interrupt may follow any of them (SDM 1: 7.3.9.2).
 
-use super::access::{Bytes, Place};
+use super::access::{Bytes, CheckedMemory};
+use super::alu;
+use super::cpu::{Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::{Repeat, StringOp};
-use super::{alu, Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind::{self, Read, Write};
 use crate::state::{rflags, Reg, Seg};
 
@@ -45,7 +47,7 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// Whether a comparison ends the repetition.
     fn string_ends(&self, op: StringOp) -> bool {
-        let equal = self.machine.cpu.rflags() & rflags::ZF != 0;
+        let equal = self.processor.cpu.rflags() & rflags::ZF != 0;
         match (op, self.instruction.repeat) {
             (StringOp::Cmps | StringOp::Scas, Repeat::WhileEqual) => !equal,
             (StringOp::Cmps | StringOp::Scas, Repeat::WhileNotEqual) => equal,
@@ -59,17 +61,18 @@ impl<C: Cpu> Execution<'_, C> {
             StringOp::Movs => {
                 let from = self.string_source(width)?;
                 let to = self.string_destination(width, Write)?;
-                let bytes = self.machine.load(&from)?;
-                self.machine.store(&to, &bytes)?;
+                let bytes = self.processor.load(&from)?;
+                self.processor.store(&to, &bytes)?;
             }
             StringOp::Stos => {
                 let to = self.string_destination(width, Write)?;
                 let value = self.part(Reg::Rax, width);
-                self.machine.store(&to, &Bytes::new(value.into(), width))?;
+                self.processor
+                    .store(&to, &Bytes::new(value.into(), width))?;
             }
             StringOp::Lods => {
                 let from = self.string_source(width)?;
-                let value = self.machine.load(&from)?.value() as u64;
+                let value = self.processor.load(&from)?.value() as u64;
                 self.set_part(Reg::Rax, width, value);
             }
             StringOp::Cmps => {
@@ -77,7 +80,7 @@ impl<C: Cpu> Execution<'_, C> {
                     self.string_source(width)?,
                     self.string_destination(width, Read)?,
                 );
-                let a = self.machine.load(&from)?.value() as u64;
+                let a = self.processor.load(&from)?.value() as u64;
                 self.string_compare(width, a, &to)?;
             }
             StringOp::Scas => {
@@ -87,14 +90,15 @@ impl<C: Cpu> Execution<'_, C> {
             StringOp::Ins => {
                 let port = self.port(width)?;
                 let to = self.string_destination(width, Write)?;
-                let value = self.machine.cpu.port_in(port, width)?;
-                self.machine.store(&to, &Bytes::new(value.into(), width))?;
+                let value = self.processor.cpu.port_in(port, width)?;
+                self.processor
+                    .store(&to, &Bytes::new(value.into(), width))?;
             }
             StringOp::Outs => {
                 let port = self.port(width)?;
                 let from = self.string_source(width)?;
-                let value = self.machine.load(&from)?.value() as u32;
-                self.machine.cpu.port_out(port, width, value)?;
+                let value = self.processor.load(&from)?.value() as u32;
+                self.processor.cpu.port_out(port, width, value)?;
             }
         }
         if !matches!(op, StringOp::Stos | StringOp::Scas | StringOp::Ins) {
@@ -106,36 +110,36 @@ impl<C: Cpu> Execution<'_, C> {
         Ok(())
     }
 
-    fn string_compare(&mut self, width: u8, a: u64, with: &Place) -> Result<(), Fault> {
-        let b = self.machine.load(with)?.value() as u64;
-        let flags = alu::compare(width, a, b, self.machine.cpu.rflags());
-        self.machine.cpu.set_rflags(flags);
+    fn string_compare(&mut self, width: u8, a: u64, with: &CheckedMemory) -> Result<(), Fault> {
+        let b = self.processor.load(with)?.value() as u64;
+        let flags = alu::compare(width, a, b, self.processor.cpu.rflags());
+        self.processor.cpu.set_rflags(flags);
         Ok(())
     }
 
     /// The port in DX, if the guest may use it.
     fn port(&mut self, width: u8) -> Result<u16, Fault> {
         let port = self.part(Reg::Rdx, 2) as u16;
-        self.machine.check_port(port, width)?;
+        self.processor.check_port(port, width)?;
         Ok(port)
     }
 
     /// The element at rSI, in DS or the segment that overrides it.
-    fn string_source(&mut self, width: u8) -> Result<Place, Fault> {
+    fn string_source(&mut self, width: u8) -> Result<CheckedMemory, Fault> {
         let seg = self.instruction.segment.unwrap_or(Seg::Ds);
         let offset = self.address_part(Reg::Rsi);
-        self.machine.place(seg, offset, width, Read)
+        self.processor.check_memory(seg, offset, width, Read)
     }
 
     /// The element at rDI, always in ES.
-    fn string_destination(&mut self, width: u8, kind: AccessKind) -> Result<Place, Fault> {
+    fn string_destination(&mut self, width: u8, kind: AccessKind) -> Result<CheckedMemory, Fault> {
         let offset = self.address_part(Reg::Rdi);
-        self.machine.place(Seg::Es, offset, width, kind)
+        self.processor.check_memory(Seg::Es, offset, width, kind)
     }
 
     fn advance(&mut self, reg: Reg, width: u8) {
         let at = self.address_part(reg);
-        let down = self.machine.cpu.rflags() & rflags::DF != 0;
+        let down = self.processor.cpu.rflags() & rflags::DF != 0;
         let next = if down {
             at.wrapping_sub(width.into())
         } else {

@@ -4,9 +4,11 @@
 //! Hardware checks privilege before it hands an instruction back. It is checked again here: another CPU may have changed
 //! the instruction since.
 
+use super::alu;
+use super::cpu::{Behaviour, Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::{Op, Operand, Register};
-use super::machine::Machine;
-use super::{alu, Behaviour, Cpu, Execution, Fault};
+use super::processor::Processor;
 use crate::addr::Gva;
 use crate::memory::walk::AccessKind;
 use crate::state::{cr0, cr4, rflags, Exception, Reg, Seg, SegmentAttributes};
@@ -21,7 +23,7 @@ const TSS_IO_MAP: u64 = 0x66;
 impl<C: Cpu> Execution<'_, C> {
     /// CLTS, LMSW, SMSW, INVLPG.
     pub fn system(&mut self) -> Result<(), Fault> {
-        let cr0 = self.machine.cpu.cr(0);
+        let cr0 = self.processor.cpu.cr(0);
         match self.instruction.op {
             Op::Smsw => {
                 self.check_user_mode_instruction_prevention()?;
@@ -34,7 +36,7 @@ impl<C: Cpu> Execution<'_, C> {
                 let value = self.get(&from)?;
                 // PE can be set this way, but not cleared.
                 let kept = cr0 & !(cr0::MP | cr0::EM | cr0::TS);
-                self.machine.cpu.set_cr(0, kept | value & 0xf)
+                self.processor.cpu.set_cr(0, kept | value & 0xf)
             }
             Op::Invlpg => {
                 self.require_cpl0()?;
@@ -42,18 +44,18 @@ impl<C: Cpu> Execution<'_, C> {
                     return Err(self.unsupported());
                 };
                 let offset = self.offset(&address);
-                let at = self.machine.base(address.seg).wrapping_add(offset);
-                let at = if self.machine.mode.long {
+                let at = self.processor.base(address.seg).wrapping_add(offset);
+                let at = if self.processor.mode.long {
                     at
                 } else {
                     at & 0xffff_ffff
                 };
-                self.machine.cpu.invalidate_page(Gva(at));
+                self.processor.cpu.invalidate_page(Gva(at));
                 Ok(())
             }
             _ => {
                 self.require_cpl0()?;
-                self.machine.cpu.set_cr(0, cr0 & !cr0::TS)
+                self.processor.cpu.set_cr(0, cr0 & !cr0::TS)
             }
         }
     }
@@ -61,8 +63,8 @@ impl<C: Cpu> Execution<'_, C> {
     /// IN. It comes here if the map of ports that guards it is a device's memory.
     pub fn port_in(&mut self) -> Result<(), Fault> {
         let (width, port) = (self.width()?, self.port_of(1)?);
-        self.machine.check_port(port, width)?;
-        let value = self.machine.cpu.port_in(port, width)?;
+        self.processor.check_port(port, width)?;
+        let value = self.processor.cpu.port_in(port, width)?;
         self.set_part(Reg::Rax, width, value.into());
         Ok(())
     }
@@ -73,9 +75,9 @@ impl<C: Cpu> Execution<'_, C> {
             return Err(self.unsupported());
         };
         let port = self.port_of(0)?;
-        self.machine.check_port(port, from.width)?;
+        self.processor.check_port(port, from.width)?;
         let value = self.register(from) as u32;
-        self.machine.cpu.port_out(port, from.width, value)
+        self.processor.cpu.port_out(port, from.width, value)
     }
 
     /// The port that an operand names, by its number or as DX.
@@ -93,22 +95,22 @@ impl<C: Cpu> Execution<'_, C> {
             (Operand::Control(number), Operand::Register(from)) => {
                 self.check_control(number)?;
                 let value = self.whole(from);
-                self.machine.cpu.set_cr(number, value)
+                self.processor.cpu.set_cr(number, value)
             }
             (Operand::Register(to), Operand::Control(number)) => {
                 self.check_control(number)?;
-                let value = self.machine.cpu.cr(number);
+                let value = self.processor.cpu.cr(number);
                 self.set_whole(to, value);
                 Ok(())
             }
             (Operand::Debug(number), Operand::Register(from)) => {
                 let number = self.check_debug(number)?;
                 let value = self.whole(from);
-                self.machine.cpu.set_dr(number, value)
+                self.processor.cpu.set_dr(number, value)
             }
             (Operand::Register(to), Operand::Debug(number)) => {
                 let number = self.check_debug(number)?;
-                let value = self.machine.cpu.dr(number);
+                let value = self.processor.cpu.dr(number);
                 self.set_whole(to, value);
                 Ok(())
             }
@@ -118,7 +120,7 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// Bytes that a move to or from a system register has, whatever the operand size says.
     fn system_width(&self) -> u8 {
-        if self.machine.mode.long {
+        if self.processor.mode.long {
             8
         } else {
             4
@@ -134,9 +136,9 @@ impl<C: Cpu> Execution<'_, C> {
     }
 
     fn check_control(&self, number: u8) -> Result<(), Fault> {
-        let unknown = self.instruction.lock && !self.machine.cpu.has(Behaviour::AltMovCr8);
+        let unknown = self.instruction.lock && !self.processor.cpu.has(Behaviour::AltMovCr8);
         if unknown || !matches!(number, 0 | 2 | 3 | 4 | 8) {
-            return Err(self.machine.fault(Exception::INVALID_OPCODE));
+            return Err(self.processor.fault(Exception::INVALID_OPCODE));
         }
         self.require_cpl0()
     }
@@ -145,30 +147,30 @@ impl<C: Cpu> Execution<'_, C> {
     fn check_debug(&mut self, number: u8) -> Result<u8, Fault> {
         let number = match number {
             0..=3 | 6 | 7 => number,
-            4 | 5 if self.machine.cpu.cr(4) & cr4::DE == 0 => number | 2,
-            _ => return Err(self.machine.fault(Exception::INVALID_OPCODE)),
+            4 | 5 if self.processor.cpu.cr(4) & cr4::DE == 0 => number | 2,
+            _ => return Err(self.processor.fault(Exception::INVALID_OPCODE)),
         };
         self.require_cpl0()?;
-        let control = self.machine.cpu.dr(7);
+        let control = self.processor.cpu.dr(7);
         if control & DR7_GD != 0 {
             // Delivery through hardware would clear GD; an injected exception does not.
-            let status = self.machine.cpu.dr(6);
-            self.machine.cpu.set_dr(6, status | DR6_BD)?;
-            self.machine.cpu.set_dr(7, control & !DR7_GD)?;
-            return Err(self.machine.fault(Exception::DEBUG));
+            let status = self.processor.cpu.dr(6);
+            self.processor.cpu.set_dr(6, status | DR6_BD)?;
+            self.processor.cpu.set_dr(7, control & !DR7_GD)?;
+            return Err(self.processor.fault(Exception::DEBUG));
         }
         Ok(number)
     }
 
     pub fn require_cpl0(&self) -> Result<(), Fault> {
-        if self.machine.cpu.cpl() != 0 {
-            return Err(self.machine.fault(Exception::general_protection(0)));
+        if self.processor.cpu.cpl() != 0 {
+            return Err(self.processor.fault(Exception::general_protection(0)));
         }
         Ok(())
     }
 }
 
-impl<C: Cpu> Machine<'_, C> {
+impl<C: Cpu> Processor<'_, C> {
     /// Checks that the guest may access `width` ports at `port`: by IOPL, else by the map in its TSS (SDM 1: 19.5.2).
     pub fn check_port(&mut self, port: u16, width: u8) -> Result<(), Fault> {
         let iopl = (self.cpu.rflags() & rflags::IOPL) >> 12;

@@ -3,9 +3,10 @@
 //!
 //! A form with a VEX prefix clears what is above the bytes that it writes; one without leaves what is above an XMM register.
 
-use super::access::{Bytes, Place, MAX_OPERAND_BYTES};
+use super::access::{Bytes, CheckedMemory, MAX_OPERAND_BYTES};
+use super::cpu::{Cpu, Fault};
+use super::execution::Execution;
 use super::instruction::{Address, Operand, Vector, VectorOp};
-use super::{Cpu, Execution, Fault};
 use crate::memory::walk::AccessKind;
 use crate::state::{cr0, cr4, Exception, Reg, Seg};
 
@@ -33,7 +34,7 @@ pub(super) enum Unit {
 impl<C: Cpu> Execution<'_, C> {
     /// Whether the guest's system lets it use these registers (SDM 2A: 2.4, 2.5; SDM 3A: 12.1).
     pub fn check_unit(&mut self, unit: Unit) -> Result<(), Fault> {
-        let cpu = &mut self.machine.cpu;
+        let cpu = &mut self.processor.cpu;
         let (cr0, cr4) = (cpu.cr(0), cpu.cr(4));
         let undefined = match unit {
             Unit::X87 => false,
@@ -42,14 +43,14 @@ impl<C: Cpu> Execution<'_, C> {
             Unit::Avx => cr4 & cr4::OSXSAVE == 0 || cpu.xcr0() & XCR0_AVX != XCR0_AVX,
         };
         let absent = cr0 & cr0::TS != 0 || unit == Unit::X87 && cr0 & cr0::EM != 0;
-        if undefined || unit == Unit::Avx && self.machine.has_plain_segments() {
-            return Err(self.machine.fault(Exception::INVALID_OPCODE));
+        if undefined || unit == Unit::Avx && self.processor.has_plain_segments() {
+            return Err(self.processor.fault(Exception::INVALID_OPCODE));
         }
         if absent {
-            return Err(self.machine.fault(Exception::NO_FPU));
+            return Err(self.processor.fault(Exception::NO_FPU));
         }
-        if unit == Unit::Mmx && self.machine.cpu.fpu().status_word() & STATUS_ERROR != 0 {
-            return Err(self.machine.fault(Exception::X87));
+        if unit == Unit::Mmx && self.processor.cpu.fpu().status_word() & STATUS_ERROR != 0 {
+            return Err(self.processor.fault(Exception::X87));
         }
         Ok(())
     }
@@ -69,7 +70,7 @@ impl<C: Cpu> Execution<'_, C> {
         self.check_unit(unit)?;
         self.move_vector(op)?;
         if unit == Unit::Mmx {
-            self.machine.cpu.fpu().enter_mmx();
+            self.processor.cpu.fpu().enter_mmx();
         }
         Ok(())
     }
@@ -96,31 +97,32 @@ impl<C: Cpu> Execution<'_, C> {
         }
     }
 
-    /// Checks and places the memory operand.
-    fn place_vector(
+    /// Checks and translates the memory operand.
+    fn check_vector(
         &mut self,
         op: VectorOp,
         address: &Address,
         kind: AccessKind,
-    ) -> Result<Place, Fault> {
+    ) -> Result<CheckedMemory, Fault> {
         let width = self.instruction.memory_width;
         if usize::from(width) > MAX_OPERAND_BYTES || width == 0 {
             return Err(self.unsupported());
         }
         let offset = self.offset(address);
-        let at = self.machine.linear(address.seg, offset, width, kind)?;
+        let at = self.processor.linear(address.seg, offset, width, kind)?;
         let must_align = match op {
             VectorOp::MoveAligned => true,
             // Not a move to the processor, but an operand of a calculation.
             VectorOp::Duplicate { width: 4, .. } => {
-                !self.instruction.vex && self.machine.cpu.fpu().mxcsr() & MXCSR_MISALIGNED == 0
+                !self.instruction.vex && self.processor.cpu.fpu().mxcsr() & MXCSR_MISALIGNED == 0
             }
             _ => false,
         };
         if must_align && at.0 & u64::from(width.wrapping_sub(1)) != 0 {
-            return Err(self.machine.fault(Exception::general_protection(0)));
+            return Err(self.processor.fault(Exception::general_protection(0)));
         }
-        self.machine.place(address.seg, offset, width, kind)
+        self.processor
+            .check_memory(address.seg, offset, width, kind)
     }
 
     /// The element that the immediate numbers: its first byte in a register.
@@ -150,17 +152,17 @@ impl<C: Cpu> Execution<'_, C> {
         base: Vector,
         address: &Address,
     ) -> Result<(), Fault> {
-        let place = self.place_vector(op, address, AccessKind::Read)?;
+        let memory = self.check_vector(op, address, AccessKind::Read)?;
         let old = self.lanes(base);
-        let loaded = self.machine.load(&place)?.all();
-        let bytes = loaded.iter().take(place.width.into());
+        let loaded = self.processor.load(&memory)?.all();
+        let bytes = loaded.iter().take(memory.width.into());
         let mut value = old;
         match op {
             VectorOp::Move | VectorOp::MoveAligned => value = loaded,
             VectorOp::MoveHalf { high } => put(&mut value, if high { 8 } else { 0 }, bytes),
             VectorOp::Broadcast => put(&mut value, 0, bytes.cycle()),
             VectorOp::Duplicate { width, high } => {
-                let whole = match place.width {
+                let whole = match memory.width {
                     // The form with 16 bytes reads the only element that it uses.
                     8 => repeated(&loaded, 8),
                     _ => loaded,
@@ -173,7 +175,7 @@ impl<C: Cpu> Execution<'_, C> {
                 put(&mut value, usize::from(immediate >> 4 & 3) * 4, bytes);
                 for number in 0..4 {
                     if immediate.wrapping_shr(number) & 1 != 0 {
-                        put(&mut value, place_of(number as u8, 4), [0; 4].iter());
+                        put(&mut value, offset_of(number as u8, 4), [0; 4].iter());
                     }
                 }
             }
@@ -184,7 +186,7 @@ impl<C: Cpu> Execution<'_, C> {
     }
 
     fn store_vector(&mut self, op: VectorOp, address: &Address, from: Vector) -> Result<(), Fault> {
-        let place = self.place_vector(op, address, AccessKind::Write)?;
+        let memory = self.check_vector(op, address, AccessKind::Write)?;
         let lanes = self.lanes(from);
         let first = match op {
             VectorOp::MoveHalf { high: true } => 8,
@@ -194,27 +196,28 @@ impl<C: Cpu> Execution<'_, C> {
         };
         let mut value = [0; MAX_OPERAND_BYTES];
         put(&mut value, 0, lanes.iter().skip(first));
-        self.machine.store(&place, &Bytes::of(value, place.width))
+        self.processor
+            .store(&memory, &Bytes::of(value, memory.width))
     }
 
     /// Places the elements that a mask selects; the others may lie anywhere.
-    fn place_masked(
+    fn check_masked(
         &mut self,
         width: u8,
         mask: &Lanes,
         address: &Address,
         kind: AccessKind,
-    ) -> Result<[Option<Place>; MAX_ELEMENTS], Fault> {
-        let mut places = [None; MAX_ELEMENTS];
+    ) -> Result<[Option<CheckedMemory>; MAX_ELEMENTS], Fault> {
+        let mut memories = [None; MAX_ELEMENTS];
         let mut offset = self.offset(address);
-        for (place, number) in places.iter_mut().zip(0u8..) {
+        for (memory, number) in memories.iter_mut().zip(0u8..) {
             if selects(mask, number, width) {
                 let at = self.cut(offset);
-                *place = Some(self.machine.place(address.seg, at, width, kind)?);
+                *memory = Some(self.processor.check_memory(address.seg, at, width, kind)?);
             }
             offset = offset.wrapping_add(width.into());
         }
-        Ok(places)
+        Ok(memories)
     }
 
     fn load_masked(
@@ -225,13 +228,13 @@ impl<C: Cpu> Execution<'_, C> {
         address: &Address,
     ) -> Result<(), Fault> {
         let mask = self.lanes(mask);
-        let places = self.place_masked(width, &mask, address, AccessKind::Read)?;
+        let memories = self.check_masked(width, &mask, address, AccessKind::Read)?;
         let mut value = [0; MAX_OPERAND_BYTES];
-        for (place, number) in places.iter().zip(0u8..) {
-            if let Some(place) = place {
-                let loaded = self.machine.load(place)?.all();
+        for (memory, number) in memories.iter().zip(0u8..) {
+            if let Some(memory) = memory {
+                let loaded = self.processor.load(memory)?.all();
                 let element = loaded.iter().take(width.into());
-                put(&mut value, place_of(number, width), element);
+                put(&mut value, offset_of(number, width), element);
             }
         }
         self.set_lanes(to, value);
@@ -246,12 +249,12 @@ impl<C: Cpu> Execution<'_, C> {
         from: Vector,
     ) -> Result<(), Fault> {
         let (lanes, mask) = (self.lanes(from), self.lanes(mask));
-        let places = self.place_masked(width, &mask, address, AccessKind::Write)?;
-        for (place, number) in places.iter().zip(0u8..) {
-            if let Some(place) = place {
+        let memories = self.check_masked(width, &mask, address, AccessKind::Write)?;
+        for (memory, number) in memories.iter().zip(0u8..) {
+            if let Some(memory) = memory {
                 let mut value = [0; MAX_OPERAND_BYTES];
-                put(&mut value, 0, lanes.iter().skip(place_of(number, width)));
-                self.machine.store(place, &Bytes::of(value, width))?;
+                put(&mut value, 0, lanes.iter().skip(offset_of(number, width)));
+                self.processor.store(memory, &Bytes::of(value, width))?;
             }
         }
         Ok(())
@@ -266,13 +269,14 @@ impl<C: Cpu> Execution<'_, C> {
         }
         let seg = self.instruction.segment.unwrap_or(Seg::Ds);
         let offset = self.part(Reg::Rdi, self.instruction.address_width);
-        let place = self
-            .machine
-            .place(seg, offset, from.width, AccessKind::Write)?;
+        let memory = self
+            .processor
+            .check_memory(seg, offset, from.width, AccessKind::Write)?;
         for ((byte, mask), index) in lanes.iter().zip(mask).zip(0..from.width) {
             if selected(&mask) {
-                let part = place.part(index, 1);
-                self.machine.store(&part, &Bytes::new((*byte).into(), 1))?;
+                let part = memory.part(index, 1);
+                self.processor
+                    .store(&part, &Bytes::new((*byte).into(), 1))?;
             }
         }
         Ok(())
@@ -280,7 +284,7 @@ impl<C: Cpu> Execution<'_, C> {
 
     /// What a vector register holds; zeroes above its width.
     fn lanes(&mut self, register: Vector) -> Lanes {
-        let area = self.machine.cpu.fpu();
+        let area = self.processor.cpu.fpu();
         let mut lanes = [0; MAX_OPERAND_BYTES];
         if register.width == 8 {
             put(
@@ -300,7 +304,7 @@ impl<C: Cpu> Execution<'_, C> {
             .iter_mut()
             .skip(register.width.into())
             .for_each(|byte| *byte = 0);
-        let (vex, mut area) = (self.instruction.vex, self.machine.cpu.fpu());
+        let (vex, mut area) = (self.instruction.vex, self.processor.cpu.fpu());
         if register.width == 8 {
             let mut low = [0; 8];
             put(&mut low, 0, value.iter());
@@ -343,12 +347,12 @@ fn duplicated(value: &Lanes, width: u8, high: bool) -> Lanes {
 }
 
 /// Where element `number` begins in a register.
-fn place_of(number: u8, width: u8) -> usize {
+fn offset_of(number: u8, width: u8) -> usize {
     usize::from(number).wrapping_mul(width.into())
 }
 
 /// Whether a mask's element `number` has its sign bit set. Behind the end of the register none has.
 fn selects(mask: &Lanes, number: u8, width: u8) -> bool {
-    let last = place_of(number, width).wrapping_add(usize::from(width).wrapping_sub(1));
+    let last = offset_of(number, width).wrapping_add(usize::from(width).wrapping_sub(1));
     mask.get(last).is_some_and(|byte| byte & 0x80 != 0)
 }

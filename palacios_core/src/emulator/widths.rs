@@ -2,7 +2,6 @@
 //! What the decoders give wrongly or not at all (as of yaxpeax-x86 2.2), mostly widths.
 
 use super::alu;
-use super::decode::DecodeError;
 use super::instruction::*;
 use super::prefixes::Prefixes;
 

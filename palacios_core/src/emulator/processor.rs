@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The CPU in its mode, and the fetch of instructions.
 
-use super::decode::DecodeError;
-use super::instruction::CodeSize;
-use super::{Cpu, Fault, InstructionBytes, MAX_INSTRUCTION_BYTES};
+use super::cpu::{Cpu, Fault};
+use super::instruction::{CodeSize, DecodeError};
+use super::instruction_bytes::{InstructionBytes, MAX_INSTRUCTION_BYTES};
 use crate::addr::{Gpa, Gva, PAGE_SIZE};
 use crate::memory::walk::{AccessKind, Privilege};
-use crate::state::{cr0, efer, rflags, Exception, Seg, SegmentAttributes};
+use crate::state::{cr0, is_64_bit_code, rflags, Exception, Seg, SegmentAttributes};
 
 /// The operating mode (APM 2: 1.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl Mode {
         let protected = cpu.cr(0) & cr0::PE != 0;
         let virtual_8086 = protected && cpu.rflags() & rflags::VM != 0;
         let code = cpu.segment(Seg::Cs).attributes;
-        let long = cpu.efer() & efer::LMA != 0 && code.has(SegmentAttributes::L);
+        let long = is_64_bit_code(cpu.efer(), code);
         let code = match (long, code.has(SegmentAttributes::DB)) {
             (true, _) => CodeSize::Bits64,
             (false, true) => CodeSize::Bits32,
@@ -44,7 +44,7 @@ impl Mode {
 pub(super) type Translated = Option<(Gva, Gpa, Privilege)>;
 
 /// A CPU, its mode, and the pages that its instruction used so far.
-pub(super) struct Machine<'a, C> {
+pub(super) struct Processor<'a, C> {
     pub cpu: &'a mut C,
     pub mode: Mode,
     pub last_read: Translated,
@@ -55,10 +55,10 @@ pub(super) struct Machine<'a, C> {
     pub bytes: InstructionBytes,
 }
 
-impl<'a, C: Cpu> Machine<'a, C> {
+impl<'a, C: Cpu> Processor<'a, C> {
     pub fn new(cpu: &'a mut C) -> Self {
         let mode = Mode::of(cpu);
-        Machine {
+        Processor {
             cpu,
             mode,
             last_read: None,
