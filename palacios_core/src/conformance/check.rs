@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A check, and what it finds.
 
-use super::Method;
-use crate::host::NoMemory;
+use super::method::Method;
+use crate::host::{Host, NoMemory};
 use core::fmt;
+
+/// How long a check waits for something that was promised.
+pub const PATIENCE_NS: u64 = 20_000_000_000;
 
 /// A promise that the host did not keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,4 +99,16 @@ pub(super) fn healthy<T>(method: Method, given: Result<T, NoMemory>) -> Result<T
             "a healthy host has the little memory that a check needs",
         )
     })
+}
+
+/// Waits until `done`, yielding the CPU; `false` if it is not by the time patience ends.
+pub(super) fn eventually<H: Host>(host: &H, done: impl Fn() -> bool) -> bool {
+    let end_ns = host.now_ns().saturating_add(PATIENCE_NS);
+    while !done() {
+        if host.now_ns() > end_ns {
+            return done();
+        }
+        host.yield_now();
+    }
+    true
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about CPUs and windows.
 
+use super::check::{ensure, Outcome};
 use super::crew::{calls, online, pins, with_crew, Crew};
-use super::Method::{CpuLimit, CurrentCpu, OnEachCpu, Window};
-use super::{ensure, Outcome};
+use super::method::Method::{CpuLimit, CurrentCpu, OnEachCpu, Window};
 use crate::alloc_ext::TryPush;
 use crate::host::{CpuId, Host};
 use alloc::vec::Vec;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Threads that work on one check together, and end with it.
 
-use super::Method::{NewThread, Share, Start, Unpark};
-use super::{broken, eventually, healthy, Failure, Outcome};
+use super::check::{broken, eventually, healthy, Failure, Outcome};
+use super::method::Method::{NewThread, Share, Start, Unpark};
 use crate::alloc_ext::{try_vec, TryPush};
 use crate::host::{CpuId, Host, NoMemory, Thread};
 use alloc::vec::Vec;

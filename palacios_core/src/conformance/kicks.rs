@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about kicks: they end guest mode, and none is lost on the way there.
 
+use super::check::{ensure, eventually, Check, Outcome};
 use super::crew::{online, with_crew, Crew};
-use super::Method::{Arm, Kick, NowNs, OnEachCpu, Start, Window};
-use super::{ensure, eventually, Check, Outcome};
+use super::method::Method::{Arm, Kick, NowNs, OnEachCpu, Start, Window};
 use crate::host::{CpuId, Host, Thread};
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about locks.
 
+use super::check::{ensure, healthy, Outcome};
 use super::crew::{pins, with_crew, Crew};
-use super::Method::{Mutex, SpinLock};
-use super::{ensure, healthy, Outcome};
+use super::method::Method::{Mutex, SpinLock};
 use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass};
 use core::hint::spin_loop;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about pages.
 
-use super::Method::{AllocPages, FreePages, PhysToVirt};
-use super::{broken, ensure, healthy, Failure, Outcome};
+use super::check::{broken, ensure, healthy, Failure, Outcome};
+use super::method::Method::{AllocPages, FreePages, PhysToVirt};
 use crate::addr::{Hpa, PAGE_SIZE};
 use crate::host::{Host, PageRequest};
 

@@ -2,8 +2,8 @@
 //! Promises of a provider of guest RAM: its frames are zeroed, aligned, apart, keep what a revoked page held, and forget what an
 //! ended one did.
 
-use super::Method::{Page, Release};
-use super::{broken, ensure, Check, Failure, Outcome};
+use super::check::{broken, ensure, Check, Failure, Outcome};
+use super::method::Method::{Page, Release};
 use crate::addr::Hpa;
 use crate::host::{self, GuestRam, Host, PageSize, RamError};
 

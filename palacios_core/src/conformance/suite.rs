@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Runs checks one after the other, past those that fail.
 
+use super::check::{Check, Failure};
+use super::contract::checks;
+use super::method::Method;
 use super::method::Methods;
-use super::{checks, Check, Failure, Method};
 use super::{kicks, ram};
 use crate::host::{CpuId, Host};
 use core::fmt;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about threads.
 
+use super::check::{broken, ensure, eventually, healthy, Failure, Outcome};
 use super::crew::{online, with_crew, Crew};
-use super::Method::{
+use super::method::Method::{
     Arm, Join, MoveTo, NewThread, Park, Pin, Share, Start, Unpark, WaitedNs, YieldTo,
 };
-use super::{broken, ensure, eventually, healthy, Failure, Outcome};
 use crate::host::{CpuId, Host, NoSuchCpu, Thread};
 use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about clocks.
 
+use super::check::{ensure, Outcome};
 use super::crew::{pins, with_crew, Crew};
-use super::Method::{NowNs, Start, TscHz, TscStable, WallNs};
-use super::{ensure, Outcome};
+use super::method::Method::{NowNs, Start, TscHz, TscStable, WallNs};
 use crate::host::Host;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Promises about a thread's timer.
 
+use super::check::{ensure, eventually, Outcome};
 use super::crew::{with_crew, Crew};
-use super::Method::{Arm, Unpark};
-use super::{ensure, eventually, Outcome};
+use super::method::Method::{Arm, Unpark};
 use crate::host::{Host, Thread};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
