@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Model-specific registers that are there only with a feature (SDM 4: table 2-2; APM 2: appendix A).
 
-use super::{Feature, GuestFeatures};
+use super::guest::GuestFeatures;
+use super::table::Feature;
 
 /// The features with any of which the register `index` is there; none if it does not depend on one.
 const fn needed(index: u32) -> &'static [Feature] {

@@ -4,8 +4,8 @@
 //! Bits and their meanings are those of SDM 2A: CPUID, and of APM 3: appendix E. Names are those of `/proc/cpuinfo`, where
 //! Linux has one. A bit that is not in the table is never shown to a guest.
 
-use super::Offer::{self, Always, Host, Never, Varies};
 use crate::state::{cr4, efer};
+use Offer::{Always, Host, Never, Varies};
 
 /// A 32-bit word of CPUID that holds features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,19 @@ impl Word {
     }
 }
 
+/// Whether guests are offered a feature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Where the host's processor has it, and the backend can give it to a guest.
+    Host,
+    /// On each host: it is made by the VMM.
+    Always,
+    /// CPUID tells of a register of the guest's; says of which.
+    Varies(&'static str),
+    /// On none; says why.
+    Never(&'static str),
+}
+
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
@@ -97,6 +110,27 @@ pub struct Row {
     pub xcr0: u64,
     /// The bits of EFER that are there with it alone.
     pub efer: u64,
+}
+
+impl Feature {
+    /// Its row of the table.
+    pub fn row(self) -> Option<&'static Row> {
+        TABLE.get(self as usize)
+    }
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        self.row().map_or("", |row| row.name)
+    }
+    /// The feature of that name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        let row = TABLE.iter().find(|row| row.name == name);
+        row.map(|row| row.feature)
+    }
+    /// A guest that would have it can do without: it is neither a register of the guest's nor never there.
+    pub fn can_be_taken_away(self) -> bool {
+        let offer = self.row().map(|row| row.offer);
+        matches!(offer, Some(Offer::Host | Offer::Always))
+    }
 }
 
 macro_rules! features {

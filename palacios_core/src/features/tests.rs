@@ -2,8 +2,10 @@
 //! The table, and what is made of it.
 
 use super::testing::{all_but, all_ones, on, BACKEND};
+use super::verdict::{REPEATED, UNGUARDED_CR4};
 use super::*;
-use crate::state::efer;
+use crate::backend::Features;
+use crate::state::{cr4, efer};
 use std::collections::HashSet;
 
 fn all() -> impl Iterator<Item = &'static Row> {
