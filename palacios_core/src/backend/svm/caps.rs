@@ -8,6 +8,8 @@ use crate::features::Feature;
 use crate::memory::table::Format;
 use crate::state::cr4;
 
+/// VM_CR: SVM is switched off (APM 2: 15.30.1).
+pub(super) const VM_CR_SVMDIS: u64 = 1 << 4;
 /// SYSCFG: memory encryption is on (APM 2: 7.10.1).
 const SYSCFG_SMEE: u64 = 1 << 23;
 /// The bits of a page-table entry, or of CR3, that hold an address (APM 2: 5.3.3).

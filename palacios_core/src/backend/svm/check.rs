@@ -2,9 +2,8 @@
 //! Why VMRUN refused a VMCB: the processor's own checks (APM 2: 15.5.1, 15.20, 15.25.4), once more in software, since it
 //! says no more than "invalid".
 
-use super::exit::in_64_bit_code;
+use super::caps::Caps;
 use super::vmcb::{event, Intercepts4, Vmcb};
-use super::Caps;
 use crate::state::{cr0, cr4, efer};
 
 /// Bits of EFER that some processor defines (APM 2: 3.1.7).
@@ -93,7 +92,7 @@ fn bad_event(vmcb: &Vmcb) -> bool {
             event::INTERRUPT | event::NMI | event::SOFTWARE => false,
             // 64-bit code has neither INTO nor BOUND.
             event::EXCEPTION => {
-                vector == 2 || vector > 31 || matches!(vector, 4 | 5) && in_64_bit_code(vmcb)
+                vector == 2 || vector > 31 || matches!(vector, 4 | 5) && vmcb.in_64_bit_code()
             }
             _ => true,
         }

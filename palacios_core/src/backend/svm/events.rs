@@ -10,9 +10,9 @@
 //! over the IRET: RFLAGS.TF is set for that one instruction. Should it fault, the fault's stack frame has TF in it.
 
 use super::super::Event;
+use super::caps::Caps;
 use super::exit::{code, encode, exit_code, interrupted};
 use super::vmcb::{Clean, Intercepts3, VirtualInterrupt, Vmcb, VmcbPage};
-use super::Caps;
 use crate::host::Host;
 use crate::state::{rflags, Exception};
 
@@ -42,11 +42,11 @@ struct Step {
 
 /// What [`Events::after`] made of an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// Nothing: it means what it says.
-    AsIs,
-    /// It is dealt with; enter again.
-    Again,
+pub(super) enum ExitOutcome {
+    /// The events have no part in it: translate it for the core.
+    Untouched,
+    /// It was for the events alone: enter the guest again.
+    EnterAgain,
     /// The guest would take an NMI now.
     NmiWindow,
 }
@@ -160,7 +160,7 @@ impl Events {
     }
 
     /// Takes in what an exit says of events.
-    pub(super) fn after<H: Host>(&mut self, vmcb: &mut VmcbPage<H>) -> Seen {
+    pub(super) fn after<H: Host>(&mut self, vmcb: &mut VmcbPage<H>) -> ExitOutcome {
         vmcb.uncached().control.event_inj = 0;
         self.interrupted = interrupted(vmcb.get(), self.injected);
         if self.interrupted == Some(Event::Nmi) {
@@ -175,16 +175,16 @@ impl Events {
             code::VINTR => self.interrupt_window = None,
             code::IRET if self.nmi == Nmi::Blocked => {
                 self.nmi = Nmi::Returning(rip);
-                return Seen::Again;
+                return ExitOutcome::EnterAgain;
             }
             _ => {}
         }
         match self.step.take() {
             Some(step) if self.end_step(step, returned, vmcb) => {
                 self.nmi_window = false;
-                Seen::NmiWindow
+                ExitOutcome::NmiWindow
             }
-            _ => Seen::AsIs,
+            _ => ExitOutcome::Untouched,
         }
     }
 

@@ -2,11 +2,11 @@
 //! From exit codes (APM 2: appendix C) and event fields to the words of the core, and back.
 
 use super::super::{Event, Exit, NestedFault, PortAccess};
+use super::caps::Caps;
 use super::check;
 use super::vmcb::{event, Control, Vmcb};
-use super::Caps;
 use crate::addr::Gpa;
-use crate::state::{cr0, efer, Exception};
+use crate::state::{cr0, Exception};
 
 /// Exit codes.
 pub(super) mod code {
@@ -160,13 +160,9 @@ pub(super) fn encode(event: Event, vmcb: &Vmcb) -> u64 {
             // INT3 and INTO are exceptions to the processor, INT 3 and INT 4 are not; by now nothing tells them apart but
             // that 64-bit code has no INTO.
             Event::Software { vector: 3, .. } => event::EXCEPTION | 3,
-            Event::Software { vector: 4, .. } if !in_64_bit_code(vmcb) => event::EXCEPTION | 4,
+            Event::Software { vector: 4, .. } if !vmcb.in_64_bit_code() => event::EXCEPTION | 4,
             Event::Software { vector, .. } => event::SOFTWARE | u64::from(vector),
         }
-}
-
-pub(super) fn in_64_bit_code(vmcb: &Vmcb) -> bool {
-    vmcb.save.efer & efer::LMA != 0 && vmcb.save.cs.attributes & 1 << 9 != 0
 }
 
 /// The event whose delivery the exit cut short (APM 2: 15.7.2). `injected` is what the entry before it injected.

@@ -8,6 +8,7 @@
 
 use super::super::family::Content::{Constant, Cpuid, Kept, Name, WriteOnly};
 use super::super::family::{misc_enable, FamilyRegisters as F, Slot};
+use super::caps::VM_CR_SVMDIS;
 use super::permission::msr;
 use crate::features::Word;
 
@@ -127,7 +128,7 @@ pub(super) static TABLE: &[F] = &[
     ),
     F::one(
         msr::VM_CR,
-        Constant(super::VM_CR_SVMDIS),
+        Constant(VM_CR_SVMDIS),
         "APM 2: 15.30.1, SVM is off and stays so; Linux and Xen read it",
     ),
     F::one(

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a guest never does alone (APM 2: 15.9–15.14).
 
+use super::caps::Caps;
 use super::vmcb::{Control, Exceptions, Intercepts3, Intercepts4};
-use super::Caps;
 use crate::features::{Feature, GuestFeatures};
 
 /// PAUSEs in a row, closer together than the threshold in cycles, before the guest is taken to be spinning.

@@ -13,13 +13,15 @@ use super::super::debug::{self, Breakpoints};
 use super::super::fpu::Fpu;
 use super::super::paging;
 use super::super::switched::Switched;
-use super::super::tags::{Flush, Tag};
+use super::super::tags::Flush;
 use super::super::{BackendVcpu, Event, Exit};
-use super::events::{Events, Seen};
+use super::caps::Caps;
+use super::cpus::{CpuSlot, PerCpu, Svm};
+use super::events::{Events, ExitOutcome};
 use super::exit::{self, code};
 use super::permission::{msr, SWITCHED};
 use super::vmcb::{tlb_control, Clean, Exceptions, VirtualInterrupt, VmcbPage};
-use super::{check, enter, intercepts, registers, Caps, PerCpu, Svm};
+use super::{check, enter, intercepts, registers};
 use crate::addr::Hpa;
 use crate::features::GuestFeatures;
 use crate::host::{CpuId, Host, NoMemory};
@@ -28,24 +30,6 @@ use crate::state::{
 };
 use crate::xsave::XsaveArea;
 use core::sync::atomic::Ordering::Relaxed;
-
-/// Where a vCPU is, and what of it the processor may know.
-#[derive(Debug, Default)]
-pub(super) struct Place {
-    /// The CPU it was on last.
-    pub cpu: Option<CpuId>,
-    pub tag: Tag,
-    /// What the next entry must flush.
-    pub flush: Flush,
-    /// An entry since `load` has flushed all.
-    pub all_flushed: bool,
-    /// The address of the CPU's VMCB for the host's own state.
-    host_vmcb: u64,
-    /// The guest's floating-point state and debug registers are in.
-    loaded: bool,
-    /// Why it cannot be entered in this window.
-    refused: Option<Exit>,
-}
 
 /// A virtual CPU.
 pub struct Vcpu<H: Host> {
@@ -59,7 +43,7 @@ pub struct Vcpu<H: Host> {
     pub(super) events: Events,
     fpu: Fpu<H>,
     breakpoints: Breakpoints,
-    pub(super) place: Place,
+    pub(super) slot: CpuSlot,
     /// What RDTSCP gives, if there is such a register.
     tsc_aux: Option<Switched>,
     /// Zero in a guest. With the host's a bus lock would trap, and a trap flag count branches; VMRUN does not switch it, since
@@ -88,7 +72,7 @@ impl<H: Host> Vcpu<H> {
             events: Events::default(),
             fpu: Fpu::new(host, svm.fpu)?,
             breakpoints: Breakpoints::default(),
-            place: Place::default(),
+            slot: CpuSlot::default(),
             tsc_aux: caps.tsc_aux.then_some(Switched::guarded(MSR_TSC_AUX)),
             debugctl: Switched::guarded(msr::DEBUGCTL),
             barrier_due: false,
@@ -98,26 +82,26 @@ impl<H: Host> Vcpu<H> {
         Ok(vcpu)
     }
 
-    /// Takes a place on `cpu`: a tag that is good there, and nothing the processor could have kept from elsewhere
+    /// Takes a slot on `cpu`: a tag that is valid there, and nothing that the processor may have cached on another CPU
     /// (APM 2: 15.15.2). What it kept of other vCPUs on the same CPU it tells apart by the VMCB's address.
-    pub(super) fn take_place(&mut self, cpu: CpuId, here: &PerCpu<H>) {
-        let place = &mut self.place;
-        if place.cpu != Some(cpu) || !here.tags.is_current(place.tag) {
-            place.cpu = Some(cpu);
-            place.tag = here.tags.assign(self.caps.asids);
+    pub(super) fn take_slot(&mut self, cpu: CpuId, per_cpu: &PerCpu<H>) {
+        let slot = &mut self.slot;
+        if slot.cpu != Some(cpu) || !per_cpu.tags.is_current(slot.tag) {
+            slot.cpu = Some(cpu);
+            slot.tag = per_cpu.tags.assign(self.caps.asids);
             // What the old tag had to have flushed, the new one has not.
-            place.flush = here.tags.owed();
-            self.vmcb.change(Clean::all()).control.asid = self.place.tag.number;
+            slot.flush = per_cpu.tags.owed();
+            self.vmcb.change(Clean::all()).control.asid = self.slot.tag.number;
         }
-        self.place.host_vmcb = self.caps.address(here.host_vmcb.at());
-        self.place.all_flushed = false;
+        self.slot.host_vmcb = self.caps.address(per_cpu.host_vmcb.at());
+        self.slot.all_flushed = false;
     }
 
-    /// Leaves the place: tells it what was flushed there.
-    pub(super) fn leave_place(&self, svm: &Svm<H>) {
-        if let Some(here) = self.place.cpu.and_then(|cpu| svm.cpu(cpu)) {
-            if self.place.all_flushed {
-                here.tags.all_flushed();
+    /// Leaves the slot, and tells the CPU what was flushed there.
+    pub(super) fn leave_slot(&self, svm: &Svm<H>) {
+        if let Some(per_cpu) = self.slot.cpu.and_then(|cpu| svm.cpu(cpu)) {
+            if self.slot.all_flushed {
+                per_cpu.tags.all_flushed();
             }
         }
     }
@@ -125,7 +109,7 @@ impl<H: Host> Vcpu<H> {
     /// Fills in the VMCB for the next entry.
     pub(super) fn before_entry(&mut self) {
         let (rax, rsp) = (self.gprs[Reg::Rax], self.gprs[Reg::Rsp]);
-        let flush = match self.place.flush {
+        let flush = match self.slot.flush {
             Flush::Nothing => tlb_control::NOTHING,
             Flush::Tag if self.caps.flush_by_asid => tlb_control::THIS_ASID,
             Flush::Tag | Flush::All => tlb_control::ALL,
@@ -143,13 +127,13 @@ impl<H: Host> Vcpu<H> {
     }
 
     /// Takes in what the exit left in the VMCB.
-    pub(super) fn after_exit(&mut self) -> Seen {
+    pub(super) fn after_exit(&mut self) -> ExitOutcome {
         let code = exit::exit_code(&self.vmcb.get().control);
         let vmcb = self.vmcb.uncached();
         (self.gprs[Reg::Rax], self.gprs[Reg::Rsp]) = (vmcb.save.rax, vmcb.save.rsp);
         if code == code::INVALID {
             vmcb.control.clean = Clean::empty();
-            return Seen::AsIs;
+            return ExitOutcome::Untouched;
         }
         // After a shutdown the saved state is undefined (APM 2: 15.14.3).
         vmcb.control.clean = if code == code::SHUTDOWN {
@@ -157,8 +141,8 @@ impl<H: Host> Vcpu<H> {
         } else {
             Clean::all()
         };
-        self.place.all_flushed |= vmcb.control.tlb_control == tlb_control::ALL;
-        self.place.flush = Flush::Nothing;
+        self.slot.all_flushed |= vmcb.control.tlb_control == tlb_control::ALL;
+        self.slot.flush = Flush::Nothing;
         self.events.after(&mut self.vmcb)
     }
 
@@ -175,7 +159,7 @@ impl<H: Host> Vcpu<H> {
     }
 
     /// One entry and exit.
-    fn run(&mut self, host: &H) -> Result<Seen, enter::Gone> {
+    fn run(&mut self, host: &H) -> Result<ExitOutcome, enter::Gone> {
         if debug::armed(self.vmcb.get().save.dr7) {
             self.breakpoints.lend();
         }
@@ -193,7 +177,7 @@ impl<H: Host> Vcpu<H> {
             let ran = enter::run(
                 guest,
                 &mut self.gprs,
-                self.place.host_vmcb,
+                self.slot.host_vmcb,
                 self.caps.clear_buffers,
             );
             host.guest_exit();
@@ -205,23 +189,23 @@ impl<H: Host> Vcpu<H> {
 
 impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     fn load(&mut self, _: &H, svm: &Svm<H>, cpu: CpuId) {
-        self.place.refused = Some(Exit::Gone);
-        let Some(here) = svm.cpu(cpu).filter(|here| here.enabled.load(Relaxed)) else {
+        self.slot.refused = Some(Exit::Gone);
+        let Some(per_cpu) = svm.cpu(cpu).filter(|per_cpu| per_cpu.enabled.load(Relaxed)) else {
             return;
         };
-        self.take_place(cpu, here);
+        self.take_slot(cpu, per_cpu);
         // SAFETY: in a window, on `cpu`; the page is that CPU's. The barrier takes nothing from the host but time, the switched
         // registers get their values back in `unload`, and floating-point state was put away by the host.
         unsafe {
-            if enter::save_host(self.place.host_vmcb).is_err() {
+            if enter::save_host(self.slot.host_vmcb).is_err() {
                 return;
             }
             // An exit would load the host's state from there.
-            if !svm.save_area_is_ours(here) {
-                self.place.refused = Some(Exit::Busy);
+            if !svm.save_area_is_ours(per_cpu) {
+                self.slot.refused = Some(Exit::Busy);
                 return;
             }
-            if here.last_vcpu.swap(self.id, Relaxed) != self.id && self.caps.ibpb {
+            if per_cpu.last_vcpu.swap(self.id, Relaxed) != self.id && self.caps.ibpb {
                 let _ = cpu::write_msr(MSR_PRED_CMD, PRED_CMD_IBPB);
             }
             for register in self.tsc_aux.iter_mut().chain([&mut self.debugctl]) {
@@ -230,12 +214,12 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
             self.breakpoints.open();
             self.fpu.load();
         }
-        self.place.loaded = true;
-        self.place.refused = None;
+        self.slot.loaded = true;
+        self.slot.refused = None;
     }
 
     fn enter(&mut self, host: &H) -> Exit {
-        if let Some(why) = self.place.refused {
+        if let Some(why) = self.slot.refused {
             return why;
         }
         if self.events.nmi_window && self.events.nmi_allowed(self.vmcb.get()) {
@@ -245,11 +229,11 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         // Once more at most for each: IRET and debug registers exit no more until they are asked to again.
         loop {
             match self.run(host) {
-                Ok(Seen::AsIs) => {}
-                Ok(Seen::Again) => continue,
-                Ok(Seen::NmiWindow) => return Exit::NmiWindow,
+                Ok(ExitOutcome::Untouched) => {}
+                Ok(ExitOutcome::EnterAgain) => continue,
+                Ok(ExitOutcome::NmiWindow) => return Exit::NmiWindow,
                 Err(enter::Gone) => {
-                    self.place.refused = Some(Exit::Gone);
+                    self.slot.refused = Some(Exit::Gone);
                     return Exit::Gone;
                 }
             }
@@ -263,11 +247,11 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     }
 
     fn unload(&mut self, _: &H, svm: &Svm<H>) {
-        if !self.place.loaded {
+        if !self.slot.loaded {
             return;
         }
-        self.place.loaded = false;
-        self.leave_place(svm);
+        self.slot.loaded = false;
+        self.leave_slot(svm);
         self.breakpoints.close(self.vmcb.get().save.dr6);
         // SAFETY: in the window of `load`; the switched registers get what they had.
         unsafe {
@@ -451,7 +435,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         self.fpu.area()
     }
     fn pkru(&self) -> u32 {
-        self.fpu.pkru(self.place.loaded)
+        self.fpu.pkru(self.slot.loaded)
     }
 
     fn inject(&mut self, event: Event) {
@@ -505,7 +489,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
         self.flush_tlb();
     }
     fn flush_tlb(&mut self) {
-        self.place.flush = self.place.flush.max(Flush::Tag);
+        self.slot.flush = self.slot.flush.max(Flush::Tag);
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.vmcb.change(Clean::I).control.tsc_offset = offset;

@@ -3,7 +3,7 @@
 
 use super::super::pages::Pages;
 use crate::host::{Host, NoMemory};
-use crate::state::{Segment, SegmentAttributes, TableRegister};
+use crate::state::{is_64_bit_code, Segment, SegmentAttributes, TableRegister};
 use bitflags::bitflags;
 use core::mem::offset_of;
 
@@ -266,6 +266,13 @@ pub(super) struct Save {
 pub(super) struct Vmcb {
     pub control: Control,
     pub save: Save,
+}
+
+impl Vmcb {
+    /// Whether the guest executes 64-bit code.
+    pub(super) fn in_64_bit_code(&self) -> bool {
+        is_64_bit_code(self.save.efer, SegmentAttributes(self.save.cs.attributes))
+    }
 }
 
 const _: () = {

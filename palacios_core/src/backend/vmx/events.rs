@@ -29,13 +29,13 @@ pub(super) struct Events {
     for_nmi: bool,
 }
 
-/// What an exit was to the events.
+/// What the events make of an exit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    /// Nothing: it means what it says.
-    AsIs,
-    /// It is dealt with; enter again.
-    Again,
+pub(super) enum ExitOutcome {
+    /// The events have no part in it: translate it for the core.
+    Untouched,
+    /// It was for the events alone: enter the guest again.
+    EnterAgain,
     /// The guest would take an interrupt now.
     InterruptWindow,
     /// The guest would take an NMI now.
@@ -103,7 +103,12 @@ impl Events {
     }
 
     /// Takes in what an exit says of events.
-    pub(super) fn after<H: Host>(&mut self, vmcs: &mut Vmcs<H>, exit: &Exited, cr2: u64) -> Seen {
+    pub(super) fn after<H: Host>(
+        &mut self,
+        vmcs: &mut Vmcs<H>,
+        exit: &Exited,
+        cr2: u64,
+    ) -> ExitOutcome {
         // An exit clears the valid bit (SDM 3C: 24.8.3).
         vmcs.assume(ENTRY_EVENT, 0);
         self.interrupted = self.cut_short(vmcs, exit, cr2);
@@ -115,23 +120,23 @@ impl Events {
         match exit.reason {
             reason::INTERRUPT_WINDOW if self.for_nmi => {
                 self.nmi_window = false;
-                Seen::NmiWindow
+                ExitOutcome::NmiWindow
             }
             reason::INTERRUPT_WINDOW => {
                 self.interrupt_window = None;
-                Seen::InterruptWindow
+                ExitOutcome::InterruptWindow
             }
             reason::NMI_WINDOW => {
                 self.nmi_window = false;
-                Seen::NmiWindow
+                ExitOutcome::NmiWindow
             }
             reason::TPR_BELOW_THRESHOLD if self.interruptible(vmcs) => {
                 self.interrupt_window = None;
-                Seen::InterruptWindow
+                ExitOutcome::InterruptWindow
             }
             // The priority no longer holds the interrupt back; RFLAGS.IF does, so that the window is watched for now.
-            reason::TPR_BELOW_THRESHOLD => Seen::Again,
-            _ => Seen::AsIs,
+            reason::TPR_BELOW_THRESHOLD => ExitOutcome::EnterAgain,
+            _ => ExitOutcome::Untouched,
         }
     }
 

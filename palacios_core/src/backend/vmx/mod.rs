@@ -4,13 +4,14 @@
 //! Manual: Intel 64 and IA-32 Architectures Software Developer's Manual (325462), with the chapter numbers of the editions in
 //! which chapter 23 of volume 3C introduces VMX; later ones have moved the chapters up. `SDM 3C: 27.2` is a section of it.
 //!
-//! [`Vmx`] holds what the host as a whole needs: per CPU a region for VMXON and the address-space tags; the MSR bitmaps.
+//! [`Vmx`] holds what the host as a whole needs: for each CPU a region for VMXON and the address-space tags; the MSR bitmaps.
 //! [`vcpu::Vcpu`] holds a guest CPU; the other files are the parts of its work. VMX operation lasts as long as a window:
 //! `operation.rs` says why.
 
 mod caps;
 mod check;
 mod controls;
+mod cpus;
 mod enter;
 mod events;
 mod exit;
@@ -30,73 +31,19 @@ mod vmcs;
 use super::cpu::{self, CR4_FRED};
 use super::family::FamilyRegisters;
 use super::fpu::Layout;
-use super::pages::Pages;
-use super::tags::Tags;
 use super::{Backend, Features, Unsupported};
-use crate::alloc_ext::TryPush;
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::table::Format;
 use crate::state::cr4;
-use alloc::vec::Vec;
-use caps::{Caps, VPIDS};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use caps::Caps;
+use core::sync::atomic::Ordering::Relaxed;
 use operation::{Operation, Refused, CR4_VMXE};
-use permission::Maps;
 
+pub use cpus::Vmx;
 pub use vcpu::Vcpu;
 
-/// What a CPU needs to run guests.
-struct PerCpu<H: Host> {
-    /// For VMXON (SDM 3C: 24.11.5).
-    region: Pages<H>,
-    enabled: AtomicBool,
-    tags: Tags,
-    /// The vCPU that ran here last.
-    last_vcpu: AtomicU64,
-}
-
-impl<H: Host> PerCpu<H> {
-    fn new(host: &H, revision: u32) -> Result<Self, NoMemory> {
-        let mut region = Pages::new(host, 1)?;
-        region.write(0, &revision.to_le_bytes());
-        Ok(Self {
-            region,
-            enabled: AtomicBool::new(false),
-            tags: Tags::default(),
-            last_vcpu: AtomicU64::new(0),
-        })
-    }
-}
-
-/// VT-x on all CPUs of a host. It is to be disabled on all of them before it is dropped.
-pub struct Vmx<H: Host> {
-    caps: Caps,
-    fpu: Layout,
-    cpus: Vec<PerCpu<H>>,
-    msr_maps: Maps<H>,
-    /// How many address-space tags a CPU has.
-    tags: u32,
-    /// Names vCPUs for [`PerCpu::last_vcpu`], from 1.
-    vcpus: AtomicU64,
-}
-
 impl<H: Host> Vmx<H> {
-    fn new(host: &H, caps: Caps, fpu: Layout) -> Result<Self, NoMemory> {
-        let mut cpus = Vec::new();
-        for _ in 0..host.cpu_limit() {
-            cpus.try_push(PerCpu::new(host, caps.revision)?)?;
-        }
-        Ok(Self {
-            caps,
-            fpu,
-            cpus,
-            msr_maps: Maps::new(host)?,
-            tags: VPIDS,
-            vcpus: AtomicU64::new(0),
-        })
-    }
-
     fn probe_by(host: &H, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Result<Self, Unsupported> {
         let control = cpu::read_cr4();
         let read = |index| cpu::read_msr(index).ok();
@@ -126,10 +73,6 @@ impl<H: Host> Vmx<H> {
         found.tags = tags;
         Ok(found)
     }
-
-    fn cpu(&self, cpu: CpuId) -> Option<&PerCpu<H>> {
-        self.cpus.get(cpu.0 as usize)
-    }
 }
 
 impl<H: Host> Backend<H> for Vmx<H> {
@@ -142,24 +85,24 @@ impl<H: Host> Backend<H> for Vmx<H> {
 
     /// Switches nothing on for longer than a moment: that happens in each window.
     fn enable_cpu(&self, cpu: CpuId) -> Result<(), Unsupported> {
-        let here = self.cpu(cpu).ok_or(Unsupported::NoMemory)?;
+        let per_cpu = self.cpu(cpu).ok_or(Unsupported::NoMemory)?;
         let mut operation = Operation::default();
         // SAFETY: interrupts are off, and the region is this CPU's own.
-        match unsafe { operation.enter(here.region.at().0) } {
+        match unsafe { operation.enter(per_cpu.region.at().0) } {
             // SAFETY: it was just entered.
             Ok(()) => unsafe { operation.leave() },
             Err(Refused::Busy) => return Err(Unsupported::Busy),
             Err(Refused::Failed) => return Err(Unsupported::Firmware),
         }
-        here.tags.restart();
-        here.last_vcpu.store(0, Relaxed);
-        here.enabled.store(true, Relaxed);
+        per_cpu.tags.restart();
+        per_cpu.last_vcpu.store(0, Relaxed);
+        per_cpu.enabled.store(true, Relaxed);
         Ok(())
     }
 
     fn disable_cpu(&self, cpu: CpuId) {
-        if let Some(here) = self.cpu(cpu) {
-            here.enabled.store(false, Relaxed);
+        if let Some(per_cpu) = self.cpu(cpu) {
+            per_cpu.enabled.store(false, Relaxed);
         }
     }
 

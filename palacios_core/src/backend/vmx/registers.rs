@@ -7,8 +7,8 @@ use super::field::*;
 use super::vmcs::Vmcs;
 use crate::host::Host;
 use crate::state::{
-    cr0, efer, rflags, CpuState, DescriptorTable, Seg, Segment, SegmentAttributes as A,
-    TableRegister,
+    cr0, efer, is_64_bit_code, rflags, CpuState, DescriptorTable, Seg, Segment,
+    SegmentAttributes as A, TableRegister,
 };
 
 /// All segment registers, in the order of their numbers.
@@ -82,9 +82,9 @@ pub(super) fn checks_alignment<H: Host>(vmcs: &Vmcs<H>, caps: &Caps) -> bool {
     cpl(vmcs) == 3 && cr0(vmcs, caps) & cr0::AM != 0 && vmcs.get(RFLAGS).0 & rflags::AC != 0
 }
 
-/// In 64-bit mode.
-pub(super) fn is_long<H: Host>(vmcs: &Vmcs<H>) -> bool {
-    vmcs.get(EFER) & efer::LMA != 0 && from_rights(vmcs.get(CS_RIGHTS)).has(A::L)
+/// Whether the guest executes 64-bit code.
+pub(super) fn in_64_bit_code<H: Host>(vmcs: &Vmcs<H>) -> bool {
+    is_64_bit_code(vmcs.get(EFER), from_rights(vmcs.get(CS_RIGHTS)))
 }
 
 /// A control register as the guest sees it: its own bits, and what it wrote to the others (SDM 3C: 24.6.6).

@@ -15,21 +15,22 @@ use super::super::fpu::Fpu;
 use super::super::pages::Pages;
 use super::super::paging;
 use super::super::switched::Switched;
-use super::super::tags::{Flush, Tag};
+use super::super::tags::Flush;
 use super::super::{BackendVcpu, Event, Exit};
 use super::caps::{msr, Caps};
 use super::controls::{self, blocking, event, primary, secondary};
-use super::events::{set_blocking, Events, Seen};
+use super::cpus::{CpuSlot, PerCpu, Vmx};
+use super::events::{set_blocking, Events, ExitOutcome};
 use super::exit::{reason, Exited};
 use super::field::*;
-use super::instructions::{self as vmx, Scope};
+use super::instructions as vmx;
 use super::operation::{Operation, Refused};
 use super::permission::{IN_WINDOWS, SWITCHED};
 use super::registers;
 use super::samples::Samples;
 use super::split_locks::SplitLocks;
 use super::vmcs::Vmcs;
-use super::{check, enter, PerCpu, Vmx};
+use super::{check, enter};
 use crate::addr::Hpa;
 use crate::features::GuestFeatures;
 use crate::host::{CpuId, Host, NoMemory};
@@ -48,24 +49,6 @@ const DR6_HITS: u64 = 0xf;
 const DR6_DETECTS: u64 = 1 << 13 | 1 << 14;
 /// DR7: general detect; a #DB clears it (SDM 3B: 17.2.4).
 const DR7_GD: u64 = 1 << 13;
-
-/// Where a vCPU is, and what of it the processor may know.
-#[derive(Debug, Default)]
-struct Place {
-    /// The CPU it was on last.
-    cpu: Option<CpuId>,
-    tag: Tag,
-    /// What the next entry must flush of translations under the tag.
-    flush: Flush,
-    /// Nested translations of its tables may be stale on this CPU.
-    nested_stale: bool,
-    /// An entry since `load` has flushed all.
-    all_flushed: bool,
-    /// The VMCS is current, and the guest's state in the registers.
-    loaded: bool,
-    /// Why it cannot be entered in this window.
-    refused: Option<Exit>,
-}
 
 /// A virtual CPU.
 pub struct Vcpu<H: Host> {
@@ -86,7 +69,7 @@ pub struct Vcpu<H: Host> {
     split_locks: SplitLocks,
     /// If the processor has them.
     samples: Option<Samples<H>>,
-    place: Place,
+    slot: CpuSlot,
     cr2: u64,
     /// DR6 while the guest does not have the debug registers.
     dr6: u64,
@@ -115,7 +98,7 @@ impl<H: Host> Vcpu<H> {
             tsc_aux: caps.tsc_aux.then_some(Switched::guarded(MSR_TSC_AUX)),
             split_locks: SplitLocks::default(),
             samples,
-            place: Place::default(),
+            slot: CpuSlot::default(),
             cr2: 0,
             dr6: 0,
         };
@@ -147,29 +130,14 @@ impl<H: Host> Vcpu<H> {
         vmcs.set(CR4_MASK, Natural(caps.cr4_guarded));
     }
 
-    /// Takes a place on `cpu`: a tag that is good there, and nothing the processor could have kept from elsewhere: what
-    /// other CPUs were told to forget since this one saw the tables last, it was not (SDM 3C: 28.3.3.4).
-    fn take_place(&mut self, cpu: CpuId, here: &PerCpu<H>, tags: u32) {
-        let place = &mut self.place;
-        if place.cpu != Some(cpu) || !here.tags.is_current(place.tag) {
-            place.cpu = Some(cpu);
-            place.tag = here.tags.assign(tags);
-            // What the old tag had to have flushed, the new one has not.
-            place.flush = here.tags.owed();
-            place.nested_stale = true;
-            self.vmcs.set(VPID, place.tag.number as u16);
-        }
-        place.all_flushed = false;
-    }
-
     /// Enters VMX operation with this VMCS.
     ///
     /// # Safety
     /// As [`BackendVcpu::load`].
-    unsafe fn open(&mut self, here: &PerCpu<H>) -> Result<(), Exit> {
+    unsafe fn open(&mut self, per_cpu: &PerCpu<H>) -> Result<(), Exit> {
         // SAFETY: in a window; the region is this CPU's, the VMCS this vCPU's, which is on no other CPU.
         unsafe {
-            match self.operation.enter(here.region.at().0) {
+            match self.operation.enter(per_cpu.region.at().0) {
                 Ok(()) => {}
                 Err(Refused::Busy) => return Err(Exit::Busy),
                 Err(Refused::Failed) => return Err(Exit::Gone),
@@ -181,29 +149,6 @@ impl<H: Host> Vcpu<H> {
             self.operation.fill_host(&mut self.vmcs);
         }
         Ok(())
-    }
-
-    /// Forgets what is stale (SDM 3C: 28.3.3).
-    ///
-    /// # Safety
-    /// In VMX operation.
-    unsafe fn flush(&mut self) {
-        let pointer = self.vmcs.get(EPT_POINTER);
-        // SAFETY: by the contract above; `Caps` saw to it that there are these instructions.
-        unsafe {
-            match core::mem::take(&mut self.place.flush) {
-                Flush::Nothing => {}
-                Flush::Tag => vmx::invvpid(Scope::One, self.place.tag.number.into()),
-                Flush::All => {
-                    vmx::invvpid(Scope::All, 0);
-                    vmx::invept(Scope::All, 0);
-                    (self.place.all_flushed, self.place.nested_stale) = (true, false);
-                }
-            }
-            if core::mem::take(&mut self.place.nested_stale) {
-                vmx::invept(Scope::One, pointer);
-            }
-        }
     }
 
     /// Fills in the VMCS for the next entry.
@@ -224,11 +169,11 @@ impl<H: Host> Vcpu<H> {
     }
 
     /// Takes in what the exit left in the VMCS.
-    fn after_exit(&mut self) -> Result<Seen, vmx::Error> {
+    fn after_exit(&mut self) -> Result<ExitOutcome, vmx::Error> {
         self.exit = Exited::read(&self.vmcs);
         if self.exit.entry_failed {
             self.events.not_entered();
-            return Ok(Seen::AsIs);
+            return Ok(ExitOutcome::Untouched);
         }
         let dr7 = self.vmcs.get(DR7);
         self.vmcs.guest_ran();
@@ -247,13 +192,13 @@ impl<H: Host> Vcpu<H> {
     }
 
     /// One entry and exit.
-    fn run(&mut self, host: &H) -> Result<Seen, vmx::Error> {
+    fn run(&mut self, host: &H) -> Result<ExitOutcome, vmx::Error> {
         self.before_entry();
         // SAFETY: in the window of the last `load`, which entered VMX operation and filled in the host's state. The controls
         // have exit what a guest must not do alone, and its nested tables reach the guest's frames only. CR2 is the guest's
         // as long as nothing of the host can fault: what the host does in `guest_enter` and `guest_exit` may.
         let ran = unsafe {
-            self.flush();
+            self.slot.flush(self.vmcs.get(EPT_POINTER));
             self.fpu.enter();
             if let Some(samples) = &mut self.samples {
                 samples.before_entry();
@@ -279,7 +224,7 @@ impl<H: Host> Vcpu<H> {
             Err(vmx::Error::Failed) => {
                 self.exit = Exited::failed(self.vmcs.info(INSTRUCTION_ERROR));
                 self.events.not_entered();
-                Ok(Seen::AsIs)
+                Ok(ExitOutcome::Untouched)
             }
             Err(vmx::Error::Gone) => Err(vmx::Error::Gone),
         }
@@ -341,19 +286,19 @@ impl<H: Host> Vcpu<H> {
 
 impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     fn load(&mut self, _: &H, vmx: &Vmx<H>, cpu: CpuId) {
-        self.place.refused = Some(Exit::Gone);
-        let Some(here) = vmx.cpu(cpu).filter(|here| here.enabled.load(Relaxed)) else {
+        self.slot.refused = Some(Exit::Gone);
+        let Some(per_cpu) = vmx.cpu(cpu).filter(|per_cpu| per_cpu.enabled.load(Relaxed)) else {
             return;
         };
         self.breakpoints.open();
         // SAFETY: in a window, on `cpu`. The barrier and the flush take nothing from the host but time, the switched registers
         // get their values back in `unload`, and floating-point state was put away by the host.
         unsafe {
-            if let Err(why) = self.open(here) {
-                self.place.refused = Some(why);
+            if let Err(why) = self.open(per_cpu) {
+                self.slot.refused = Some(why);
                 return;
             }
-            if here.last_vcpu.swap(self.id, Relaxed) != self.id && self.caps.ibpb {
+            if per_cpu.last_vcpu.swap(self.id, Relaxed) != self.id && self.caps.ibpb {
                 let _ = cpu::write_msr(MSR_PRED_CMD, PRED_CMD_IBPB);
             }
             if self.caps.flush_l1d {
@@ -367,25 +312,27 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
         if let Some(samples) = &mut self.samples {
             samples.open(&mut self.vmcs);
         }
-        self.take_place(cpu, here, vmx.tags);
-        self.place.loaded = true;
-        self.place.refused = None;
+        if let Some(tag) = self.slot.take(cpu, per_cpu, vmx.tags) {
+            self.vmcs.set(VPID, tag.number as u16);
+        }
+        self.slot.loaded = true;
+        self.slot.refused = None;
     }
 
     fn enter(&mut self, host: &H) -> Exit {
         // Once more at most for each: debug registers, the task priority and split locks exit no more until they are asked
         // to again.
         loop {
-            if let Some(why) = self.place.refused {
+            if let Some(why) = self.slot.refused {
                 return why;
             }
             match self.run(host) {
-                Ok(Seen::AsIs) => {}
-                Ok(Seen::Again) => continue,
-                Ok(Seen::InterruptWindow) => return Exit::InterruptWindow,
-                Ok(Seen::NmiWindow) => return Exit::NmiWindow,
+                Ok(ExitOutcome::Untouched) => {}
+                Ok(ExitOutcome::EnterAgain) => continue,
+                Ok(ExitOutcome::InterruptWindow) => return Exit::InterruptWindow,
+                Ok(ExitOutcome::NmiWindow) => return Exit::NmiWindow,
                 Err(_) => {
-                    self.place.refused = Some(Exit::Gone);
+                    self.slot.refused = Some(Exit::Gone);
                     continue;
                 }
             }
@@ -415,14 +362,10 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     }
 
     fn unload(&mut self, host: &H, vmx: &Vmx<H>) {
-        if !core::mem::take(&mut self.place.loaded) {
+        if !core::mem::take(&mut self.slot.loaded) {
             return;
         }
-        if self.place.all_flushed {
-            if let Some(here) = self.place.cpu.and_then(|cpu| vmx.cpu(cpu)) {
-                here.tags.all_flushed();
-            }
-        }
+        self.slot.leave(vmx);
         if self.breakpoints.live() {
             self.dr6 = cpu::read_dr6();
             self.breakpoints.close(self.dr6);
@@ -457,7 +400,7 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     }
     fn next_rip(&self) -> Option<u64> {
         self.exit
-            .next_rip(self.rip(), registers::is_long(&self.vmcs))
+            .next_rip(self.rip(), registers::in_64_bit_code(&self.vmcs))
     }
     fn rflags(&self) -> u64 {
         self.vmcs.get(RFLAGS).0
@@ -477,7 +420,7 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     }
     fn set_control(&mut self, new: Control) {
         if paging::changes_translation(&self.control(), &new) {
-            self.place.flush = self.place.flush.max(Flush::Tag);
+            self.slot.flush = self.slot.flush.max(Flush::Tag);
         }
         registers::set_cr0(&mut self.vmcs, &self.caps, new.cr0);
         self.cr2 = new.cr2;
@@ -585,7 +528,7 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
         self.fpu.area()
     }
     fn pkru(&self) -> u32 {
-        self.fpu.pkru(self.place.loaded)
+        self.fpu.pkru(self.slot.loaded)
     }
 
     fn inject(&mut self, event: Event) {
@@ -635,8 +578,8 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
         self.flush_tlb();
     }
     fn flush_tlb(&mut self) {
-        self.place.flush = self.place.flush.max(Flush::Tag);
-        self.place.nested_stale = true;
+        self.slot.flush = self.slot.flush.max(Flush::Tag);
+        self.slot.nested_stale = true;
     }
     fn set_tsc_offset(&mut self, offset: u64) {
         self.vmcs.set(TSC_OFFSET, offset);

@@ -150,7 +150,7 @@ fn an_interrupt_window_opens_only_under_the_task_priority() {
     vcpu.request_interrupt_window(Some(16));
     assert_eq!(armed(&mut vcpu), (true, true));
     vcpu.vmcb.uncached().control.exit_code = code::VINTR;
-    assert_eq!(vcpu.after_exit(), Seen::AsIs);
+    assert_eq!(vcpu.after_exit(), ExitOutcome::Untouched);
     assert_eq!(armed(&mut vcpu), (false, false));
     vcpu.request_interrupt_window(Some(16));
     vcpu.request_interrupt_window(None);
@@ -196,7 +196,7 @@ fn an_nmi_waits_until_iret_is_complete() {
         .contains(Intercepts3::IRET));
     vcpu.set_rip(0x800);
     vcpu.vmcb.uncached().control.exit_code = code::IRET;
-    assert_eq!(vcpu.after_exit(), Seen::Again);
+    assert_eq!(vcpu.after_exit(), ExitOutcome::EnterAgain);
     assert!(!vcpu.nmi_allowed());
     // Nobody waits: no step. A host interrupt before the IRET changes nothing, one after it does.
     vcpu.before_entry();
@@ -208,7 +208,7 @@ fn an_nmi_waits_until_iret_is_complete() {
         .intercepts3
         .contains(Intercepts3::IRET));
     vcpu.vmcb.uncached().control.exit_code = code::INTR;
-    assert_eq!(vcpu.after_exit(), Seen::AsIs);
+    assert_eq!(vcpu.after_exit(), ExitOutcome::Untouched);
     assert!(!vcpu.nmi_allowed());
     enter(&mut vcpu, |vmcb| {
         vmcb.control.exit_code = code::INTR;
@@ -226,12 +226,12 @@ fn a_waiting_nmi_steps_over_iret() {
         vmcb.control.exit_code = code::IRET;
         vmcb.save.rip = 0x800;
     });
-    assert_eq!(seen, Seen::Again);
+    assert_eq!(seen, ExitOutcome::EnterAgain);
     // The IRET faults in a nested table first: TF must not show.
     vcpu.before_entry();
     assert_eq!(flags_and_rip(&vcpu), (true, 0x800));
     vcpu.vmcb.uncached().control.exit_code = code::NPF;
-    assert_eq!(vcpu.after_exit(), Seen::AsIs);
+    assert_eq!(vcpu.after_exit(), ExitOutcome::Untouched);
     assert_eq!(flags_and_rip(&vcpu), (false, 0x800));
     assert!(!vcpu.nmi_allowed());
     // Then it is executed, and returns to code that is being stepped itself.
@@ -241,7 +241,7 @@ fn a_waiting_nmi_steps_over_iret() {
         vmcb.save.rflags |= rflags::TF;
         vmcb.save.dr6 |= 1 << 14;
     });
-    assert_eq!(seen, Seen::NmiWindow);
+    assert_eq!(seen, ExitOutcome::NmiWindow);
     assert!(vcpu.nmi_allowed());
     assert_eq!(flags_and_rip(&vcpu), (true, 0x1234));
     assert_eq!(vcpu.debug_register(6), 0xffff_0ff0);
@@ -259,7 +259,7 @@ fn a_waiting_nmi_steps_out_of_a_shadow() {
     vmcb.control.interrupt_shadow = 0;
     vmcb.control.exit_code = code::DB;
     vmcb.save.dr6 |= 1 << 14;
-    assert_eq!(vcpu.after_exit(), Seen::NmiWindow);
+    assert_eq!(vcpu.after_exit(), ExitOutcome::NmiWindow);
     assert!(!flags_and_rip(&vcpu).0 && vcpu.nmi_allowed());
 }
 
@@ -274,7 +274,7 @@ fn a_breakpoint_hit_while_stepping_is_the_guests() {
         vmcb.control.exit_code = code::DB;
         vmcb.save.dr6 |= 1 << 14 | 1;
     });
-    assert_eq!(seen, Seen::AsIs);
+    assert_eq!(seen, ExitOutcome::Untouched);
     assert_eq!(vcpu.debug_register(6), 0xffff_0ff1);
 }
 

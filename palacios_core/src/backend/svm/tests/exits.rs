@@ -158,7 +158,7 @@ fn fetched_bytes_come_with_nested_faults_only() {
 fn after_a_shutdown_nothing_is_clean() {
     let svm = svm_with(0, 16);
     let mut vcpu = vcpu_of(&svm);
-    vcpu.take_place(CpuId(0), &svm.cpus[0]);
+    vcpu.take_slot(CpuId(0), &svm.cpus[0]);
     for code in [code::SHUTDOWN, code::INVALID] {
         enter(&mut vcpu, exits(code::CPUID));
         assert_eq!(vcpu.vmcb.get().control.clean, Clean::all());
@@ -177,7 +177,7 @@ fn good(svm: &Svm<FakeHost>) -> Vcpu<FakeHost> {
     state.control.efer = 0x500;
     state.segments[Seg::Cs as usize].attributes.0 = 0x29b;
     vcpu.set_state(&state);
-    vcpu.take_place(CpuId(0), &svm.cpus[0]);
+    vcpu.take_slot(CpuId(0), &svm.cpus[0]);
     vcpu
 }
 

@@ -9,7 +9,7 @@ mod state;
 use super::super::fake_host::FakeHost;
 use super::super::fpu::Layout;
 use super::caps::{Caps, Paging};
-use super::events::Seen;
+use super::events::ExitOutcome;
 use super::vmcb::Vmcb;
 use super::{Svm, Vcpu};
 use crate::features::testing::all_but;
@@ -43,7 +43,7 @@ fn vcpu_of(svm: &Svm<FakeHost>) -> Vcpu<FakeHost> {
 }
 
 /// One entry that ends as `exit` says.
-fn enter(vcpu: &mut Vcpu<FakeHost>, exit: impl Fn(&mut Vmcb)) -> Seen {
+fn enter(vcpu: &mut Vcpu<FakeHost>, exit: impl Fn(&mut Vmcb)) -> ExitOutcome {
     vcpu.before_entry();
     exit(vcpu.vmcb.uncached());
     vcpu.after_exit()

@@ -209,13 +209,13 @@ proptest! {
             match op {
                 Op::Window { vcpu: v, cpu, entries } => {
                     let vcpu = &mut vcpus[v];
-                    vcpu.take_place(CpuId(cpu), svm.cpu(CpuId(cpu)).unwrap());
+                    vcpu.take_slot(CpuId(cpu), svm.cpu(CpuId(cpu)).unwrap());
                     for _ in 0..entries {
                         vcpu.before_entry();
                         processors[cpu as usize].vmrun(vcpu, (v, flushed[v]), live);
                         vcpu.after_exit();
                     }
-                    vcpu.leave_place(&svm);
+                    vcpu.leave_slot(&svm);
                 }
                 Op::Flush { vcpu } => {
                     vcpus[vcpu].flush_tlb();
@@ -244,20 +244,20 @@ fn a_vcpu_that_stays_flushes_once_and_keeps_all_clean() {
     let mut processor = Processor::default();
     let mut vcpu = vcpu_of(&svm);
     for _ in 0..100 {
-        vcpu.take_place(CpuId(0), &svm.cpus[0]);
+        vcpu.take_slot(CpuId(0), &svm.cpus[0]);
         for _ in 0..10 {
             vcpu.before_entry();
             processor.vmrun(&mut vcpu, (0, 0), live);
             vcpu.after_exit();
         }
-        vcpu.leave_place(&svm);
+        vcpu.leave_slot(&svm);
     }
     assert_eq!(processor.full_flushes, 1);
     vcpu.before_entry();
     assert_eq!(vcpu.vmcb.get().control.clean, Clean::all());
     // A second vCPU gets a fresh tag, and nothing more is flushed.
     let mut other = vcpu_of(&svm);
-    other.take_place(CpuId(0), &svm.cpus[0]);
+    other.take_slot(CpuId(0), &svm.cpus[0]);
     other.before_entry();
     assert_eq!(other.vmcb.get().control.tlb_control, tlb_control::NOTHING);
     assert_eq!(other.vmcb.get().control.clean, Clean::empty());

@@ -180,7 +180,7 @@ fn model_specific_registers_are_told_apart() {
 fn only_changes_of_the_paging_mode_flush() {
     let svm = svm_with(FLUSH_BY_ASID, 16);
     let mut vcpu = vcpu_of(&svm);
-    vcpu.take_place(CpuId(0), &svm.cpus[0]);
+    vcpu.take_slot(CpuId(0), &svm.cpus[0]);
     enter(&mut vcpu, exits(code::CPUID));
     let mut flush_after = |change: &dyn Fn(&mut crate::state::Control)| {
         let mut control = vcpu.control();

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::backend::vmx::controls::{blocking, event, primary};
-use crate::backend::vmx::events::{Events, Seen};
+use crate::backend::vmx::events::{Events, ExitOutcome};
 use crate::backend::vmx::exit::{reason, Exited};
 use crate::backend::vmx::field::*;
 use crate::backend::Event;
@@ -99,7 +99,10 @@ fn cut(injected: Option<Event>, info: u32) -> (Option<Event>, Vmcs<FakeHost>) {
         vectoring: info,
         ..exited(reason::EPT_VIOLATION)
     };
-    assert_eq!(events.after(&mut vmcs, &exit, 0x7000), Seen::AsIs);
+    assert_eq!(
+        events.after(&mut vmcs, &exit, 0x7000),
+        ExitOutcome::Untouched
+    );
     (events.interrupted, vmcs)
 }
 
@@ -179,7 +182,7 @@ fn an_interrupt_window_opens_only_under_the_task_priority() {
     events.interrupt_window = Some(16);
     assert_eq!(watched(events, &mut vmcs, 15), (true, false, 0));
     let seen = events.after(&mut vmcs, &exited(reason::INTERRUPT_WINDOW), 0);
-    assert_eq!(seen, Seen::InterruptWindow);
+    assert_eq!(seen, ExitOutcome::InterruptWindow);
     assert_eq!(watched(events, &mut vmcs, 0), (false, false, 0));
 }
 
@@ -188,10 +191,13 @@ fn a_task_priority_below_the_threshold_is_a_window_or_asks_for_one() {
     let mut vmcs = guest(true);
     let events = &mut waiting(Some(5), false);
     let exit = exited(reason::TPR_BELOW_THRESHOLD);
-    assert_eq!(events.after(&mut vmcs, &exit, 0), Seen::Again);
+    assert_eq!(events.after(&mut vmcs, &exit, 0), ExitOutcome::EnterAgain);
     assert_eq!(events.interrupt_window, Some(5));
     vmcs.set(RFLAGS, Natural(rflags::IF));
-    assert_eq!(events.after(&mut vmcs, &exit, 0), Seen::InterruptWindow);
+    assert_eq!(
+        events.after(&mut vmcs, &exit, 0),
+        ExitOutcome::InterruptWindow
+    );
     assert_eq!(events.interrupt_window, None);
 }
 
@@ -204,7 +210,7 @@ fn in_the_shadow_of_sti_an_nmi_waits_for_the_interrupt_window() {
     vmcs.set(INTERRUPTIBILITY, blocking::STI);
     assert_eq!(watched(events, &mut vmcs, 0), (true, false, 0));
     let seen = events.after(&mut vmcs, &exited(reason::INTERRUPT_WINDOW), 0);
-    assert_eq!((seen, events.nmi_window), (Seen::NmiWindow, false));
+    assert_eq!((seen, events.nmi_window), (ExitOutcome::NmiWindow, false));
 }
 
 #[test]
@@ -266,7 +272,7 @@ fn what_an_exit_of_the_hosts_cut_short_is_delivered_by_the_next_entry() {
         vectoring: event::VALID | event::INTERRUPT | 0x31,
         ..exited(reason::EXCEPTION_OR_NMI)
     };
-    assert_eq!(events.after(&mut vmcs, &cut, 0), Seen::AsIs);
+    assert_eq!(events.after(&mut vmcs, &cut, 0), ExitOutcome::Untouched);
     events.go_on();
     assert_eq!(events.interrupted, None);
     events.before(&mut vmcs, &mut cr2, 0);

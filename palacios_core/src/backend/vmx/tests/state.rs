@@ -144,11 +144,11 @@ fn sixty_four_bit_code_is_known() {
     let mut vmcs = vmcs();
     vmcs.set(EFER, efer::LMA);
     vmcs.set(CS_RIGHTS, 0xc09b);
-    assert!(!registers::is_long(&vmcs));
+    assert!(!registers::in_64_bit_code(&vmcs));
     vmcs.set(CS_RIGHTS, 0xa09b);
-    assert!(registers::is_long(&vmcs));
+    assert!(registers::in_64_bit_code(&vmcs));
     vmcs.set(EFER, 0);
-    assert!(!registers::is_long(&vmcs));
+    assert!(!registers::in_64_bit_code(&vmcs));
 }
 
 #[test]
