@@ -63,8 +63,8 @@ impl Chipset {
         if irq < ISA_LINES {
             self.pic.set_line(irq as u8, level);
         }
-        if let Some(pin) = pin_of(irq) {
-            self.ioapic.set_line(pin, level, sink);
+        if let Some(input) = input_of(irq) {
+            self.ioapic.set_line(input, level, sink);
         }
         self.tell_output(sink);
     }
@@ -107,7 +107,7 @@ impl Chipset {
     /// The vectors of global system interrupt `irq`, by the PIC pair and by the I/O APIC.
     pub fn vectors(&self, irq: u32) -> [Option<u8>; 2] {
         let by_pic = u8::try_from(irq).ok().and_then(|irq| self.pic.vector(irq));
-        let by_ioapic = pin_of(irq).and_then(|pin| self.ioapic.vector(pin));
+        let by_ioapic = input_of(irq).and_then(|input| self.ioapic.vector(input));
         [by_pic, by_ioapic]
     }
     /// The PIC pair has an interrupt.
@@ -167,7 +167,7 @@ impl Chipset {
 }
 
 /// The I/O APIC's input for global system interrupt `irq`.
-fn pin_of(irq: u32) -> Option<u8> {
+fn input_of(irq: u32) -> Option<u8> {
     match irq {
         TIMER_LINE => Some(TIMER_PIN),
         irq => u8::try_from(irq).ok(),

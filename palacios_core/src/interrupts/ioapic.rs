@@ -14,7 +14,7 @@ use super::{Delivery, Destination, Message, MessageSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
 
 /// Number of inputs.
-pub const PINS: usize = 24;
+pub const INPUTS: usize = 24;
 /// Where a PC has it.
 pub const BASE_GPA: u64 = 0xfec0_0000;
 
@@ -86,7 +86,7 @@ pub struct IoApic {
     select: u8,
     /// Levels of the inputs, bit `n` for input `n`.
     lines: u32,
-    entries: [Entry; PINS],
+    entries: [Entry; INPUTS],
 }
 
 impl Default for IoApic {
@@ -102,7 +102,7 @@ impl IoApic {
             id: 0,
             select: 0,
             lines: 0,
-            entries: [Entry(Entry::MASKED); PINS],
+            entries: [Entry(Entry::MASKED); INPUTS],
         }
     }
 
@@ -119,18 +119,18 @@ impl IoApic {
         })
     }
 
-    /// The vector that input `pin` sends, unless it is masked or sends another kind of message.
-    pub fn vector(&self, pin: u8) -> Option<u8> {
-        let entry = *self.entries.get(usize::from(pin))?;
+    /// The vector that an input sends, unless it is masked or sends another kind of message.
+    pub fn vector(&self, input: u8) -> Option<u8> {
+        let entry = *self.entries.get(usize::from(input))?;
         (entry.has_vector() && !entry.has(Entry::MASKED)).then(|| entry.vector())
     }
 
-    /// Drives input `pin`; there are [`PINS`], others are ignored.
-    pub fn set_line(&mut self, pin: u8, level: bool, sink: &dyn MessageSink) {
-        let Some(entry) = self.entries.get_mut(usize::from(pin)) else {
+    /// Drives one of the [`INPUTS`]; any other number is ignored.
+    pub fn set_line(&mut self, input: u8, level: bool, sink: &dyn MessageSink) {
+        let Some(entry) = self.entries.get_mut(usize::from(input)) else {
             return;
         };
-        let bit = 1 << (pin & 31);
+        let bit = 1 << (input & 31);
         let rising = level && self.lines & bit == 0;
         self.lines = if level {
             self.lines | bit
@@ -147,10 +147,10 @@ impl IoApic {
 
     /// A local APIC broadcast the end of a level-triggered `vector`: an input still asserted interrupts again.
     pub fn eoi(&mut self, vector: u8, sink: &dyn MessageSink) {
-        for (pin, entry) in (0..).zip(self.entries.iter_mut()) {
+        for (input, entry) in (0..).zip(self.entries.iter_mut()) {
             if entry.vector() == vector && entry.has(Entry::REMOTE_IRR) {
                 entry.0 &= !Entry::REMOTE_IRR;
-                send_level(entry, self.lines >> pin & 1 != 0, sink);
+                send_level(entry, self.lines >> input & 1 != 0, sink);
             }
         }
     }
@@ -186,11 +186,11 @@ impl IoApic {
         match self.select {
             // The arbitration id, register 2, follows the id.
             0x00 | 0x02 => u32::from(self.id) << 24,
-            0x01 => VERSION | (PINS as u32 - 1) << 16,
+            0x01 => VERSION | (INPUTS as u32 - 1) << 16,
             _ => match self.selected_entry() {
-                Some((pin, shift)) => self
+                Some((input, shift)) => self
                     .entries
-                    .get(pin)
+                    .get(input)
                     .map_or(0, |entry| (entry.0 >> shift) as u32),
                 None => 0,
             },
@@ -208,11 +208,11 @@ impl IoApic {
             self.id = (value >> 24) as u8 & 0x0f;
             return;
         }
-        let Some((pin, shift)) = self.selected_entry() else {
+        let Some((input, shift)) = self.selected_entry() else {
             return;
         };
-        let level = self.lines.checked_shr(pin as u32).unwrap_or(0) & 1 != 0;
-        let Some(entry) = self.entries.get_mut(pin) else {
+        let level = self.lines.checked_shr(input as u32).unwrap_or(0) & 1 != 0;
+        let Some(entry) = self.entries.get_mut(input) else {
             return;
         };
         let half = 0xffff_ffff << shift & Entry::WRITABLE;
@@ -243,7 +243,7 @@ impl IoApic {
         let mut new = Self::new();
         [new.id, new.select] = from.bytes()?;
         new.lines = from.u32()?;
-        if new.id > 0x0f || new.lines >> PINS != 0 {
+        if new.id > 0x0f || new.lines >> INPUTS != 0 {
             return Err(StateError::Value("ioapic"));
         }
         for entry in &mut new.entries {
@@ -306,9 +306,9 @@ mod tests {
         apic.mmio_read(0x10, 4) as u32
     }
 
-    fn route(apic: &mut IoApic, pin: u8, low: u32, destination: u8, sink: &Sent) {
-        write(apic, 0x11 + 2 * pin, u32::from(destination) << 24, sink);
-        write(apic, 0x10 + 2 * pin, low, sink);
+    fn route(apic: &mut IoApic, input: u8, low: u32, destination: u8, sink: &Sent) {
+        write(apic, 0x11 + 2 * input, u32::from(destination) << 24, sink);
+        write(apic, 0x10 + 2 * input, low, sink);
     }
 
     const LEVEL: u32 = 1 << 15;
@@ -347,11 +347,11 @@ mod tests {
     #[test]
     fn an_edge_on_a_masked_input_is_lost_and_a_level_is_not() {
         let (mut apic, sink) = (IoApic::new(), Sent::default());
-        for (pin, trigger) in [(4, 0), (10, LEVEL)] {
-            route(&mut apic, pin, 0x30 | trigger | MASKED, 0, &sink);
-            apic.set_line(pin, true, &sink);
+        for (input, trigger) in [(4, 0), (10, LEVEL)] {
+            route(&mut apic, input, 0x30 | trigger | MASKED, 0, &sink);
+            apic.set_line(input, true, &sink);
             assert_eq!(sink.take(), []);
-            route(&mut apic, pin, 0x30 | trigger, 0, &sink);
+            route(&mut apic, input, 0x30 | trigger, 0, &sink);
             assert_eq!(sink.take().len(), usize::from(trigger == LEVEL));
         }
     }
@@ -386,9 +386,9 @@ mod tests {
     #[test]
     fn one_eoi_ends_all_inputs_that_share_the_vector() {
         let (mut apic, sink) = (IoApic::new(), Sent::default());
-        for pin in [16, 17] {
-            route(&mut apic, pin, 0x50 | LEVEL, 0, &sink);
-            apic.set_line(pin, true, &sink);
+        for input in [16, 17] {
+            route(&mut apic, input, 0x50 | LEVEL, 0, &sink);
+            apic.set_line(input, true, &sink);
         }
         assert_eq!(sink.take().len(), 2);
         apic.eoi(0x50, &sink);
@@ -457,7 +457,7 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let size = prop::sample::select(vec![1u8, 2, 4, 8]);
         let step = prop_oneof![
-            (0u8..30, any::<bool>()).prop_map(|(pin, level)| Step::Line(pin, level)),
+            (0u8..30, any::<bool>()).prop_map(|(input, level)| Step::Line(input, level)),
             (0u8..8).prop_map(Step::Eoi),
             (0u64..0x48, size.clone()).prop_map(|(at, size)| Step::Read(at, size)),
             (0u64..0x48, size, any::<u64>()).prop_map(|(at, size, v)| Step::Write(at, size, v)),
@@ -471,7 +471,7 @@ mod tests {
         let mut reads = Vec::new();
         for step in steps {
             match *step {
-                Step::Line(pin, level) => apic.set_line(pin, level, &sink),
+                Step::Line(input, level) => apic.set_line(input, level, &sink),
                 Step::Eoi(vector) => apic.eoi(vector, &sink),
                 Step::Read(at, size) => reads.push(apic.mmio_read(at, size)),
                 Step::Write(at, size, value) => apic.mmio_write(at, size, value, &sink),
@@ -498,9 +498,9 @@ mod tests {
             let mut apic = IoApic::new();
             run(&mut apic, &before);
             let sink = Sent::default();
-            for pin in 0..PINS as u8 {
-                let in_flight = apic.entries[usize::from(pin)].has(Entry::REMOTE_IRR);
-                apic.set_line(pin, true, &sink);
+            for input in 0..INPUTS as u8 {
+                let in_flight = apic.entries[usize::from(input)].has(Entry::REMOTE_IRR);
+                apic.set_line(input, true, &sink);
                 prop_assert!(!in_flight || sink.take().is_empty());
                 sink.take();
             }

@@ -53,9 +53,9 @@ pub enum Lvt {
     Thermal,
     /// Performance counters.
     Performance,
-    /// Pin LINT0, where the PIC pair arrives.
+    /// Local interrupt 0 (LINT0), to which the PIC pair is wired.
     Lint0,
-    /// Pin LINT1, where NMIs arrive.
+    /// Local interrupt 1 (LINT1), to which the source of NMIs is wired.
     Lint1,
     /// Errors of this APIC.
     Error,
@@ -323,11 +323,11 @@ impl LocalApic {
         matches!(Delivery::of_register(lint0), Some(Delivery::Nmi)) && lint0 & LVT_MASKED == 0
     }
 
-    /// A local source asserted itself. A vector it has is accepted here; what is for the processor is returned.
-    /// Level-triggered pins are taken as edges.
+    /// A local source raised its interrupt. One with a vector is accepted here; any other is returned, for the processor.
+    /// A level-triggered source is treated as edge-triggered.
     pub fn local_interrupt(&mut self, source: Lvt) -> Option<Delivery> {
         if self.mode() == ApicMode::Disabled {
-            // The pins are INTR and NMI then.
+            // Without the APIC these two inputs are the processor's INTR and NMI.
             return match source {
                 Lvt::Lint0 => Some(Delivery::ExtInt),
                 Lvt::Lint1 => Some(Delivery::Nmi),

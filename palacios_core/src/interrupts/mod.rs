@@ -86,7 +86,7 @@ pub struct Message {
 pub trait MessageSink {
     /// Posts the message to its targets. `from` is the sending vCPU; `None` for the I/O APIC and MSIs.
     fn send(&self, from: Option<u32>, message: Message);
-    /// The PIC pair's output rose. It is a wire to the first vCPU's LINT0, and no message: that pin is heard also where
+    /// The PIC pair's output rose. It is a wire to the first vCPU's LINT0, and no message: that line is heard also where
     /// the local APIC is switched off.
     fn pic_output(&self);
 }

@@ -210,8 +210,8 @@ impl Apics {
     /// Ends all that is under way: every request is taken and ended, those that the I/O APIC sends again included, once
     /// its lines are low. Nothing waits for ever, unless for a priority that software set.
     pub fn settle(&mut self) {
-        for pin in 0..24 {
-            self.ioapic.set_line(pin, false, &Bus(&self.cpus));
+        for input in 0..24 {
+            self.ioapic.set_line(input, false, &Bus(&self.cpus));
         }
         for at in 0..self.cpus.len() {
             self.cpus[at].pending.take_events();
