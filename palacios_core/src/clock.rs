@@ -2,8 +2,8 @@
 //! The VM's clock: nanoseconds and time stamp counter as the guest lives them. Both stand still while the VM is paused.
 #![forbid(unsafe_code)]
 
-use crate::devices::Clock;
 use crate::host::Host;
+use crate::interfaces::Clock;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Nanoseconds in a second.

@@ -22,6 +22,7 @@ pub mod emulator;
 pub mod features;
 pub mod host;
 pub mod image;
+pub mod interfaces;
 pub mod interrupts;
 pub mod memory;
 pub mod state;

@@ -4,13 +4,13 @@
 use crate::error::plain;
 use palacios_core::addr::{Gpa, NotRam};
 use palacios_core::boot;
-use palacios_core::devices::GuestMemory;
 use palacios_core::features::{Feature, FeatureSet, Offer, TABLE};
 use palacios_core::image::machine::{
     self, Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
     ON_TRIPLE_FAULT,
 };
 use palacios_core::image::{write, BootKind, Image};
+use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 use rustix::io::Errno;
 use serde::Deserialize;

@@ -5,8 +5,8 @@
 use crate::Target;
 use palacios_core::addr::{Gpa, NotRam};
 use palacios_core::boot;
-use palacios_core::devices::GuestMemory;
 use palacios_core::image::{write, Image};
+use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 use palacios_testing::vm::Spec;
 use std::cell::Cell;

@@ -10,9 +10,10 @@ use crate::addr::Gpa;
 use crate::devices::acpi::{
     PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, S5_SLEEP_TYPE, SCI_IRQ,
 };
+use crate::devices::hpet;
 use crate::devices::reset::{RESET_PORT, RESET_VALUE};
-use crate::devices::{hpet, GuestMemory};
 use crate::image::{Machine, Serial};
+use crate::interfaces::GuestMemory;
 
 /// The input of the I/O APIC to which the PIT's line 0 goes.
 pub(super) const TIMER_GSI: u32 = 2;

@@ -3,7 +3,7 @@
 
 use super::{layout, Writer};
 use crate::addr::{Gpa, NotRam};
-use crate::devices::GuestMemory;
+use crate::interfaces::GuestMemory;
 use crate::state::{cr0, cr4, efer, CpuState, Seg, Segment, SegmentAttributes as A, TableRegister};
 
 /// The selectors that Linux's protocol asks for, and that GRUB uses for Multiboot.

@@ -3,8 +3,8 @@
 
 use super::{align_up, Writer};
 use crate::addr::{Gpa, NotRam};
-use crate::devices::GuestMemory;
 use crate::image::Machine;
+use crate::interfaces::GuestMemory;
 
 /// The length of all of them together; zero if there is none.
 pub(super) fn bytes(machine: &Machine<'_>) -> u64 {

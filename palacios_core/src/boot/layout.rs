@@ -22,8 +22,8 @@
 
 use crate::addr::{Gpa, NotRam};
 use crate::devices::crtc::INDEX_PORT;
-use crate::devices::GuestMemory;
 use crate::image::Machine;
+use crate::interfaces::GuestMemory;
 use crate::memory::{HIGH_RAM, LOW_RAM_END};
 
 /// The extended BIOS data area, the end of conventional memory.

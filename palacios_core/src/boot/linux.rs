@@ -6,8 +6,8 @@ use super::cpu::{self, Mode};
 use super::layout::{self, ACPI_TABLES, EBDA, HIGH_MEMORY};
 use super::{error, initrd, le16, le32, le64, write_zeros, BootError, Tables, Writer};
 use crate::addr::{Gpa, PAGE_SIZE};
-use crate::devices::GuestMemory;
 use crate::image::Machine;
+use crate::interfaces::GuestMemory;
 use crate::memory::LOW_RAM_END;
 use crate::state::{CpuState, Reg};
 

@@ -23,8 +23,8 @@ mod testing;
 pub use error::BootError;
 
 use crate::addr::{Gpa, NotRam, PAGE_SIZE};
-use crate::devices::GuestMemory;
 use crate::image::{BootKind, Machine};
+use crate::interfaces::GuestMemory;
 use crate::state::CpuState;
 
 /// A boot protocol.

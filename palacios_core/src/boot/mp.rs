@@ -7,8 +7,8 @@ use super::layout::{IO_APIC, LOCAL_APIC, MP_TABLES};
 use super::{BootError, Writer};
 use crate::addr::Gpa;
 use crate::devices::acpi::SCI_IRQ;
-use crate::devices::GuestMemory;
 use crate::image::Machine;
+use crate::interfaces::GuestMemory;
 
 const FLOATING_BYTES: u64 = 16;
 const HEADER_BYTES: usize = 44;

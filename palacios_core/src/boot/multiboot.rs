@@ -9,8 +9,8 @@ use super::layout::{self, EBDA, HIGH_MEMORY};
 use super::program::{self, Addresses, EntryPoint, Program, Source, Told, LOADER_NAME};
 use super::{error, le32, BootError, Tables, Writer};
 use crate::addr::Gpa;
-use crate::devices::GuestMemory;
 use crate::image::Machine;
+use crate::interfaces::GuestMemory;
 use crate::state::{CpuState, Reg};
 
 const HEADER_MAGIC: u32 = 0x1bad_b002;

@@ -13,8 +13,8 @@ use super::elf::{slice, Elf, Segment};
 use super::layout::{self, EBDA, HIGH_MEMORY};
 use super::{align_up, initrd, le32, write_zeros, BootError, Writer};
 use crate::addr::{Gpa, NotRam, PAGE_SIZE};
-use crate::devices::GuestMemory;
 use crate::image::{Machine, Module};
+use crate::interfaces::GuestMemory;
 use crate::memory::LOW_RAM_END;
 use crate::state::{CpuState, Reg};
 

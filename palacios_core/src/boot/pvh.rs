@@ -7,8 +7,8 @@ use super::layout::{self, ACPI_TABLES};
 use super::program::{self, EntryPoint, Program, Source, Told};
 use super::{error, le32, le64, BootError, Tables, Writer};
 use crate::addr::Gpa;
-use crate::devices::GuestMemory;
 use crate::image::Machine;
+use crate::interfaces::GuestMemory;
 use crate::state::CpuState;
 
 /// XEN_ELFNOTE_PHYS32_ENTRY: the physical address of the entry point.

@@ -2,9 +2,9 @@
 //! Guest memory and machines for the tests of boot protocols.
 
 use crate::addr::{Gpa, NotRam};
-use crate::devices::GuestMemory;
 use crate::image::testing::Spec;
 use crate::image::Image;
+use crate::interfaces::GuestMemory;
 use crate::memory::{HIGH_RAM, LOW_RAM_END};
 use crate::state::CpuState;
 use std::cell::RefCell;

@@ -6,7 +6,8 @@
 #![forbid(unsafe_code)]
 
 use super::ticks::Frequency;
-use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, PowerRequest, Timed};
+use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, Timed};
+use crate::interfaces::PowerRequest;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 

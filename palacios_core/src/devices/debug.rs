@@ -2,7 +2,8 @@
 //! Ports for those who debug and test: two that print, one that ends the VM with a status, one that is ignored.
 #![forbid(unsafe_code)]
 
-use super::{ByteStream, Cx, Device, PortIo, PowerRequest};
+use super::{ByteStream, Cx, Device, PortIo};
+use crate::interfaces::PowerRequest;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
 use core::ops::Range;

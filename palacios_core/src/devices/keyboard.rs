@@ -7,7 +7,8 @@
 //! that kernels which read it do not wait for a keyboard.
 #![forbid(unsafe_code)]
 
-use super::{Cx, Device, PortIo, PowerRequest};
+use super::{Cx, Device, PortIo};
+use crate::interfaces::PowerRequest;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 

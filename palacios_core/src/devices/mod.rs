@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Device models: one device a file, safe code only, no locks inside.
 //!
-//! A device is plain state behind `&mut self`. The bus that owns it holds the lock and hands it a [`Cx`] with every call:
-//! the narrow handles through which it reaches the rest of the machine. A device never names the VMM or the host.
+//! This file is the contract of a device. A device is plain state behind `&mut self`. The bus that owns it holds the lock and
+//! hands it a [`Cx`] with every call: the [interfaces](crate::interfaces) through which it reaches the rest of the machine. A
+//! device never names the VMM or the host.
 #![forbid(unsafe_code)]
 
 pub mod acpi;
@@ -20,6 +21,7 @@ pub mod testing;
 pub mod ticks;
 pub mod uart;
 
+use crate::interfaces::{Clock, GuestMemory, IrqSink, PowerSink, Translations};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 
@@ -35,22 +37,6 @@ pub struct Cx<'a> {
     pub power: &'a dyn PowerSink,
     /// What processors know of the guest's memory.
     pub translations: &'a dyn Translations,
-}
-
-/// Time as the guest lives it.
-pub trait Clock {
-    /// Nanoseconds since the VM first ran; stands still while the VM is paused.
-    fn now_ns(&self) -> u64;
-    /// Nanoseconds since 1970-01-01 UTC, which a real-time clock needs to say when its second ends.
-    fn wall_ns(&self) -> u64;
-}
-
-/// The inputs of the interrupt controllers.
-pub trait IrqSink {
-    /// Drives line `irq`, a global system interrupt number: 0–15 are the ISA lines, seen by PIC and I/O APIC alike.
-    fn set_irq(&self, irq: u32, level: bool);
-    /// Legacy replacement: [`hpet::LEGACY_LINES`] take the place of lines 0 and 8, of which nothing is heard while it is on.
-    fn set_legacy_replacement(&self, on: bool);
 }
 
 /// One interrupt line, as wired when the machine was built.
@@ -69,37 +55,6 @@ impl IrqLine {
     }
 }
 
-/// Guest-physical memory. Shared with a hostile guest: each access is a bounds-checked volatile copy.
-pub trait GuestMemory {
-    /// Copies out of guest RAM; fails where any byte is not RAM, having copied nothing that may be used.
-    fn read(&self, at: crate::addr::Gpa, buf: &mut [u8]) -> Result<(), crate::addr::NotRam>;
-    /// Copies into guest RAM; on failure a prefix may have been written.
-    fn write(&self, at: crate::addr::Gpa, data: &[u8]) -> Result<(), crate::addr::NotRam>;
-}
-
-/// What processors know of the guest's memory: the translations of its pages.
-pub trait Translations {
-    /// Has all processors forget the page at `at`. The guest finds it as it was when it next touches it. May sleep.
-    fn forget(&self, at: crate::addr::Gpa);
-}
-
-/// What a guest asks of its power supply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PowerRequest {
-    /// ACPI S5: the VM stops, with success.
-    Off,
-    /// A reset: the machine starts again from its image.
-    Reset,
-    /// A write to the test exit port: the VM stops with this status.
-    Exit(u32),
-}
-
-/// Takes the guest's power requests; they are honoured before the calling vCPU enters the guest again.
-pub trait PowerSink {
-    /// Posts the request. The first one posted wins.
-    fn request(&self, what: PowerRequest);
-}
-
 /// The far end of a byte-wise device (a serial port, a debug port). Made by the host; never blocks.
 pub trait ByteStream: Send {
     /// Takes output. When the buffer is full, the host drops its oldest bytes: a guest's port never stalls.
@@ -112,7 +67,8 @@ pub trait ByteStream: Send {
 pub trait Device: Send {
     /// A short name for reports and statistics, like `uart` or `pit`.
     fn name(&self) -> &'static str;
-    /// Back to the state after power-on. Lines it drives are lowered by the bus.
+    /// Back to the state after power-on. It need not lower its lines: the interrupt controllers are new after a reset, and with
+    /// all lines low.
     fn reset(&mut self);
     /// Writes all state a guest can observe. The format is the device's own, with its version first.
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError>;

@@ -5,7 +5,8 @@
 //! The third is the keyboard controller's.
 #![forbid(unsafe_code)]
 
-use super::{Cx, Device, PortIo, PowerRequest};
+use super::{Cx, Device, PortIo};
+use crate::interfaces::PowerRequest;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 

@@ -12,7 +12,8 @@ mod tests;
 
 use self::calendar::{date_of, days_of, DAY_S};
 use super::ticks::{Frequency, NS_PER_S};
-use super::{read_bytewise, write_bytewise, Clock, Cx, Device, IrqLine, PortIo, Timed};
+use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, Timed};
+use crate::interfaces::Clock;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 

@@ -2,10 +2,9 @@
 //! A fake machine for tests: a clock that is set by hand, interrupt lines that are recorded, streams that are buffers.
 #![forbid(unsafe_code)]
 
-use super::{
-    ByteStream, Clock, Cx, Device, GuestMemory, IrqSink, PowerRequest, PowerSink, Translations,
-};
+use super::{ByteStream, Cx, Device};
 use crate::addr::{Gpa, NotRam};
+use crate::interfaces::{Clock, GuestMemory, IrqSink, PowerRequest, PowerSink, Translations};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;

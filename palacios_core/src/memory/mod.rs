@@ -8,8 +8,8 @@ pub mod table;
 pub mod walk;
 
 use crate::addr::{Gpa, Hpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
-use crate::devices::GuestMemory;
 use crate::host::{GuestRam, Host, Lock, LockClass, NoMemory, PageSize, RamError, Release};
+use crate::interfaces::GuestMemory;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use table::{Format, Leaf, SparePages, Tables};
 use walk::GuestTables;

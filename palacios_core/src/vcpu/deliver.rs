@@ -4,8 +4,8 @@
 
 use super::{Activity, Here, Vcpu, STOPPED};
 use crate::backend::{Backend, BackendVcpu, Event};
-use crate::devices::PowerRequest;
 use crate::host::Host;
+use crate::interfaces::PowerRequest;
 use crate::interrupts::lapic::Lvt;
 use crate::interrupts::pending::Events;
 use crate::interrupts::Delivery;

@@ -5,10 +5,10 @@
 use super::{Here, Vcpu};
 use crate::addr::{Gpa, Gva};
 use crate::backend::{Backend, BackendVcpu, Event};
-use crate::devices::GuestMemory;
 use crate::emulator::{self, Behaviour, Cpu, Fault, Interruption, Source};
 use crate::features::Feature;
 use crate::host::Host;
+use crate::interfaces::GuestMemory;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
 use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};

@@ -9,7 +9,7 @@
 
 use crate::addr::{Gpa, NotRam};
 use crate::clock::NS_PER_S;
-use crate::devices::GuestMemory;
+use crate::interfaces::GuestMemory;
 use crate::interrupts::lapic::GeneralProtection;
 use core::sync::atomic::{fence, Ordering};
 

@@ -26,8 +26,9 @@
 use super::deliver::WaitsFor;
 use super::{Here, Vcpu};
 use crate::backend::Backend;
-use crate::devices::{hpet, pit, rtc, Clock, IrqLine};
+use crate::devices::{hpet, pit, rtc, IrqLine};
 use crate::host::{Host, Lock, Thread};
+use crate::interfaces::Clock;
 use crate::interrupts::chipset::Chipset;
 
 /// No tick is taken to be longer. When a guest or its host was away for once, its timers are soon back.

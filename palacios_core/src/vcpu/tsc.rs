@@ -8,8 +8,8 @@
 use super::pvclock::Instant;
 use super::{Here, Vcpu};
 use crate::backend::{Backend, BackendVcpu};
-use crate::devices::Clock;
 use crate::host::Host;
+use crate::interfaces::Clock;
 use crate::interrupts::apic_timer::Now;
 use crate::vm::life::StopReason;
 

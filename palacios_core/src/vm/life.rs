@@ -6,10 +6,10 @@
 
 use super::{VcpuSlot, Vm};
 use crate::backend::Backend;
-use crate::devices::{PowerRequest, PowerSink};
 use crate::emulator::InstructionBytes;
 use crate::host::{Host, Level, Lock, NoMemory, Thread};
 use crate::image::OnTripleFault;
+use crate::interfaces::{PowerRequest, PowerSink};
 use crate::interrupts::pending::Events;
 use crate::state::CpuState;
 use core::fmt;

@@ -4,8 +4,8 @@
 use super::{VcpuSlot, Vm};
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::backend::Backend;
-use crate::devices::{Clock, IrqSink, PowerRequest, PowerSink, Translations};
 use crate::host::{Host, Lock};
+use crate::interfaces::{Clock, IrqSink, PowerRequest, PowerSink, Translations};
 use crate::interrupts::apic_timer::Now;
 use crate::interrupts::chipset::Chipset;
 use crate::interrupts::destination::targets;

@@ -3,8 +3,8 @@
 
 use palacios_core::addr::{Gpa, PAGE_SIZE};
 use palacios_core::backend::{Backend, BackendVcpu, Event, Exit};
-use palacios_core::devices::GuestMemory;
 use palacios_core::host::{CpuId, Host};
+use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::Memory;
 use palacios_core::state::{CpuState, Seg};
 use palacios_testing::backend::AdversarialVcpu;

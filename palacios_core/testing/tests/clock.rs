@@ -2,7 +2,7 @@
 //! A VM's clock and the guest's time stamp counter, on a host whose time a test moves.
 
 use palacios_core::clock::VmClock;
-use palacios_core::devices::Clock;
+use palacios_core::interfaces::Clock;
 use palacios_testing::{Config, TestHost};
 
 /// The test host's counter counts nanoseconds.

@@ -2,8 +2,8 @@
 //! Guest memory: what is RAM, which frames it has, what the VMM reads and writes, and what revocation leaves alone.
 
 use palacios_core::addr::{Gpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
-use palacios_core::devices::GuestMemory;
 use palacios_core::host::{CpuId, Host, NoMemory, Thread};
+use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::table::Format;
 use palacios_core::memory::{FillError, Memory, HIGH_RAM, LOW_RAM_END};
 use palacios_testing::host::{LargePages, TestRam};

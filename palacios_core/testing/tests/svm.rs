@@ -4,8 +4,8 @@
 use palacios_core::addr::Gpa;
 use palacios_core::backend::svm::{Svm, Vcpu};
 use palacios_core::backend::{Backend, BackendVcpu, Exit};
-use palacios_core::devices::GuestMemory;
 use palacios_core::host::{CpuId, Host};
+use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::Memory;
 use palacios_core::state::{cr4, CpuState, Reg};
 use palacios_testing::host::LargePages;

@@ -3,7 +3,8 @@
 //! number of entries is a measure of time, and each run is the same.
 
 use palacios_core::addr::Gpa;
-use palacios_core::devices::{pit, GuestMemory};
+use palacios_core::devices::pit;
+use palacios_core::interfaces::GuestMemory;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{State, StopReason, Vm};
 use palacios_testing::guests::{ticks::*, GO};

@@ -4,7 +4,7 @@
 use super::*;
 use crate::addr::Gpa;
 use crate::devices::testing::{assert_restores, assert_survives, saved, TestMachine, TestStream};
-use crate::devices::IrqSink;
+use crate::interfaces::IrqSink;
 use crate::interrupts::chipset::Chipset;
 use crate::interrupts::{Message, MessageSink};
 use proptest::prelude::*;

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The machine as its parts see it: the narrow traits through which a device, a loader or an interrupt controller reaches the
+//! others. Whoever uses one does not know who is behind it, and a test puts a fake of its own there.
+#![forbid(unsafe_code)]
+
+use crate::addr::{Gpa, NotRam};
+
+/// Time as the guest lives it.
+pub trait Clock {
+    /// Nanoseconds since the VM first ran; stands still while the VM is paused.
+    fn now_ns(&self) -> u64;
+    /// Nanoseconds since 1970-01-01 UTC, which a real-time clock needs to say when its second ends.
+    fn wall_ns(&self) -> u64;
+}
+
+/// The inputs of the interrupt controllers.
+pub trait IrqSink {
+    /// Drives line `irq`, a global system interrupt number: 0–15 are the ISA lines, seen by PIC and I/O APIC alike.
+    fn set_irq(&self, irq: u32, level: bool);
+    /// Legacy replacement: two lines of the HPET's take the place of lines 0 and 8, of which nothing is heard while it is on.
+    fn set_legacy_replacement(&self, on: bool);
+}
+
+/// Guest-physical memory. Shared with a hostile guest: each access is a bounds-checked volatile copy.
+pub trait GuestMemory {
+    /// Copies out of guest RAM; fails where any byte is not RAM, having copied nothing that may be used.
+    fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam>;
+    /// Copies into guest RAM; on failure a prefix may have been written.
+    fn write(&self, at: Gpa, data: &[u8]) -> Result<(), NotRam>;
+}
+
+/// What processors know of the guest's memory: the translations of its pages.
+pub trait Translations {
+    /// Has all processors forget the page at `at`. The guest finds it as it was when it next touches it. May sleep.
+    fn forget(&self, at: Gpa);
+}
+
+/// What a guest asks of its power supply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PowerRequest {
+    /// ACPI S5: the VM stops, with success.
+    Off,
+    /// A reset: the machine starts again from its image.
+    Reset,
+    /// A write to the test exit port: the VM stops with this status.
+    Exit(u32),
+}
+
+/// Takes the guest's power requests; they are honoured before the calling vCPU enters the guest again.
+pub trait PowerSink {
+    /// Posts the request. The first one posted wins.
+    fn request(&self, what: PowerRequest);
+}
