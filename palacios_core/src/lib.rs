@@ -20,6 +20,7 @@ pub mod conformance;
 pub mod devices;
 pub mod emulator;
 pub mod features;
+mod file_kind;
 pub mod host;
 pub mod image;
 pub mod interfaces;

@@ -4,8 +4,10 @@
 //!
 //! Written by hand, because `acpi_tables` allocates. Everything is fixed but the list of processors and serial ports.
 
+use super::bytes::align_up;
+use super::error::BootError;
 use super::layout::{ACPI_TABLES, IO_APIC, LOCAL_APIC, MP_TABLES};
-use super::{align_up, BootError, Writer};
+use super::writer::Writer;
 use crate::addr::Gpa;
 use crate::devices::acpi::{
     PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, S5_SLEEP_TYPE, SCI_IRQ,
@@ -123,6 +125,12 @@ fn place(to: &mut Writer<'_>, table: &[u8]) -> Result<u64, BootError> {
         return Err(BootError::TablesTooBig);
     }
     Ok(to.bytes(table)?.0)
+}
+
+/// The tables of firmware that a boot protocol tells the kernel of.
+pub(super) struct Tables {
+    /// ACPI's root pointer.
+    pub rsdp: [u8; RSDP_BYTES],
 }
 
 /// Writes all tables; gives the root pointer, which is at [`ACPI_TABLES`].

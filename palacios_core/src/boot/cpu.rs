@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The states in which boot protocols have a CPU enter a kernel.
 
-use super::{layout, Writer};
+use super::layout;
+use super::writer::{write_zeros, Writer};
 use crate::addr::{Gpa, NotRam};
 use crate::interfaces::GuestMemory;
 use crate::state::{cr0, cr4, efer, CpuState, Seg, Segment, SegmentAttributes as A, TableRegister};
@@ -90,7 +91,7 @@ pub(super) fn entry_state(mode: Mode, rip: u64, gdt: Gpa) -> CpuState {
 pub(super) fn write_identity_map(memory: &dyn GuestMemory, at: Gpa) -> Result<(), NotRam> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
-    super::write_zeros(memory, at, 2 * 4096)?;
+    write_zeros(memory, at, 2 * 4096)?;
     let directory = |index: u64| at.0.wrapping_add(index.wrapping_mul(4096));
     Writer { memory, at }.u64(directory(1) | PRESENT_WRITABLE)?;
     let mut pointers = Writer {

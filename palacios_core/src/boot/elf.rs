@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a loader needs of ELF files, 32- and 64-bit, bounds-checked: the segments, and the notes.
 
-use super::{align_up, le16, le32, le64, BootError};
+use super::bytes::{align_up, le16, le32, le64};
+use super::error::BootError;
 
 /// A piece of a kernel: bytes of its file and the zeros after them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! Why a kernel could not be loaded, in words that say what to do.
 
 use crate::addr::NotRam;
+use crate::file_kind::FileKind;
 use core::fmt;
 
 /// Why a kernel could not be loaded.
@@ -114,33 +115,19 @@ impl fmt::Display for BootError {
 
 impl core::error::Error for BootError {}
 
-/// What a file that is not the expected kernel seems to be.
-pub(super) fn looks_like(kernel: &[u8]) -> &'static str {
-    let at = |offset: usize, magic: &[u8]| {
-        kernel
-            .get(offset..)
-            .is_some_and(|rest| rest.starts_with(magic))
-    };
-    let mut protocols = super::PROTOCOLS.iter();
-    if let Some(protocol) = protocols.find(|protocol| (protocol.recognises)(kernel)) {
-        protocol.name
-    } else if kernel.is_empty() {
-        "it is empty"
-    } else if at(0, b"\x7fELF") {
-        "it is an ELF file without a Multiboot header and without a PVH note; of Linux, take the bzImage (vmlinuz), or build vmlinux with CONFIG_PVH"
-    } else if at(0, b"\x1f\x8b")
-        || at(0, b"BZh")
-        || at(0, b"\xfd7zXZ")
-        || at(0, b"\x28\xb5\x2f\xfd")
-    {
-        "it is compressed; unpack it first"
-    } else if at(0x38, b"ARM\x64") || at(0x38, b"RSC\x05") {
-        "it is a Linux kernel for another processor"
-    } else if at(0, b"070701") {
-        "it is a cpio archive, maybe an initrd"
-    } else if at(0, b"MZ") {
-        "it is a program for DOS, Windows or EFI"
-    } else {
-        "its contents are not recognised"
+/// The words for a file that speaks no boot protocol of ours.
+pub(super) fn looks_like(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Empty => "it is empty",
+        FileKind::Elf => "it is an ELF file without a Multiboot header and without a PVH note; of Linux, take the bzImage (vmlinuz), or build vmlinux with CONFIG_PVH",
+        FileKind::Compressed => "it is compressed; unpack it first",
+        FileKind::OtherLinux => "it is a Linux kernel for another processor",
+        FileKind::Cpio => "it is a cpio archive, maybe an initrd",
+        FileKind::DosProgram => "it is a program for DOS, Windows or EFI",
+        FileKind::Linux
+        | FileKind::PalaciosImage
+        | FileKind::DeviceTree
+        | FileKind::Text
+        | FileKind::Unknown => "its contents are not recognised",
     }
 }

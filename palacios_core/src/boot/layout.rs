@@ -20,6 +20,7 @@
 //! 0x1_0000_0000  the rest of the RAM
 //! ```
 
+use super::writer::{write_zeros, Writer};
 use crate::addr::{Gpa, NotRam};
 use crate::devices::crtc::INDEX_PORT;
 use crate::image::Machine;
@@ -106,7 +107,7 @@ pub(super) fn write_bios(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Res
 /// There are no BIOS services: a call of one comes back with the carry flag set, which means that it failed. An interrupt of the
 /// PIC pair is ended, and the timer's counted.
 fn write_vector_table(memory: &dyn GuestMemory) -> Result<(), NotRam> {
-    let mut code = super::Writer {
+    let mut code = Writer {
         memory,
         at: Gpa(BIOS_CODE),
     };
@@ -115,7 +116,7 @@ fn write_vector_table(memory: &dyn GuestMemory) -> Result<(), NotRam> {
     let primary = code.bytes(&handler::PRIMARY)?;
     let secondary = code.bytes(&handler::SECONDARY)?;
     memory.write(Gpa(RESET_VECTOR), &handler::RESET)?;
-    let mut table = super::Writer { memory, at: Gpa(0) };
+    let mut table = Writer { memory, at: Gpa(0) };
     for vector in 0..VECTOR_TABLE_BYTES / 4 {
         let handler = match vector {
             0x08 => timer,
@@ -180,7 +181,7 @@ mod handler {
 /// The part of the BIOS data area that kernels read: where the serial ports are, how much memory there is below the
 /// extended area, and the text display, whose controller has registers and shows nothing.
 fn write_bios_data(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<(), NotRam> {
-    super::write_zeros(memory, Gpa(0x400), 0x100)?;
+    write_zeros(memory, Gpa(0x400), 0x100)?;
     for (at, serial) in [0x400, 0x402, 0x404, 0x406]
         .into_iter()
         .zip(machine.serials())

@@ -2,10 +2,15 @@
 //! Linux bzImages (Linux: Documentation/arch/x86/boot.rst). A kernel with a 64-bit entry point is entered there, an older or
 //! a 32-bit one by the 32-bit boot protocol.
 
+use super::acpi::Tables;
+use super::bytes::{le16, le32, le64};
 use super::cpu::{self, Mode};
+use super::error::BootError;
+use super::initrd;
 use super::layout::{self, ACPI_TABLES, EBDA, HIGH_MEMORY};
-use super::{error, initrd, le16, le32, le64, write_zeros, BootError, Tables, Writer};
+use super::writer::{write_zeros, Writer};
 use crate::addr::{Gpa, PAGE_SIZE};
+use crate::file_kind::has_linux_magic;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 use crate::memory::LOW_RAM_END;
@@ -72,8 +77,7 @@ const VID_MODE_NORMAL: u16 = 0xffff;
 
 /// Whether the file has the header of a Linux kernel for x86.
 pub(super) fn is_bzimage(kernel: &[u8]) -> bool {
-    let magic = le32(kernel, field::MAGIC).map(u32::to_le_bytes);
-    magic == Some(*b"HdrS") && le16(kernel, 0x1fe) == Some(0xaa55)
+    has_linux_magic(kernel) && le16(kernel, 0x1fe) == Some(0xaa55)
 }
 
 /// What the setup header says.
@@ -102,11 +106,6 @@ struct Entry {
 
 impl<'a> Kernel<'a> {
     fn parse(file: &'a [u8]) -> Result<Self, BootError> {
-        if !is_bzimage(file) {
-            return Err(BootError::NotBzImage {
-                looks_like: error::looks_like(file),
-            });
-        }
         let fields = Fields::of(file)?;
         if fields.version < version::ZERO_PAGE {
             return Err(BootError::OldProtocol {
@@ -253,12 +252,15 @@ fn cut_off(file: &[u8]) -> BootError {
     }
 }
 
-/// Loads the kernel; the state is that of its entry point.
+/// Loads the kernel; the state is that of its entry point. `None`: it is no bzImage.
 pub(super) fn load(
     machine: &Machine<'_>,
     memory: &dyn GuestMemory,
     _: &Tables,
-) -> Result<CpuState, BootError> {
+) -> Result<Option<CpuState>, BootError> {
+    if !is_bzimage(machine.kernel) {
+        return Ok(None);
+    }
     let kernel = Kernel::parse(machine.kernel)?;
     let limit = kernel.max_command_line.min(EBDA - COMMAND_LINE.0 - 1);
     if machine.bootargs.len() as u64 > limit {
@@ -283,7 +285,7 @@ pub(super) fn load(
     cpu::write_gdt(&mut Writer { memory, at: GDT }, mode)?;
     let mut state = cpu::entry_state(mode, rip, GDT);
     state.gprs[Reg::Rsi] = ZERO_PAGE.0;
-    Ok(state)
+    Ok(Some(state))
 }
 
 /// All initrds as one, of `bytes` at `start`; both are zero if there is none.

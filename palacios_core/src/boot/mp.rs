@@ -3,8 +3,9 @@
 //! controllers and wires as the MADT's.
 
 use super::acpi::{copy, TIMER_GSI};
+use super::error::BootError;
 use super::layout::{IO_APIC, LOCAL_APIC, MP_TABLES};
-use super::{BootError, Writer};
+use super::writer::Writer;
 use crate::addr::Gpa;
 use crate::devices::acpi::SCI_IRQ;
 use crate::image::Machine;
@@ -77,16 +78,16 @@ impl Entries<'_> {
         self.put([&head, &IO_APIC.to_le_bytes()])
     }
     /// 4.3.4: an ISA interrupt at an input of the I/O APIC.
-    fn io_interrupt(&mut self, irq: u8, pin: u8, flags: u16) -> Result<(), BootError> {
+    fn io_interrupt(&mut self, irq: u8, input: u8, flags: u16) -> Result<(), BootError> {
         self.put([
             &[3, INT],
             &flags.to_le_bytes(),
-            &[ISA, irq, IO_APIC_ID, pin],
+            &[ISA, irq, IO_APIC_ID, input],
         ])
     }
     /// 4.3.5: what arrives at an input of local APICs.
-    fn local_interrupt(&mut self, kind: u8, apic: u8, pin: u8) -> Result<(), BootError> {
-        self.put([&[4, kind], &CONFORMS.to_le_bytes(), &[ISA, 0, apic, pin]])
+    fn local_interrupt(&mut self, kind: u8, apic: u8, input: u8) -> Result<(), BootError> {
+        self.put([&[4, kind], &CONFORMS.to_le_bytes(), &[ISA, 0, apic, input]])
     }
 }
 
@@ -106,13 +107,13 @@ pub(super) fn write(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<(
     entries.bus()?;
     entries.io_apic()?;
     for irq in (0..16).filter(|irq| *irq != CASCADE) {
-        let pin = if irq == 0 { TIMER_GSI as u8 } else { irq };
+        let input = if irq == 0 { TIMER_GSI as u8 } else { irq };
         let flags = if irq == SCI_IRQ {
             ACTIVE_HIGH_LEVEL
         } else {
             CONFORMS
         };
-        entries.io_interrupt(irq, pin, flags)?;
+        entries.io_interrupt(irq, input, flags)?;
     }
     // The PIC pair ends in the first processor's LINT0.
     entries.local_interrupt(EXT_INT, 0, 0)?;
@@ -227,7 +228,7 @@ mod tests {
             "the timer at input 2"
         );
         assert!(wires.contains(&(9, 9, 13)), "the SCI is level-triggered");
-        assert!(wires[1..].iter().all(|(irq, pin, _)| irq == pin));
+        assert!(wires[1..].iter().all(|(irq, input, _)| irq == input));
         let local = entries.iter().filter(|entry| entry[0] == 4);
         let local: Vec<_> = local.map(|e| (e[1], e[6], e[7])).collect();
         assert_eq!(local, [(3, 0, 0), (1, 0xff, 1)], "PIC and NMI");

@@ -4,10 +4,13 @@
 //!
 //! As GRUB does, a 64-bit ELF file with a Multiboot header is loaded, too; it is entered in 32-bit mode like all others.
 
+use super::acpi::Tables;
+use super::bytes::le32;
 use super::elf::{Elf, Segment};
+use super::error::BootError;
 use super::layout::{self, EBDA, HIGH_MEMORY};
 use super::program::{self, Addresses, EntryPoint, Program, Source, Told, LOADER_NAME};
-use super::{error, le32, BootError, Tables, Writer};
+use super::writer::Writer;
 use crate::addr::Gpa;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
@@ -74,10 +77,7 @@ pub(super) fn has_header(kernel: &[u8]) -> bool {
     find_header(kernel).is_some()
 }
 
-fn parse(file: &[u8]) -> Result<Program<'_>, BootError> {
-    let header = find_header(file).ok_or(BootError::NotMultiboot {
-        looks_like: error::looks_like(file),
-    })?;
+fn parse(file: &[u8], header: Header) -> Result<Program<'_>, BootError> {
     let required = header.flags & want::REQUIRED;
     let unknown = required & !(want::PAGE_ALIGNED_MODULES | want::MEMORY | want::VIDEO);
     if unknown != 0 {
@@ -108,16 +108,19 @@ fn flat(file: &[u8], header: Header) -> Result<(Segment<'_>, u32), BootError> {
     Ok((segment, entry))
 }
 
-/// Loads the kernel and its modules; the state is that of its entry point (3.2).
+/// Loads the kernel and its modules; the state is that of its entry point (3.2). `None`: the file has no such header.
 pub(super) fn load(
     machine: &Machine<'_>,
     memory: &dyn GuestMemory,
     _: &Tables,
-) -> Result<CpuState, BootError> {
-    let kernel = parse(machine.kernel)?;
+) -> Result<Option<CpuState>, BootError> {
+    let Some(header) = find_header(machine.kernel) else {
+        return Ok(None);
+    };
+    let kernel = parse(machine.kernel, header)?;
     let mut state = program::load(machine, memory, &kernel, &write_info)?;
     state.gprs[Reg::Rax] = BOOTED_MAGIC.into();
-    Ok(state)
+    Ok(Some(state))
 }
 
 /// The information (3.3), with all it points to before it.

@@ -2,10 +2,13 @@
 //! Multiboot 2 kernels (Multiboot2 Specification 2.0), with modules, by the i386 machine state. Header and information are
 //! lists of tags. A loader refuses a kernel whose header has a tag that it does not know, unless that is marked as optional.
 
+use super::acpi::Tables;
+use super::bytes::{align_up, le16, le32};
 use super::elf::Elf;
+use super::error::BootError;
 use super::layout::{self, EBDA, HIGH_MEMORY};
 use super::program::{self, Addresses, EntryPoint, Program, Source, Told, LOADER_NAME};
-use super::{align_up, error, le16, le32, BootError, Tables, Writer};
+use super::writer::Writer;
 use crate::addr::Gpa;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
@@ -147,10 +150,7 @@ fn check_information(file: &[u8], from: u64, to: u64) -> Result<(), BootError> {
     }
 }
 
-fn parse(file: &[u8]) -> Result<Program<'_>, BootError> {
-    let header = find_header(file).ok_or(BootError::NotMultiboot2 {
-        looks_like: error::looks_like(file),
-    })?;
+fn parse(file: &[u8], header: Header) -> Result<Program<'_>, BootError> {
     let wishes = read_tags(file, header)?;
     let Some(mut addresses) = wishes.addresses else {
         let elf = Elf::parse(file)?.ok_or(BootError::BadKernel(
@@ -171,17 +171,20 @@ fn parse(file: &[u8]) -> Result<Program<'_>, BootError> {
     Program::new(Source::Flat(segment), EntryPoint::Physical(entry.into()))
 }
 
-/// Loads the kernel and its modules; the state is that of its entry point (3.3).
+/// Loads the kernel and its modules; the state is that of its entry point (3.3). `None`: the file has no such header.
 pub(super) fn load(
     machine: &Machine<'_>,
     memory: &dyn GuestMemory,
     tables: &Tables,
-) -> Result<CpuState, BootError> {
-    let kernel = parse(machine.kernel)?;
+) -> Result<Option<CpuState>, BootError> {
+    let Some(header) = find_header(machine.kernel) else {
+        return Ok(None);
+    };
+    let kernel = parse(machine.kernel, header)?;
     let write_info = |told: &Told<'_, '_>, to: &mut Writer<'_>| write_info(told, tables, to);
     let mut state = program::load(machine, memory, &kernel, &write_info)?;
     state.gprs[Reg::Rax] = BOOTED_MAGIC.into();
-    Ok(state)
+    Ok(Some(state))
 }
 
 /// The information (3.6).

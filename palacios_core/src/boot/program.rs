@@ -8,10 +8,13 @@
 //! GDT, information: as high as they can be below the extended BIOS data area
 //! ```
 
+use super::bytes::{align_up, le32};
 use super::cpu::{self, Mode};
 use super::elf::{slice, Elf, Segment};
+use super::error::BootError;
+use super::initrd;
 use super::layout::{self, EBDA, HIGH_MEMORY};
-use super::{align_up, initrd, le32, write_zeros, BootError, Writer};
+use super::writer::{write_zeros, Writer};
 use crate::addr::{Gpa, NotRam, PAGE_SIZE};
 use crate::image::{Machine, Module};
 use crate::interfaces::GuestMemory;

@@ -2,10 +2,13 @@
 //! ELF files with a note that names a 32-bit entry point, by the x86/HVM direct boot ABI ("PVH"; Xen: docs/misc/pvh.pandoc).
 //! `vmlinux`, the kernel in a Linux bzImage, is one.
 
+use super::acpi::Tables;
+use super::bytes::{le32, le64};
 use super::elf::Elf;
+use super::error::BootError;
 use super::layout::{self, ACPI_TABLES};
 use super::program::{self, EntryPoint, Program, Source, Told};
-use super::{error, le32, le64, BootError, Tables, Writer};
+use super::writer::Writer;
 use crate::addr::Gpa;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
@@ -36,19 +39,18 @@ pub(super) fn has_note(kernel: &[u8]) -> bool {
     elf.and_then(entry_of).is_some()
 }
 
-/// Loads the kernel and its modules; the state is that of its entry point.
+/// Loads the kernel and its modules; the state is that of its entry point. `None`: the file has no such note.
 pub(super) fn load(
     machine: &Machine<'_>,
     memory: &dyn GuestMemory,
     _: &Tables,
-) -> Result<CpuState, BootError> {
-    let not_pvh = BootError::NotPvh {
-        looks_like: error::looks_like(machine.kernel),
+) -> Result<Option<CpuState>, BootError> {
+    let elf = Elf::parse(machine.kernel)?;
+    let Some((elf, entry)) = elf.and_then(|elf| Some((elf, entry_of(elf)?))) else {
+        return Ok(None);
     };
-    let elf = Elf::parse(machine.kernel)?.ok_or(not_pvh)?;
-    let entry = entry_of(elf).ok_or(not_pvh)?;
     let kernel = Program::new(Source::Elf(elf), EntryPoint::Physical(entry))?;
-    program::load(machine, memory, &kernel, &write_info)
+    program::load(machine, memory, &kernel, &write_info).map(Some)
 }
 
 /// The structure `hvm_start_info`, with all it points to before it.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Why an image was refused, in words that say what to do.
 
+use crate::file_kind::FileKind;
 use core::fmt;
 
 /// A name out of an image, cut to what fits, for messages.
@@ -182,3 +183,22 @@ impl fmt::Display for ImageError {
 }
 
 impl core::error::Error for ImageError {}
+
+/// The words for a file that is no guest.img, with what to do about it.
+pub(super) fn looks_like(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Empty => "it is empty",
+        FileKind::PalaciosImage => {
+            "it is an image of the C Palacios, which is not read: build a new one with `v3 build`"
+        }
+        FileKind::Elf | FileKind::Linux => {
+            "a kernel: wrap it by `v3 build`, or start it by `v3 run --kernel`"
+        }
+        FileKind::Compressed => "it is compressed: unpack it first",
+        FileKind::DeviceTree => "it is a bare device tree",
+        FileKind::Text => "it seems to be text: make an image of it by `v3 build`",
+        FileKind::OtherLinux | FileKind::Cpio | FileKind::DosProgram | FileKind::Unknown => {
+            "its first bytes are not those of a guest.img"
+        }
+    }
+}

@@ -6,7 +6,7 @@
 //! tree once; what it accepts the other calls read without failing. A property is looked up in time linear in its node.
 #![forbid(unsafe_code)]
 
-use super::ImageError;
+use super::error::ImageError;
 
 const MAGIC: u32 = 0xd00d_feed;
 /// The version since which the strings' and structure's sizes are in the header.

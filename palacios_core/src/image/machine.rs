@@ -40,8 +40,9 @@
 //! refused: a machine is never silently less than its description.
 #![forbid(unsafe_code)]
 
+use super::container::Image;
+use super::error::ImageError;
 use super::fdt::Node;
-use super::{Image, ImageError};
 use crate::addr::PAGE_SIZE;
 use crate::features::{Feature, FeatureSet};
 
@@ -133,6 +134,13 @@ pub struct Machine<'a> {
     pub test_device: bool,
     serials: [Option<Serial<'a>>; MAX_SERIALS],
     image: Image<'a>,
+}
+
+impl<'a> Image<'a> {
+    /// The machine that the tree describes, with its blobs.
+    pub fn machine(&self) -> Result<Machine<'a>, ImageError> {
+        Machine::parse(*self)
+    }
 }
 
 impl<'a> Machine<'a> {

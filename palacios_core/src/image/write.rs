@@ -2,10 +2,11 @@
 //! Writes an image: for the tools and the tests, which may allocate.
 #![forbid(unsafe_code)]
 
-use super::{
-    checksum, header_checksum, ImageError, BLOB_ENTRY_BYTES, HEADER_BYTES, HEADER_CRC_AT, MAGIC,
+use super::container::{
+    checksum, header_checksum, within, BLOB_ENTRY_BYTES, HEADER_BYTES, HEADER_CRC_AT, MAGIC,
     MAX_BLOBS, MAX_TREE_BYTES, VERSION,
 };
+use super::error::ImageError;
 use crate::addr::PAGE_SIZE;
 use alloc::vec::Vec;
 
@@ -82,6 +83,6 @@ pub fn image(tree: &[u8], blobs: &[&[u8]]) -> Result<Vec<u8>, ImageError> {
 
 fn small(what: &'static str, found: usize, limit: u32) -> Result<u32, ImageError> {
     let found = u32::try_from(found).unwrap_or(u32::MAX);
-    super::within(what, found, limit)?;
+    within(what, found, limit)?;
     Ok(found)
 }
