@@ -8,22 +8,11 @@
 //! (APM 2: 15.14.3), and refuses it; then nothing is found.
 #![forbid(unsafe_code)]
 
-use super::last_exits::LastExits;
-use super::Vcpu;
+use super::owned::{Replay, Vcpu};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
 use crate::state::{rflags, Exception};
-use crate::vm::StopReason;
-
-/// The last instruction of a guest is executed again.
-pub(super) struct Replay {
-    rip: u64,
-    rflags: u64,
-    /// What the triple fault cut short.
-    event: Option<Event>,
-    /// The exits before it.
-    exits: LastExits,
-}
+use crate::vm::stop_reason::StopReason;
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// After a triple fault: looks for what it began with.

@@ -3,10 +3,12 @@
 //! and names, how many there are, and our signature.
 #![forbid(unsafe_code)]
 
+mod cpu;
 mod topology;
 
-use crate::features::{Feature, GuestFeatures, Word};
-use crate::state::cr4;
+pub use cpu::Cpu;
+
+use crate::features::{Feature, Word};
 
 /// The signature in EBX, ECX and EDX of leaf 0x4000_0000.
 pub const SIGNATURE: [u8; 12] = *b"V3VEEV3VEE\0\0";
@@ -18,48 +20,6 @@ const XCR0_X87: u64 = 1;
 const XCR0_SSE: u64 = 1 << 1;
 const XCR0_AVX: u64 = 1 << 2;
 const XCR0_AVX_512: u64 = 7 << 5;
-
-/// What the answers depend on.
-#[derive(Clone, Copy, Debug)]
-pub struct Cpu<'a> {
-    /// Its number, which is its APIC id.
-    pub index: u32,
-    /// How many there are.
-    pub count: u32,
-    /// CR4 now.
-    pub cr4: u64,
-    /// XCR0 now.
-    pub xcr0: u64,
-    /// The local APIC is enabled in its base register.
-    pub apic_enabled: bool,
-    /// All vCPUs' time stamp counters agree, and run at one rate in all states.
-    pub tsc_stable: bool,
-    /// The width of a guest-physical address in bits.
-    pub physical_bits: u8,
-    /// Cores and caches are told in the extended leaves: `Backend::EXTENDED_TOPOLOGY`.
-    pub extended_topology: bool,
-    /// What the guest has.
-    pub features: &'a GuestFeatures,
-}
-
-impl Cpu<'_> {
-    /// A word of features, with those that vary and are there now.
-    fn word(&self, word: Word) -> u32 {
-        let now = |feature: Feature, on: bool| u32::from(on) << feature.place().1;
-        let varying = match word {
-            Word::Leaf1Ecx => now(Feature::Osxsave, self.cr4 & cr4::OSXSAVE != 0),
-            Word::Leaf1Edx => {
-                now(Feature::Apic, self.apic_enabled) | now(Feature::Ht, self.count > 1)
-            }
-            Word::Leaf7Ecx => now(Feature::Ospke, self.cr4 & cr4::PKE != 0),
-            Word::Extended1Ecx => now(Feature::CmpLegacy, self.count > 1 && self.extended_topology),
-            // It repeats leaf 1's on AMD's processors, and is reserved on others.
-            Word::Extended1Edx => now(Feature::Apic, self.apic_enabled && self.extended_topology),
-            _ => 0,
-        };
-        self.features.word(word) | varying
-    }
-}
 
 /// A leaf with features that each guest has, whatever the host's last one is.
 const FEATURES_LEAF: u32 = 7;
@@ -224,6 +184,8 @@ mod tests {
     use super::*;
     use crate::backend::Features;
     use crate::features::testing::{self, all_ones};
+    use crate::features::GuestFeatures;
+    use crate::state::cr4;
 
     fn cpu(features: &GuestFeatures) -> Cpu<'_> {
         Cpu {

@@ -2,7 +2,8 @@
 //! Delivery: what waits for a vCPU, and what of it the next entry brings.
 #![forbid(unsafe_code)]
 
-use super::{Activity, Here, Vcpu, STOPPED};
+use super::context::RunContext;
+use super::owned::{Activity, Vcpu, WaitsFor, STOPPED};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
 use crate::interfaces::PowerRequest;
@@ -11,33 +12,21 @@ use crate::interrupts::pending::Events;
 use crate::interrupts::Delivery;
 use crate::state::{cr0, rflags, CpuState, Exception, Seg};
 use crate::stats::Counter;
-use crate::vm::life::RunState;
-use bitflags::bitflags;
+use crate::vm::states::RunState;
 
 /// Above every task priority: what comes from the PIC pair, or was taken from its controller before, knows none.
 const NO_TASK_PRIORITY: u8 = 16;
 
-bitflags! {
-    /// What waits for the guest to take interrupts. One byte, so that an entry that nothing waits for looks once.
-    #[derive(Clone, Copy, Debug)]
-    pub(super) struct WaitsFor: u8 {
-        /// The PIC pair may have an interrupt for this vCPU.
-        const PIC = 1 << 0;
-        /// A tick is measured, and ends then.
-        const TICK_END = 1 << 1;
-    }
-}
-
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Notes what others posted besides vectors.
-    pub(super) fn take_events(&mut self, here: &Here<'_, H, B>) {
-        if !here.shared.pending.has_events() {
+    pub(super) fn take_events(&mut self, context: &RunContext<'_, H, B>) {
+        if !context.shared.pending.has_events() {
             return;
         }
-        self.unstick(here.vm);
-        let events = here.shared.pending.take_events();
+        self.unstick(context);
+        let events = context.shared.pending.take_events();
         if events.contains(Events::INIT) {
-            self.take_init(here);
+            self.take_init(context);
         }
         if events.contains(Events::STARTUP) && self.activity == Activity::WaitForStartup {
             self.start_at((events & Events::STARTUP_PAGE).bits() >> 8);
@@ -49,13 +38,14 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
         if events.contains(Events::PIC_OUTPUT) {
             self.waits_for |= WaitsFor::PIC;
-            self.pin(Lvt::Lint0);
+            self.local_interrupt(Lvt::Lint0);
         }
     }
 
-    /// A pin of the local APIC rose. What it makes a vector of waits there; ExtINT is looked at when it is delivered.
-    fn pin(&mut self, pin: Lvt) {
-        if self.apic.local_interrupt(pin) == Some(Delivery::Nmi) {
+    /// A local interrupt of the APIC was raised. One with a vector now waits in the APIC. An ExtINT gets its vector from the
+    /// PIC pair when it is delivered.
+    fn local_interrupt(&mut self, source: Lvt) {
+        if self.apic.local_interrupt(source) == Some(Delivery::Nmi) {
             self.note_nmi();
         }
     }
@@ -72,13 +62,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// INIT: all registers but a few as after power-on, then wait for a start-up message (SDM 3A: 9.1). The first vCPU
     /// would go to its firmware, which starts the machine anew.
-    fn take_init(&mut self, here: &Here<'_, H, B>) {
+    fn take_init(&mut self, context: &RunContext<'_, H, B>) {
         if self.index == 0 {
-            return here.vm.cx().power.request(PowerRequest::Reset);
+            return context.vm.cx().power.request(PowerRequest::Reset);
         }
         self.init(&self.state_after_init());
         self.apic.init();
-        here.shared.set_filter(self.apic.filter());
+        context.shared.set_filter(self.apic.filter());
         self.activity = Activity::WaitForStartup;
     }
 
@@ -108,8 +98,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Whether there are instructions to execute, now that vectors and events were noted.
-    pub(super) fn runnable(&mut self, here: &Here<'_, H, B>) -> bool {
-        self.accept_vectors(here);
+    ///
+    /// A vCPU that halts learns here whether a vector wakes it. What comes later, [`Vcpu::before_entry`] takes, after it has said
+    /// that the vCPU is in the guest. Both looks are needed; one that finds nothing is one read.
+    pub(super) fn runnable(&mut self, context: &RunContext<'_, H, B>) -> bool {
+        self.accept_vectors(context);
         if self.activity == Activity::Halted && self.wakes() {
             self.activity = Activity::Active;
         }
@@ -129,44 +122,46 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.waits_for.contains(WaitsFor::PIC) && self.apic.takes_extint()
     }
 
-    fn accept_vectors(&mut self, here: &Here<'_, H, B>) {
+    fn accept_vectors(&mut self, context: &RunContext<'_, H, B>) {
         let apic = &mut self.apic;
-        here.shared.pending.drain(|vector, level| {
+        context.shared.pending.drain(|vector, level| {
             apic.accept(vector, level);
         });
     }
 
     /// The last steps before an entry, with interrupts off. `false`: something has come up, do not enter.
-    pub(super) fn before_entry(&mut self, here: &Here<'_, H, B>) -> bool {
-        let generation = here.shared.entering_guest(|| here.vm.memory().generation());
-        if here.shared.pending.has_events() || here.vm.run_state() != RunState::Running {
-            here.shared.left_guest();
+    pub(super) fn before_entry(&mut self, context: &RunContext<'_, H, B>) -> bool {
+        let generation = context
+            .shared
+            .entering_guest(|| context.vm.memory().generation());
+        if context.shared.pending.has_events() || context.vm.run_state() != RunState::Running {
+            context.shared.left_guest();
             return false;
         }
         if generation != self.generation {
             self.generation = generation;
             self.arch.flush_tlb();
-            here.shared.stats.add(Counter::TlbFlushes, 1);
+            context.shared.stats.add(Counter::TlbFlushes, 1);
         }
-        self.accept_vectors(here);
-        self.deliver(here);
-        self.tell_priority(here);
+        self.accept_vectors(context);
+        self.deliver(context);
+        self.tell_priority(context);
         true
     }
 
     /// Tells others how busy this processor is, for messages of lowest priority.
-    pub(super) fn tell_priority(&self, here: &Here<'_, H, B>) {
+    pub(super) fn tell_priority(&self, context: &RunContext<'_, H, B>) {
         if self.count > 1 {
             let filter = self.apic.filter();
-            if filter != here.shared.filter() {
-                here.shared.set_filter(filter);
+            if filter != context.shared.filter() {
+                context.shared.set_filter(filter);
             }
         }
     }
 
     /// Chooses what this entry delivers; what must wait gets a window.
-    fn deliver(&mut self, here: &Here<'_, H, B>) {
-        let stats = &here.shared.stats;
+    fn deliver(&mut self, context: &RunContext<'_, H, B>) {
+        let stats = &context.shared.stats;
         if self.arch.cr8() != self.apic.cr8() {
             self.arch.set_cr8(self.apic.cr8());
         }
@@ -193,7 +188,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.arch
             .request_nmi_window(self.waiting_nmis != 0 || self.held == Some(Event::Nmi));
         if !busy && self.arch.interruptible() {
-            if let Some(vector) = self.next_vector(here) {
+            if let Some(vector) = self.next_vector(context) {
                 stats.add(Counter::InjectedInterrupt, 1);
                 self.arch.inject(Event::Interrupt(vector));
             }
@@ -219,10 +214,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Takes the interrupt that is served next out of its controller.
-    fn next_vector(&mut self, here: &Here<'_, H, B>) -> Option<u8> {
+    fn next_vector(&mut self, context: &RunContext<'_, H, B>) -> Option<u8> {
         if self.takes_ext_int() {
-            let vector = here.vm.with_chipset(|chipset, _| chipset.acknowledge());
-            let more = here.vm.with_chipset(|chipset, _| chipset.output());
+            let vector = context.vm.with_chipset(|chipset, _| chipset.acknowledge());
+            let more = context.vm.with_chipset(|chipset, _| chipset.output());
             self.waits_for.set(WaitsFor::PIC, more);
             if vector.is_some() {
                 return vector;

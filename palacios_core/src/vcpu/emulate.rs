@@ -2,7 +2,8 @@
 //! A vCPU as the emulator sees it.
 #![forbid(unsafe_code)]
 
-use super::{Here, Vcpu};
+use super::context::RunContext;
+use super::owned::Vcpu;
 use crate::addr::{Gpa, Gva};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::emulator::{self, Behaviour, Cpu, Fault, Interruption, Source};
@@ -14,8 +15,8 @@ use crate::interrupts::MessageSink;
 use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};
 use crate::memory::Resident;
 use crate::state::{
-    cr0, cr4, efer, Control, DescriptorTable, Exception, Gprs, Seg, Segment, SegmentAttributes,
-    TableRegister,
+    cr0, cr4, efer, is_64_bit_code, Control, DescriptorTable, Exception, Gprs, Seg, Segment,
+    SegmentAttributes, TableRegister,
 };
 use crate::stats::Counter;
 use crate::xsave::XsaveArea;
@@ -23,25 +24,25 @@ use crate::xsave::XsaveArea;
 /// A vCPU in its place, for the length of one instruction.
 struct Emulated<'a, 'b, H: Host, B: Backend<H>> {
     vcpu: &'a mut Vcpu<H, B>,
-    here: &'a Here<'b, H, B>,
+    context: &'a RunContext<'b, H, B>,
     /// In a window, where memory without a frame is left alone, since its fill may sleep.
     resident: Option<Resident<'b, H>>,
 }
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Executes the instruction at RIP.
-    pub(super) fn emulate(&mut self, here: &Here<'_, H, B>) {
-        here.shared.stats.add(Counter::Emulated, 1);
-        match emulator::step(&mut self.emulated(here)) {
+    pub(super) fn emulate(&mut self, context: &RunContext<'_, H, B>) {
+        context.shared.stats.add(Counter::Emulated, 1);
+        match emulator::step(&mut self.emulated(context)) {
             Ok(step) if step.single_step => self.single_step(),
             Ok(_) => {}
-            Err(fault) => self.emulator_fault(here, fault),
+            Err(fault) => self.emulator_fault(context, fault),
         }
     }
 
     /// Delivers an event that the processor could not: its stack, or a table on its way, is a device's memory.
-    pub(super) fn deliver_by_hand(&mut self, here: &Here<'_, H, B>, event: Event) {
-        here.shared.stats.add(Counter::Emulated, 1);
+    pub(super) fn deliver_by_hand(&mut self, context: &RunContext<'_, H, B>, event: Event) {
+        context.shared.stats.add(Counter::Emulated, 1);
         let rip = self.arch.rip();
         let (vector, error_code, source, rip) = match event {
             Event::Interrupt(vector) => (vector, None, Source::Interrupt, rip),
@@ -56,24 +57,24 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             rip,
         };
         // Until it is delivered it stays the one that was cut short: what arises meanwhile combines with it.
-        match emulator::deliver(&mut self.emulated(here), &what) {
+        match emulator::deliver(&mut self.emulated(context), &what) {
             Ok(()) => {
                 self.interrupted = None;
                 if event == Event::Nmi {
                     self.arch.set_nmi_blocked(true);
                 }
             }
-            Err(fault) => self.emulator_fault(here, fault),
+            Err(fault) => self.emulator_fault(context, fault),
         }
     }
 
     /// Finds how long the instruction at RIP is, where the hardware does not say. `false`: not to be had just now.
-    pub(super) fn find_length(&mut self, here: &Here<'_, H, B>) -> bool {
+    pub(super) fn find_length(&mut self, context: &RunContext<'_, H, B>) -> bool {
         if self.length.is_none() {
-            let resident = self.in_window.then(|| here.vm.memory().resident());
+            let resident = self.in_window.then(|| context.vm.memory().resident());
             let mut emulated = Emulated {
                 resident,
-                ..self.emulated(here)
+                ..self.emulated(context)
             };
             self.length = emulator::length_at(&mut emulated).ok();
         }
@@ -81,27 +82,29 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// This vCPU outside of a window.
-    fn emulated<'a, 'b>(&'a mut self, here: &'a Here<'b, H, B>) -> Emulated<'a, 'b, H, B> {
+    fn emulated<'a, 'b>(&'a mut self, context: &'a RunContext<'b, H, B>) -> Emulated<'a, 'b, H, B> {
         Emulated {
             vcpu: self,
-            here,
+            context,
             resident: None,
         }
     }
 
-    pub(super) fn in_64_bit_mode(&self) -> bool {
+    pub(super) fn in_64_bit_code(&self) -> bool {
         let code = self.arch.segment(Seg::Cs).attributes;
-        self.arch.control().efer & efer::LMA != 0 && code.has(SegmentAttributes::L)
+        is_64_bit_code(self.arch.control().efer, code)
     }
 
     /// Passes on what an access to the local APIC asks for.
-    pub(super) fn apic_effect(&mut self, here: &Here<'_, H, B>, effect: Effect) {
+    pub(super) fn apic_effect(&mut self, context: &RunContext<'_, H, B>, effect: Effect) {
         match effect {
             Effect::None => {}
-            Effect::Send(message) => here.vm.send(Some(self.index), message),
-            Effect::Eoi(vector) => here.vm.with_chipset(|chipset, vm| chipset.eoi(vector, vm)),
+            Effect::Send(message) => context.vm.send(Some(self.index), message),
+            Effect::Eoi(vector) => context
+                .vm
+                .with_chipset(|chipset, vm| chipset.eoi(vector, vm)),
             Effect::Timer => self.rearm = true,
-            Effect::Routing => here.shared.set_filter(self.apic.filter()),
+            Effect::Routing => context.shared.set_filter(self.apic.filter()),
         }
     }
 
@@ -134,12 +137,12 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
             || (value & cr0::NW != 0 && value & cr0::CD == 0);
         let was_paging = control.cr0 & cr0::PG != 0;
         let long = control.efer & efer::LME != 0;
-        let code_64 = arch.segment(Seg::Cs).attributes.has(SegmentAttributes::L);
+        let code = arch.segment(Seg::Cs).attributes;
         let enters_long = paging && !was_paging && long;
-        if bad || (enters_long && (control.cr4 & cr4::PAE == 0 || code_64)) {
+        if bad || (enters_long && (control.cr4 & cr4::PAE == 0 || code.has(SegmentAttributes::L))) {
             return Err(Exception::general_protection(0).into());
         }
-        let from_64_bit_code = control.efer & efer::LMA != 0 && code_64;
+        let from_64_bit_code = is_64_bit_code(control.efer, code);
         if !paging && was_paging && (from_64_bit_code || control.cr4 & cr4::PCIDE != 0) {
             return Err(Exception::general_protection(0).into());
         }
@@ -260,7 +263,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
 
     fn has(&self, behaviour: Behaviour) -> bool {
         const INTEL: u32 = u32::from_le_bytes(*b"Genu");
-        let cpuid = |leaf| self.here.vm.backend().cpuid(leaf, 0);
+        let cpuid = |leaf| self.context.backend.cpuid(leaf, 0);
         let [last, vendor, ..] = cpuid(0);
         let [_, _, extended, _] = cpuid(0x8000_0001);
         match behaviour {
@@ -346,12 +349,12 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         if let Some(resident) = &self.resident {
             return resident.read(at, buf).map_err(|_| Fault::Retry);
         }
-        let memory = self.here.vm.memory();
+        let memory = self.context.vm.memory();
         memory.read(at, buf).map_err(|_| Fault::Memory(at))
     }
 
     fn read(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
-        if self.here.vm.memory().is_ram(at) {
+        if self.context.vm.memory().is_ram(at) {
             return self.fetch(at, buf);
         }
         for_pieces(at, buf.len(), |at, from, size| {
@@ -369,7 +372,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn write(&mut self, at: Gpa, data: &[u8]) -> Result<(), Fault> {
-        let memory = self.here.vm.memory();
+        let memory = self.context.vm.memory();
         if memory.is_ram(at) {
             return memory.write(at, data).map_err(|_| Fault::Memory(at));
         }
@@ -385,7 +388,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn compare_exchange(&mut self, at: Gpa, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
-        let memory = self.here.vm.memory();
+        let memory = self.context.vm.memory();
         if !memory.is_ram(at) {
             return self.write(at, new).map(|()| true);
         }
@@ -406,10 +409,12 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Fault> {
-        Ok(self.here.vm.port_read(self.vcpu.index, port, size))
+        Ok(self.context.vm.port_read(self.vcpu.index, port, size))
     }
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Fault> {
-        self.here.vm.port_write(self.vcpu.index, port, size, value);
+        self.context
+            .vm
+            .port_write(self.vcpu.index, port, size, value);
         Ok(())
     }
 }
@@ -417,22 +422,22 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
 impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
     fn mmio_read(&mut self, at: Gpa, size: u8) -> u64 {
         if self.vcpu.apic.mmio_page() != Some(at.page()) {
-            return self.here.vm.mmio_read(self.vcpu.index, at, size);
+            return self.context.vm.mmio_read(self.vcpu.index, at, size);
         }
-        let now = self.vcpu.now(self.here);
+        let now = self.vcpu.now(self.context);
         self.vcpu.apic.mmio_read(at.page_offset(), size, now)
     }
 
     fn mmio_write(&mut self, at: Gpa, size: u8, value: u64) {
         if self.vcpu.apic.mmio_page() != Some(at.page()) {
-            return self.here.vm.mmio_write(self.vcpu.index, at, size, value);
+            return self.context.vm.mmio_write(self.vcpu.index, at, size, value);
         }
-        let now = self.vcpu.now(self.here);
+        let now = self.vcpu.now(self.context);
         let effect = self
             .vcpu
             .apic
             .mmio_write(at.page_offset(), size, value, now);
-        self.vcpu.apic_effect(self.here, effect);
+        self.vcpu.apic_effect(self.context, effect);
     }
 }
 
@@ -474,7 +479,7 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
     type Error = Fault;
 
     fn read_entry(&mut self, at: Gpa, size: u8) -> Result<u64, Fault> {
-        let memory = self.here.vm.memory();
+        let memory = self.context.vm.memory();
         if !memory.is_ram(at) {
             return Ok(u64::MAX);
         }
@@ -488,7 +493,7 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
         old: u64,
         new: u64,
     ) -> Result<bool, Fault> {
-        let memory = self.here.vm.memory();
+        let memory = self.context.vm.memory();
         memory
             .compare_exchange(at, size, old, new)
             .map_err(|_| Fault::Memory(at))

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::last_exits::{PastExit, KEPT_EXITS};
-use super::{Activity, Vcpu};
+use super::owned::{Activity, Vcpu};
 use crate::addr::{Gpa, Gva, NotRam};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
@@ -124,7 +124,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             state: self.arch.state(),
             cr8: self.apic.cr8(),
             cpl: self.arch.cpl(),
-            code_bits: match (self.in_64_bit_mode(), self.is_wide(Seg::Cs)) {
+            code_bits: match (self.in_64_bit_code(), self.is_wide(Seg::Cs)) {
                 (true, _) => 64,
                 (_, true) => 32,
                 _ => 16,
@@ -141,12 +141,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// The segment has offsets of 32 bits, or 64.
     fn is_wide(&self, seg: Seg) -> bool {
         use crate::state::SegmentAttributes as Attributes;
-        self.in_64_bit_mode() || self.arch.segment(seg).attributes.has(Attributes::DB)
+        self.in_64_bit_code() || self.arch.segment(seg).attributes.has(Attributes::DB)
     }
 
     /// Reads what lies at `offset` of a segment, as far as there is something.
     fn show(&self, memory: &Memory<H>, seg: Seg, offset: u64, kind: AccessKind) -> ShownBytes {
-        let at = match self.in_64_bit_mode() {
+        let at = match self.in_64_bit_code() {
             true => offset,
             false => self.arch.segment(seg).base.wrapping_add(offset) & 0xffff_ffff,
         };

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::presence::{Call, Presence};
-use super::times::{Doing, Reading, Times};
+use super::times::{Reading, TimeClass, Times};
 use crate::host::{Host, Thread};
 use crate::interrupts::destination::DestinationFilter;
 use crate::interrupts::pending::Pending;
@@ -72,15 +72,15 @@ impl<H: Host> VcpuShared<H> {
     pub(crate) fn park_unless(&self, host: &H, awake: impl FnOnce() -> bool) {
         self.presence.park();
         if !awake() {
-            self.turn_to(host, Doing::Idle, 0);
+            self.turn_to(host, TimeClass::Idle, 0);
             self.thread.park();
-            self.turn_to(host, Doing::Handling, 0);
+            self.turn_to(host, TimeClass::Handling, 0);
         }
         self.presence.leave();
     }
 
     /// The vCPU's own thread turns to something else; of a window, `guest_ns` were the guest's.
-    pub(crate) fn turn_to(&self, host: &H, next: Doing, guest_ns: u64) {
+    pub(crate) fn turn_to(&self, host: &H, next: TimeClass, guest_ns: u64) {
         let reading = self.reading(host);
         self.times.turn_to(next, reading, guest_ns, &self.stats);
     }

@@ -11,9 +11,9 @@ use core::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
 /// What a vCPU's thread is at, unless it waits for a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Doing {
+pub(crate) enum TimeClass {
     /// Does not run.
-    Nothing,
+    NotRunning,
     /// The VMM's work.
     Handling,
     /// In a window.
@@ -22,10 +22,10 @@ pub(crate) enum Doing {
     Idle,
 }
 
-impl Doing {
+impl TimeClass {
     fn counter(self) -> Option<Counter> {
         match self {
-            Self::Nothing => None,
+            Self::NotRunning => None,
             Self::Handling => Some(Counter::HandlingNs),
             Self::Guest => Some(Counter::GuestNs),
             Self::Idle => Some(Counter::IdleNs),
@@ -36,7 +36,7 @@ impl Doing {
             1 => Self::Handling,
             2 => Self::Guest,
             3 => Self::Idle,
-            _ => Self::Nothing,
+            _ => Self::NotRunning,
         }
     }
 }
@@ -52,7 +52,7 @@ pub(crate) struct Reading {
 pub(crate) struct Times {
     /// Odd while the thread writes.
     sequence: AtomicU32,
-    doing: AtomicU8,
+    class: AtomicU8,
     since_ns: AtomicU64,
     waited_ns: AtomicU64,
 }
@@ -61,39 +61,39 @@ impl Times {
     pub(crate) const fn new() -> Self {
         Self {
             sequence: AtomicU32::new(0),
-            doing: AtomicU8::new(Doing::Nothing as u8),
+            class: AtomicU8::new(TimeClass::NotRunning as u8),
             since_ns: AtomicU64::new(0),
             waited_ns: AtomicU64::new(0),
         }
     }
 
     /// What passed since the thread turned to what it is at: at that, and waiting.
-    fn passed(&self, at: Reading) -> (Doing, u64, u64) {
-        let doing = Doing::from_byte(self.doing.load(Ordering::Relaxed));
+    fn passed(&self, at: Reading) -> (TimeClass, u64, u64) {
+        let class = TimeClass::from_byte(self.class.load(Ordering::Relaxed));
         let since_ns = self.since_ns.load(Ordering::Relaxed);
         let waited_ns = self.waited_ns.load(Ordering::Relaxed);
         let passed_ns = at.now_ns.saturating_sub(since_ns);
         let waited_ns = at.waited_ns.saturating_sub(waited_ns).min(passed_ns);
-        (doing, passed_ns - waited_ns, waited_ns)
+        (class, passed_ns - waited_ns, waited_ns)
     }
 
     /// On the thread: turns to something else. Of a window at most `guest_ns` counts as the guest's.
-    pub(crate) fn turn_to(&self, next: Doing, at: Reading, guest_ns: u64, stats: &Stats) {
+    pub(crate) fn turn_to(&self, next: TimeClass, at: Reading, guest_ns: u64, stats: &Stats) {
         let sequence = self.sequence.load(Ordering::Relaxed);
         self.sequence
             .store(sequence.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::Release);
-        let (doing, mut spent_ns, waited_ns) = self.passed(at);
-        if doing == Doing::Guest {
+        let (class, mut spent_ns, waited_ns) = self.passed(at);
+        if class == TimeClass::Guest {
             let around_ns = spent_ns.saturating_sub(guest_ns);
             stats.add(Counter::HandlingNs, around_ns);
             spent_ns -= around_ns;
         }
-        if let Some(counter) = doing.counter() {
+        if let Some(counter) = class.counter() {
             stats.add(counter, spent_ns);
             stats.add(Counter::WaitingNs, waited_ns);
         }
-        self.doing.store(next as u8, Ordering::Relaxed);
+        self.class.store(next as u8, Ordering::Relaxed);
         self.since_ns.store(at.now_ns, Ordering::Relaxed);
         self.waited_ns.store(at.waited_ns, Ordering::Relaxed);
         self.sequence
@@ -104,12 +104,12 @@ impl Times {
     pub(crate) fn snapshot(&self, stats: &Stats, at: impl FnOnce() -> Reading) -> Option<Snapshot> {
         let sequence = self.sequence.load(Ordering::Acquire);
         let mut all = stats.snapshot();
-        let (doing, spent_ns, waited_ns) = self.passed(at());
+        let (class, spent_ns, waited_ns) = self.passed(at());
         fence(Ordering::Acquire);
         if sequence & 1 != 0 || sequence != self.sequence.load(Ordering::Relaxed) {
             return None;
         }
-        if let Some(counter) = doing.counter() {
+        if let Some(counter) = class.counter() {
             all.add(counter, spent_ns);
             all.add(Counter::WaitingNs, waited_ns);
         }
@@ -141,26 +141,26 @@ mod tests {
     fn all_time_is_counted_once_also_while_it_passes() {
         let (times, stats) = (Times::new(), Stats::new());
         assert_eq!(all(&times, &stats, at(90, 5)), [0; 4]);
-        times.turn_to(Doing::Handling, at(100, 7), 0, &stats);
+        times.turn_to(TimeClass::Handling, at(100, 7), 0, &stats);
         assert_eq!(all(&times, &stats, at(130, 17)), [0, 20, 0, 10]);
-        times.turn_to(Doing::Guest, at(140, 17), 0, &stats);
+        times.turn_to(TimeClass::Guest, at(140, 17), 0, &stats);
         assert_eq!(all(&times, &stats, at(180, 27)), [30, 30, 0, 20]);
-        times.turn_to(Doing::Handling, at(200, 37), 25, &stats);
+        times.turn_to(TimeClass::Handling, at(200, 37), 25, &stats);
         assert_eq!(all(&times, &stats, at(200, 37)), [25, 45, 0, 30]);
-        times.turn_to(Doing::Idle, at(201, 37), 0, &stats);
+        times.turn_to(TimeClass::Idle, at(201, 37), 0, &stats);
         assert_eq!(all(&times, &stats, at(1201, 37)), [25, 46, 1000, 30]);
-        times.turn_to(Doing::Nothing, at(1301, 47), 0, &stats);
+        times.turn_to(TimeClass::NotRunning, at(1301, 47), 0, &stats);
         assert_eq!(all(&times, &stats, at(5000, 50)), [25, 46, 1090, 40]);
     }
 
     #[test]
     fn clocks_that_disagree_a_little_do_no_harm() {
         let (times, stats) = (Times::new(), Stats::new());
-        times.turn_to(Doing::Idle, at(100, 50), 0, &stats);
+        times.turn_to(TimeClass::Idle, at(100, 50), 0, &stats);
         assert_eq!(all(&times, &stats, at(99, 49)), [0; 4]);
-        times.turn_to(Doing::Guest, at(110, 70), 0, &stats);
+        times.turn_to(TimeClass::Guest, at(110, 70), 0, &stats);
         assert_eq!(all(&times, &stats, at(110, 70)), [0, 0, 0, 10]);
-        times.turn_to(Doing::Handling, at(120, 70), u64::MAX, &stats);
+        times.turn_to(TimeClass::Handling, at(120, 70), u64::MAX, &stats);
         assert_eq!(all(&times, &stats, at(120, 70)), [10, 0, 0, 10]);
     }
 
@@ -174,9 +174,9 @@ mod tests {
             scope.spawn(|| {
                 for round in 1..200_000u64 {
                     let next = if round % 2 == 0 {
-                        Doing::Idle
+                        TimeClass::Idle
                     } else {
-                        Doing::Handling
+                        TimeClass::Handling
                     };
                     times.turn_to(next, reading(), 0, &stats);
                     now.store(round * 10, Ordering::SeqCst);

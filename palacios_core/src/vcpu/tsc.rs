@@ -1,27 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A vCPU's time stamp counter, and the clock that Linux guests make of it.
-//!
-//! The counter is the VM's ([`VmClock::tsc`](crate::clock::VmClock::tsc)), so all vCPUs show the same, plus what the guest
-//! itself put on top by writing the register.
+//! A vCPU's time stamp counter: the VM's ([`VmClock::tsc`](crate::clock::VmClock::tsc)), so that all vCPUs show the same, plus what the
+//! guest itself put on top by writing the register.
 #![forbid(unsafe_code)]
-
-use super::pvclock::Instant;
-use super::{Here, Vcpu};
-use crate::backend::{Backend, BackendVcpu};
-use crate::host::Host;
-use crate::interfaces::Clock;
-use crate::interrupts::apic_timer::Now;
-use crate::vm::life::StopReason;
 
 /// Where a vCPU's counter stands against others.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tsc {
     /// What it is ahead of the host's, on the CPU where it was last loaded, as the backend knows it.
-    offset: u64,
+    pub(super) offset: u64,
     /// What it is ahead of the VM's, because the guest wrote it.
-    ahead: u64,
+    pub(super) ahead: u64,
     /// The VM's, when this vCPU last ran: it does not go back.
-    last: u64,
+    pub(super) last: u64,
 }
 
 impl Tsc {
@@ -32,71 +22,5 @@ impl Tsc {
     /// What the guest put on top of the VM's counter, by writing its own: IA32_TSC_ADJUST.
     pub(super) fn ahead(&self) -> u64 {
         self.ahead
-    }
-}
-
-impl<H: Host, B: Backend<H>> Vcpu<H, B> {
-    /// The instant, on the clocks that the local APIC counts.
-    pub(super) fn now(&self, here: &Here<'_, H, B>) -> Now {
-        let now = here.vm.now();
-        let tsc = match self.in_window {
-            // As the guest's own RDTSC.
-            true => here.vm.backend().tsc().wrapping_add(self.tsc.offset),
-            false => now.tsc.wrapping_add(self.tsc.ahead),
-        };
-        Now { tsc, ..now }
-    }
-
-    /// In a window, on the CPU where the vCPU was just loaded: sets its counter there.
-    pub(super) fn load_tsc(&mut self, here: &Here<'_, H, B>) {
-        let (clock, host_tsc) = (here.vm.clock(), here.vm.backend().tsc());
-        self.pvclock.set_stable(clock.tsc_stable(host_tsc));
-        let mut tsc = clock.tsc(host_tsc);
-        if clock.follows_clock() {
-            tsc = tsc.max(self.tsc.last);
-        }
-        let offset = tsc.wrapping_add(self.tsc.ahead).wrapping_sub(host_tsc);
-        if offset != self.tsc.offset {
-            self.tsc.offset = offset;
-            self.arch.set_tsc_offset(offset);
-        }
-    }
-
-    /// Before the vCPU leaves its CPU.
-    pub(super) fn unload_tsc(&mut self, here: &Here<'_, H, B>) {
-        if here.vm.clock().follows_clock() {
-            self.tsc.last = self.now(here).tsc.wrapping_sub(self.tsc.ahead);
-        }
-    }
-
-    /// The guest moves its counter, by writing it or what it put on top.
-    pub(super) fn move_tsc(&mut self, change: u64) {
-        self.tsc.ahead = self.tsc.ahead.wrapping_add(change);
-        self.tsc.offset = self.tsc.offset.wrapping_add(change);
-        self.arch.set_tsc_offset(self.tsc.offset);
-        self.pvclock.counter_changed();
-        // A deadline is reached sooner or later than was thought.
-        self.rearm = true;
-    }
-
-    /// Writes the pages of Linux' clock and steal time, as far as they are due. `false`: there is no memory for them.
-    pub(super) fn publish_clock(&mut self, here: &Here<'_, H, B>) -> bool {
-        self.pvclock.set_waited(here.shared.waited_ns());
-        if !self.pvclock.is_due() {
-            return true;
-        }
-        let (vm, clock) = (here.vm, here.vm.clock());
-        let now = Instant {
-            wall_ns: clock.wall_ns(),
-            system_ns: clock.ns_of_tsc(vm.now().tsc),
-            tsc_zero: self.tsc.ahead,
-            tsc_khz: clock.tsc_khz(),
-        };
-        // That it is RAM was seen to when the guest said where.
-        let written = self.pvclock.publish(vm.memory(), now).is_ok();
-        if !written {
-            self.stop(StopReason::OutOfMemory);
-        }
-        written
     }
 }

@@ -1,11 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A virtual machine: memory, devices and vCPUs around one image, and what its owner can ask of it.
 //!
+//! ```text
+//!  Vm<H, B>            image, backend, vCPUs; launch, pause, reset, stop        mod.rs, life.rs
+//!   └─ VmShared<H>     what the vCPUs share: memory, clock, chipset, bus,       shared.rs, run_state.rs, io.rs, route.rs
+//!       └─ VcpuShared<H>   … and of each vCPU what the others may touch         vcpu/shared.rs
+//! ```
+//!
+//! A vCPU knows [`VmShared`](shared::VmShared) and its backend, and not the [`Vm`]: so nothing below the `Vm` depends on what
+//! the VM is made of above it.
+//!
 //! Lock order is that of [`LockClass`]. A VM is made whole or not at all, and gives everything back when it is dropped.
 
-pub(crate) mod life;
+mod error;
+mod io;
+mod life;
+mod parts;
 mod pc;
+mod power;
 mod route;
+mod run_state;
+pub(crate) mod shared;
+pub(crate) mod states;
+pub(crate) mod stop_reason;
 mod stuck;
 
 use crate::addr::{Gpa, NotRam};
@@ -14,167 +31,47 @@ use crate::backend::{Backend, BackendVcpu};
 use crate::boot::{self, BootError};
 use crate::clock::VmClock;
 use crate::devices::bus::Bus;
-use crate::devices::{ByteStream, Cx};
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
-use crate::host::{CpuId, Host, Level, Lock, LockClass, NoMemory, NoSuchCpu, Scope, Thread};
-use crate::image::{Image, ImageError, Machine, OnTripleFault};
+use crate::host::{CpuId, Host, Lock, LockClass, NoSuchCpu, Thread};
+use crate::image::{Image, ImageError, Machine};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
-use crate::state::CpuState;
 use crate::stats::Snapshot;
 use crate::vcpu::report::VcpuReport;
 use crate::vcpu::{Vcpu, VcpuShared};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8};
-pub use life::{LifeError, State, StopReason, DEAD};
+use power::PowerSwitch;
+use shared::{Life, VmShared};
+use states::RunState;
+use stuck::Stuck;
 
-/// The bytes of an image, which the VM keeps: a reset starts it from them again.
-pub type ImageBytes = Box<dyn AsRef<[u8]> + Send + Sync>;
-
-/// Opens the byte stream of a name.
-pub type OpenStream<'a> = dyn FnMut(&str) -> Result<Box<dyn ByteStream>, NoMemory> + 'a;
-
-/// A VM's name: 1 to 63 letters, digits, `-`, `_` or `.`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct VmName {
-    bytes: [u8; 63],
-    len: u8,
-}
-
-impl VmName {
-    /// Checks a name.
-    pub fn new(name: &str) -> Option<Self> {
-        let good = |c: u8| c.is_ascii_alphanumeric() || b"-_.".contains(&c);
-        let mut bytes = [0; 63];
-        bytes
-            .get_mut(..name.len())?
-            .copy_from_slice(name.as_bytes());
-        (!name.is_empty() && name.bytes().all(good)).then_some(Self {
-            bytes,
-            len: name.len() as u8,
-        })
-    }
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
-        core::str::from_utf8(bytes).unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for VmName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// What the host adds to an image to make a VM.
-pub struct Parts<H: Host> {
-    /// Its name.
-    pub name: VmName,
-    /// guest.img.
-    pub image: ImageBytes,
-    /// Gives the frames behind its RAM.
-    pub ram: H::Ram,
-    /// Told when the VM's state has changed. Called on a vCPU's thread or the caller's own; must not call back.
-    pub observer: Box<dyn Observer>,
-}
-
-/// Whoever waits for a VM.
-pub trait Observer: Send + Sync {
-    /// [`Vm::state`] answers something new, or [`Vm::is_dead`] does. *Thread.*
-    fn state_changed(&self);
-}
-
-/// Why a VM could not be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CreateError {
-    /// The host has no memory for it.
-    NoMemory,
-    /// The image is bad.
-    Image(ImageError),
-    /// The image is good, but its kernel cannot be started.
-    Boot(BootError),
-    /// A vCPU is pinned to a CPU that the host does not have, or that is offline.
-    NoSuchCpu(CpuId),
-}
-
-impl From<NoMemory> for CreateError {
-    fn from(_: NoMemory) -> Self {
-        Self::NoMemory
-    }
-}
-
-impl fmt::Display for CreateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoMemory => {
-                f.write_str("the host has no memory for this VM: free some, or give the guest less")
-            }
-            Self::Image(error) => error.fmt(f),
-            Self::Boot(error) => error.fmt(f),
-            Self::NoSuchCpu(cpu) => write!(
-                f,
-                "a vCPU is pinned to CPU {}, which this host does not have, or which is offline",
-                cpu.0
-            ),
-        }
-    }
-}
-
-/// Why a vCPU was not moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MoveError {
-    /// The VM has no vCPU of that number.
-    NoSuchVcpu,
-    /// The host has no such CPU, or it is not online.
-    NoSuchCpu(CpuId),
-    /// The VM has stopped, or is about to.
-    Stopped,
-}
-
-impl From<NoSuchCpu> for MoveError {
-    fn from(NoSuchCpu(cpu): NoSuchCpu) -> Self {
-        Self::NoSuchCpu(cpu)
-    }
-}
+pub use error::{CreateError, MoveError};
+pub use parts::{ImageBytes, Observer, OpenStream, Parts, VmName};
+pub use run_state::DEAD;
+pub use states::{LifeError, State};
+pub use stop_reason::StopReason;
 
 /// A virtual machine on host `H`, run by backend `B`.
 pub struct Vm<H: Host, B: Backend<H>> {
-    name: VmName,
-    host: H,
+    /// What its vCPUs see of it.
+    shared: VmShared<H>,
     backend: H::Shared<B>,
     image: ImageBytes,
-    observer: Box<dyn Observer>,
-    memory: Memory<H>,
-    clock: VmClock<H>,
-    chipset: H::SpinLock<Chipset>,
-    bus: Bus<H>,
     vcpus: Vec<VcpuSlot<H, B>>,
     /// Features that its processors do not have, whatever the host's has.
     without: FeatureSet,
-    /// [`life::RunState`], which vCPUs look at before each entry.
-    run_state: AtomicU8,
     /// vCPU threads that have not ended.
     alive: AtomicU32,
-    /// vCPU threads that wait for a reset or the end of a pause.
+    /// vCPU threads that wait for a reset.
     waiting: AtomicU32,
-    life: H::Mutex<life::Life>,
     /// Held over launch, stop and the like, one at a time.
     control: H::Mutex<()>,
-    power: route::PowerSwitch,
-    on_triple_fault: OnTripleFault,
-    stuck: stuck::Stuck,
-    /// The log has it that the VM is dead.
-    told_dead: AtomicBool,
 }
 
-struct VcpuSlot<H: Host, B: Backend<H>> {
-    shared: VcpuShared<H>,
-    /// Out of its slot while its thread runs it.
-    vcpu: H::Mutex<Option<Box<Vcpu<H, B>>>>,
-}
+/// A vCPU, which is out of its slot while its thread runs it.
+type VcpuSlot<H, B> = <H as Host>::Mutex<Option<Box<Vcpu<H, B>>>>;
 
 impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// Makes a VM and loads its kernel; launches nothing. `stream` opens the byte stream of a name. *Thread.*
@@ -208,27 +105,31 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let format = backend.table_format();
         let memory = Memory::new(host, parts.ram, machine.memory_bytes, format)?;
         let without = machine.without;
-        let vcpus = VcpuSlot::all(host, &*backend, &memory, &parts.name, &machine)?;
+        let vcpus = make_vcpus(host, &*backend, &memory, &parts.name, &machine)?;
         let bus = pc::build(host, &machine, stream)?;
+        // Nothing of it is made elsewhere and moved here: that would take room on the stack twice.
         Ok(host.share(Self {
-            chipset: host.spin_lock(LockClass::Chipset, Chipset::new())?,
-            bus,
-            life: host.mutex(LockClass::VmState, life::Life::new())?,
+            shared: VmShared {
+                chipset: host.spin_lock(LockClass::Chipset, Chipset::new())?,
+                bus,
+                vcpus: vcpus.0,
+                life: host.mutex(LockClass::VmState, Life::new())?,
+                run_state: AtomicU8::new(RunState::Stopped as u8),
+                power: PowerSwitch::new(),
+                on_triple_fault: machine.on_triple_fault,
+                stuck: Stuck::new(),
+                told_dead: AtomicBool::new(false),
+                name: parts.name,
+                host: host.clone(),
+                observer: parts.observer,
+                memory,
+                clock: VmClock::new(host),
+            },
             control: host.mutex(LockClass::VmControl, ())?,
-            run_state: AtomicU8::new(life::RunState::Stopped as u8),
             alive: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            power: route::PowerSwitch::new(),
-            on_triple_fault: machine.on_triple_fault,
-            stuck: stuck::Stuck::new(),
-            told_dead: AtomicBool::new(false),
-            name: parts.name,
-            host: host.clone(),
             backend,
-            observer: parts.observer,
-            memory,
-            clock: VmClock::new(host),
-            vcpus,
+            vcpus: vcpus.1,
             without,
             image: parts.image,
         })?)
@@ -236,15 +137,15 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// Its name.
     pub fn name(&self) -> &str {
-        self.name.as_str()
+        self.shared.name()
     }
     /// Its RAM.
     pub fn memory(&self) -> &Memory<H> {
-        &self.memory
+        self.shared.memory()
     }
     /// How many vCPUs it has.
     pub fn vcpus(&self) -> u32 {
-        self.vcpus.len() as u32
+        self.shared.vcpu_count()
     }
     /// Which features its processors have, and why not the others: gives what `read` makes of it.
     pub fn judge_features<T>(&self, read: impl FnOnce(&Judge<'_>) -> T) -> T {
@@ -252,9 +153,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
     /// The thread of a vCPU.
     pub fn thread(&self, vcpu: u32) -> Option<&H::Thread> {
-        self.vcpus
-            .get(vcpu as usize)
-            .map(|slot| slot.shared.thread())
+        self.shared.thread(vcpu)
     }
     /// The CPU to which a vCPU is pinned; `None` if it may run on any. *Thread.*
     pub fn pin(&self, vcpu: u32) -> Option<CpuId> {
@@ -274,9 +173,8 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
     /// A vCPU's counters now, of which those of its time are all of its time. *Thread.*
     pub fn counters(&self, vcpu: u32) -> Snapshot {
-        self.vcpus
-            .get(vcpu as usize)
-            .map_or(Snapshot::ZERO, |slot| slot.shared.counters(&self.host))
+        let counters = |vcpu: &VcpuShared<H>| vcpu.counters(self.shared.host());
+        self.shared.vcpu(vcpu).map_or(Snapshot::ZERO, counters)
     }
     /// What a vCPU of a VM looks like inside that has stopped or was not launched yet; else `None`, and if there is no such
     /// vCPU. *Thread.*
@@ -285,80 +183,36 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             return None;
         }
         let slot = self.vcpus.get(vcpu as usize)?;
-        let vcpu = slot.vcpu.lock();
-        vcpu.as_ref().map(|vcpu| vcpu.report(&self.memory))
+        let vcpu = slot.lock();
+        vcpu.as_ref().map(|vcpu| vcpu.report(self.memory()))
     }
-    /// The devices' saved state, with the interrupt controllers' first.
+    /// Its devices, on the buses. The interrupt controllers are not among them.
     pub fn bus(&self) -> &Bus<H> {
-        &self.bus
+        self.shared.bus()
     }
 
     /// New input waits in a stream. *Thread.*
     pub fn input_ready(&self) {
-        let nearer = self.bus.input_ready(&self.cx());
-        self.tell_of_deadline(None, nearer);
+        self.shared.input_ready();
     }
 
     /// Takes the frames behind a range away from the guest and gives them to their provider; each comes back when it is
     /// next touched. Returns how many went. *Thread.*
     pub fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
-        self.memory.revoke(from, bytes, || self.wait_for_flush())
-    }
-
-    /// Returns when no vCPU is in the guest with translations older than the memory's generation.
-    fn wait_for_flush(&self) {
-        let generation = self.memory.generation();
-        for slot in &self.vcpus {
-            slot.shared.leave_guest(&self.host, generation);
-        }
-    }
-
-    pub(crate) fn host(&self) -> &H {
-        &self.host
-    }
-    pub(crate) fn backend(&self) -> &B {
-        &self.backend
-    }
-    pub(crate) fn chipset(&self) -> &H::SpinLock<Chipset> {
-        &self.chipset
-    }
-    pub(crate) fn clock(&self) -> &VmClock<H> {
-        &self.clock
-    }
-    pub(crate) fn shared(&self, vcpu: u32) -> Option<&VcpuShared<H>> {
-        self.vcpus.get(vcpu as usize).map(|slot| &slot.shared)
-    }
-    pub(crate) fn log(&self, level: Level, line: fmt::Arguments<'_>) {
-        self.host.log(level, Scope::Vm(self.name()), line);
-    }
-
-    /// The machine as devices see it.
-    pub(crate) fn cx(&self) -> Cx<'_> {
-        Cx {
-            clock: &self.clock,
-            irqs: self,
-            memory: &self.memory,
-            power: &self.power,
-            translations: self,
-        }
+        self.shared.revoke(from, bytes)
     }
 
     /// Loads the kernel, and notes the first vCPU's state at its entry.
     #[inline(never)]
     fn load_image(&self) -> Result<(), CreateError> {
         let machine = machine_of(Image::parse_again((*self.image).as_ref()))?;
-        let boot_state = boot::load(&machine, &self.memory).map_err(|error| match error {
+        let boot_state = boot::load(&machine, self.memory()).map_err(|error| match error {
             // Not the machine's memory is too small, but the host's.
-            BootError::NotRam(NotRam(at)) if self.memory.is_ram(at) => CreateError::NoMemory,
+            BootError::NotRam(NotRam(at)) if self.memory().is_ram(at) => CreateError::NoMemory,
             error => CreateError::Boot(error),
         })?;
-        self.life.lock().boot_state = boot_state;
+        self.shared.life.lock().boot_state = boot_state;
         Ok(())
-    }
-
-    /// What the first vCPU starts with.
-    pub(crate) fn boot_state(&self) -> CpuState {
-        self.life.lock().boot_state
     }
 }
 
@@ -370,48 +224,49 @@ fn machine_of(image: Result<Image<'_>, ImageError>) -> Result<Machine<'_>, Creat
         .map_err(CreateError::Image)
 }
 
-impl<H: Host, B: Backend<H>> VcpuSlot<H, B> {
-    /// All vCPUs of a machine.
-    #[inline(never)]
-    fn all(
-        host: &H,
-        backend: &B,
-        memory: &Memory<H>,
-        name: &VmName,
-        machine: &Machine<'_>,
-    ) -> Result<Vec<Self>, CreateError> {
-        let features = features::judge(backend, machine.without, |judge| judge.features());
-        let mut vcpus = Vec::new();
-        for index in 0..machine.vcpus {
-            let pin = machine.pin(index).map(CpuId);
-            if let Some(cpu) = pin.filter(|cpu| cpu.0 >= host.cpu_limit()) {
-                return Err(CreateError::NoSuchCpu(cpu));
-            }
-            let whose = (name, index, machine.vcpus);
-            vcpus.try_push(Self::new(host, (backend, &features), memory, whose, pin)?)?;
-        }
-        Ok(vcpus)
-    }
+/// vCPUs in two parts: what everybody may touch, and the rest.
+type VcpuParts<H, B> = (Vec<VcpuShared<H>>, Vec<VcpuSlot<H, B>>);
 
-    #[inline(never)]
-    fn new(
-        host: &H,
-        (backend, features): (&B, &GuestFeatures),
-        memory: &Memory<H>,
-        (name, index, count): (&VmName, u32, u32),
-        pin: Option<CpuId>,
-    ) -> Result<Self, CreateError> {
-        let thread = host.thread(format_args!("v3-{}/{index}", name.as_str()), pin)?;
-        if pin.is_some() {
-            let moved = thread.move_to(pin);
-            moved.map_err(|NoSuchCpu(cpu)| CreateError::NoSuchCpu(cpu))?;
+/// All vCPUs of a machine.
+#[inline(never)]
+fn make_vcpus<H: Host, B: Backend<H>>(
+    host: &H,
+    backend: &B,
+    memory: &Memory<H>,
+    name: &VmName,
+    machine: &Machine<'_>,
+) -> Result<VcpuParts<H, B>, CreateError> {
+    let features = features::judge(backend, machine.without, |judge| judge.features());
+    let (mut all_shared, mut slots) = (Vec::new(), Vec::new());
+    for index in 0..machine.vcpus {
+        let pin = machine.pin(index).map(CpuId);
+        if let Some(cpu) = pin.filter(|cpu| cpu.0 >= host.cpu_limit()) {
+            return Err(CreateError::NoSuchCpu(cpu));
         }
-        let mut arch = backend.vcpu(host, features)?;
-        arch.set_table_root(memory.root());
-        let vcpu = crate::alloc_ext::try_box(Vcpu::new(arch, backend, features, (index, count)))?;
-        Ok(Self {
-            shared: VcpuShared::new(index, thread),
-            vcpu: host.mutex(LockClass::VcpuSlot, Some(vcpu))?,
-        })
+        let whose = (name, index, machine.vcpus);
+        let (shared, slot) = make_vcpu(host, (backend, &features), memory, whose, pin)?;
+        all_shared.try_push(shared)?;
+        slots.try_push(slot)?;
     }
+    Ok((all_shared, slots))
+}
+
+#[inline(never)]
+fn make_vcpu<H: Host, B: Backend<H>>(
+    host: &H,
+    (backend, features): (&B, &GuestFeatures),
+    memory: &Memory<H>,
+    (name, index, count): (&VmName, u32, u32),
+    pin: Option<CpuId>,
+) -> Result<(VcpuShared<H>, VcpuSlot<H, B>), CreateError> {
+    let thread = host.thread(format_args!("v3-{}/{index}", name.as_str()), pin)?;
+    if pin.is_some() {
+        let moved = thread.move_to(pin);
+        moved.map_err(|NoSuchCpu(cpu)| CreateError::NoSuchCpu(cpu))?;
+    }
+    let mut arch = backend.vcpu(host, features)?;
+    arch.set_table_root(memory.root());
+    let vcpu = crate::alloc_ext::try_box(Vcpu::new(arch, backend, features, (index, count)))?;
+    let slot = host.mutex(LockClass::VcpuSlot, Some(vcpu))?;
+    Ok((VcpuShared::new(index, thread), slot))
 }

@@ -2,6 +2,7 @@
 //! The machine that an image describes: a PC's devices at a PC's addresses.
 #![forbid(unsafe_code)]
 
+use super::parts::OpenStream;
 use crate::alloc_ext::try_box;
 use crate::devices::acpi::SCI_IRQ;
 use crate::devices::bus::Bus;
@@ -11,7 +12,6 @@ use crate::devices::{
 use crate::host::{Host, NoMemory};
 use crate::image::Machine;
 use crate::memory::LOW_RAM_END;
-use crate::vm::OpenStream;
 
 /// The stream that the debug ports 0x402 and 0xe9 write to.
 pub const DEBUG_STREAM: &str = "debug";

@@ -4,7 +4,7 @@
 //!
 //! Kernels read one of several families of leaves, by vendor and age. All say the same here.
 
-use super::Cpu;
+use super::cpu::Cpu;
 
 /// How many low bits of an APIC id tell the cores apart.
 fn width(cpu: &Cpu<'_>) -> u32 {
@@ -71,7 +71,7 @@ mod tests {
     use crate::features::{testing, Feature};
 
     /// Where a CPU is, and among how many: package, core, cores of the package, threads of the core.
-    type Place = (u32, u32, u32, u32);
+    type CpuPosition = (u32, u32, u32, u32);
 
     /// What CPU `index` of `count` answers on a host.
     fn ask(
@@ -113,7 +113,7 @@ mod tests {
     }
 
     /// By the levels of leaf 0xb, as new kernels do on every processor.
-    fn by_levels(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> Place {
+    fn by_levels(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> CpuPosition {
         let [smt, threads, ..] = ask(0xb, 0);
         let [width, all, _, id] = ask(0xb, 1);
         let core = (id & ((1 << width) - 1)) >> smt;
@@ -121,7 +121,7 @@ mod tests {
     }
 
     /// By leaves 1 and 4, as old kernels do where there are no extended leaves.
-    fn by_leaf_4(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> Place {
+    fn by_leaf_4(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> CpuPosition {
         let [_, ebx, _, edx] = ask(1, 0);
         let (id, logical) = (ebx >> 24, ebx >> 16 & 0xff);
         let core_ids = (ask(4, 0)[0] >> 26) + 1;
@@ -131,7 +131,7 @@ mod tests {
     }
 
     /// By leaf 0x8000_0008, as old kernels do where it is not reserved.
-    fn by_cores(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> Place {
+    fn by_cores(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> CpuPosition {
         let [_, ebx, ..] = ask(1, 0);
         let (id, ecx) = (ebx >> 24, ask(0x8000_0008, 0)[2]);
         let (cores, width) = ((ecx & 0xff) + 1, ecx >> 12 & 0xf);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     /// By leaf 0x8000_001e, as kernels do where there are topology extensions.
-    fn by_extensions(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> Place {
+    fn by_extensions(ask: &dyn Fn(u32, u32) -> [u32; 4]) -> CpuPosition {
         assert_ne!(ask(0x8000_0001, 0)[2] & 1 << 22, 0);
         let [id, ebx, ecx, _] = ask(0x8000_001e, 0);
         let (cores, threads) = ((ask(0x8000_0008, 0)[2] & 0xff) + 1, (ebx >> 8 & 0xff) + 1);
@@ -154,7 +154,7 @@ mod tests {
         (0, ebx & 0xff, cores, threads)
     }
 
-    fn each_cpu(extended: bool, test: impl Fn(&dyn Fn(u32, u32) -> [u32; 4], Place)) {
+    fn each_cpu(extended: bool, test: impl Fn(&dyn Fn(u32, u32) -> [u32; 4], CpuPosition)) {
         for count in 1..=64 {
             for index in 0..count {
                 let host = host(extended);

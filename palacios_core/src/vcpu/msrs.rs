@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The model-specific registers of a vCPU that neither the backend nor the local APIC holds.
+#![forbid(unsafe_code)]
+
+use crate::backend::family::{Content, FamilyRegisters, SLOTS};
+use crate::backend::{Backend, Features};
+use crate::features::GuestFeatures;
+use crate::host::Host;
+
+const MTRR_FIRST: u32 = 0x200;
+const MTRR_LAST_VARIABLE: u32 = 0x20f;
+const MTRR_DEF_TYPE: u32 = 0x2ff;
+/// Enabled, fixed ranges too; what no range covers is write-back. Firmware would have set it so.
+const MTRR_DEFAULT: u64 = 1 << 11 | 1 << 10 | 6;
+/// Eight pairs, eleven fixed ranges, the default type.
+const MTRRS: usize = 28;
+/// The first of the three leaves with the processor's name.
+const NAME_LEAF: u32 = 0x8000_0002;
+
+/// The registers, and what they depend on.
+#[derive(Clone, Debug)]
+pub(super) struct Msrs {
+    backend: Features,
+    guest: GuestFeatures,
+    /// Kept, not obeyed: nested paging gives guests write-back memory.
+    mtrrs: [u64; MTRRS],
+    pub(super) mcg_status: u64,
+    /// What the guest wrote to registers of the vendor's table.
+    family: [u64; SLOTS],
+}
+
+impl Msrs {
+    pub(super) fn new<H: Host, B: Backend<H>>(backend: &B, guest: &GuestFeatures) -> Self {
+        let mut msrs = Self {
+            backend: backend.features(),
+            guest: *guest,
+            mtrrs: [0; MTRRS],
+            mcg_status: 0,
+            family: [0; SLOTS],
+        };
+        msrs.power_on::<H, B>();
+        msrs
+    }
+    /// As firmware leaves them.
+    pub(super) fn power_on<H: Host, B: Backend<H>>(&mut self) {
+        self.mtrrs = [0; MTRRS];
+        if let Some(default) = self.mtrrs.last_mut() {
+            *default = MTRR_DEFAULT;
+        }
+        self.mcg_status = 0;
+        for row in B::FAMILY {
+            if let Content::Kept { slot, initial, .. } = row.content {
+                self.family[slot as usize] = initial;
+            }
+        }
+    }
+    /// What the backend offers.
+    pub(super) fn backend(&self) -> &Features {
+        &self.backend
+    }
+    /// What the guest has.
+    pub(super) fn guest(&self) -> &GuestFeatures {
+        &self.guest
+    }
+
+    /// Where a register of memory types is kept.
+    pub(super) fn mtrr(&mut self, index: u32) -> Option<&mut u64> {
+        let slot = match index {
+            MTRR_FIRST..=MTRR_LAST_VARIABLE => index - MTRR_FIRST,
+            0x250 => 16,
+            0x258..=0x259 => 17 + (index - 0x258),
+            0x268..=0x26f => 19 + (index - 0x268),
+            MTRR_DEF_TYPE => 27,
+            _ => return None,
+        };
+        self.mtrrs.get_mut(slot as usize)
+    }
+
+    /// A register of the vendor's table.
+    pub(super) fn family<H: Host, B: Backend<H>>(&self, backend: &B, index: u32) -> Option<u64> {
+        let row = FamilyRegisters::find(B::FAMILY, index)?;
+        match row.content {
+            Content::Constant(value) | Content::ReadOnly(value) => Some(value),
+            Content::WriteOnly => None,
+            Content::Kept { slot, .. } => Some(self.family[slot as usize]),
+            Content::Cpuid(high, low) => {
+                let high = high.map_or(0, |word| self.guest.word(word));
+                Some(joined(high, self.guest.word(low)))
+            }
+            Content::Name => {
+                let at = index.wrapping_sub(row.first);
+                let [a, b, c, d] = backend.cpuid(NAME_LEAF.wrapping_add(at / 2), 0);
+                Some(match at % 2 {
+                    0 => joined(b, a),
+                    _ => joined(d, c),
+                })
+            }
+        }
+    }
+    /// Writes one; `false` if it takes nothing, or is in no table.
+    pub(super) fn set_family<H: Host, B: Backend<H>>(&mut self, index: u32, value: u64) -> bool {
+        match FamilyRegisters::find(B::FAMILY, index).map(|row| row.content) {
+            None | Some(Content::ReadOnly(_)) => false,
+            Some(Content::Kept { slot, writable, .. }) => {
+                let kept = &mut self.family[slot as usize];
+                *kept = *kept & !writable | value & writable;
+                true
+            }
+            Some(Content::Constant(_) | Content::WriteOnly) => true,
+            Some(Content::Cpuid(..) | Content::Name) => true,
+        }
+    }
+}
+
+fn joined(high: u32, low: u32) -> u64 {
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Whether an MTRR takes `value` (SDM 3A: 11.11.2): memory types that there are, and nothing in reserved bits.
+pub(super) fn valid_mtrr(index: u32, value: u64, physical_bits: u8) -> bool {
+    const MASK_RESERVED: u64 = 0x7ff;
+    const BASE_RESERVED: u64 = 0xf00;
+    const DEF_TYPE_BITS: u64 = 0xcff;
+    let is_type = |byte: u64| matches!(byte & 0xff, 0 | 1 | 4 | 5 | 6);
+    let too_high = u64::MAX.checked_shl(physical_bits.into()).unwrap_or(0);
+    match index {
+        MTRR_FIRST..=MTRR_LAST_VARIABLE if index & 1 != 0 => {
+            value & (MASK_RESERVED | too_high) == 0
+        }
+        MTRR_FIRST..=MTRR_LAST_VARIABLE => {
+            value & (BASE_RESERVED | too_high) == 0 && is_type(value)
+        }
+        MTRR_DEF_TYPE => value & !DEF_TYPE_BITS == 0 && is_type(value),
+        _ => value
+            .to_le_bytes()
+            .iter()
+            .all(|byte| is_type((*byte).into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_types_are_checked() {
+        for kind in 0..=255u64 {
+            let known = [0, 1, 4, 5, 6].contains(&kind);
+            assert_eq!(valid_mtrr(MTRR_DEF_TYPE, kind | 0xc00, 48), known);
+            assert_eq!(valid_mtrr(0x200, kind | 0x8000_0000, 48), known);
+            for byte in 0..8 {
+                assert_eq!(valid_mtrr(0x250, kind << (8 * byte), 48), known);
+            }
+        }
+        assert!(valid_mtrr(0x20f, 0xffff_ffff_f800, 48));
+        for reserved in [1, 1 << 10, 1 << 48, 1 << 63] {
+            assert!(!valid_mtrr(0x20f, reserved, 48), "{reserved:#x}");
+        }
+        for reserved in [1 << 8, 1 << 11, 1 << 48, 1 << 63] {
+            assert!(!valid_mtrr(0x20e, reserved, 48), "{reserved:#x}");
+        }
+        for reserved in [1 << 8, 1 << 9, 1 << 12, 1 << 63] {
+            assert!(!valid_mtrr(MTRR_DEF_TYPE, reserved, 48), "{reserved:#x}");
+        }
+    }
+}

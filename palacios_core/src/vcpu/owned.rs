@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A virtual CPU, as its thread owns it: its parts, and the states that it begins in.
+#![forbid(unsafe_code)]
+
+use super::context::RunContext;
+use super::last_exits::LastExits;
+use super::msrs::Msrs;
+use super::pvclock::PvClock;
+use super::shared::VcpuShared;
+use super::tick_cost::TickCost;
+use super::tsc::Tsc;
+use crate::backend::{Backend, BackendVcpu, Event};
+use crate::features::GuestFeatures;
+use crate::host::{CpuId, Host};
+use crate::interrupts::lapic::LocalApic;
+use crate::state::{cr0, CpuState, Exception};
+use crate::vm::stop_reason::StopReason;
+use bitflags::bitflags;
+
+/// What a vCPU does when nobody stops it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Executes instructions.
+    Active,
+    /// Waits in `HLT` for an interrupt.
+    Halted,
+    /// Waits to be started by another vCPU.
+    WaitForStartup,
+}
+
+bitflags! {
+    /// What waits for the guest to take interrupts. One byte, so that an entry that nothing waits for looks once.
+    #[derive(Clone, Copy, Debug)]
+    pub(super) struct WaitsFor: u8 {
+        /// The PIC pair may have an interrupt for this vCPU.
+        const PIC = 1 << 0;
+        /// A tick is measured, and ends then.
+        const TICK_END = 1 << 1;
+    }
+}
+
+/// The last instruction of a guest is executed again.
+pub(super) struct Replay {
+    pub(super) rip: u64,
+    pub(super) rflags: u64,
+    /// What the triple fault cut short.
+    pub(super) event: Option<Event>,
+    /// The exits before it.
+    pub(super) exits: LastExits,
+}
+
+/// A virtual CPU, as its thread owns it.
+pub struct Vcpu<H: Host, B: Backend<H>> {
+    pub(super) arch: B::Vcpu,
+    pub(super) index: u32,
+    pub(super) count: u32,
+    pub(super) apic: LocalApic,
+    pub(super) msrs: Msrs,
+    pub(super) activity: Activity,
+    /// An exception to deliver at the next entry.
+    pub(super) fault: Option<Exception>,
+    /// An event whose delivery an exit cut short, to deliver again at the next entry.
+    pub(super) interrupted: Option<Event>,
+    /// An interrupt or NMI that was cut short by an exception: to deliver again once the guest takes it.
+    pub(super) held: Option<Event>,
+    /// NMIs to deliver, at most two.
+    pub(super) waiting_nmis: u8,
+    /// Counted among those that only another vCPU can wake.
+    pub(super) stuck: bool,
+    /// What waits for the guest to take interrupts, besides the local APIC's.
+    pub(super) waits_for: WaitsFor,
+    pub(super) tick_cost: TickCost,
+    /// The memory generation that the last flush covers.
+    pub(super) generation: u64,
+    pub(super) last_exits: LastExits,
+    /// What a triple fault began with.
+    pub(super) cause_of_death: Option<Event>,
+    pub(super) replay: Option<Replay>,
+    pub(super) tsc: Tsc,
+    pub(super) pvclock: PvClock,
+    /// The vCPU that got the CPU when this one last spun.
+    pub(super) yielded_to: u32,
+    /// Ticks of the host's counter in the guest, since the window opened.
+    pub(super) guest_ticks: u64,
+    pub(super) armed_ns: Option<u64>,
+    /// What the host's clock was ahead of the VM's before that was armed.
+    pub(super) behind_ns: u64,
+    /// The length of the instruction that exited, where the hardware gives none.
+    pub(super) length: Option<u8>,
+    /// Timers changed: leave the window and arm them.
+    pub(super) rearm: bool,
+    /// Why the VM must stop; told once out of the window.
+    pub(super) stopping: Option<StopReason>,
+    /// In a window, where nothing may sleep.
+    pub(super) in_window: bool,
+    /// The host CPU of its last window.
+    pub(super) cpu: Option<CpuId>,
+}
+
+impl<H: Host, B: Backend<H>> Vcpu<H, B> {
+    /// vCPU `index` of `count`, of a guest with these features.
+    pub(crate) fn new(
+        arch: B::Vcpu,
+        backend: &B,
+        features: &GuestFeatures,
+        (index, count): (u32, u32),
+    ) -> Self {
+        Self {
+            arch,
+            index,
+            count,
+            apic: new_apic(index, backend),
+            msrs: Msrs::new(backend, features),
+            activity: Activity::WaitForStartup,
+            fault: None,
+            interrupted: None,
+            held: None,
+            waiting_nmis: 0,
+            stuck: false,
+            waits_for: WaitsFor::empty(),
+            tick_cost: TickCost::default(),
+            generation: 0,
+            last_exits: LastExits::new(),
+            cause_of_death: None,
+            replay: None,
+            tsc: Tsc::default(),
+            pvclock: PvClock::default(),
+            yielded_to: index,
+            guest_ticks: 0,
+            armed_ns: None,
+            behind_ns: 0,
+            length: None,
+            rearm: false,
+            stopping: None,
+            in_window: false,
+            cpu: None,
+        }
+    }
+
+    /// The state after power-on: the first vCPU at the kernel's entry, the others waiting to be started. What others may
+    /// have left for it by now stays: [`reset_shared`] came before.
+    pub(crate) fn reset(&mut self, context: &RunContext<'_, H, B>) {
+        self.unstick(context);
+        self.msrs.power_on::<H, B>();
+        self.apic = new_apic(self.index, context.backend);
+        self.pvclock = PvClock::new(context.shared.waited_ns());
+        self.tsc.reset();
+        let first = self.index == 0;
+        let state = if first {
+            context.vm.boot_state()
+        } else {
+            STOPPED
+        };
+        self.arch.power_on();
+        self.init(&state);
+        self.activity = if first {
+            Activity::Active
+        } else {
+            Activity::WaitForStartup
+        };
+        self.waits_for = WaitsFor::empty();
+        self.armed_ns = None;
+        self.arch.flush_tlb();
+    }
+
+    /// Takes `state`, with nothing left of what was under way.
+    pub(super) fn init(&mut self, state: &CpuState) {
+        self.arch.set_state(state);
+        self.arch.set_interrupt_shadow(false);
+        self.arch.request_interrupt_window(None);
+        self.arch.request_nmi_window(false);
+        (self.fault, self.interrupted, self.held) = (None, None, None);
+        (self.waiting_nmis, self.length) = (0, None);
+        self.forget_tick();
+    }
+}
+
+/// What others see of vCPU `index` after power-on. For all vCPUs before any of them runs: what the first one sends must not
+/// get lost because another's thread is late.
+pub(crate) fn reset_shared<H: Host, B: Backend<H>>(shared: &VcpuShared<H>, backend: &B) {
+    shared.pending.clear();
+    shared.set_filter(new_apic(shared.index(), backend).filter());
+}
+
+/// A local APIC as firmware leaves it.
+fn new_apic<H: Host, B: Backend<H>>(index: u32, backend: &B) -> LocalApic {
+    let mut apic = LocalApic::new(index, index == 0, backend.features().physical_bits);
+    if index == 0 {
+        apic.enter_virtual_wire_mode();
+    }
+    apic
+}
+
+/// How firmware leaves a CPU that it does not boot from: its caches are on, which a kernel need not see to.
+pub(super) const STOPPED: CpuState = {
+    let mut state = CpuState::reset();
+    state.control.cr0 &= !(cr0::CD | cr0::NW);
+    state
+};

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU's loop: what is due outside of the guest, then a window of entries, again and again.
+#![forbid(unsafe_code)]
+
+use super::context::RunContext;
+use super::owned::{Activity, Vcpu, WaitsFor};
+use super::times::TimeClass;
+use crate::backend::{Backend, BackendVcpu, Exit};
+use crate::host::{CpuId, Host, Thread};
+use crate::state::rflags;
+use crate::stats::Counter;
+use crate::vm::states::{RunDecision, RunEnd};
+
+impl<H: Host, B: Backend<H>> Vcpu<H, B> {
+    /// Runs until the VM stops or is to be reset.
+    pub(crate) fn run(&mut self, context: &RunContext<'_, H, B>) -> RunEnd {
+        let (vm, shared) = (context.vm, context.shared);
+        shared.turn_to(vm.host(), TimeClass::Handling, 0);
+        loop {
+            self.take_events(context);
+            if let Some(reason) = self.stopping.take() {
+                vm.vcpu_failed(reason);
+            }
+            match vm.wait_to_run(self.index) {
+                RunDecision::Run => {}
+                RunDecision::LookAgain => {
+                    self.armed_ns = None;
+                    continue;
+                }
+                RunDecision::Reset => return RunEnd::Reset,
+                RunDecision::End => break,
+            }
+            if vm.honour_power_request() {
+                continue;
+            }
+            self.tick(context);
+            if !self.runnable(context) {
+                self.idle(context);
+                continue;
+            }
+            if !self.publish_clock(context) {
+                continue;
+            }
+            if let Some(exit) = self.enter(context) {
+                self.dispatch(context, exit);
+            }
+        }
+        self.unstick(context);
+        shared.thread().arm(None);
+        shared.turn_to(vm.host(), TimeClass::NotRunning, 0);
+        RunEnd::Stop
+    }
+
+    /// One window: enters the guest, again and again as long as its exits are settled quickly. `None`: nothing is left to
+    /// do outside.
+    fn enter(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
+        let (host, shared) = (context.vm.host(), context.shared);
+        shared.turn_to(host, TimeClass::Guest, 0);
+        self.guest_ticks = 0;
+        let exit = host.window(|cpu| self.in_window(context, cpu));
+        let guest_ns = context.vm.clock().ns_of_tsc(self.guest_ticks);
+        shared.turn_to(host, TimeClass::Handling, guest_ns);
+        exit
+    }
+
+    fn in_window(&mut self, context: &RunContext<'_, H, B>, cpu: CpuId) -> Option<Exit> {
+        let (host, backend) = (context.vm.host(), context.backend);
+        if self.cpu.replace(cpu).is_some_and(|last| last != cpu) {
+            context.shared.stats.add(Counter::CpuChanges, 1);
+        }
+        self.arch.load(host, backend, cpu);
+        self.in_window = true;
+        self.load_tsc(context);
+        let exit = match self.timer_came(context) {
+            true => None,
+            false => self.entries(context),
+        };
+        self.unload_tsc(context);
+        self.in_window = false;
+        self.arch.unload(host, backend);
+        exit
+    }
+
+    /// Enters until an exit needs more than a window.
+    fn entries(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
+        let (host, backend) = (context.vm.host(), context.backend);
+        loop {
+            if !self.before_entry(context) {
+                context.shared.stats.add(Counter::Pending, 1);
+                return None;
+            }
+            context.shared.stats.add(Counter::Entries, 1);
+            let begin = backend.tsc();
+            let exit = self.arch.enter(host);
+            let ticks = backend.tsc().wrapping_sub(begin);
+            self.guest_ticks = self.guest_ticks.wrapping_add(ticks);
+            self.after_exit(context, &exit);
+            if !self.settle(context, exit) {
+                return Some(exit);
+            }
+            context.shared.stats.add(Counter::Settled, 1);
+            if self.must_leave() || host.window_must_end() {
+                return None;
+            }
+        }
+    }
+
+    /// There is something to do before the next entry that needs more than a window.
+    fn must_leave(&self) -> bool {
+        self.rearm || self.pvclock.is_due() || self.stopping.is_some()
+    }
+
+    /// The armed time came. If that was before the window opened, its kick found nobody in the guest.
+    fn timer_came(&self, context: &RunContext<'_, H, B>) -> bool {
+        self.armed_ns.is_some_and(|at| at <= context.now().ns)
+    }
+
+    fn after_exit(&mut self, context: &RunContext<'_, H, B>, exit: &Exit) {
+        context.shared.left_guest();
+        let kind = Counter::of_exit(exit);
+        if kind != Counter::Mmio {
+            context.shared.stats.add(kind, 1);
+        }
+        self.last_exits.note(self.arch.rip(), kind);
+        if let Some(event) = self.arch.take_interrupted() {
+            self.interrupted = Some(event);
+        }
+        if self.apic.cr8() != self.arch.cr8() {
+            self.apic.set_cr8(self.arch.cr8());
+        }
+        self.length = None;
+    }
+
+    /// Handles an exit that needs no lock that sleeps, inside the window. `false`: it is left to [`Vcpu::dispatch`].
+    fn settle(&mut self, context: &RunContext<'_, H, B>, exit: Exit) -> bool {
+        match exit {
+            Exit::InterruptWindow => self.interrupt_window(context),
+            Exit::NmiWindow => true,
+            Exit::Cpuid | Exit::ReadMsr | Exit::WriteMsr | Exit::Hypercall => {
+                let known = self.arch.next_rip().is_some() || self.find_length(context);
+                if known {
+                    self.dispatch(context, exit);
+                }
+                known
+            }
+            _ => false,
+        }
+    }
+
+    /// Sleeps until something is pending.
+    fn idle(&mut self, context: &RunContext<'_, H, B>) {
+        if self.waits_for.contains(WaitsFor::TICK_END) {
+            // Its timers change, and are to be armed anew.
+            return self.tick_ends(context);
+        }
+        self.tell_priority(context);
+        if !self.stuck && self.only_events_wake() {
+            self.stuck = true;
+            context.vm.vcpu_is_stuck();
+        }
+        let pending = &context.shared.pending;
+        context.shared.park_unless(context.vm.host(), || {
+            pending.has_events() || pending.has_vectors()
+        });
+    }
+
+    /// Halted with interrupts off, or never started, and with no line that is an NMI.
+    fn only_events_wake(&self) -> bool {
+        match self.activity {
+            Activity::Active => false,
+            Activity::WaitForStartup => true,
+            Activity::Halted => {
+                self.arch.rflags() & rflags::IF == 0 && !self.apic.takes_pic_as_nmi()
+            }
+        }
+    }
+
+    pub(super) fn unstick(&mut self, context: &RunContext<'_, H, B>) {
+        if core::mem::take(&mut self.stuck) {
+            context.vm.vcpu_moves();
+        }
+    }
+}

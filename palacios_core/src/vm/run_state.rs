@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The run state of a VM: who changes it, and what its vCPUs do then.
+//!
+//! It is one atomic byte. Whoever changes it then calls every vCPU ([`VmShared::call_all`]); a vCPU looks at it before each
+//! entry.
+#![forbid(unsafe_code)]
+
+use super::shared::VmShared;
+use super::states::{LifeError, RunDecision, RunState, State};
+use super::stop_reason::StopReason;
+use crate::host::{Host, Level, Lock, Thread};
+use crate::image::OnTripleFault;
+use crate::interfaces::{PowerRequest, PowerSink};
+use crate::interrupts::pending::Events;
+use crate::vcpu::VcpuShared;
+use core::sync::atomic::Ordering;
+
+/// What a dead VM is told to its owner as: see [`Vm::is_dead`](super::Vm::is_dead).
+pub const DEAD: &str = "dead: every CPU is halted with interrupts off, or was never started";
+
+impl<H: Host> VmShared<H> {
+    /// What vCPUs are to do.
+    pub(crate) fn run_state(&self) -> RunState {
+        RunState::from_byte(self.run_state.load(Ordering::SeqCst))
+    }
+
+    /// The state, as the owner sees it. *Thread.*
+    pub(crate) fn state(&self) -> State {
+        match self.run_state() {
+            RunState::Running | RunState::Resetting => State::Running,
+            RunState::Paused => State::Paused,
+            RunState::Stopping => State::Stopping,
+            RunState::Stopped => {
+                let life = self.life.lock();
+                match (life.launched, life.reason) {
+                    (false, _) => State::Created,
+                    (true, reason) => State::Stopped(reason.unwrap_or(StopReason::Requested)),
+                }
+            }
+        }
+    }
+
+    /// Whether nothing can wake the guest any more: it runs, but each vCPU halts with interrupts off, or waits for another to
+    /// start it, and nothing is on its way to any. It can still be stopped. *Thread.*
+    pub(crate) fn is_dead(&self) -> bool {
+        let nothing_waits = || {
+            let posted = |vcpu: &VcpuShared<H>| vcpu.pending.has_events();
+            self.run_state() == RunState::Running
+                && !self.vcpus.iter().any(posted)
+                && !self.chipset.lock().sends_events()
+        };
+        self.stuck.all(self.vcpu_count(), nothing_waits)
+    }
+
+    /// A vCPU is stuck from now on; the last one finds that the VM is dead.
+    pub(crate) fn vcpu_is_stuck(&self) {
+        self.stuck.enter();
+        if self.is_dead() && !self.told_dead.swap(true, Ordering::SeqCst) {
+            self.log(Level::Warning, format_args!("{DEAD}"));
+            self.observer.state_changed();
+        }
+    }
+    /// A vCPU that was stuck no longer is; what woke it, it takes only now.
+    pub(crate) fn vcpu_moves(&self) {
+        self.stuck.leave();
+    }
+
+    /// Has the VM stop, and does not wait for that. *Thread.*
+    ///
+    /// # Errors
+    /// `WrongState` if it does not run.
+    pub(crate) fn stop(&self) -> Result<(), LifeError> {
+        if self.request_stop(StopReason::Requested) {
+            return Ok(());
+        }
+        match self.state() {
+            State::Stopping => Ok(()),
+            state => Err(LifeError::WrongState(state)),
+        }
+    }
+
+    /// A vCPU cannot go on: the machine ends, or starts anew where it is to do so after a triple fault.
+    pub(crate) fn vcpu_failed(&self, reason: StopReason) {
+        match (reason, self.on_triple_fault) {
+            (StopReason::TripleFault { .. }, OnTripleFault::Reset) => {
+                self.power.request(PowerRequest::Reset);
+            }
+            (reason, _) => _ = self.request_stop(reason),
+        }
+    }
+
+    /// Ends the VM for `reason`, the first one given. `false`: it is not running.
+    pub(crate) fn request_stop(&self, reason: StopReason) -> bool {
+        {
+            let mut life = self.life.lock();
+            let running = [RunState::Running, RunState::Paused, RunState::Resetting];
+            if !running
+                .into_iter()
+                .any(|from| self.change(from, RunState::Stopping))
+            {
+                return false;
+            }
+            life.reason = Some(reason);
+        }
+        self.call_all();
+        self.observer.state_changed();
+        true
+    }
+
+    /// Honours what the guest asked of its power supply; `false` if it asked nothing. The request stays: where the VM has
+    /// just been paused, a reset waits until it goes on.
+    pub(crate) fn honour_power_request(&self) -> bool {
+        let request = self.power.waiting();
+        match request {
+            None => {}
+            Some(PowerRequest::Off) => {
+                self.request_stop(StopReason::PoweredOff);
+            }
+            Some(PowerRequest::Exit(status)) => {
+                self.request_stop(StopReason::Exit(status));
+            }
+            Some(PowerRequest::Reset) => self.begin_reset(),
+        }
+        request.is_some()
+    }
+
+    fn begin_reset(&self) {
+        if self.change(RunState::Running, RunState::Resetting) {
+            self.call_all();
+        }
+    }
+
+    /// What a vCPU does next. While the VM is paused, it waits here.
+    pub(crate) fn wait_to_run(&self, index: u32) -> RunDecision {
+        match self.run_state() {
+            RunState::Running => RunDecision::Run,
+            RunState::Stopping | RunState::Stopped => RunDecision::End,
+            RunState::Paused => {
+                // No timer wakes it meanwhile. It is armed anew afterwards.
+                if let Some(thread) = self.thread(index) {
+                    thread.arm(None);
+                }
+                self.wait_while(index, RunState::Paused);
+                RunDecision::LookAgain
+            }
+            RunState::Resetting => RunDecision::Reset,
+        }
+    }
+
+    /// A vCPU's thread sleeps while the VM is in that state.
+    pub(super) fn wait_while(&self, index: u32, state: RunState) {
+        let Some(shared) = self.vcpu(index) else {
+            return;
+        };
+        while self.run_state() == state {
+            // Taken, so that the next change is news again, and comes with a call. The news of this very change may come only
+            // now, and on top of it none would.
+            shared.pending.take(Events::STATE);
+            shared.park_unless(&self.host, || {
+                self.run_state() != state || shared.pending.has(Events::STATE)
+            });
+        }
+    }
+
+    pub(super) fn change(&self, from: RunState, to: RunState) -> bool {
+        self.run_state
+            .compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst)
+            .is_ok()
+    }
+
+    /// Has every vCPU look at the run state.
+    pub(super) fn call_all(&self) {
+        for vcpu in &self.vcpus {
+            if vcpu.pending.post(Events::STATE) {
+                vcpu.kick();
+            }
+        }
+    }
+}
