@@ -40,6 +40,8 @@ const VMX_OUTSIDE_SMX: u64 = 1 << 2;
 
 /// IA32_VMX_EPT_VPID_CAP (SDM 3D: A.10).
 mod ept {
+    use super::Unsupported;
+
     pub const WALK_4: u64 = 1 << 6;
     pub const WALK_5: u64 = 1 << 7;
     pub const WRITE_BACK: u64 = 1 << 14;
@@ -51,6 +53,22 @@ mod ept {
     pub const INVVPID: u64 = 1 << 32;
     pub const INVVPID_ONE: u64 = 1 << 41;
     pub const INVVPID_ALL: u64 = 1 << 42;
+
+    /// What this VMM cannot do without is there.
+    pub fn check(found: u64) -> Result<(), Unsupported> {
+        let needed = [
+            (
+                WALK_4 | WRITE_BACK | LARGE_PAGES,
+                "nested tables of four levels, write-back, with large pages",
+            ),
+            (INVEPT | INVEPT_ONE | INVEPT_ALL, "INVEPT"),
+            (INVVPID | INVVPID_ONE | INVVPID_ALL, "INVVPID"),
+        ];
+        match needed.iter().find(|(bits, _)| found & bits != *bits) {
+            Some((_, name)) => Err(Unsupported::Missing(name)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// An interrupt of the host ends the guest at once (SDM 3C: 25.2); the timer bounds a stay where an emulator lets it wait
@@ -130,28 +148,8 @@ impl Caps {
         let secondaries = Allowed(msr(msr::SECONDARY)?);
         let second = secondaries.choose(secondary::NEEDED, secondary::WANTED)?;
         let ept = msr(msr::EPT_VPID)?;
-        for (bits, name) in [
-            (
-                ept::WALK_4 | ept::WRITE_BACK | ept::LARGE_PAGES,
-                "nested tables of four levels, write-back, with large pages",
-            ),
-            (ept::INVEPT | ept::INVEPT_ONE | ept::INVEPT_ALL, "INVEPT"),
-            (
-                ept::INVVPID | ept::INVVPID_ONE | ept::INVVPID_ALL,
-                "INVVPID",
-            ),
-        ] {
-            if ept & bits != bits {
-                return Err(Unsupported::Missing(name));
-            }
-        }
-        let last = cpuid(0x8000_0000, 0)[0];
-        let wide = if last >= 0x8000_0008 {
-            cpuid(0x8000_0008, 0)[0] & 255
-        } else {
-            36
-        };
-        let physical_bits = wide.clamp(32, 52) as u8;
+        ept::check(ept)?;
+        let physical_bits = physical_bits(&cpuid);
         let seven = if cpuid(0, 0)[0] >= 7 {
             cpuid(7, 0)
         } else {
@@ -162,10 +160,6 @@ impl Caps {
         } else {
             0
         };
-        // A processor may be above one weakness and have another that VERW helps with: MDS_NO, FB_CLEAR, RFDS_CLEAR.
-        let verw_helps = arch & 1 << 5 == 0 || arch & (1 << 17 | 1 << 28) != 0;
-        // RDCL_NO, SKIP_L1DFL_VMENTRY.
-        let l1tf = arch & (1 << 0 | 1 << 3) == 0;
         let (cr0_fixed, cr0_guarded) = fixed_cr0(msr(msr::CR0_FIXED_0)?, msr(msr::CR0_FIXED_1)?);
         // An error of the machine is the host's, so MCE is never the guest's own; but it may set it.
         let guest_cr4 = msr(msr::CR4_FIXED_1)? | cr4::MCE;
@@ -192,8 +186,8 @@ impl Caps {
             accessed_dirty: ept & ept::ACCESSED_DIRTY != 0,
             large_pages: bears_large_pages(arch),
             physical_bits,
-            clear_buffers: has(seven[3], 10) && verw_helps,
-            flush_l1d: has(seven[3], 28) && l1tf,
+            clear_buffers: has(seven[3], 10) && verw_helps(arch),
+            flush_l1d: has(seven[3], 28) && first_level_cache_leaks(arch),
             ibpb: has(seven[3], 26),
             tsc_aux: second & secondary::RDTSCP != 0,
             // With a debug store (SDM 3B: 17.4.9); emulators and hypervisors may have the bit alone.
@@ -278,6 +272,28 @@ impl Caps {
         let levels = u64::from(self.levels.saturating_sub(1)) << 3;
         root | WRITE_BACK | levels | u64::from(self.accessed_dirty) << 6
     }
+}
+
+/// The width of a physical address.
+fn physical_bits(cpuid: &impl Fn(u32, u32) -> [u32; 4]) -> u8 {
+    let last = cpuid(0x8000_0000, 0)[0];
+    let wide = if last >= 0x8000_0008 {
+        cpuid(0x8000_0008, 0)[0] & 255
+    } else {
+        36
+    };
+    wide.clamp(32, 52) as u8
+}
+
+/// VERW clears buffers that leak otherwise. A processor may be above one weakness and have another that VERW helps with: MDS_NO,
+/// FB_CLEAR, RFDS_CLEAR (SDM 4: table 2-2).
+fn verw_helps(arch_capabilities: u64) -> bool {
+    arch_capabilities & 1 << 5 == 0 || arch_capabilities & (1 << 17 | 1 << 28) != 0
+}
+
+/// The first-level data cache may leak, and nobody else flushes it: neither RDCL_NO nor SKIP_L1DFL_VMENTRY (SDM 4: table 2-2).
+fn first_level_cache_leaks(arch_capabilities: u64) -> bool {
+    arch_capabilities & (1 << 0 | 1 << 3) == 0
 }
 
 /// Older processors raise a machine check or hang, for the whole host, when a guest fetches code from a large page while it
