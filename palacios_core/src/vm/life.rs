@@ -198,7 +198,8 @@ impl From<NoMemory> for LifeError {
 /// What is under the lock of a VM's state.
 pub(super) struct Life {
     pub(super) boot_state: CpuState,
-    launched: bool,
+    /// Neither launched nor stopped yet.
+    is_new: bool,
     reason: Option<StopReason>,
 }
 
@@ -206,7 +207,7 @@ impl Life {
     pub(super) fn new() -> Self {
         Self {
             boot_state: CpuState::reset(),
-            launched: false,
+            is_new: true,
             reason: None,
         }
     }
@@ -225,9 +226,9 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             RunState::Stopping => State::Stopping,
             RunState::Stopped => {
                 let life = self.life.lock();
-                match (life.launched, life.reason) {
-                    (false, _) => State::Created,
-                    (true, reason) => State::Stopped(reason.unwrap_or(StopReason::Requested)),
+                match (life.is_new, life.reason) {
+                    (true, _) => State::Created,
+                    (false, reason) => State::Stopped(reason.unwrap_or(StopReason::Requested)),
                 }
             }
         }
@@ -275,7 +276,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
         {
             let mut life = vm.life.lock();
-            (life.launched, life.reason) = (true, None);
+            (life.is_new, life.reason) = (false, None);
         }
         vm.reset_shared();
         vm.alive.store(vm.vcpus(), Ordering::SeqCst);
@@ -300,18 +301,35 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         Ok(())
     }
 
-    /// Has the VM stop, and does not wait for that: [`Vm::state`] says when it has. *Thread.*
+    /// Has the VM stop, and does not wait for that: [`Vm::state`] says when it has. One that was not launched yet has then
+    /// stopped at once. *Thread.*
     ///
     /// # Errors
-    /// `WrongState` if it does not run.
+    /// `WrongState` if it has stopped already.
     pub fn stop(&self) -> Result<(), LifeError> {
         if self.request_stop(StopReason::Requested) {
             return Ok(());
         }
         match self.state() {
+            State::Created => self.stop_before_launch(),
             State::Stopping => Ok(()),
             state => Err(LifeError::WrongState(state)),
         }
+    }
+
+    fn stop_before_launch(&self) -> Result<(), LifeError> {
+        let control = self.control.lock();
+        if self.state() != State::Created {
+            // It was launched just now.
+            drop(control);
+            return self.stop();
+        }
+        {
+            let mut life = self.life.lock();
+            (life.is_new, life.reason) = (false, Some(StopReason::Requested));
+        }
+        self.observer.state_changed();
+        Ok(())
     }
 
     /// Has the VM stand still, its clock too; returns when no vCPU is in the guest. *Thread.*
