@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bed.cache import TOP
 
-from . import docstest, oracle, selftest, sharing
+from . import docstest, layerstest, oracle, selftest, sharing
 from .boots import KERNELS, boots, has_long_form
 from .commands import BUILD, LOGS, SOAK, Output, run
 from .jobs import JOBS, as_job
@@ -66,6 +66,8 @@ def style(results: Results) -> None:
     check(results, "clippy of the lightweight kernel", "cargo", "clippy", "--quiet", "--locked", f"--target-dir={BUILD}/lwk/clippy",
           "--manifest-path", TOP / "host_lwk/Cargo.toml", "--", "-Dwarnings")
     check(results, "every source file names its licence", TOP / "scripts/check-licences")
+    check(results, "each file imports what is below it", TOP / "scripts/check-layers")
+    layerstest.run(results)
     documented(results, "the workspace", "--workspace")
     documented(results, "the core, private items too", "--package=palacios_core", "--document-private-items")
     documented(results, "the test kernels", *tmk)
@@ -206,7 +208,7 @@ TEST = [
     GUESTS,
     # The next two and the documentation build into the same folder, and use what is there.
     Stage("cargo", "unit, property and conformance tests of the core and the tools; the fuzz targets, shortly", cargo),
-    Stage("style", "formatting, lints, licences", style, after=("cargo",)),
+    Stage("style", "formatting, lints, licences, layers", style, after=("cargo",)),
     Stage("docs", "every shell block of the documentation", docs, after=(*MADE, "style")),
     Stage("targets", "the core alone, for a bare target and for wasm32", targets, after=("root",)),
     Stage("lwk", "the lightweight kernel, and the guests on it", lwk, after=(*MADE, "targets")),

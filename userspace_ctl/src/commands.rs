@@ -10,10 +10,8 @@ mod run;
 mod show;
 
 use crate::cli::{Command, CoreMove, Free, Relocate};
-use crate::failure::Failure;
+use crate::failure::Outcome;
 use crate::progress::during;
-use crate::Outcome;
-use std::io::{self, Write};
 use v3_ctl::{number_of, Control, Vm};
 
 /// Runs a command; returns the exit status.
@@ -75,21 +73,4 @@ fn core_move(args: &CoreMove) -> Outcome {
     with(&args.target.vm, "moving a virtual CPU of", |vm| {
         vm.move_vcpu(args.vcpu, args.cpu.0)
     })
-}
-
-/// Prints to standard output. A reader that left early, such as `head`, is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::tool(format!("standard output: {error}")))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Prints a line of JSON.
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    let json = serde_json::to_string(value).map_err(|e| Failure::tool(e.to_string()))?;
-    print(&format!("{json}\n"))
 }

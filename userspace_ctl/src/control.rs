@@ -2,38 +2,13 @@
 //! `/dev/v3vee`: creates, lists and frees VMs.
 
 use crate::error::Call;
+use crate::node::{control_failed, open_control};
 use crate::state::text;
-use crate::{ioctl, Error, Feature, Info, State, Vm};
+use crate::{ioctl, node_of, number_of, Error, Feature, Info, State, Vm};
 use rustix::fd::OwnedFd;
-use rustix::fs::{open, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
-use v3_abi::{v3_free, V3_ABI, V3_MESSAGE_LEN};
-
-/// The control node.
-pub const CONTROL_NODE: &str = "/dev/v3vee";
-const VM_NODE: &str = "/dev/v3-vm";
-
-/// The path of a VM's node.
-#[must_use]
-pub fn node_of(vm: u32) -> String {
-    format!("{VM_NODE}{vm}")
-}
-
-/// The number of a VM given as such or by its node; `None` if `text` must be a name.
-#[must_use]
-pub fn number_of(text: &str) -> Option<u32> {
-    let digits = text.strip_prefix(VM_NODE).unwrap_or(text);
-    let all_digits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-    all_digits.then(|| digits.parse().ok()).flatten()
-}
-
-pub(crate) fn open_node(node: &str) -> Result<OwnedFd, Error> {
-    open(node, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| Error::Open {
-        node: node.into(),
-        errno,
-    })
-}
+use v3_abi::{v3_free, V3_MESSAGE_LEN};
 
 /// What the module is and can do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -84,19 +59,13 @@ pub struct Control {
 impl Control {
     /// Opens the node and compares ABI numbers.
     pub fn open() -> Result<Self, Error> {
-        let fd = open_node(CONTROL_NODE)?;
-        let version = ioctl::version(&fd).map_err(|errno| failed(Call::Version, errno))?;
-        if version.abi != V3_ABI {
-            return Err(Error::OtherAbi {
-                module: version.abi,
-            });
-        }
+        let fd = open_control()?;
         Ok(Self { fd })
     }
 
     /// What the module is and can do.
     pub fn version(&self) -> Result<Version, Error> {
-        let raw = ioctl::version(&self.fd).map_err(|errno| failed(Call::Version, errno))?;
+        let raw = ioctl::version(&self.fd).map_err(|errno| control_failed(Call::Version, errno))?;
         Ok(Version {
             abi: raw.abi,
             module: text(&raw.module),
@@ -127,14 +96,14 @@ impl Control {
 
     /// The features of processors, and which of them a guest has from which its image takes none away.
     pub fn features(&self) -> Result<Vec<Feature>, Error> {
-        let raw =
-            ioctl::features(&self.fd, false).map_err(|errno| failed(Call::Features, errno))?;
+        let raw = ioctl::features(&self.fd, false)
+            .map_err(|errno| control_failed(Call::Features, errno))?;
         Ok(raw.iter().map(Feature::from).collect())
     }
 
     /// All VMs, by ascending number.
     pub fn list(&self) -> Result<Vec<Info>, Error> {
-        let raw = ioctl::list(&self.fd).map_err(|errno| failed(Call::List, errno))?;
+        let raw = ioctl::list(&self.fd).map_err(|errno| control_failed(Call::List, errno))?;
         Ok(raw.iter().map(Info::from).collect())
     }
 
@@ -178,34 +147,12 @@ impl Control {
     }
 }
 
-fn failed(call: Call, errno: Errno) -> Error {
-    Error::Call {
-        call,
-        on: CONTROL_NODE.into(),
-        errno,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_numbers_and_nodes() {
-        assert_eq!(number_of("0"), Some(0));
-        assert_eq!(number_of("/dev/v3-vm12"), Some(12));
-        for name in [
-            "",
-            "vm0",
-            "-1",
-            "+1",
-            "1a",
-            "/dev/v3-vm",
-            "/dev/v3-vmx",
-            "4294967296",
-        ] {
-            assert_eq!(number_of(name), None, "{name}");
+impl Vm {
+    /// Opens the VM that `text` names: a name, a number, or `/dev/v3-vmN`.
+    pub fn find(text: &str) -> Result<Self, Error> {
+        match number_of(text) {
+            Some(number) => Self::open(number),
+            None => Self::open(Control::open()?.find(text)?),
         }
-        assert_eq!(number_of(&node_of(7)), Some(7));
     }
 }

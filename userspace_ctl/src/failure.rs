@@ -12,6 +12,9 @@ pub const TOOL: u8 = 125;
 /// The guest.toml, the image, the kernel or the VM made of them.
 pub const REFUSED: u8 = 126;
 
+/// What a command ends with: an exit status, or why it failed.
+pub type Outcome = Result<u8, Failure>;
+
 /// A failed command.
 #[derive(Debug)]
 pub struct Failure {

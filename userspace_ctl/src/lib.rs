@@ -23,19 +23,21 @@ mod definition;
 mod error;
 mod guest;
 mod ioctl;
+mod node;
 mod state;
 mod stream;
 mod units;
 mod vcpu_report;
 mod vm;
 
-pub use control::{node_of, number_of, Control, Version, CONTROL_NODE};
+pub use control::{Control, Version};
 pub use definition::{Definition, DefinitionError};
 pub use error::{Call, Error};
 pub use guest::{
     check_memory, check_vcpus, feature_taken_away, features_to_take_away, read_file, Boot,
     BuildError, Contents, Guest, ModuleFile, OnTripleFault, SerialPort,
 };
+pub use node::{node_of, number_of, CONTROL_NODE};
 pub use state::{Feature, Info, Reason, Stat, State, Stopped};
 pub use stream::Stream;
 pub use units::{format_bytes, parse_length, parse_memory, parse_seconds};

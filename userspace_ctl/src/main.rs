@@ -9,6 +9,7 @@ mod escape;
 mod failure;
 mod links;
 mod newlines;
+mod output;
 mod progress;
 mod pump;
 mod signals;
@@ -17,13 +18,10 @@ mod terminal;
 use clap::error::ErrorKind;
 use clap::Parser;
 use cli::{Cli, Command};
-use failure::{Failure, TOOL};
+use failure::{Failure, Outcome, TOOL};
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
-
-/// What a command ends with: an exit status, or why it failed.
-type Outcome = Result<u8, Failure>;
 
 fn main() -> ExitCode {
     let code = answer().unwrap_or_else(|failure| {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `/dev/v3-vmN`: runs and watches one VM.
 
-use crate::control::open_node;
 use crate::error::Call;
+use crate::node::{open_control, open_node};
 use crate::state::text;
 use crate::vcpu_report::VcpuReport;
-use crate::{ioctl, node_of, number_of, Control, Error, Feature, Info, Stat, Stopped, Stream};
+use crate::{ioctl, node_of, Error, Feature, Info, Stat, Stopped, Stream};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use std::time::Duration;
@@ -27,18 +27,10 @@ impl Vm {
             Error::Open {
                 node,
                 errno: Errno::NOENT | Errno::NODEV | Errno::NXIO,
-            } => Control::open().map_or_else(|e| e, |_| Error::NoSuchVm(node)),
+            } => open_control().map_or_else(|e| e, |_| Error::NoSuchVm(node)),
             error => error,
         })?;
         Ok(Self { fd, number })
-    }
-
-    /// Opens the VM that `text` names: a name, a number, or `/dev/v3-vmN`.
-    pub fn find(text: &str) -> Result<Self, Error> {
-        match number_of(text) {
-            Some(number) => Self::open(number),
-            None => Self::open(Control::open()?.find(text)?),
-        }
     }
 
     /// Its number.

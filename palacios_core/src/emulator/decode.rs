@@ -99,7 +99,7 @@ macro_rules! decoder {
         operations: $($name:ident => $op:expr),*; operands: $($wide:pat => $value:expr),*
     ) => {
         mod $module {
-            use super::*;
+            use crate::emulator::decode::*;
             use y::register_class as class;
             use yaxpeax_arch::LengthedInstruction;
             use yaxpeax_x86::$yaxpeax as y;

@@ -24,12 +24,35 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         self.shared.is_dead()
     }
 
-    /// Has the VM stop, and does not wait for that: [`Vm::state`] says when it has. *Thread.*
+    /// Has the VM stop, and does not wait for that: [`Vm::state`] says when it has. One that was not launched yet has then
+    /// stopped at once. *Thread.*
     ///
     /// # Errors
-    /// `WrongState` if it does not run.
+    /// `WrongState` if it has stopped already.
     pub fn stop(&self) -> Result<(), LifeError> {
-        self.shared.stop()
+        if self.shared.request_stop(StopReason::Requested) {
+            return Ok(());
+        }
+        match self.state() {
+            State::Created => self.stop_before_launch(),
+            State::Stopping => Ok(()),
+            state => Err(LifeError::WrongState(state)),
+        }
+    }
+
+    fn stop_before_launch(&self) -> Result<(), LifeError> {
+        let control = self.control.lock();
+        if self.state() != State::Created {
+            // It was launched just now.
+            drop(control);
+            return self.stop();
+        }
+        {
+            let mut life = self.shared.life.lock();
+            (life.is_new, life.reason) = (false, Some(StopReason::Requested));
+        }
+        self.shared.observer.state_changed();
+        Ok(())
     }
 
     /// Starts the VM; one that has stopped starts again from its image. *Thread.*
@@ -49,7 +72,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
         {
             let mut life = vm.shared.life.lock();
-            (life.launched, life.reason) = (true, None);
+            (life.is_new, life.reason) = (false, None);
         }
         vm.reset_shared();
         vm.alive.store(vm.vcpus(), Ordering::SeqCst);

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use super::shared::VmShared;
-use super::states::{LifeError, RunDecision, RunState, State};
+use super::states::{RunDecision, RunState, State};
 use super::stop_reason::StopReason;
 use crate::host::{Host, Level, Lock, Thread};
 use crate::image::OnTripleFault;
@@ -32,9 +32,9 @@ impl<H: Host> VmShared<H> {
             RunState::Stopping => State::Stopping,
             RunState::Stopped => {
                 let life = self.life.lock();
-                match (life.launched, life.reason) {
-                    (false, _) => State::Created,
-                    (true, reason) => State::Stopped(reason.unwrap_or(StopReason::Requested)),
+                match (life.is_new, life.reason) {
+                    (true, _) => State::Created,
+                    (false, reason) => State::Stopped(reason.unwrap_or(StopReason::Requested)),
                 }
             }
         }
@@ -63,20 +63,6 @@ impl<H: Host> VmShared<H> {
     /// A vCPU that was stuck no longer is; what woke it, it takes only now.
     pub(crate) fn vcpu_moves(&self) {
         self.stuck.leave();
-    }
-
-    /// Has the VM stop, and does not wait for that. *Thread.*
-    ///
-    /// # Errors
-    /// `WrongState` if it does not run.
-    pub(crate) fn stop(&self) -> Result<(), LifeError> {
-        if self.request_stop(StopReason::Requested) {
-            return Ok(());
-        }
-        match self.state() {
-            State::Stopping => Ok(()),
-            state => Err(LifeError::WrongState(state)),
-        }
     }
 
     /// A vCPU cannot go on: the machine ends, or starts anew where it is to do so after a triple fault.

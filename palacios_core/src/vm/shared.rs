@@ -48,7 +48,8 @@ pub(crate) struct VmShared<H: Host> {
 pub(super) struct Life {
     /// What the first vCPU starts with.
     pub(super) boot_state: CpuState,
-    pub(super) launched: bool,
+    /// Neither launched nor stopped yet.
+    pub(super) is_new: bool,
     pub(super) reason: Option<StopReason>,
 }
 
@@ -56,7 +57,7 @@ impl Life {
     pub(super) fn new() -> Self {
         Self {
             boot_state: CpuState::reset(),
-            launched: false,
+            is_new: true,
             reason: None,
         }
     }

@@ -11,7 +11,7 @@ use palacios_core::host::{CpuId, Host};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::state::Exception;
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, MoveError, State, StopReason, Vm, DEAD};
+use palacios_core::vm::{CreateError, LifeError, MoveError, State, StopReason, Vm, DEAD};
 use palacios_testing::backend::MSRS;
 use palacios_testing::host::{LargePages, Record, Usage};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
@@ -922,6 +922,23 @@ fn a_second_launch_starts_from_the_image<B: TestBackend>() {
     });
 }
 
+/// It has stopped at once, which its observer learns of; nothing of it ever ran.
+fn a_vm_can_be_stopped_before_its_launch<B: TestBackend>() {
+    on_each::<B>(|_, hypervisor| {
+        let vm = hypervisor
+            .create(&Spec::new(guests::cpuid_and_out(&[10, 10])))
+            .unwrap();
+        assert_eq!(vm.state(), State::Created);
+        vm.stop().unwrap();
+        assert_eq!((vm.wait(), vm.news()), (StopReason::Requested, 1));
+        let stopped = State::Stopped(StopReason::Requested);
+        assert_eq!(vm.stop(), Err(LifeError::WrongState(stopped)));
+        assert_eq!(vm.count(Counter::Entries), 0);
+        vm.launch();
+        assert_eq!(vm.wait(), GOOD);
+    });
+}
+
 /// Whoever runs in the guest, or is about to, comes out with the news.
 fn virtualization_may_be_switched_off_under_a_vm<B: TestBackend>() {
     for round in 0..10 {
@@ -994,4 +1011,5 @@ on_all_backends! {
     making_a_vm_may_fail_anywhere,
     vms_come_and_go,
     a_second_launch_starts_from_the_image,
+    a_vm_can_be_stopped_before_its_launch,
 }

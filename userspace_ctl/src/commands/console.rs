@@ -4,12 +4,11 @@
 use super::show;
 use crate::cli::{Console, Stream};
 use crate::escape::Escape;
-use crate::failure::Failure;
+use crate::failure::{Failure, Outcome};
 use crate::newlines::Newlines;
 use crate::pump::{End, Pump};
 use crate::signals::Signals;
 use crate::terminal::{say, RawMode};
-use crate::Outcome;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::{fcntl_getfl, fcntl_setfl, OFlags};
 use rustix::stdio::{stdin, stdout};

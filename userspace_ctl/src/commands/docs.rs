@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Manual pages and completions, made of the command line's own description.
 
-use super::print;
 use crate::cli::Cli;
-use crate::failure::Failure;
-use crate::{complete, links, Outcome};
+use crate::failure::{Failure, Outcome};
+use crate::output::print;
+use crate::{complete, links};
 use clap::{Command, CommandFactory};
 use clap_mangen::roff::{roman, Roff};
 use clap_mangen::Man;

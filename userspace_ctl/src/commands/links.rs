@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Makes the links with Palacios' names.
 
-use super::{print, print_json};
 use crate::cli::Links;
-use crate::failure::Failure;
+use crate::failure::{Failure, Outcome};
 use crate::links::LINKS;
-use crate::Outcome;
+use crate::output::{print, print_json};
 use serde::Serialize;
 use std::fs;
 use std::io::{Error, ErrorKind};

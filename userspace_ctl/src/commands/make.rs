@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Makes images and VMs.
 
-use super::{print, print_json};
 use crate::cli::{Build, Changes, Create};
-use crate::failure::Failure;
+use crate::failure::{Failure, Outcome};
+use crate::output::{print, print_json};
 use crate::progress::{during, reading};
-use crate::Outcome;
 use palacios_core::image::Image;
 use serde::Serialize;
 use std::fs;

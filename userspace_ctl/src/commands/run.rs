@@ -4,14 +4,14 @@
 use super::console::{set_nonblocking, with_keys};
 use super::make::{create_vm, default_name, image_of};
 use super::report::Report;
-use super::{print_json, show};
+use super::show;
 use crate::cli::{Run, Wait};
-use crate::failure::Failure;
+use crate::failure::{Failure, Outcome};
+use crate::output::print_json;
 use crate::progress::during;
 use crate::pump::{End, Pump};
 use crate::signals::Signals;
 use crate::terminal::say;
-use crate::Outcome;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::stdio::{stderr, stdin, stdout};
 use std::thread;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Prints what the module says.
 
-use super::{print, print_json};
 use crate::cli::{Format, Info, Stats};
-use crate::Outcome;
+use crate::failure::Outcome;
+use crate::output::{print, print_json};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt::Write;
