@@ -122,6 +122,8 @@ pub enum Behaviour {
     Lzcnt,
     /// REX.W makes the offset in a far pointer 8 bytes long. Intel's do so.
     WideFarPointers,
+    /// An operand-size prefix makes a near branch in 64-bit code one of 16 bits. AMD's do so; Intel's ignore it there.
+    ShortNearBranches,
 }
 
 /// What the emulator asks of a virtual CPU and its machine.
@@ -202,7 +204,10 @@ pub trait Cpu {
 pub fn step(cpu: &mut impl Cpu) -> Result<Step, Fault> {
     let traced = cpu.rflags() & rflags::TF != 0;
     let mut machine = Machine::new(cpu);
-    let instruction = machine.fetch(Instruction::decode, |instruction| instruction.length)?;
+    let mut instruction = machine.fetch(Instruction::decode, |instruction| instruction.length)?;
+    if instruction.maybe_short && machine.cpu.has(Behaviour::ShortNearBranches) {
+        instruction.shorten_near_branch();
+    }
     let mut execution = Execution {
         next_rip: machine.rip_after(instruction.length),
         machine,
