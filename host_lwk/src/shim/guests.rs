@@ -17,7 +17,7 @@ use palacios_core::backend::any::{AnyVm, Hardware};
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
-use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
+use palacios_core::ram::RamLayout;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, VmName};
 
@@ -115,12 +115,12 @@ fn make(
     let console = Lwk.share(Console::new(thread::current())?)?;
     let parsed = Image::parse_again(module.bytes).map_err(CreateError::Image)?;
     let machine = parsed.machine().map_err(CreateError::Image)?;
-    let bytes = machine.memory_bytes;
+    let layout = machine.ram;
     let console_name = console_of(&machine);
     let parts = Parts {
         name,
         image: try_box(module.bytes)?,
-        ram: Ram::new(bytes).map_err(|NoMemory| Refusal::Ram(bytes))?,
+        ram: Ram::new(layout).map_err(|NoMemory| Refusal::Ram(layout.bytes()))?,
         observer: try_box(Wake(thread::current()))?,
     };
     let mut stream = |name: &str| -> Result<Box<dyn ByteStream>, NoMemory> {
@@ -136,8 +136,8 @@ fn make(
         port,
         ended: false,
     };
-    guest.settle(bytes, cores)?;
-    guest.say_begin(bytes, cores);
+    guest.settle(layout, cores)?;
+    guest.say_begin(layout.bytes(), cores);
     if guest.machine.launch().is_err() {
         return Err(Refusal::Vm(CreateError::NoMemory));
     }
@@ -158,13 +158,10 @@ fn console_of<'a>(machine: &image::Machine<'a>) -> Option<&'a str> {
 
 impl Guest {
     /// All its memory is mapped and all vCPUs are at home before it runs: nothing is allocated later, and nothing moves.
-    fn settle(&self, bytes: u64, cores: &[CpuId]) -> Result<(), Refusal> {
-        for offset in (0..bytes).step_by(LARGE_PAGE_SIZE as usize) {
-            let gpa = match offset.checked_sub(LOW_RAM_END) {
-                Some(high) => HIGH_RAM + high,
-                None => offset,
-            };
-            let filled = self.machine.memory().fill(Gpa(gpa));
+    fn settle(&self, ram: RamLayout, cores: &[CpuId]) -> Result<(), Refusal> {
+        let offsets = (0..ram.bytes()).step_by(LARGE_PAGE_SIZE as usize);
+        for gpa in offsets.filter_map(|offset| ram.gpa(offset)) {
+            let filled = self.machine.memory().fill(gpa);
             filled.map_err(|_| CreateError::NoMemory)?;
         }
         for (vcpu, core) in (0..self.machine.vcpus()).zip(cores.iter().cycle()) {

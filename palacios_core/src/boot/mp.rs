@@ -2,13 +2,15 @@
 //! The tables of the MultiProcessor Specification 1.4, for kernels that read no ACPI: the same processors, interrupt
 //! controllers and wires as the MADT's.
 
-use super::acpi::{copy, TIMER_GSI};
-use super::layout::{IO_APIC, LOCAL_APIC, MP_TABLES};
+use super::acpi::copy;
+use super::layout::MP_TABLES;
 use super::{BootError, Writer};
 use crate::addr::Gpa;
 use crate::devices::acpi::SCI_IRQ;
 use crate::devices::GuestMemory;
 use crate::image::Machine;
+use crate::interrupts::chipset::TIMER_PIN;
+use crate::interrupts::{ioapic, lapic};
 
 const FLOATING_BYTES: u64 = 16;
 const HEADER_BYTES: usize = 44;
@@ -74,7 +76,7 @@ impl Entries<'_> {
     /// 4.3.3.
     fn io_apic(&mut self) -> Result<(), BootError> {
         let head = [2, IO_APIC_ID, IO_APIC_VERSION, ENABLED];
-        self.put([&head, &IO_APIC.to_le_bytes()])
+        self.put([&head, &(ioapic::BASE_GPA as u32).to_le_bytes()])
     }
     /// 4.3.4: an ISA interrupt at an input of the I/O APIC.
     fn io_interrupt(&mut self, irq: u8, pin: u8, flags: u16) -> Result<(), BootError> {
@@ -106,7 +108,7 @@ pub(super) fn write(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<(
     entries.bus()?;
     entries.io_apic()?;
     for irq in (0..16).filter(|irq| *irq != CASCADE) {
-        let pin = if irq == 0 { TIMER_GSI as u8 } else { irq };
+        let pin = if irq == 0 { TIMER_PIN } else { irq };
         let flags = if irq == SCI_IRQ {
             ACTIVE_HIGH_LEVEL
         } else {
@@ -131,7 +133,7 @@ fn header(bytes: u16, entries: u16, rest: u8) -> [u8; HEADER_BYTES] {
     header[6] = REVISION;
     copy(&mut header[8..28], b"V3VEE   PALACIOS    ");
     copy(&mut header[34..36], &entries.to_le_bytes());
-    copy(&mut header[36..40], &LOCAL_APIC.to_le_bytes());
+    copy(&mut header[36..40], &(lapic::BASE_GPA as u32).to_le_bytes());
     header[7] = sum(&header).wrapping_add(rest).wrapping_neg();
     header
 }
@@ -191,7 +193,7 @@ mod tests {
         };
         let bytes = spec.image(&[b"kernel"]);
         let machine = Image::parse(&bytes).unwrap().machine().unwrap();
-        let memory = TestMemory::new(machine.memory_bytes);
+        let memory = TestMemory::new(machine.ram);
         write(&machine, &memory).unwrap();
         found(&memory)
     }
