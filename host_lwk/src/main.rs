@@ -12,6 +12,7 @@ mod shim;
 use kernel::loader::Boot;
 use kernel::thread::Thread;
 use kernel::{acpi, cpu, loader, memory, serial, thread, time};
+use palacios_core::alloc_ext::{try_box, NoMemory};
 
 /// # Safety
 /// For the start code, on the first CPU.
@@ -26,7 +27,7 @@ unsafe extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
     // SAFETY: as above.
     match unsafe { kernel::init(boot) } {
         Ok(found) => begin(boot, found),
-        Err(memory::NoMemory) => {
+        Err(NoMemory) => {
             log!("too little memory to start");
             acpi::power_off()
         }
@@ -47,7 +48,7 @@ fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
         }
     );
     let control = Thread::new(0).and_then(|control| {
-        let job = memory::try_box(move || shim::main(boot))?;
+        let job = try_box(move || shim::main(boot))?;
         Thread::start(&control, job);
         Ok(control)
     });
@@ -59,7 +60,7 @@ fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
             // SAFETY: as said.
             serial::listen(&found, cpu::current().apic_id, unsafe { &*control });
         }
-        Err(memory::NoMemory) => log!("too little memory for a thread"),
+        Err(NoMemory) => log!("too little memory for a thread"),
     }
     thread::idle()
 }

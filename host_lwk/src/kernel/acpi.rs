@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What ACPI says of this machine: its CPUs, its I/O APICs, and how to switch it off.
 
-use super::memory::NoMemory;
 use super::sync::Once;
 use acpi::madt::{Madt, MadtEntry};
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 use alloc::vec::Vec;
 use core::ptr::NonNull;
+use palacios_core::alloc_ext::{NoMemory, TryPush};
 use x86_64::instructions::port::Port;
 
 /// The processor may be used (ACPI 6.5: 5.2.12.2).
@@ -77,11 +77,11 @@ impl Found {
             }
             MadtEntry::IoApic(io) => {
                 let (at, base) = (io.io_apic_address, io.global_system_interrupt_base);
-                push(&mut self.io_apics, (at.into(), base))
+                self.io_apics.try_push((at.into(), base))
             }
             MadtEntry::InterruptSourceOverride(line) => {
                 let (irq, gsi, flags) = (line.irq, line.global_system_interrupt, line.flags);
-                push(&mut self.overrides, (irq, gsi, flags))
+                self.overrides.try_push((irq, gsi, flags))
             }
             _ => Ok(()),
         }
@@ -91,15 +91,9 @@ impl Found {
     fn take_cpu(&mut self, apic_id: u32) -> Result<(), NoMemory> {
         match self.apic_ids.contains(&apic_id) {
             true => Ok(()),
-            false => push(&mut self.apic_ids, apic_id),
+            false => self.apic_ids.try_push(apic_id),
         }
     }
-}
-
-fn push<T>(to: &mut Vec<T>, value: T) -> Result<(), NoMemory> {
-    to.try_reserve(1).map_err(|_| NoMemory)?;
-    to.push(value);
-    Ok(())
 }
 
 /// Reads the tables. What is missing is left out: a machine without them has one CPU.

@@ -4,7 +4,7 @@
 use super::acpi::Found;
 use super::apic::LocalApic;
 use super::boot::{boot_low, boot_low_end, boot_next_argument, boot_next_stack};
-use super::memory::{try_box, NoMemory, Stack};
+use super::memory::Stack;
 use super::sync::{IrqsOff, Once};
 use super::thread::{Scheduler, Thread};
 use super::{apic, features, time, trap};
@@ -13,6 +13,7 @@ use alloc::vec::Vec;
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use palacios_core::alloc_ext::{try_box, NoMemory, TryPush};
 use x86_64::registers::model_specific::GsBase;
 use x86_64::VirtAddr;
 
@@ -135,10 +136,8 @@ pub unsafe fn init(found: &Found) -> Result<(), NoMemory> {
     };
     let others = found.apic_ids().filter(|id| *id != first);
     let mut cpus = Vec::new();
-    cpus.try_reserve(found.apic_ids().count().max(1))
-        .map_err(|_| NoMemory)?;
     for (id, apic_id) in (0..).zip([first].into_iter().chain(others)) {
-        cpus.push(Cpu::new(id, apic_id)?);
+        cpus.try_push(Cpu::new(id, apic_id)?)?;
     }
     // SAFETY: by the contract above.
     unsafe {

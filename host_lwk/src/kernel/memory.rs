@@ -7,23 +7,19 @@
 use super::boot::{kernel_begin, kernel_end, MAPPED_BYTES};
 use super::loader::Boot;
 use super::sync::SpinLock;
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::alloc::{GlobalAlloc, Layout};
 use core::ops::Range;
 use core::ptr::{null_mut, NonNull};
 use core::sync::atomic::{AtomicU64, Ordering};
 use linked_list_allocator::Heap;
+use palacios_core::alloc_ext::NoMemory;
 use x86_64::registers::control::Cr3;
 use x86_64::structures::paging::{
     mapper::MapToError, FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTableFlags,
     PhysFrame, Size2MiB, Size4KiB,
 };
 use x86_64::{PhysAddr, VirtAddr};
-
-/// There is not so much memory, or not in one piece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NoMemory;
 
 /// A page.
 pub const PAGE_BYTES: u64 = 4096;
@@ -96,24 +92,6 @@ pub fn allocations() -> u64 {
 pub fn free_bytes() -> u64 {
     let heaps = MEMORY.0.lock();
     (heaps.low.free() + heaps.high.free()) as u64
-}
-
-/// Moves `value` to the heap.
-pub fn try_box<T>(value: T) -> Result<Box<T>, NoMemory> {
-    let layout = Layout::new::<T>();
-    if layout.size() == 0 {
-        return Ok(Box::new(value));
-    }
-    // SAFETY: the layout has a size.
-    let at = unsafe { alloc::alloc::alloc(layout) }.cast::<T>();
-    if at.is_null() {
-        return Err(NoMemory);
-    }
-    // SAFETY: fresh memory with the layout of `T`, from the allocator that `Box` frees to.
-    Ok(unsafe {
-        at.write(value);
-        Box::from_raw(at)
-    })
 }
 
 fn run_layout(bytes: u64, align_bytes: u64) -> Result<Layout, NoMemory> {

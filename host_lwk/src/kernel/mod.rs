@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A lightweight kernel: one address space, memory in large pieces, threads at home on cores, no tick. It knows nothing of
-//! virtual machines.
+//! virtual machines; of `palacios_core` it uses `alloc_ext` alone.
 
 pub mod acpi;
 pub mod apic;
@@ -19,7 +19,7 @@ pub mod time;
 mod trap;
 
 use loader::Boot;
-use memory::NoMemory;
+use palacios_core::alloc_ext::NoMemory;
 
 /// Stops this CPU for good.
 pub fn stop() -> ! {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A spin lock that holds off interrupts, a sleeping lock, a counted pointer, and a cell that is set once at boot.
 
-use super::memory::{try_box, NoMemory};
 use super::thread::{self, Thread};
 use alloc::boxed::Box;
 use core::cell::UnsafeCell;
@@ -9,6 +8,7 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::ptr::{null, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use palacios_core::alloc_ext::{try_box, NoMemory};
 use x86_64::instructions::interrupts;
 
 /// Interrupts are off until this is dropped; then they are as they were.

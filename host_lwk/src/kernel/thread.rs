@@ -10,13 +10,14 @@
 mod schedule;
 
 use super::cpu;
-use super::memory::{try_box, NoMemory, Stack};
+use super::memory::Stack;
 use super::sync::{IrqsOff, Shared, SpinLock, Waiters};
 use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::cell::Cell;
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use palacios_core::alloc_ext::{try_box, NoMemory};
 use schedule::{enqueue, schedule, settle, with_home, Why, NEVER};
 pub use schedule::{interrupted, timer_fired, Scheduler};
 

@@ -4,11 +4,12 @@
 //! An instruction that may fault by intent has an entry in the section `__ex_table`, and goes on where that says.
 
 use super::apic::{self, ERROR, IPI, SERIAL, SPURIOUS, TIMER};
-use super::memory::{is_below_a_stack, try_box, NoMemory, Stack};
+use super::memory::{is_below_a_stack, Stack};
 use super::{cpu, thread};
 use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicBool, Ordering};
+use palacios_core::alloc_ext::{try_box, NoMemory};
 use x86_64::instructions::segmentation::{Segment, CS, DS, ES, SS};
 use x86_64::instructions::tables::load_tss;
 use x86_64::registers::control::Cr2;

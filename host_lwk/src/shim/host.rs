@@ -29,7 +29,7 @@ impl Host for Lwk {
 
     fn alloc_pages(&self, want: PageRequest) -> Result<Hpa, NoMemory> {
         let (bytes, align) = sizes(want);
-        let at = memory::take_run(bytes, align, want.below_4g).map_err(|_| NoMemory)?;
+        let at = memory::take_run(bytes, align, want.below_4g)?;
         // SAFETY: just taken.
         unsafe { memory::zero(at, bytes) };
         Ok(Hpa(at))
@@ -92,9 +92,9 @@ impl Host for Lwk {
         // Core 0 has the kernel's own work.
         let others = (cpu::count() - 1).max(1);
         let turn = || LAST_HOME.fetch_add(1, Ordering::Relaxed) % others + 1;
-        let thread = thread::Thread::new(home.unwrap_or_else(|| turn().min(cpu::count() - 1)));
+        let thread = thread::Thread::new(home.unwrap_or_else(|| turn().min(cpu::count() - 1)))?;
         Ok(Thread {
-            thread: thread.map_err(|_| NoMemory)?,
+            thread,
             pin: SpinLock::new(cpu),
         })
     }
@@ -104,7 +104,7 @@ impl Host for Lwk {
     }
 
     fn share<T: Send + Sync + 'static>(&self, value: T) -> Result<Shared<T>, NoMemory> {
-        Shared::new(value).map_err(|_| NoMemory)
+        Shared::new(value)
     }
 
     fn mutex<T: Send>(&self, _: LockClass, value: T) -> Result<Mutex<T>, NoMemory> {

@@ -21,7 +21,7 @@ impl Ram {
     /// `bytes` in one piece.
     pub fn new(bytes: u64) -> Result<Self, NoMemory> {
         let used = try_vec(0, bytes.div_ceil(PAGE_BYTES).div_ceil(64) as usize)?;
-        let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false).map_err(|_| NoMemory)?;
+        let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false)?;
         Ok(Self {
             at,
             bytes,
