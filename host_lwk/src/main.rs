@@ -11,7 +11,7 @@ mod shim;
 
 use kernel::loader::Boot;
 use kernel::thread::Thread;
-use kernel::{acpi, cpu, loader, memory, serial, thread, time};
+use kernel::{acpi, cpu, loader, memory, serial, serial_input, stop, thread, time};
 use palacios_core::alloc_ext::{try_box, NoMemory};
 
 /// # Safety
@@ -22,7 +22,7 @@ unsafe extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
     // SAFETY: by the contract above.
     let Some(boot) = (unsafe { loader::init(magic, info) }) else {
         log!("not started by a Multiboot 2 loader");
-        kernel::stop()
+        stop::halt()
     };
     // SAFETY: as above.
     match unsafe { kernel::init(boot) } {
@@ -58,7 +58,7 @@ fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
             let control = core::mem::ManuallyDrop::new(control);
             let control: *const Thread = &raw const **control;
             // SAFETY: as said.
-            serial::listen(&found, cpu::current().apic_id, unsafe { &*control });
+            serial_input::listen(&found, cpu::current().apic_id, unsafe { &*control });
         }
         Err(NoMemory) => log!("too little memory for a thread"),
     }

@@ -170,5 +170,5 @@ pub fn power_off() -> ! {
     }
     super::time::spin_ns(OFF_NS);
     crate::log!("this machine cannot switch itself off");
-    super::stop()
+    super::stop::halt()
 }

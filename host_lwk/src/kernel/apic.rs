@@ -2,6 +2,7 @@
 //! Local APICs and I/O APICs: interrupts between CPUs, each CPU's one-shot timer, the lines of devices.
 
 use super::acpi::Found;
+use super::cpuid::leaf;
 use super::{cpu, time};
 use core::sync::atomic::{AtomicU64, Ordering};
 use x2apic::ioapic::{IoApic, IrqFlags, IrqMode, RedirectionTableEntry};
@@ -64,7 +65,7 @@ impl LocalApic {
             apic.enable();
             // Again: until it was on, this was ignored (SDM 3A: 11.4.7.2).
             apic.enable_timer();
-            let x2apic = cpu::cpuid(1, 0)[2] & X2APIC != 0;
+            let x2apic = leaf(1)[2] & X2APIC != 0;
             Self {
                 apic,
                 destination_bit: if x2apic { 0 } else { 24 },

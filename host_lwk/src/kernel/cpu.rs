@@ -4,6 +4,7 @@
 use super::acpi::Found;
 use super::apic::LocalApic;
 use super::boot::{boot_low, boot_low_end, boot_next_argument, boot_next_stack};
+use super::cpuid::leaf;
 use super::memory::Stack;
 use super::sync::{IrqsOff, Once};
 use super::thread::{Scheduler, Thread};
@@ -116,21 +117,13 @@ impl Cpu {
     }
 }
 
-/// What `CPUID` answers: EAX, EBX, ECX, EDX.
-pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
-    #[allow(unused_unsafe)] // Safe from Rust 1.94 on.
-    // SAFETY: every x86-64 CPU has it.
-    let r = unsafe { core::arch::x86_64::__cpuid_count(leaf, subleaf) };
-    [r.eax, r.ebx, r.ecx, r.edx]
-}
-
 /// Sets this CPU up, and makes room for the others that ACPI found.
 ///
 /// # Safety
 /// Once, on the first CPU, before anything else here is called.
 pub unsafe fn init(found: &Found) -> Result<(), NoMemory> {
-    let first = cpuid(1, 0)[1] >> 24;
-    let first = match cpuid(0xb, 0) {
+    let first = leaf(1)[1] >> 24;
+    let first = match leaf(0xb) {
         [_, 0, _, _] => first,
         [.., x2apic_id] => x2apic_id,
     };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What is switched on in each processor, beside its tables and its local APIC.
 
-use super::cpu::cpuid;
+use super::cpuid::leaf;
 use super::predictions;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
@@ -10,19 +10,10 @@ use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 /// Model-specific registers (SDM 4: 2).
 mod msr {
     pub const FEATURE_CONTROL: u32 = 0x3a;
-    pub const TSC_ADJUST: u32 = 0x3b;
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_CTL: u32 = 0x17b;
     /// The first bank's; those of the others follow at every fourth.
     pub const MC0_CTL: u32 = 0x400;
-}
-
-/// A leaf of CPUID: EAX, EBX, ECX, EDX; zeroes where there is none.
-pub fn leaf(number: u32) -> [u32; 4] {
-    if number > cpuid(number & 1 << 31, 0)[0] {
-        return [0; 4];
-    }
-    cpuid(number, 0)
 }
 
 /// Switches it all on, on the CPU this runs on.
@@ -37,28 +28,6 @@ pub unsafe fn enable() {
         predictions::keep_apart();
     }
     enable_wide_registers();
-}
-
-/// What this CPU's time stamp counter is off by, where that can be told and set (SDM 3B: 18.17.3).
-pub fn counter_offset() -> Option<u64> {
-    // SAFETY: the CPU has it.
-    has_counter_offset().then(|| unsafe { Msr::new(msr::TSC_ADJUST).read() })
-}
-
-/// Moves this CPU's time stamp counter.
-///
-/// # Safety
-/// Before anything goes by it.
-pub unsafe fn set_counter_offset(offset: u64) {
-    if counter_offset().is_some_and(|now| now != offset) {
-        // SAFETY: the CPU has it; by the contract above.
-        unsafe { Msr::new(msr::TSC_ADJUST).write(offset) };
-    }
-}
-
-fn has_counter_offset() -> bool {
-    const TSC_ADJUST: u32 = 1 << 1;
-    leaf(7)[1] & TSC_ADJUST != 0
 }
 
 /// Where firmware has not said whether VT-x may be used, nobody may use it; whoever says so locks it (SDM 3C: 23.7). This is

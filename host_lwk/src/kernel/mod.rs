@@ -6,13 +6,20 @@ pub mod acpi;
 pub mod apic;
 pub mod boot;
 pub mod cpu;
+mod cpuid;
 mod features;
 mod intrinsics;
+mod layout;
 pub mod loader;
+pub mod log;
 pub mod memory;
-pub mod panic;
+mod panic;
 pub mod predictions;
 pub mod serial;
+pub mod serial_input;
+pub mod shared;
+pub mod stop;
+mod symbols;
 pub mod sync;
 pub mod thread;
 pub mod time;
@@ -20,14 +27,6 @@ mod trap;
 
 use loader::Boot;
 use palacios_core::alloc_ext::NoMemory;
-
-/// Stops this CPU for good.
-pub fn stop() -> ! {
-    loop {
-        x86_64::instructions::interrupts::disable();
-        x86_64::instructions::hlt();
-    }
-}
 
 /// Brings the machine up: all CPUs, their timers, and what ACPI tells. Interrupts are off.
 ///
@@ -40,6 +39,7 @@ pub unsafe fn init(boot: &'static Boot) -> Result<acpi::Found, NoMemory> {
         let found = acpi::init(boot.rsdp())?;
         apic::close_pics();
         cpu::init(&found)?;
+        stop::STOP_OTHERS.set(|| apic::local(apic::LocalApic::stop_others));
         time::init(boot.option("tsc=reliable"));
         apic::measure_timer(20_000_000);
         match memory::low_page(boot) {

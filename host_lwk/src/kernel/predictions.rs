@@ -2,7 +2,7 @@
 //! Predictions: what ran on a CPU with fewer rights than the kernel may have trained them, and does not lead the kernel by that
 //! where the processor sees to it. Where it does not, returns at least are safe.
 
-use super::features::leaf;
+use super::cpuid::leaf;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 use x86_64::registers::model_specific::Msr;

@@ -7,16 +7,20 @@
 //! Locks, in this order: a waiting list, a CPU's timers, a CPU's queue. The queue's is held from the choice of the next thread
 //! until that runs, which then frees it.
 
+mod mutex;
 mod schedule;
 
 use super::cpu;
 use super::memory::Stack;
-use super::sync::{IrqsOff, Shared, SpinLock, Waiters};
+use super::shared::Shared;
+use super::sync::{IrqsOff, SpinLock};
 use alloc::boxed::Box;
 use core::arch::global_asm;
 use core::cell::Cell;
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
+use mutex::Waiters;
+pub use mutex::{Mutex, MutexGuard};
 use palacios_core::alloc_ext::{try_box, NoMemory};
 use schedule::{enqueue, schedule, settle, with_home, Why, NEVER};
 pub use schedule::{interrupted, timer_fired, Scheduler};

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Time: the time stamp counter, measured once against the 8254, and the wall clock, read once.
 
-use super::cpu::cpuid;
-use super::features;
+use super::cpuid::leaf;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use x86_64::instructions::port::Port;
+use x86_64::registers::model_specific::Msr;
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// The 8254's rate.
 const PIT_HZ: u64 = 1_193_182;
 /// How long is measured.
 const MEASURE_MS: u64 = 50;
+/// IA32_TSC_ADJUST (SDM 4: 2).
+const TSC_ADJUST: u32 = 0x3b;
 /// How often two CPUs compare their counters.
 pub const COMPARE_ROUNDS: u32 = 1000;
 
@@ -24,7 +26,7 @@ static BEGIN_WALL_NS: AtomicU64 = AtomicU64::new(0);
 static STABLE: AtomicBool = AtomicBool::new(false);
 /// The latest time that was told, kept only where counters differ.
 static LATEST_NS: AtomicU64 = AtomicU64::new(0);
-/// What the first CPU's counter is off by.
+/// The offset of the first CPU's counter.
 static OFFSET: AtomicU64 = AtomicU64::new(0);
 /// The latest counter that was read by whoever compares.
 static LATEST_TSC: AtomicU64 = AtomicU64::new(0);
@@ -82,27 +84,33 @@ pub fn init(trusted: bool) {
     NS_PER_TICK.store((NS_PER_S << 32) / hz.max(1), Ordering::Relaxed);
     BEGIN.store(tsc(), Ordering::Relaxed);
     BEGIN_WALL_NS.store(read_wall_ns(), Ordering::Relaxed);
-    let known = cpuid(0x8000_0000, 0)[0] >= 0x8000_0007;
-    let invariant = known && cpuid(0x8000_0007, 0)[3] & INVARIANT != 0;
+    let invariant = leaf(0x8000_0007)[3] & INVARIANT != 0;
     STABLE.store(invariant || trusted, Ordering::Relaxed);
-    OFFSET.store(features::counter_offset().unwrap_or(0), Ordering::Relaxed);
+    OFFSET.store(counter_offset().unwrap_or(0), Ordering::Relaxed);
 }
 
-/// Puts this CPU's counter where the first one's is, if only an offset that firmware left parts them.
+/// What this CPU's time stamp counter is off by, if the processor tells (SDM 3B: 18.17.3).
+fn counter_offset() -> Option<u64> {
+    const HAS_TSC_ADJUST: u32 = 1 << 1;
+    // SAFETY: the CPU has it.
+    (leaf(7)[1] & HAS_TSC_ADJUST != 0).then(|| unsafe { Msr::new(TSC_ADJUST).read() })
+}
+
+/// Gives this CPU's counter the offset that the first CPU's has: firmware may have left another.
 ///
 /// # Safety
-/// Before anything goes by it.
+/// Before anything goes by the counter.
 pub unsafe fn align_counter() {
-    // SAFETY: the same contract.
-    unsafe { features::set_counter_offset(OFFSET.load(Ordering::Relaxed)) };
+    let wanted = OFFSET.load(Ordering::Relaxed);
+    if counter_offset().is_some_and(|offset| offset != wanted) {
+        // SAFETY: the CPU has it; by the contract above.
+        unsafe { Msr::new(TSC_ADJUST).write(wanted) };
+    }
 }
 
 /// The rate as the processor states it (SDM 2A: CPUID 15H).
 fn from_cpuid() -> Option<u64> {
-    if cpuid(0, 0)[0] < 0x15 {
-        return None;
-    }
-    let [denominator, numerator, crystal_hz, _] = cpuid(0x15, 0);
+    let [denominator, numerator, crystal_hz, _] = leaf(0x15);
     let product = u64::from(crystal_hz) * u64::from(numerator);
     product
         .checked_div(denominator.into())

@@ -5,10 +5,9 @@
 
 use super::apic::{self, ERROR, IPI, SERIAL, SPURIOUS, TIMER};
 use super::memory::{is_below_a_stack, Stack};
-use super::{cpu, thread};
+use super::{cpu, serial_input, stop, thread};
 use alloc::boxed::Box;
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicBool, Ordering};
 use palacios_core::alloc_ext::{try_box, NoMemory};
 use x86_64::instructions::segmentation::{Segment, CS, DS, ES, SS};
 use x86_64::instructions::tables::load_tss;
@@ -200,9 +199,6 @@ fn fixup(rip: u64) -> Option<u64> {
         .map(|entry| place(&entry.to))
 }
 
-/// The machine goes down: an NMI stops the CPU that takes it.
-pub static GOES_DOWN: AtomicBool = AtomicBool::new(false);
-
 /// # Safety
 /// For the stubs.
 unsafe extern "C" fn trap(frame: &mut Frame) {
@@ -222,7 +218,7 @@ fn interrupt(vector: u8) {
             thread::interrupted(cpu);
         }
         TIMER => thread::timer_fired(cpu),
-        SERIAL => super::serial::interrupted(),
+        SERIAL => serial_input::interrupted(),
         ERROR => crate::log!("CPU {}: an error of the local APIC", cpu.id),
         _ => crate::log!("CPU {}: interrupt {vector:#x} is nobody's", cpu.id),
     }
@@ -232,7 +228,7 @@ fn interrupt(vector: u8) {
 
 fn exception(vector: u64, frame: &mut Frame) {
     match vector {
-        NMI if GOES_DOWN.load(Ordering::Relaxed) => super::stop(),
+        NMI if stop::going_down() => stop::halt(),
         // An NMI in a guest is handed on to here; nobody sends one but in a panic.
         NMI => return,
         MACHINE_CHECK if !machine_check_is_on() => return,

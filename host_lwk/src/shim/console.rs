@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Consoles: a ring of bytes each way between a guest's serial port and the control thread, which serves the real ports.
 
-use crate::kernel::sync::{Shared, SpinLock};
+use crate::kernel::shared::Shared;
+use crate::kernel::sync::SpinLock;
 use crate::kernel::thread::Thread;
 use alloc::vec::Vec;
 use palacios_core::alloc_ext::try_vec;

@@ -6,9 +6,9 @@ use super::host::Lwk;
 use super::ram::Ram;
 use super::wishes::{Wish, MAX_CORES};
 use crate::kernel::loader::Module;
-use crate::kernel::sync::Shared;
+use crate::kernel::shared::Shared;
 use crate::kernel::thread::{self, Thread};
-use crate::kernel::{cpu, memory, panic, serial};
+use crate::kernel::{cpu, log, memory, serial};
 use crate::log;
 use alloc::boxed::Box;
 use palacios_core::addr::{Gpa, LARGE_PAGE_SIZE};
@@ -199,7 +199,7 @@ impl Guest {
         let len = self.console.take(&mut bytes);
         let output = bytes.get(..len).unwrap_or_default();
         match self.port {
-            Some(serial::LOG) => panic::output(output),
+            Some(serial::LOG) => log::guest_output(output),
             Some(port) => serial::send(port, output),
             None => {}
         }

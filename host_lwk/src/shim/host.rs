@@ -2,8 +2,10 @@
 //! The lightweight kernel as a host: the contract of [`palacios_core::host`], in terms of the kernel.
 
 use super::ram::Ram;
-use crate::kernel::sync::{Mutex, MutexGuard, Shared, SpinGuard, SpinLock};
-use crate::kernel::{cpu, memory, panic, predictions, thread, time};
+use crate::kernel::shared::Shared;
+use crate::kernel::sync::{SpinGuard, SpinLock};
+use crate::kernel::thread::{Mutex, MutexGuard};
+use crate::kernel::{cpu, log, memory, predictions, thread, time};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -117,9 +119,9 @@ impl Host for Lwk {
 
     fn log(&self, _level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>) {
         match scope {
-            Scope::Vmm => panic::log(line),
-            Scope::Vm(vm) => panic::log(format_args!("{vm}: {line}")),
-            Scope::Vcpu(vm, n) => panic::log(format_args!("{vm}: vcpu {n}: {line}")),
+            Scope::Vmm => log::log(line),
+            Scope::Vm(vm) => log::log(format_args!("{vm}: {line}")),
+            Scope::Vcpu(vm, n) => log::log(format_args!("{vm}: vcpu {n}: {line}")),
         }
     }
 }

@@ -4,7 +4,8 @@
 
 use super::{switch_stacks, Thread, ASLEEP, READY, RUNNING};
 use crate::kernel::cpu::{self, Cpu};
-use crate::kernel::sync::{IrqsOff, Shared, SpinLock};
+use crate::kernel::shared::Shared;
+use crate::kernel::sync::{IrqsOff, SpinLock};
 use crate::kernel::{apic, time};
 use alloc::boxed::Box;
 use core::cell::Cell;
