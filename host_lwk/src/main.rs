@@ -11,13 +11,15 @@ mod shim;
 
 use kernel::loader::Boot;
 use kernel::thread::Thread;
-use kernel::{acpi, cpu, loader, memory, serial, serial_input, stop, thread, time};
+use kernel::{acpi, cpu, loader, memory, serial, serial_input, start, stop, thread, time};
 use palacios_core::alloc_ext::{try_box, NoMemory};
 
 /// # Safety
 /// For the start code, on the first CPU.
 #[no_mangle]
 unsafe extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
+    // SAFETY: by the contract above.
+    unsafe { cpu::set_current(&cpu::FIRST) };
     serial::init();
     // SAFETY: by the contract above.
     let Some(boot) = (unsafe { loader::init(magic, info) }) else {
@@ -25,8 +27,8 @@ unsafe extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
         stop::halt()
     };
     // SAFETY: as above.
-    match unsafe { kernel::init(boot) } {
-        Ok(found) => begin(boot, found),
+    match unsafe { start::init(boot) } {
+        Ok(topology) => begin(boot, topology),
         Err(NoMemory) => {
             log!("too little memory to start");
             acpi::power_off()
@@ -35,7 +37,7 @@ unsafe extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
 }
 
 /// The kernel is up: the control thread takes over, and this CPU idles.
-fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
+fn begin(boot: &'static Boot, topology: acpi::Topology) -> ! {
     log!(
         "{} cores, {} MiB free, time stamp counter {} MHz{}",
         cpu::count(),
@@ -58,7 +60,7 @@ fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
             let control = core::mem::ManuallyDrop::new(control);
             let control: *const Thread = &raw const **control;
             // SAFETY: as said.
-            serial_input::listen(&found, cpu::current().apic_id, unsafe { &*control });
+            serial_input::listen(&topology, cpu::current(), unsafe { &*control });
         }
         Err(NoMemory) => log!("too little memory for a thread"),
     }

@@ -2,6 +2,8 @@
 //! What ACPI says of this machine: its CPUs, its I/O APICs, and how to switch it off.
 
 use super::sync::Once;
+use super::{stop, time};
+use crate::log;
 use acpi::madt::{Madt, MadtEntry};
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 use alloc::vec::Vec;
@@ -30,9 +32,9 @@ impl AcpiHandler for Identity {
     fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
 }
 
-/// What was found.
+/// The CPUs and the interrupt controllers of this machine.
 #[derive(Default)]
-pub struct Found {
+pub struct Topology {
     apic_ids: Vec<u32>,
     /// Address and first line.
     io_apics: Vec<(u64, u32)>,
@@ -46,7 +48,7 @@ struct PowerOff([Option<(u16, u16)>; 2]);
 
 static POWER_OFF: Once<PowerOff> = Once::new();
 
-impl Found {
+impl Topology {
     /// The local APICs of all usable CPUs.
     pub fn apic_ids(&self) -> impl Iterator<Item = u32> + '_ {
         self.apic_ids.iter().copied()
@@ -100,22 +102,22 @@ impl Found {
 ///
 /// # Safety
 /// Once, at boot. `rsdp` points to ACPI's root.
-pub unsafe fn init(rsdp: Option<usize>) -> Result<Found, NoMemory> {
-    let mut found = Found::default();
+pub unsafe fn init(rsdp: Option<usize>) -> Result<Topology, NoMemory> {
+    let mut topology = Topology::default();
     // SAFETY: by the contract above.
     let tables = rsdp.and_then(|at| unsafe { AcpiTables::from_rsdp(Identity, at) }.ok());
     let Some(tables) = tables else {
-        crate::log!("no ACPI tables: one CPU, and no power-off");
-        return Ok(found);
+        log!("no ACPI tables: one CPU, and no power-off");
+        return Ok(topology);
     };
     if let Ok(madt) = tables.find_table::<Madt>() {
         for entry in madt.get().entries() {
-            found.take(entry)?;
+            topology.take(entry)?;
         }
     }
     // SAFETY: by the contract above.
     unsafe { POWER_OFF.set(power_off_registers(&tables).unwrap_or_default()) };
-    Ok(found)
+    Ok(topology)
 }
 
 /// The PM1 control registers, with the value that the DSDT's `\_S5` gives for each (ACPI 6.5: 7.4.2, 20.2.5).
@@ -168,7 +170,7 @@ pub fn power_off() -> ! {
         // SAFETY: ACPI says that this switches the machine off.
         unsafe { Port::<u16>::new(port).write(value) };
     }
-    super::time::spin_ns(OFF_NS);
-    crate::log!("this machine cannot switch itself off");
-    super::stop::halt()
+    time::spin_ns(OFF_NS);
+    log!("this machine cannot switch itself off");
+    stop::halt()
 }

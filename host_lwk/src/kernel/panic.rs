@@ -22,7 +22,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 pub fn die(rbp: u64, rip: Option<u64>, what: fmt::Arguments<'_>) -> ! {
     stop::stop_all_but_this();
     serial::break_log_lock();
-    log!("panic on CPU {}: {what}", cpu::current().id);
+    log!("panic on CPU {}: {what}", cpu::current());
     rip.into_iter().for_each(|at| log_call(at, at));
     log_callers(rbp);
     stop::halt()

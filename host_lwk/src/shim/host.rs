@@ -5,7 +5,7 @@ use super::ram::Ram;
 use crate::kernel::shared::Shared;
 use crate::kernel::sync::{SpinGuard, SpinLock};
 use crate::kernel::thread::{Mutex, MutexGuard};
-use crate::kernel::{cpu, log, memory, predictions, thread, time};
+use crate::kernel::{calls, cpu, log, memory, predictions, thread, time};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -53,15 +53,15 @@ impl Host for Lwk {
     }
 
     fn current_cpu(&self) -> CpuId {
-        CpuId(cpu::current().id)
+        CpuId(cpu::current())
     }
 
     fn on_each_cpu(&self, f: &(dyn Fn(CpuId) + Sync)) {
-        cpu::on_each(&|cpu| f(CpuId(cpu)));
+        calls::on_each_cpu(&|cpu| f(CpuId(cpu)));
     }
 
     fn window<R>(&self, f: impl FnOnce(CpuId) -> R) -> R {
-        thread::pinned(|cpu| f(CpuId(cpu)))
+        thread::without_preemption(|cpu| f(CpuId(cpu)))
     }
 
     fn window_must_end(&self) -> bool {
@@ -90,7 +90,7 @@ impl Host for Lwk {
     }
 
     fn thread(&self, _name: fmt::Arguments<'_>, cpu: Option<CpuId>) -> Result<Thread, NoMemory> {
-        let home = cpu.map(|cpu| cpu.0).filter(|cpu| cpu::get(*cpu).is_some());
+        let home = cpu.map(|cpu| cpu.0).filter(|cpu| cpu::runs(*cpu));
         // Core 0 has the kernel's own work.
         let others = (cpu::count() - 1).max(1);
         let turn = || LAST_HOME.fetch_add(1, Ordering::Relaxed) % others + 1;
@@ -191,7 +191,9 @@ impl host::Thread for Thread {
 
     fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu> {
         if let Some(cpu) = cpu {
-            cpu::get(cpu.0).ok_or(NoSuchCpu(cpu))?;
+            if !cpu::runs(cpu.0) {
+                return Err(NoSuchCpu(cpu));
+            }
             self.thread.move_to(cpu.0);
         }
         *self.pin.lock() = cpu;
@@ -209,6 +211,6 @@ impl host::Thread for Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        self.thread.let_go();
+        self.thread.release();
     }
 }

@@ -1,59 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A lock whose waiters sleep, and the lists in which threads wait.
+//! A lock whose waiters sleep.
 
-use super::{current, sleep_until, wake, Thread};
+use super::control_block::WaitList;
 use crate::kernel::sync::SpinLock;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use core::ptr::null;
-use core::sync::atomic::Ordering;
 
-/// Threads that wait for something, linked through themselves: a thread waits for one thing at a time.
-///
-/// Whoever lets a thread go does so under the lock around this, and the thread takes that lock once more before it goes
-/// on: until then it is there.
-pub struct Waiters(*const Thread);
-
-// SAFETY: the threads in it are there, by the contract above.
-unsafe impl Send for Waiters {}
-
-impl Waiters {
-    /// Nobody.
-    pub const fn new() -> Self {
-        Self(null())
-    }
-
-    /// Adds the calling thread, which then calls [`Waiters::sleep`] with the lock released.
-    pub fn add_current(&mut self) {
-        let me = current();
-        me.waiting.store(true, Ordering::Relaxed);
-        me.next_waiter.set(self.0);
-        self.0 = me;
-    }
-
-    /// Sleeps until somebody called [`Waiters::wake_all`].
-    pub fn sleep() {
-        let me = current();
-        sleep_until(|| !me.waiting.load(Ordering::Acquire));
-    }
-
-    /// Wakes all who wait.
-    pub fn wake_all(&mut self) {
-        while !self.0.is_null() {
-            // SAFETY: it waits, so it is there; see above.
-            let first = unsafe { &*self.0 };
-            self.0 = first.next_waiter.get();
-            first.waiting.store(false, Ordering::Release);
-            wake(first);
-        }
-    }
-}
-
-/// A lock whose waiters sleep.
+/// A value that one thread at a time reaches; the others sleep.
 pub struct Mutex<T> {
     /// Whether it is held, and who waits for it.
-    state: SpinLock<(bool, Waiters)>,
+    state: SpinLock<(bool, WaitList)>,
     value: UnsafeCell<T>,
 }
 
@@ -66,7 +23,7 @@ impl<T> Mutex<T> {
     /// A free lock around `value`.
     pub const fn new(value: T) -> Self {
         Self {
-            state: SpinLock::new((false, Waiters::new())),
+            state: SpinLock::new((false, WaitList::new())),
             value: UnsafeCell::new(value),
         }
     }
@@ -84,7 +41,7 @@ impl<T> Mutex<T> {
             }
             state.1.add_current();
             drop(state);
-            Waiters::sleep();
+            WaitList::sleep();
         }
     }
 }
