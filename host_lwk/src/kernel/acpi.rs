@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What ACPI says of this machine: its CPUs, its I/O APICs, and how to switch it off.
+//! ACPI: which CPUs and I/O APICs the machine has, and how it is switched off.
 
 use super::sync::Once;
 use super::{stop, time};
@@ -21,9 +21,9 @@ const OFF_NS: u64 = 2_000_000_000;
 
 /// All memory is mapped where it is.
 #[derive(Clone)]
-struct Identity;
+struct MappedInPlace;
 
-impl AcpiHandler for Identity {
+impl AcpiHandler for MappedInPlace {
     unsafe fn map_physical_region<T>(&self, at: usize, size: usize) -> PhysicalMapping<Self, T> {
         let virt = NonNull::new(at as *mut T).unwrap_or(NonNull::dangling());
         // SAFETY: below 4 GiB, where firmware puts its tables, all is mapped.
@@ -36,9 +36,9 @@ impl AcpiHandler for Identity {
 #[derive(Default)]
 pub struct Topology {
     apic_ids: Vec<u32>,
-    /// Address and first line.
+    /// The address and the first line of each.
     io_apics: Vec<(u64, u32)>,
-    /// ISA interrupt, line, flags.
+    /// The ISA interrupts that have another line than that of their number: interrupt, line, flags.
     overrides: Vec<(u8, u32, u16)>,
 }
 
@@ -66,16 +66,16 @@ impl Topology {
             })
     }
 
-    /// The highest APIC id stands for all CPUs, so it is nobody's (SDM 3A: 11.6.2).
-    fn take(&mut self, entry: MadtEntry<'_>) -> Result<(), NoMemory> {
+    /// Takes over an entry of the table of APICs. The highest APIC id stands for all CPUs, so no CPU has it (SDM 3A: 11.6.2).
+    fn add(&mut self, entry: MadtEntry<'_>) -> Result<(), NoMemory> {
         match entry {
             MadtEntry::LocalApic(cpu) if cpu.flags & ENABLED != 0 && cpu.apic_id != u8::MAX => {
-                self.take_cpu(cpu.apic_id.into())
+                self.add_cpu(cpu.apic_id.into())
             }
             MadtEntry::LocalX2Apic(cpu)
                 if cpu.flags & ENABLED != 0 && cpu.x2apic_id != u32::MAX =>
             {
-                self.take_cpu(cpu.x2apic_id)
+                self.add_cpu(cpu.x2apic_id)
             }
             MadtEntry::IoApic(io) => {
                 let (at, base) = (io.io_apic_address, io.global_system_interrupt_base);
@@ -89,8 +89,8 @@ impl Topology {
         }
     }
 
-    /// Firmware may list a CPU twice, once by each kind of entry: started again, it would lose what it does.
-    fn take_cpu(&mut self, apic_id: u32) -> Result<(), NoMemory> {
+    /// Adds a CPU once, though firmware may list it twice, by an entry of each kind.
+    fn add_cpu(&mut self, apic_id: u32) -> Result<(), NoMemory> {
         match self.apic_ids.contains(&apic_id) {
             true => Ok(()),
             false => self.apic_ids.try_push(apic_id),
@@ -98,21 +98,21 @@ impl Topology {
     }
 }
 
-/// Reads the tables. What is missing is left out: a machine without them has one CPU.
+/// Reads the tables. A machine without tables has one CPU, and nothing else that they tell of.
 ///
 /// # Safety
 /// Once, at boot. `rsdp` points to ACPI's root.
 pub unsafe fn init(rsdp: Option<usize>) -> Result<Topology, NoMemory> {
     let mut topology = Topology::default();
     // SAFETY: by the contract above.
-    let tables = rsdp.and_then(|at| unsafe { AcpiTables::from_rsdp(Identity, at) }.ok());
+    let tables = rsdp.and_then(|at| unsafe { AcpiTables::from_rsdp(MappedInPlace, at) }.ok());
     let Some(tables) = tables else {
         log!("no ACPI tables: one CPU, and no power-off");
         return Ok(topology);
     };
     if let Ok(madt) = tables.find_table::<Madt>() {
         for entry in madt.get().entries() {
-            topology.take(entry)?;
+            topology.add(entry)?;
         }
     }
     // SAFETY: by the contract above.
@@ -121,7 +121,7 @@ pub unsafe fn init(rsdp: Option<usize>) -> Result<Topology, NoMemory> {
 }
 
 /// The PM1 control registers, with the value that the DSDT's `\_S5` gives for each (ACPI 6.5: 7.4.2, 20.2.5).
-fn power_off_registers(tables: &AcpiTables<Identity>) -> Option<PowerOff> {
+fn power_off_registers(tables: &AcpiTables<MappedInPlace>) -> Option<PowerOff> {
     let fadt = tables.find_table::<acpi::fadt::Fadt>().ok()?;
     let dsdt = tables.dsdt().ok()?;
     // SAFETY: firmware's own bytes, below 4 GiB.
@@ -139,7 +139,8 @@ fn power_off_registers(tables: &AcpiTables<Identity>) -> Option<PowerOff> {
     Some(PowerOff([register(a, types[0]), register(b, types[1])]))
 }
 
-/// `Name(_S5, Package(…) {a, b, …})`, found by its bytes: all firmware has it so, and an interpreter is a lot for two numbers.
+/// The two numbers of `Name(_S5, Package(…) {a, b, …})`, found by its bytes: all firmware writes it so, and an interpreter of AML
+/// would be large.
 fn soft_off_types(aml: &[u8]) -> Option<[u8; 2]> {
     const NAME_OP: u8 = 0x08;
     const PACKAGE_OP: u8 = 0x12;

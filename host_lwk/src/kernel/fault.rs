@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Exceptions of the processor: each is a panic, but for those that the code means to raise.
 //!
-//! An instruction that may fault by intent has an entry in the section `__ex_table`, and goes on where that says.
+//! An instruction that is meant to fault has an entry in the section `__ex_table`, which says where to go on.
 
 use super::frame::Frame;
 use super::memory::is_below_a_stack;
@@ -30,7 +30,7 @@ struct Fixup {
     kind: i32,
 }
 
-/// Where an instruction that faulted goes on, if it may fault.
+/// Where to go on after a fault at `rip`, if the instruction there is meant to fault.
 fn fixup(rip: u64) -> Option<u64> {
     let (begin, end) = (&raw const ex_table_begin, &raw const ex_table_end);
     let count = (end as usize - begin as usize) / size_of::<Fixup>();
@@ -47,9 +47,9 @@ pub fn exception(frame: &mut Frame) {
     let vector = frame.vector;
     match vector {
         NMI if stop::going_down() => stop::halt(),
-        // An NMI in a guest is handed on to here; nobody sends one but in a panic.
+        // An NMI that struck in a guest is handed on to here. Nobody sends one but a panic.
         NMI => return,
-        MACHINE_CHECK if !machine_check_is_on() => return,
+        MACHINE_CHECK if !machine_check_in_progress() => return,
         DEBUG => {}
         _ => {
             if let Some(to) = fixup(frame.rip) {
@@ -75,8 +75,8 @@ pub fn exception(frame: &mut Frame) {
     )
 }
 
-/// IA32_MCG_STATUS.MCIP: there is one now (SDM 3B: 16.3.1.2).
-fn machine_check_is_on() -> bool {
+/// IA32_MCG_STATUS.MCIP: a machine check is in progress (SDM 3B: 16.3.1.2).
+fn machine_check_in_progress() -> bool {
     // SAFETY: every CPU with virtualization has it.
     unsafe { Msr::new(0x17a).read() & 4 != 0 }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is switched on in each processor, beside its tables and its local APIC.
+//! What is switched on in each processor, besides its descriptor tables and its local APIC: machine checks, VT-x, wide registers,
+//! isolated predictions.
 
 use super::cpuid::leaf;
 use super::predictions;
@@ -16,7 +17,7 @@ mod msr {
     pub const MC0_CTL: u32 = 0x400;
 }
 
-/// Switches it all on, on the CPU this runs on.
+/// Switches all of it on, on the CPU that this runs on.
 ///
 /// # Safety
 /// Once on each; its interrupt table stands.
@@ -25,13 +26,12 @@ pub unsafe fn enable() {
     unsafe {
         enable_machine_checks();
         allow_vmx();
-        predictions::keep_apart();
+        predictions::isolate();
     }
     enable_wide_registers();
 }
 
-/// Where firmware has not said whether VT-x may be used, nobody may use it; whoever says so locks it (SDM 3C: 23.7). This is
-/// the host's part: the core only looks.
+/// Allows VT-x, and locks that, if firmware left the choice open (SDM 3C: 23.7). The host does this: the core only looks.
 ///
 /// # Safety
 /// It stays so until the processor is reset.
@@ -51,7 +51,7 @@ unsafe fn allow_vmx() {
     }
 }
 
-/// All errors of the machine raise #MC: without it they shut the processor down (SDM 3B: 16.8).
+/// Has errors of the machine raise #MC; without that, they shut the processor down (SDM 3B: 16.8).
 ///
 /// # Safety
 /// The interrupt table stands.
@@ -61,7 +61,7 @@ unsafe fn enable_machine_checks() {
     /// MCG_CAP: how many banks there are; MCG_CTL is there.
     const BANKS: u64 = 0xff;
     const HAS_CTL: u64 = 1 << 8;
-    /// The registers of more would be somebody else's.
+    /// Behind the registers of so many banks begin those of VT-x (IA32_VMX_BASIC, 480H).
     const MOST_BANKS: u32 = 32;
     let has = leaf(1)[3];
     if has & MCE == 0 {
@@ -83,7 +83,7 @@ unsafe fn enable_machine_checks() {
     }
 }
 
-/// Lets guests have what the CPU has: the kernel itself is compiled without.
+/// Switches on all extended state that the CPU has, for guests; the kernel is compiled to use none of it.
 fn enable_wide_registers() {
     const XSAVE: u32 = 1 << 26;
     const PKU: u32 = 1 << 3;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the boot loader left: command line, modules, the map of memory, ACPI's root and our own symbols (Multiboot 2: 3.6).
+//! What the boot loader left: the command line, the modules, the memory map, ACPI's root and the kernel's own symbols
+//! (Multiboot 2: 3.6).
 
 use super::memory::MemoryMap;
 use super::symbols::{self, Symbol, Symbols};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A panic: all CPUs stop, and the log says what went wrong, and by which calls it came to that.
+//! A panic: all CPUs stop, and the log says what went wrong and which calls led to it.
 
 use super::{cpu, layout, serial, stop, symbols};
 use crate::log;

@@ -9,7 +9,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use x86_64::instructions::interrupts;
 
-/// Interrupts are off until this is dropped; then they are as they were.
+/// Interrupts are off until this is dropped. Then they are as they were before.
 pub struct IrqsOff {
     were_on: bool,
     _not_send: PhantomData<*mut ()>,

@@ -19,7 +19,7 @@ use palacios_core::host::{
 #[derive(Clone, Copy)]
 pub struct Lwk;
 
-/// The core that the last thread without a pin got.
+/// The core that the last thread got for which no CPU was asked.
 static LAST_HOME: AtomicU32 = AtomicU32::new(0);
 
 impl Host for Lwk {
@@ -70,7 +70,7 @@ impl Host for Lwk {
 
     #[inline(always)]
     fn guest_exit(&self) {
-        predictions::forget_returns();
+        predictions::fill_return_stack();
     }
 
     fn now_ns(&self) -> u64 {
@@ -91,7 +91,7 @@ impl Host for Lwk {
 
     fn thread(&self, _name: fmt::Arguments<'_>, cpu: Option<CpuId>) -> Result<Thread, NoMemory> {
         let home = cpu.map(|cpu| cpu.0).filter(|cpu| cpu::runs(*cpu));
-        // Core 0 has the kernel's own work.
+        // Core 0 does the kernel's own work; a thread for which no CPU is asked gets one of the others in turn.
         let others = (cpu::count() - 1).max(1);
         let turn = || LAST_HOME.fetch_add(1, Ordering::Relaxed) % others + 1;
         let thread = thread::Thread::new(home.unwrap_or_else(|| turn().min(cpu::count() - 1)))?;
@@ -155,7 +155,7 @@ impl<T: Send> Lock<T> for SpinLock<T> {
 /// A vCPU's thread.
 pub struct Thread {
     thread: Shared<thread::Thread>,
-    /// The CPU it is pinned to; without one it stays where it is all the same.
+    /// Its affinity: the CPU that it was given. One without affinity does not move either.
     pin: SpinLock<Option<CpuId>>,
 }
 

@@ -13,7 +13,7 @@ use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 pub struct Ram {
     at: u64,
     bytes: u64,
-    /// A bit for each small page that holds something: it was given to the guest, which was not done with it yet.
+    /// A bit for each small page that the guest was given and has not released.
     used: SpinLock<Vec<u64>>,
 }
 
@@ -29,7 +29,7 @@ impl Ram {
         })
     }
 
-    /// Where in the piece a guest's page is.
+    /// The offset of a guest's page in the piece.
     fn offset(&self, gfn: u64, size: PageSize) -> Option<u64> {
         let gpa = gfn.checked_mul(PAGE_BYTES)?;
         let offset = match gpa.checked_sub(HIGH_RAM) {

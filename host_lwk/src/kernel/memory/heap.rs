@@ -41,7 +41,7 @@ impl Heaps {
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
 // ANCHOR: global_allocator
-/// The kernel's memory, also Rust's.
+/// The kernel's memory, and Rust's.
 struct Memory(SpinLock<Heaps>);
 
 #[global_allocator]
