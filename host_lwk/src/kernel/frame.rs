@@ -23,7 +23,7 @@ pub struct Frame {
     rax: u64,
     /// Which exception or interrupt it is.
     pub vector: u64,
-    /// What some exceptions tell beside; 0 for all others.
+    /// The error code that some exceptions have; 0 for the others.
     pub error: u64,
     /// Where it happened.
     pub rip: u64,

@@ -15,6 +15,7 @@ pub const FIFO_BYTES: usize = 16;
 const DIVISOR: [u8; 2] = [1, 0];
 
 static PORTS: [SpinLock<Option<SerialPort>>; 4] = [const { SpinLock::new(None) }; 4];
+
 /// Looks for the ports, which can send from now on.
 pub fn init() {
     for ((base, _), slot) in PORT_RESOURCES.into_iter().zip(&PORTS) {

@@ -23,7 +23,7 @@ use x86_64::structures::idt::{Entry, InterruptDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 use x86_64::VirtAddr;
 
-/// The vectors of interrupts. All are here, so that no two are alike; below are the processor's own, and such as nobody uses.
+/// The vectors of interrupts. All are here, so that no two are alike. Lower ones are the processor's own, or nobody's.
 pub mod vectors {
     /// Something came in at a serial port.
     pub const SERIAL: u8 = 0xe0;

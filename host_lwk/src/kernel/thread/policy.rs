@@ -7,10 +7,13 @@ use core::ptr::null;
 /// The ready threads of one CPU, in the order of a policy. A thread in it exists until it is taken out: a thread that is ready
 /// does not end.
 pub trait Policy: Send {
+    /// Nobody is ready.
+    const EMPTY: Self;
+
     /// How long a thread runs while others are ready.
     fn slice_ns(&self) -> u64;
 
-    /// Nobody is ready.
+    /// Whether nobody is ready.
     fn is_empty(&self) -> bool;
 
     /// `thread` is ready: it woke, or its turn ended.
@@ -35,15 +38,12 @@ pub struct RoundRobin {
 // SAFETY: a thread in the list exists, on whatever CPU it is looked at.
 unsafe impl Send for RoundRobin {}
 
-impl RoundRobin {
-    /// Nobody.
-    pub const EMPTY: Self = Self {
+impl Policy for RoundRobin {
+    const EMPTY: Self = Self {
         first: null(),
         last: null(),
     };
-}
 
-impl Policy for RoundRobin {
     fn slice_ns(&self) -> u64 {
         4_000_000
     }
