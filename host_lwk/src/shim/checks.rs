@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! With `conformance` on the command line: this host is held against the core's contract, line by line.
+//! The core's conformance suite, which runs on this host if `conformance` is on the command line.
 
 use super::host::Lwk;
 use super::ram::Ram;

@@ -13,7 +13,7 @@ use palacios_core::ram::RamLayout;
 pub struct Ram {
     at: u64,
     layout: RamLayout,
-    /// A bit for each small page that holds something: it was given to the guest, which was not done with it yet.
+    /// A bit for each small page that the guest was given and has not released.
     used: SpinLock<Vec<u64>>,
 }
 
@@ -22,7 +22,7 @@ impl Ram {
     pub fn new(layout: RamLayout) -> Result<Self, NoMemory> {
         let bytes = layout.bytes();
         let used = try_vec(0, bytes.div_ceil(PAGE_BYTES).div_ceil(64) as usize)?;
-        let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false).map_err(|_| NoMemory)?;
+        let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false)?;
         Ok(Self {
             at,
             layout,
@@ -30,7 +30,7 @@ impl Ram {
         })
     }
 
-    /// Where in the piece a guest's page is.
+    /// The offset of a guest's page in the piece.
     fn offset(&self, gfn: u64, size: PageSize) -> Option<u64> {
         let gpa = Gpa(gfn.checked_mul(PAGE_BYTES)?);
         let is_ram = self.layout.contains_all(gpa, size.bytes());
