@@ -11,7 +11,7 @@ use crate::kernel::thread::{self, Thread};
 use crate::kernel::{cpu, log, memory, serial};
 use crate::log;
 use alloc::boxed::Box;
-use palacios_core::addr::{Gpa, LARGE_PAGE_SIZE};
+use palacios_core::addr::LARGE_PAGE_SIZE;
 use palacios_core::alloc_ext::try_box;
 use palacios_core::backend::any::{AnyVm, Hardware};
 use palacios_core::devices::ByteStream;
