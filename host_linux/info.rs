@@ -28,7 +28,7 @@ pub(crate) fn of(id: u32, held: &Held) -> abi::v3_info {
         exit_status: 0,
         vcpus: vm.vcpus(),
         flags: 0,
-        memory_bytes: vm.memory().bytes(),
+        memory_bytes: vm.memory().layout().bytes(),
         name: Text::of(format_args!("{}", vm.name())).field,
         message: [0; abi::V3_MESSAGE_LEN as usize],
     };

@@ -36,7 +36,6 @@ use palacios_core::alloc_ext::try_box;
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::Image;
-use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
 use palacios_core::vm::{
     CreateError, ImageBytes, LifeError, Observer, Parts, State, StopReason, VmName,
 };
@@ -404,10 +403,8 @@ impl VmNode {
         if let State::Stopped(_) = held.state() {
             return Err(error::wrong_state());
         }
-        let memory = held.machine.memory();
-        let last = range.gpa.checked_add(range.len - 1).ok_or(ERANGE)?;
-        let same_side = last < LOW_RAM_END || range.gpa >= HIGH_RAM;
-        if !same_side || !memory.is_ram(Gpa(range.gpa)) || !memory.is_ram(Gpa(last)) {
+        let ram = held.machine.memory().layout();
+        if !ram.contains_all(Gpa(range.gpa), range.len) {
             return Err(ERANGE);
         }
         held.machine.revoke(Gpa(range.gpa), range.len);

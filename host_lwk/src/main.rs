@@ -11,22 +11,25 @@ mod shim;
 
 use kernel::loader::Boot;
 use kernel::thread::Thread;
-use kernel::{acpi, cpu, loader, memory, serial, thread, time};
+use kernel::{acpi, cpu, loader, memory, serial, serial_input, start, stop, thread, time};
+use palacios_core::alloc_ext::{try_box, NoMemory};
 
 /// # Safety
 /// For the start code, on the first CPU.
 #[no_mangle]
 unsafe extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
+    // SAFETY: by the contract above.
+    unsafe { cpu::set_current(&cpu::FIRST) };
     serial::init();
     // SAFETY: by the contract above.
     let Some(boot) = (unsafe { loader::init(magic, info) }) else {
         log!("not started by a Multiboot 2 loader");
-        kernel::stop()
+        stop::halt()
     };
     // SAFETY: as above.
-    match unsafe { kernel::init(boot) } {
-        Ok(found) => begin(boot, found),
-        Err(memory::NoMemory) => {
+    match unsafe { start::init(boot) } {
+        Ok(topology) => begin(boot, topology),
+        Err(NoMemory) => {
             log!("too little memory to start");
             acpi::power_off()
         }
@@ -34,7 +37,7 @@ unsafe extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
 }
 
 /// The kernel is up: the control thread takes over, and this CPU idles.
-fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
+fn begin(boot: &'static Boot, topology: acpi::Topology) -> ! {
     log!(
         "{} cores, {} MiB free, time stamp counter {} MHz{}",
         cpu::count(),
@@ -47,7 +50,7 @@ fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
         }
     );
     let control = Thread::new(0).and_then(|control| {
-        let job = memory::try_box(move || shim::main(boot))?;
+        let job = try_box(move || shim::main(boot))?;
         Thread::start(&control, job);
         Ok(control)
     });
@@ -57,9 +60,9 @@ fn begin(boot: &'static Boot, found: acpi::Found) -> ! {
             let control = core::mem::ManuallyDrop::new(control);
             let control: *const Thread = &raw const **control;
             // SAFETY: as said.
-            serial::listen(&found, cpu::current().apic_id, unsafe { &*control });
+            serial_input::listen(&topology, cpu::current(), unsafe { &*control });
         }
-        Err(memory::NoMemory) => log!("too little memory for a thread"),
+        Err(NoMemory) => log!("too little memory for a thread"),
     }
     thread::idle()
 }

@@ -26,6 +26,7 @@ pub mod image;
 pub mod interfaces;
 pub mod interrupts;
 pub mod memory;
+pub mod ram;
 pub mod state;
 pub mod state_io;
 pub mod stats;

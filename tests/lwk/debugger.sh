@@ -7,6 +7,6 @@ while read -r line <&3; do case $line in "$TOP"/scripts/in-root\ gdb*) break ;; 
 sh -c "$line -batch -ex 'rbreak Vcpu.*::dispatch' -ex continue -ex backtrace -ex delete -ex detach" </dev/null >gdb.log 2>&1
 status=$(tail -n 1 <&3)
 check "a breakpoint in the core is hit" grep -qE 'hit Breakpoint .*palacios_core::vcpu::Vcpu.*::dispatch' gdb.log
-check "its callers have names, to the thread's begin" grep -qE '^#[0-9]+ .* in (lwk::kernel::thread::)?thread_(main|begin) ' gdb.log
+check "its callers have names, to the thread's begin" grep -qE '^#[0-9]+ .* in (lwk::kernel::thread::life::)?thread_(main|begin) ' gdb.log
 check "the guest then runs to its end" said '^ok cpuid_signature'
 check "and the kernel switches off" [ "$status" = "status 0" ]

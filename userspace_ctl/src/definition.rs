@@ -31,6 +31,7 @@ use crate::guest::{
     OnTripleFault, SerialPort,
 };
 use crate::units::parse_memory;
+use palacios_core::devices::uart::ComPort;
 use palacios_core::features::FeatureSet;
 use serde::Deserialize;
 use std::fmt;
@@ -271,24 +272,22 @@ impl<'a> Definition<'a> {
 
     fn serials(&self, written: Option<Vec<WrittenSerial>>) -> Result<Vec<SerialPort>> {
         let Some(written) = written else {
-            return Ok(vec![SerialPort::com(1)]);
+            return Ok(vec![SerialPort::new(ComPort::Com1)]);
         };
         let mut serials: Vec<SerialPort> = Vec::new();
         for serial in written {
             let at = serial.port.span();
-            let number = match serial.port.get_ref().as_str() {
-                "com1" => 1,
-                "com2" => 2,
-                "com3" => 3,
-                "com4" => 4,
-                _ => return Err(self.error(at, "port: is none of com1, com2, com3, com4")),
+            let name = serial.port.get_ref();
+            let mut ports = ComPort::ALL.into_iter().map(SerialPort::new);
+            // The stream has the name of its port until the next line.
+            let Some(mut port) = ports.find(|port| port.stream == *name) else {
+                return Err(self.error(at, "port: is none of com1, com2, com3, com4"));
             };
-            let mut port = SerialPort::com(number);
             if let Some(stream) = serial.stream {
                 port.stream = self.stream(stream)?;
             }
-            if serials.iter().any(|other| other.number == number) {
-                return Err(self.error(at, format!("port: com{number} is there twice")));
+            if serials.iter().any(|other| other.port == port.port) {
+                return Err(self.error(at, format!("port: {name} is there twice")));
             }
             if serials.iter().any(|other| other.stream == port.stream) {
                 let why = format!("stream: `{}` is another port's, too", port.stream);

@@ -4,6 +4,7 @@
 use crate::error::plain;
 use palacios_core::addr::{Gpa, NotRam};
 use palacios_core::boot;
+use palacios_core::devices::uart::ComPort;
 use palacios_core::features::{Feature, FeatureSet, Offer, TABLE};
 use palacios_core::image::machine::{
     self, Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
@@ -11,7 +12,7 @@ use palacios_core::image::machine::{
 };
 use palacios_core::image::{write, BootKind, Image};
 use palacios_core::interfaces::GuestMemory;
-use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
+use palacios_core::ram::RamLayout;
 use rustix::io::Errno;
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -142,8 +143,8 @@ pub struct ModuleFile {
 /// One of the four serial ports of a PC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SerialPort {
-    /// Which one: 1 to 4, as in com1.
-    pub number: u8,
+    /// Which one.
+    pub port: ComPort,
     /// The name of its byte stream.
     pub stream: String,
 }
@@ -151,27 +152,16 @@ pub struct SerialPort {
 impl SerialPort {
     /// A port whose stream has the port's own name.
     #[must_use]
-    pub fn com(number: u8) -> Self {
-        let stream = format!("com{number}");
-        Self { number, stream }
+    pub fn new(port: ComPort) -> Self {
+        let stream = format!("com{}", port.number());
+        Self { port, stream }
     }
 
     /// The port that an image describes.
     fn of_image(serial: &Serial<'_>) -> Self {
-        let is_at = |number: &u8| Self::com(*number).place().0 == serial.port;
         Self {
-            number: (1..4).find(is_at).unwrap_or(4),
+            port: serial.port,
             stream: serial.stream.into(),
-        }
-    }
-
-    /// Its first I/O port and its interrupt line.
-    fn place(&self) -> (u16, u32) {
-        match self.number {
-            1 => (0x3f8, 4),
-            2 => (0x2f8, 3),
-            3 => (0x3e8, 4),
-            _ => (0x2e8, 3),
         }
     }
 }
@@ -224,7 +214,7 @@ impl Guest {
             cmdline: String::new(),
             initrds: Vec::new(),
             modules: Vec::new(),
-            serials: vec![SerialPort::com(1)],
+            serials: vec![SerialPort::new(ComPort::Com1)],
             console: None,
             on_triple_fault: OnTripleFault::Stop,
             test_device: false,
@@ -249,7 +239,7 @@ impl Guest {
         });
         Self {
             name: machine.name.map(Into::into),
-            memory_bytes: machine.memory_bytes,
+            memory_bytes: machine.ram.bytes(),
             vcpus: machine.vcpus,
             pins: (0..machine.vcpus).map(|vcpu| machine.pin(vcpu)).collect(),
             without: machine.without,
@@ -386,11 +376,11 @@ impl Guest {
         fdt.property_u32("#address-cells", 2)?;
         fdt.property_u32("#size-cells", 2)?;
         for serial in &self.serials {
-            let (port, irq) = serial.place();
-            let device = fdt.begin_node(&format!("serial@{port:x}"))?;
+            let base = serial.port.base();
+            let device = fdt.begin_node(&format!("serial@{base:x}"))?;
             fdt.property_string("compatible", "ns16550a")?;
-            fdt.property_array_u64("reg", &[port.into(), 8])?;
-            fdt.property_u32("interrupts", irq)?;
+            fdt.property_array_u64("reg", &[base.into(), 8])?;
+            fdt.property_u32("interrupts", serial.port.irq().0)?;
             fdt.property_string("v3vee,stream", &serial.stream)?;
             fdt.end_node(device)?;
         }
@@ -408,7 +398,7 @@ impl Guest {
         let machine = parsed
             .machine()
             .map_err(|e| BuildError::Image(e.to_string()))?;
-        let loaded = boot::load(&machine, &Nowhere(machine.memory_bytes));
+        let loaded = boot::load(&machine, &CheckedRam(machine.ram));
         loaded.map(|_| ()).map_err(|e| BuildError::Kernel {
             kernel: self.kernel.to_string(),
             why: e.to_string(),
@@ -493,20 +483,17 @@ fn read(file: &Path, step: &mut dyn FnMut(u64)) -> Result<Vec<u8>, BuildError> {
     Ok(data)
 }
 
-/// Guest memory of so many bytes which knows only where it ends: loading a kernel shows whether it fits.
-struct Nowhere(u64);
+/// Guest memory that keeps nothing and knows only where it is: loading a kernel shows whether it fits.
+struct CheckedRam(RamLayout);
 
-impl Nowhere {
+impl CheckedRam {
     fn check(&self, at: Gpa, len: usize) -> Result<(), NotRam> {
-        let low_end = self.0.min(LOW_RAM_END);
-        let high_end = HIGH_RAM + (self.0 - low_end);
-        let end = at.0.checked_add(len as u64).ok_or(NotRam(at))?;
-        let is_ram = end <= low_end || (at.0 >= HIGH_RAM && end <= high_end);
+        let is_ram = self.0.contains_all(at, len as u64);
         is_ram.then_some(()).ok_or(NotRam(at))
     }
 }
 
-impl GuestMemory for Nowhere {
+impl GuestMemory for CheckedRam {
     fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
         buf.fill(0);
         self.check(at, buf.len())

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! An image that was built describes the guest that it was built of.
 
+use palacios_core::devices::uart::ComPort;
 use palacios_core::image::{self, BootKind, Image};
 use proptest::prelude::*;
 use std::path::Path;
@@ -57,7 +58,7 @@ proptest! {
         modules in blobs(),
         reset in any::<bool>(),
         test_device in any::<bool>(),
-        ports in prop::sample::subsequence(vec![1u8, 2, 3, 4], 0..=4),
+        ports in prop::sample::subsequence(ComPort::ALL.to_vec(), 0..=4),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let modules = files(dir.path(), "module", &modules).into_iter().zip(modules);
@@ -72,17 +73,17 @@ proptest! {
             cmdline,
             initrds: files(dir.path(), "initrd", &initrds),
             modules: modules.iter().map(|(module, _)| module.clone()).collect(),
-            console: ports.last().map(|port| format!("com{port}")),
+            console: ports.last().map(|port| SerialPort::new(*port).stream),
             on_triple_fault: if reset { OnTripleFault::Reset } else { OnTripleFault::Stop },
             test_device,
-            serials: ports.iter().map(|port| SerialPort::com(*port)).collect(),
+            serials: ports.iter().map(|port| SerialPort::new(*port)).collect(),
             ..guest(dir.path())
         };
         let bytes = build(&guest).unwrap();
         let image = Image::parse(&bytes).unwrap();
         let machine = image.machine().unwrap();
         prop_assert_eq!(machine.name, guest.name.as_deref());
-        prop_assert_eq!(machine.memory_bytes, guest.memory_bytes);
+        prop_assert_eq!(machine.ram.bytes(), guest.memory_bytes);
         prop_assert_eq!(machine.vcpus, guest.vcpus);
         for vcpu in 0..vcpus {
             prop_assert_eq!(machine.pin(vcpu), guest.pins.get(vcpu as usize).copied().flatten());
@@ -99,7 +100,7 @@ proptest! {
         prop_assert_eq!(machine.console, guest.console.as_deref());
         let mut streams: Vec<_> = machine.serials().map(|s| s.stream.to_string()).collect();
         streams.sort();
-        prop_assert_eq!(streams, ports.iter().map(|port| format!("com{port}")).collect::<Vec<_>>());
+        prop_assert_eq!(streams, ports.iter().map(|port| SerialPort::new(*port).stream).collect::<Vec<_>>());
         let again = Guest::of_image(&bytes, Path::new("guest.img")).unwrap();
         prop_assert_eq!(build(&again), Ok(bytes));
     }

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What ACPI says of this machine: its CPUs, its I/O APICs, and how to switch it off.
+//! ACPI: which CPUs and I/O APICs the machine has, and how it is switched off.
 
-use super::memory::NoMemory;
 use super::sync::Once;
+use super::{stop, time};
+use crate::log;
 use acpi::madt::{Madt, MadtEntry};
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 use alloc::vec::Vec;
 use core::ptr::NonNull;
+use palacios_core::alloc_ext::{NoMemory, TryPush};
 use x86_64::instructions::port::Port;
 
 /// The processor may be used (ACPI 6.5: 5.2.12.2).
@@ -19,9 +21,9 @@ const OFF_NS: u64 = 2_000_000_000;
 
 /// All memory is mapped where it is.
 #[derive(Clone)]
-struct Identity;
+struct MappedInPlace;
 
-impl AcpiHandler for Identity {
+impl AcpiHandler for MappedInPlace {
     unsafe fn map_physical_region<T>(&self, at: usize, size: usize) -> PhysicalMapping<Self, T> {
         let virt = NonNull::new(at as *mut T).unwrap_or(NonNull::dangling());
         // SAFETY: below 4 GiB, where firmware puts its tables, all is mapped.
@@ -30,13 +32,13 @@ impl AcpiHandler for Identity {
     fn unmap_physical_region<T>(_: &PhysicalMapping<Self, T>) {}
 }
 
-/// What was found.
+/// The CPUs and the interrupt controllers of this machine.
 #[derive(Default)]
-pub struct Found {
+pub struct Topology {
     apic_ids: Vec<u32>,
-    /// Address and first line.
+    /// The address and the first line of each.
     io_apics: Vec<(u64, u32)>,
-    /// ISA interrupt, line, flags.
+    /// The ISA interrupts that have another line than that of their number: interrupt, line, flags.
     overrides: Vec<(u8, u32, u16)>,
 }
 
@@ -46,7 +48,7 @@ struct PowerOff([Option<(u16, u16)>; 2]);
 
 static POWER_OFF: Once<PowerOff> = Once::new();
 
-impl Found {
+impl Topology {
     /// The local APICs of all usable CPUs.
     pub fn apic_ids(&self) -> impl Iterator<Item = u32> + '_ {
         self.apic_ids.iter().copied()
@@ -64,68 +66,62 @@ impl Found {
             })
     }
 
-    /// The highest APIC id stands for all CPUs, so it is nobody's (SDM 3A: 11.6.2).
-    fn take(&mut self, entry: MadtEntry<'_>) -> Result<(), NoMemory> {
+    /// Takes over an entry of the table of APICs. The highest APIC id stands for all CPUs, so no CPU has it (SDM 3A: 11.6.2).
+    fn add(&mut self, entry: MadtEntry<'_>) -> Result<(), NoMemory> {
         match entry {
             MadtEntry::LocalApic(cpu) if cpu.flags & ENABLED != 0 && cpu.apic_id != u8::MAX => {
-                self.take_cpu(cpu.apic_id.into())
+                self.add_cpu(cpu.apic_id.into())
             }
             MadtEntry::LocalX2Apic(cpu)
                 if cpu.flags & ENABLED != 0 && cpu.x2apic_id != u32::MAX =>
             {
-                self.take_cpu(cpu.x2apic_id)
+                self.add_cpu(cpu.x2apic_id)
             }
             MadtEntry::IoApic(io) => {
                 let (at, base) = (io.io_apic_address, io.global_system_interrupt_base);
-                push(&mut self.io_apics, (at.into(), base))
+                self.io_apics.try_push((at.into(), base))
             }
             MadtEntry::InterruptSourceOverride(line) => {
                 let (irq, gsi, flags) = (line.irq, line.global_system_interrupt, line.flags);
-                push(&mut self.overrides, (irq, gsi, flags))
+                self.overrides.try_push((irq, gsi, flags))
             }
             _ => Ok(()),
         }
     }
 
-    /// Firmware may list a CPU twice, once by each kind of entry: started again, it would lose what it does.
-    fn take_cpu(&mut self, apic_id: u32) -> Result<(), NoMemory> {
+    /// Adds a CPU once, though firmware may list it twice, by an entry of each kind.
+    fn add_cpu(&mut self, apic_id: u32) -> Result<(), NoMemory> {
         match self.apic_ids.contains(&apic_id) {
             true => Ok(()),
-            false => push(&mut self.apic_ids, apic_id),
+            false => self.apic_ids.try_push(apic_id),
         }
     }
 }
 
-fn push<T>(to: &mut Vec<T>, value: T) -> Result<(), NoMemory> {
-    to.try_reserve(1).map_err(|_| NoMemory)?;
-    to.push(value);
-    Ok(())
-}
-
-/// Reads the tables. What is missing is left out: a machine without them has one CPU.
+/// Reads the tables. A machine without tables has one CPU, and nothing else that they tell of.
 ///
 /// # Safety
 /// Once, at boot. `rsdp` points to ACPI's root.
-pub unsafe fn init(rsdp: Option<usize>) -> Result<Found, NoMemory> {
-    let mut found = Found::default();
+pub unsafe fn init(rsdp: Option<usize>) -> Result<Topology, NoMemory> {
+    let mut topology = Topology::default();
     // SAFETY: by the contract above.
-    let tables = rsdp.and_then(|at| unsafe { AcpiTables::from_rsdp(Identity, at) }.ok());
+    let tables = rsdp.and_then(|at| unsafe { AcpiTables::from_rsdp(MappedInPlace, at) }.ok());
     let Some(tables) = tables else {
-        crate::log!("no ACPI tables: one CPU, and no power-off");
-        return Ok(found);
+        log!("no ACPI tables: one CPU, and no power-off");
+        return Ok(topology);
     };
     if let Ok(madt) = tables.find_table::<Madt>() {
         for entry in madt.get().entries() {
-            found.take(entry)?;
+            topology.add(entry)?;
         }
     }
     // SAFETY: by the contract above.
     unsafe { POWER_OFF.set(power_off_registers(&tables).unwrap_or_default()) };
-    Ok(found)
+    Ok(topology)
 }
 
 /// The PM1 control registers, with the value that the DSDT's `\_S5` gives for each (ACPI 6.5: 7.4.2, 20.2.5).
-fn power_off_registers(tables: &AcpiTables<Identity>) -> Option<PowerOff> {
+fn power_off_registers(tables: &AcpiTables<MappedInPlace>) -> Option<PowerOff> {
     let fadt = tables.find_table::<acpi::fadt::Fadt>().ok()?;
     let dsdt = tables.dsdt().ok()?;
     // SAFETY: firmware's own bytes, below 4 GiB.
@@ -143,7 +139,8 @@ fn power_off_registers(tables: &AcpiTables<Identity>) -> Option<PowerOff> {
     Some(PowerOff([register(a, types[0]), register(b, types[1])]))
 }
 
-/// `Name(_S5, Package(…) {a, b, …})`, found by its bytes: all firmware has it so, and an interpreter is a lot for two numbers.
+/// The two numbers of `Name(_S5, Package(…) {a, b, …})`, found by its bytes: all firmware writes it so, and an interpreter of AML
+/// would be large.
 fn soft_off_types(aml: &[u8]) -> Option<[u8; 2]> {
     const NAME_OP: u8 = 0x08;
     const PACKAGE_OP: u8 = 0x12;
@@ -174,7 +171,7 @@ pub fn power_off() -> ! {
         // SAFETY: ACPI says that this switches the machine off.
         unsafe { Port::<u16>::new(port).write(value) };
     }
-    super::time::spin_ns(OFF_NS);
-    crate::log!("this machine cannot switch itself off");
-    super::stop()
+    time::spin_ns(OFF_NS);
+    log!("this machine cannot switch itself off");
+    stop::halt()
 }

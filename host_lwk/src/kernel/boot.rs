@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! From the Multiboot 2 entry (32-bit, no paging) to `kernel_main` in 64-bit mode, with the first 4 GiB mapped one to
-//! one; and from a start-up message (real mode, at a page below 1 MiB) to `cpu::secondary_main`, for the other CPUs.
+//! From the Multiboot 2 entry (32-bit, no paging) to `kernel_main` in 64-bit mode, with the first 4 GiB (`layout::MAPPED_BYTES`)
+//! mapped one to one; and from a start-up message (real mode, at a page below 1 MiB) to `start::secondary_main`, for the other CPUs.
 
 use core::arch::global_asm;
-
-/// How much of the address space the code here maps.
-pub const MAPPED_BYTES: u64 = 4 << 30;
 
 extern "C" {
     /// The first and the last byte, plus one, of what another CPU runs first; to be copied to a page below 1 MiB.
     pub static boot_low: u8;
     pub static boot_low_end: u8;
-    /// The top of the next CPU's stack, and what `cpu::secondary_main` is called with.
+    /// The top of the next CPU's stack, and what `start::secondary_main` is called with.
     pub static mut boot_next_stack: u64;
     pub static mut boot_next_argument: u64;
-    /// The kernel in memory, from the linker script.
-    pub static kernel_begin: u8;
-    pub static kernel_end: u8;
 }
 
 global_asm!(

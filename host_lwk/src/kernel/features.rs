@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is switched on in each processor, beside its tables and its local APIC.
+//! What is switched on in each processor, besides its descriptor tables and its local APIC: machine checks, VT-x, wide registers,
+//! isolated predictions.
 
-use super::cpu::cpuid;
+use super::cpuid::leaf;
 use super::predictions;
 use x86_64::registers::control::{Cr4, Cr4Flags};
 use x86_64::registers::model_specific::Msr;
@@ -10,22 +11,13 @@ use x86_64::registers::xcontrol::{XCr0, XCr0Flags};
 /// Model-specific registers (SDM 4: 2).
 mod msr {
     pub const FEATURE_CONTROL: u32 = 0x3a;
-    pub const TSC_ADJUST: u32 = 0x3b;
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_CTL: u32 = 0x17b;
     /// The first bank's; those of the others follow at every fourth.
     pub const MC0_CTL: u32 = 0x400;
 }
 
-/// A leaf of CPUID: EAX, EBX, ECX, EDX; zeroes where there is none.
-pub fn leaf(number: u32) -> [u32; 4] {
-    if number > cpuid(number & 1 << 31, 0)[0] {
-        return [0; 4];
-    }
-    cpuid(number, 0)
-}
-
-/// Switches it all on, on the CPU this runs on.
+/// Switches all of it on, on the CPU that this runs on.
 ///
 /// # Safety
 /// Once on each; its interrupt table stands.
@@ -34,35 +26,12 @@ pub unsafe fn enable() {
     unsafe {
         enable_machine_checks();
         allow_vmx();
-        predictions::keep_apart();
+        predictions::isolate();
     }
     enable_wide_registers();
 }
 
-/// What this CPU's time stamp counter is off by, where that can be told and set (SDM 3B: 18.17.3).
-pub fn counter_offset() -> Option<u64> {
-    // SAFETY: the CPU has it.
-    has_counter_offset().then(|| unsafe { Msr::new(msr::TSC_ADJUST).read() })
-}
-
-/// Moves this CPU's time stamp counter.
-///
-/// # Safety
-/// Before anything goes by it.
-pub unsafe fn set_counter_offset(offset: u64) {
-    if counter_offset().is_some_and(|now| now != offset) {
-        // SAFETY: the CPU has it; by the contract above.
-        unsafe { Msr::new(msr::TSC_ADJUST).write(offset) };
-    }
-}
-
-fn has_counter_offset() -> bool {
-    const TSC_ADJUST: u32 = 1 << 1;
-    leaf(7)[1] & TSC_ADJUST != 0
-}
-
-/// Where firmware has not said whether VT-x may be used, nobody may use it; whoever says so locks it (SDM 3C: 23.7). This is
-/// the host's part: the core only looks.
+/// Allows VT-x, and locks that, if firmware left the choice open (SDM 3C: 23.7). The host does this: the core only looks.
 ///
 /// # Safety
 /// It stays so until the processor is reset.
@@ -82,7 +51,7 @@ unsafe fn allow_vmx() {
     }
 }
 
-/// All errors of the machine raise #MC: without it they shut the processor down (SDM 3B: 16.8).
+/// Has errors of the machine raise #MC; without that, they shut the processor down (SDM 3B: 16.8).
 ///
 /// # Safety
 /// The interrupt table stands.
@@ -92,7 +61,7 @@ unsafe fn enable_machine_checks() {
     /// MCG_CAP: how many banks there are; MCG_CTL is there.
     const BANKS: u64 = 0xff;
     const HAS_CTL: u64 = 1 << 8;
-    /// The registers of more would be somebody else's.
+    /// Behind the registers of so many banks begin those of VT-x (IA32_VMX_BASIC, 480H).
     const MOST_BANKS: u32 = 32;
     let has = leaf(1)[3];
     if has & MCE == 0 {
@@ -114,7 +83,7 @@ unsafe fn enable_machine_checks() {
     }
 }
 
-/// Lets guests have what the CPU has: the kernel itself is compiled without.
+/// Switches on all extended state that the CPU has, for guests; the kernel is compiled to use none of it.
 fn enable_wide_registers() {
     const XSAVE: u32 = 1 << 26;
     const PKU: u32 = 1 << 3;

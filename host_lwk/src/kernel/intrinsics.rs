@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the compiler calls by itself: copying, filling and comparing bytes. String instructions are quick on every processor
-//! that has virtualization, and use no wide register.
+//! The functions that the compiler calls by itself: copying, filling and comparing bytes. They are string instructions, which are
+//! quick on every processor that has virtualization, and use no wide register.
 
 use core::arch::global_asm;
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the boot loader left: command line, modules, the map of memory, ACPI's root and our own symbols (Multiboot 2: 3.6).
+//! What the boot loader left: the command line, the modules, the memory map, ACPI's root and the kernel's own symbols
+//! (Multiboot 2: 3.6).
 
+use super::memory::MemoryMap;
+use super::symbols::{self, Symbol, Symbols};
 use super::sync::Once;
 use core::ops::Range;
 use multiboot2::{BootInformation, BootInformationHeader, MemoryAreaType};
@@ -39,12 +42,12 @@ pub unsafe fn init(magic: u32, info: u32) -> Option<&'static Boot> {
     let info = unsafe { BootInformation::load(info as usize as *const BootInformationHeader) };
     // SAFETY: by the contract above.
     unsafe { BOOT.set(Boot(info.ok()?)) };
-    BOOT.get()
-}
-
-/// What [`init`] found.
-pub fn boot() -> Option<&'static Boot> {
-    BOOT.get()
+    let boot = BOOT.get()?;
+    if let Some(symbols) = boot.symbols() {
+        // SAFETY: by the contract above.
+        unsafe { symbols::set(symbols) };
+    }
+    Some(boot)
 }
 
 impl Boot {
@@ -76,29 +79,6 @@ impl Boot {
         })
     }
 
-    /// Memory that a kernel may use, with what lies in it already.
-    pub fn free_memory(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        let areas = self.0.memory_map_tag().map(|tag| tag.memory_areas());
-        let free = areas.unwrap_or_default().iter();
-        free.filter(|area| area.typ() == MemoryAreaType::Available)
-            .map(|area| area.start_address()..area.end_address())
-    }
-
-    /// What of it the loader filled.
-    pub fn taken(&self) -> impl Iterator<Item = Range<u64>> + Clone + '_ {
-        let info = self.0.start_address() as u64..self.0.end_address() as u64;
-        let module = |tag: &multiboot2::ModuleTag| {
-            u64::from(tag.start_address())..u64::from(tag.end_address())
-        };
-        let sections = self.sections();
-        let modules = self.0.module_tags().map(module);
-        modules.chain([info]).chain(
-            sections
-                .filter(|section| section.start_address() != 0)
-                .map(|section| section.start_address()..section.end_address()),
-        )
-    }
-
     fn sections(&self) -> impl Iterator<Item = multiboot2::ElfSection<'_>> + Clone {
         let tag = self.0.elf_sections_tag();
         tag.into_iter().flat_map(|tag| tag.sections())
@@ -120,52 +100,54 @@ impl Boot {
         Some(new.or_else(old)? + RSDP)
     }
 
-    /// The function at `address`, and how far into it that is.
-    pub fn symbol(&self, address: u64) -> Option<(&'static str, u64)> {
-        let table = |kind| {
-            let mut all = self.sections();
-            all.find(|section| section.section_type_raw() == kind)
-        };
-        let symbols = table(SHT_SYMTAB)?;
+    /// The kernel's symbol table, if the loader kept it.
+    fn symbols(&self) -> Option<Symbols> {
+        let symbols = self
+            .sections()
+            .find(|section| section.section_type_raw() == SHT_SYMTAB)?;
         let names = self.sections().find(|section| {
             section.section_type_raw() == SHT_STRTAB && section.name() == Ok(".strtab")
         })?;
         // SAFETY: the loader put them there, below 4 GiB; they are kept out of the heaps.
-        let (symbols, names) = unsafe {
-            (
-                core::slice::from_raw_parts(
+        unsafe {
+            Some(Symbols {
+                table: core::slice::from_raw_parts(
                     symbols.start_address() as *const Symbol,
                     symbols.size() as usize / size_of::<Symbol>(),
                 ),
-                core::slice::from_raw_parts(
+                names: core::slice::from_raw_parts(
                     names.start_address() as *const u8,
                     names.size() as usize,
                 ),
-            )
-        };
-        let holds = |symbol: &&Symbol| {
-            symbol.info & 0xf == STT_FUNC && address.wrapping_sub(symbol.value) < symbol.size
-        };
-        let symbol = symbols.iter().find(holds)?;
-        let name =
-            core::ffi::CStr::from_bytes_until_nul(names.get(symbol.name as usize..)?).ok()?;
-        Some((name.to_str().ok()?, address - symbol.value))
+            })
+        }
     }
 }
 
-const SHT_SYMTAB: u32 = 2;
-const SHT_STRTAB: u32 = 3;
-const STT_FUNC: u8 = 2;
+impl MemoryMap for Boot {
+    fn usable(&self) -> impl Iterator<Item = Range<u64>> {
+        let areas = self.0.memory_map_tag().map(|tag| tag.memory_areas());
+        let areas = areas.unwrap_or_default().iter();
+        areas
+            .filter(|area| area.typ() == MemoryAreaType::Available)
+            .map(|area| area.start_address()..area.end_address())
+    }
 
-/// An entry of an ELF symbol table.
-#[repr(C)]
-struct Symbol {
-    name: u32,
-    info: u8,
-    other: u8,
-    section: u16,
-    value: u64,
-    size: u64,
+    fn taken(&self) -> impl Iterator<Item = Range<u64>> + Clone {
+        let info = self.0.start_address() as u64..self.0.end_address() as u64;
+        let module = |tag: &multiboot2::ModuleTag| {
+            u64::from(tag.start_address())..u64::from(tag.end_address())
+        };
+        let sections = self.sections();
+        let modules = self.0.module_tags().map(module);
+        modules.chain([info]).chain(
+            sections
+                .filter(|section| section.start_address() != 0)
+                .map(|section| section.start_address()..section.end_address()),
+        )
+    }
 }
 
-const _: () = assert!(size_of::<Symbol>() == 24);
+/// Types of ELF sections.
+const SHT_SYMTAB: u32 = 2;
+const SHT_STRTAB: u32 = 3;

@@ -1,53 +1,48 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A lightweight kernel: one address space, memory in large pieces, threads at home on cores, no tick. It knows nothing of
-//! virtual machines.
+//! virtual machines; of `palacios_core` it uses `alloc_ext` alone.
+//!
+//! Its layers, from the bottom up: a file uses those of its own layer and of the layers before it.
 
-pub mod acpi;
-pub mod apic;
-pub mod boot;
+// Base: needs nothing of the kernel.
 pub mod cpu;
-mod features;
+mod cpuid;
 mod intrinsics;
-pub mod loader;
-pub mod memory;
-pub mod panic;
+mod layout;
+pub mod log;
 pub mod predictions;
 pub mod serial;
+pub mod stop;
+mod symbols;
 pub mod sync;
-pub mod thread;
-pub mod time;
+
+// Memory.
+pub mod memory;
+pub mod shared;
+
+// What each CPU has of its own.
+mod per_cpu;
+
+// Faults and traps.
+mod fault;
+mod frame;
+mod panic;
 mod trap;
 
-use loader::Boot;
-use memory::NoMemory;
+// Time.
+pub mod time;
 
-/// Stops this CPU for good.
-pub fn stop() -> ! {
-    loop {
-        x86_64::instructions::interrupts::disable();
-        x86_64::instructions::hlt();
-    }
-}
+// What ACPI tells, and the interrupt controllers.
+pub mod acpi;
+mod apic;
 
-/// Brings the machine up: all CPUs, their timers, and what ACPI tells. Interrupts are off.
-///
-/// # Safety
-/// Once, at the entry.
-pub unsafe fn init(boot: &'static Boot) -> Result<acpi::Found, NoMemory> {
-    // SAFETY: by the contract above, in the order in which one needs the other.
-    unsafe {
-        memory::init(boot);
-        let found = acpi::init(boot.rsdp())?;
-        apic::close_pics();
-        cpu::init(&found)?;
-        time::init(boot.option("tsc=reliable"));
-        apic::measure_timer(20_000_000);
-        match memory::low_page(boot) {
-            Some(page) => cpu::start_others(page)?,
-            None => log!("no page below 1 MiB to start other CPUs from"),
-        }
-        Ok(found)
-    }
-}
+// Threads, and what wakes them.
+pub mod calls;
+pub mod serial_input;
+pub mod thread;
 
-use crate::log;
+// Bring-up.
+mod boot;
+mod features;
+pub mod loader;
+pub mod start;

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Time: the time stamp counter, measured once against the 8254, and the wall clock, read once.
 
-use super::cpu::cpuid;
-use super::features;
+use super::cpuid::leaf;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use x86_64::instructions::port::Port;
+use x86_64::registers::model_specific::Msr;
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// The 8254's rate.
 const PIT_HZ: u64 = 1_193_182;
-/// How long is measured.
+/// How long the time stamp counter is measured.
 const MEASURE_MS: u64 = 50;
+/// IA32_TSC_ADJUST (SDM 4: 2).
+const TSC_ADJUST: u32 = 0x3b;
 /// How often two CPUs compare their counters.
 pub const COMPARE_ROUNDS: u32 = 1000;
 
@@ -20,13 +22,13 @@ static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
 /// The counter when the kernel began, and the wall clock then.
 static BEGIN: AtomicU64 = AtomicU64::new(0);
 static BEGIN_WALL_NS: AtomicU64 = AtomicU64::new(0);
-/// The counters of all CPUs may be compared.
+/// The counters of all CPUs agree.
 static STABLE: AtomicBool = AtomicBool::new(false);
-/// The latest time that was told, kept only where counters differ.
+/// The latest time that was told; used only if counters differ.
 static LATEST_NS: AtomicU64 = AtomicU64::new(0);
-/// What the first CPU's counter is off by.
+/// The offset of the first CPU's counter.
 static OFFSET: AtomicU64 = AtomicU64::new(0);
-/// The latest counter that was read by whoever compares.
+/// The latest counter that was read in a comparison.
 static LATEST_TSC: AtomicU64 = AtomicU64::new(0);
 
 /// The time stamp counter.
@@ -73,44 +75,50 @@ pub fn spin_ns(ns: u64) {
     }
 }
 
-/// Measures the counter and reads the wall clock. `trusted`: somebody knows that the counters of all CPUs agree, of a processor
-/// that does not promise it.
+/// Measures the counter and reads the wall clock. `trusted` says that the counters of all CPUs agree though the processor does not
+/// promise it.
 pub fn init(trusted: bool) {
     const INVARIANT: u32 = 1 << 8;
-    let hz = from_cpuid().unwrap_or_else(measure);
+    let hz = rate_from_cpuid().unwrap_or_else(measure_rate);
     TSC_HZ.store(hz, Ordering::Relaxed);
     NS_PER_TICK.store((NS_PER_S << 32) / hz.max(1), Ordering::Relaxed);
     BEGIN.store(tsc(), Ordering::Relaxed);
     BEGIN_WALL_NS.store(read_wall_ns(), Ordering::Relaxed);
-    let known = cpuid(0x8000_0000, 0)[0] >= 0x8000_0007;
-    let invariant = known && cpuid(0x8000_0007, 0)[3] & INVARIANT != 0;
+    let invariant = leaf(0x8000_0007)[3] & INVARIANT != 0;
     STABLE.store(invariant || trusted, Ordering::Relaxed);
-    OFFSET.store(features::counter_offset().unwrap_or(0), Ordering::Relaxed);
+    OFFSET.store(counter_offset().unwrap_or(0), Ordering::Relaxed);
 }
 
-/// Puts this CPU's counter where the first one's is, if only an offset that firmware left parts them.
+/// What this CPU's time stamp counter is off by, if the processor tells (SDM 3B: 18.17.3).
+fn counter_offset() -> Option<u64> {
+    const HAS_TSC_ADJUST: u32 = 1 << 1;
+    // SAFETY: the CPU has it.
+    (leaf(7)[1] & HAS_TSC_ADJUST != 0).then(|| unsafe { Msr::new(TSC_ADJUST).read() })
+}
+
+/// Gives this CPU's counter the offset that the first CPU's has: firmware may have left another.
 ///
 /// # Safety
-/// Before anything goes by it.
+/// Before anything goes by the counter.
 pub unsafe fn align_counter() {
-    // SAFETY: the same contract.
-    unsafe { features::set_counter_offset(OFFSET.load(Ordering::Relaxed)) };
+    let wanted = OFFSET.load(Ordering::Relaxed);
+    if counter_offset().is_some_and(|offset| offset != wanted) {
+        // SAFETY: the CPU has it; by the contract above.
+        unsafe { Msr::new(TSC_ADJUST).write(wanted) };
+    }
 }
 
 /// The rate as the processor states it (SDM 2A: CPUID 15H).
-fn from_cpuid() -> Option<u64> {
-    if cpuid(0, 0)[0] < 0x15 {
-        return None;
-    }
-    let [denominator, numerator, crystal_hz, _] = cpuid(0x15, 0);
+fn rate_from_cpuid() -> Option<u64> {
+    let [denominator, numerator, crystal_hz, _] = leaf(0x15);
     let product = u64::from(crystal_hz) * u64::from(numerator);
     product
         .checked_div(denominator.into())
         .filter(|hz| *hz != 0)
 }
 
-/// Counts while the 8254's counter 2 runs down once.
-fn measure() -> u64 {
+/// The rate by the 8254: counts while its counter 2 runs down once.
+fn measure_rate() -> u64 {
     let count = PIT_HZ * MEASURE_MS / 1000;
     // SAFETY: counter 2 and its gate belong to the speaker, which nobody uses.
     unsafe {
@@ -135,8 +143,8 @@ fn measure() -> u64 {
     }
 }
 
-/// Of two CPUs at a time, the one that starts another and the other: each reads its counter in turn with the other. One that
-/// is behind what the other read before cannot be compared.
+/// Compares the counters of two CPUs, that of the one that starts another and that of the other: both call this at once, and
+/// read their counters in turn. If one reads less than the other read before, the counters do not agree.
 pub fn compare_counters(rounds: u32) {
     for _ in 0..rounds {
         let latest = LATEST_TSC.load(Ordering::SeqCst);
@@ -147,7 +155,7 @@ pub fn compare_counters(rounds: u32) {
     }
 }
 
-/// The clock of the board (MC146818), taken to show UTC.
+/// The real-time clock (MC146818), which is taken to show UTC.
 fn read_wall_ns() -> u64 {
     loop {
         let first = read_clock();
@@ -192,7 +200,7 @@ fn read_cmos(register: u8) -> u8 {
     }
 }
 
-/// Since 1970, for the years from 2000 to 2099.
+/// Seconds since 1970, for the years from 2000 to 2099.
 fn seconds([second, minute, hour, day, month, year]: [u64; 6]) -> u64 {
     const BEFORE_MONTH: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
     const DAYS_TO_2000: u64 = 10_957;

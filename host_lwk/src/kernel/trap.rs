@@ -1,62 +1,73 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Exceptions and interrupts: the tables of each CPU, the stubs, and what is done.
+//! Traps: the descriptor tables of each CPU, the stubs, and the handlers of interrupts.
 //!
-//! An instruction that may fault by intent has an entry in the section `__ex_table`, and goes on where that says.
+//! Exceptions go to `fault.rs`. An interrupt goes to the function that was registered for its vector; then the local APIC is
+//! told that it was taken, and then another thread may take the CPU. This file knows none of them: each registers itself when
+//! the kernel starts.
 
-use super::apic::{self, ERROR, IPI, SERIAL, SPURIOUS, TIMER};
-use super::memory::{is_below_a_stack, try_box, NoMemory, Stack};
-use super::{cpu, thread};
+use super::cpu;
+use super::fault::{self, DOUBLE_FAULT, MACHINE_CHECK, NMI};
+use super::frame::Frame;
+use super::memory::Stack;
+use super::per_cpu::PerCpu;
+use super::sync::Hook;
+use crate::log;
 use alloc::boxed::Box;
 use core::arch::global_asm;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::cell::UnsafeCell;
+use palacios_core::alloc_ext::{try_box, NoMemory};
 use x86_64::instructions::segmentation::{Segment, CS, DS, ES, SS};
 use x86_64::instructions::tables::load_tss;
-use x86_64::registers::control::Cr2;
-use x86_64::registers::model_specific::Msr;
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable, SegmentSelector};
 use x86_64::structures::idt::{Entry, InterruptDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 use x86_64::VirtAddr;
 
-const DEBUG: u64 = 1;
-const NMI: u64 = 2;
-const DOUBLE_FAULT: u64 = 8;
-const MACHINE_CHECK: u64 = 18;
-/// Those that need a stack that is surely there, with its place in the task state segment.
-const OWN_STACK: [(u64, u16); 3] = [(DOUBLE_FAULT, 0), (NMI, 1), (MACHINE_CHECK, 2)];
-
-/// What the processor and the stubs leave on the stack.
-#[repr(C)]
-#[derive(Debug)]
-pub struct Frame {
-    r15: u64,
-    r14: u64,
-    r13: u64,
-    r12: u64,
-    /// The frame pointer.
-    pub rbp: u64,
-    rbx: u64,
-    r11: u64,
-    r10: u64,
-    r9: u64,
-    r8: u64,
-    rdi: u64,
-    rsi: u64,
-    rdx: u64,
-    rcx: u64,
-    rax: u64,
-    vector: u64,
-    error: u64,
-    /// Where it happened.
-    pub rip: u64,
-    cs: u64,
-    rflags: u64,
-    rsp: u64,
-    ss: u64,
+/// The vectors of interrupts. All are here, so that no two are alike. Lower ones are the processor's own, or nobody's.
+pub mod vectors {
+    /// Something came in at a serial port.
+    pub const SERIAL: u8 = 0xe0;
+    /// From another CPU: a thread became ready here, or the thread that runs is to leave its guest.
+    pub const RESCHEDULE: u8 = 0xf0;
+    /// The CPU's timer.
+    pub const TIMER: u8 = 0xf1;
+    /// An error of the local APIC.
+    pub const ERROR: u8 = 0xf2;
+    /// From another CPU: call a function.
+    pub const CALL: u8 = 0xf3;
+    /// An interrupt that went away again. It has no handler.
+    pub const SPURIOUS: u8 = 0xff;
 }
 
+/// The handler of each vector.
+static HANDLERS: [Hook; 256] = [const { Hook::new() }; 256];
+/// After the handler: tells the interrupt controller that the interrupt was taken.
+static END_OF_INTERRUPT: Hook = Hook::new();
+/// After that: lets another thread have the CPU, if one is to.
+static PREEMPT: Hook = Hook::new();
+
+/// Has the interrupts of a vector call `handler`, with interrupts off.
+pub fn register(vector: u8, handler: fn()) {
+    if let Some(hook) = HANDLERS.get(usize::from(vector)) {
+        hook.set(handler);
+    }
+}
+
+/// Has `f` tell the interrupt controller that an interrupt was taken.
+pub fn register_end_of_interrupt(f: fn()) {
+    END_OF_INTERRUPT.set(f);
+}
+
+/// Has `f` let another thread have the CPU at the end of an interrupt; it may return much later.
+pub fn register_preempt(f: fn()) {
+    PREEMPT.set(f);
+}
+
+/// The exceptions that need a stack that is surely there, each with its place in the task state segment.
+const OWN_STACK: [(u64, u16); 3] = [(DOUBLE_FAULT, 0), (NMI, 1), (MACHINE_CHECK, 2)];
+
 /// A CPU's descriptor tables.
-pub struct Tables {
+struct Tables {
     gdt: Box<GlobalDescriptorTable>,
     idt: Box<InterruptDescriptorTable>,
     tss: Box<TaskStateSegment>,
@@ -64,7 +75,7 @@ pub struct Tables {
 
 impl Tables {
     /// Tables for one CPU.
-    pub fn new() -> Result<Self, NoMemory> {
+    fn new() -> Result<Self, NoMemory> {
         let mut tss = try_box(TaskStateSegment::new())?;
         let mut stacks = tss.interrupt_stack_table;
         for (slot, _) in stacks.iter_mut().zip(OWN_STACK) {
@@ -95,7 +106,7 @@ impl Tables {
     ///
     /// # Safety
     /// Once; they are never freed.
-    pub unsafe fn load(&'static mut self) {
+    unsafe fn load(&'static mut self) {
         let code = self.gdt.append(Descriptor::kernel_code_segment());
         let data = self.gdt.append(Descriptor::kernel_data_segment());
         let task = self.gdt.append(Descriptor::tss_segment(&self.tss));
@@ -113,13 +124,39 @@ impl Tables {
     }
 }
 
+/// The tables of each CPU; the processor reads them, and once they are loaded nobody else does.
+static TABLES: PerCpu<Slot> = PerCpu::new();
+
+struct Slot(UnsafeCell<Tables>);
+
+// SAFETY: only the CPU that it belongs to takes a reference to what is in it, and once, in `load`.
+unsafe impl Sync for Slot {}
+// SAFETY: tables belong to no thread.
+unsafe impl Send for Slot {}
+
+/// Makes the descriptor tables of all CPUs.
+///
+/// # Safety
+/// Once, while only the first CPU runs.
+pub unsafe fn init(cpus: u32) -> Result<(), NoMemory> {
+    // SAFETY: the same contract.
+    unsafe { TABLES.fill(cpus, |_| Ok(Slot(UnsafeCell::new(Tables::new()?)))) }
+}
+
+/// Loads the tables of the CPU that this runs on, which takes traps from now on.
+///
+/// # Safety
+/// Once on each CPU, after [`init`].
+pub unsafe fn load() {
+    // SAFETY: by the contract above nobody else refers to them, now or later; they are never freed.
+    unsafe { (*TABLES.current().0.get()).load() };
+}
+
 /// The code segment: the first that [`Tables::load`] makes.
 const CODE: SegmentSelector = SegmentSelector(8);
 
 extern "C" {
     static trap_stubs: u8;
-    static ex_table_begin: Fixup;
-    static ex_table_end: Fixup;
 }
 
 global_asm!(
@@ -179,112 +216,24 @@ global_asm!(
     trap = sym trap,
 );
 
-/// An entry of `__ex_table`: where a fault may happen and where it goes on, both relative to their own place.
-#[repr(C)]
-struct Fixup {
-    at: i32,
-    to: i32,
-    kind: i32,
-}
-
-/// Where an instruction that faulted goes on, if it may fault.
-fn fixup(rip: u64) -> Option<u64> {
-    let (begin, end) = (&raw const ex_table_begin, &raw const ex_table_end);
-    let count = (end as usize - begin as usize) / size_of::<Fixup>();
-    // SAFETY: the linker script puts the entries there, one after the other.
-    let all = unsafe { core::slice::from_raw_parts(begin, count) };
-    let place = |field: &i32| (field as *const i32 as u64).wrapping_add_signed((*field).into());
-    all.iter()
-        .find(|entry| place(&entry.at) == rip)
-        .map(|entry| place(&entry.to))
-}
-
-/// The machine goes down: an NMI stops the CPU that takes it.
-pub static GOES_DOWN: AtomicBool = AtomicBool::new(false);
-
 /// # Safety
 /// For the stubs.
 unsafe extern "C" fn trap(frame: &mut Frame) {
     match frame.vector {
-        vector @ 0..32 => exception(vector, frame),
+        0..32 => fault::exception(frame),
         vector => interrupt(vector as u8),
     }
 }
 
 fn interrupt(vector: u8) {
-    let cpu = cpu::current();
-    match vector {
-        // It is no interrupt, so it has no end (SDM 3A: 11.9).
-        SPURIOUS => return,
-        IPI => {
-            cpu::take_call(cpu);
-            thread::interrupted(cpu);
-        }
-        TIMER => thread::timer_fired(cpu),
-        SERIAL => super::serial::interrupted(),
-        ERROR => crate::log!("CPU {}: an error of the local APIC", cpu.id),
-        _ => crate::log!("CPU {}: interrupt {vector:#x} is nobody's", cpu.id),
+    // It is no interrupt, so it has no end (SDM 3A: 11.9).
+    if vector == vectors::SPURIOUS {
+        return;
     }
-    apic::local(apic::LocalApic::end_of_interrupt);
-    thread::preempt();
-}
-
-fn exception(vector: u64, frame: &mut Frame) {
-    match vector {
-        NMI if GOES_DOWN.load(Ordering::Relaxed) => super::stop(),
-        // An NMI in a guest is handed on to here; nobody sends one but in a panic.
-        NMI => return,
-        MACHINE_CHECK if !machine_check_is_on() => return,
-        DEBUG => {}
-        _ => {
-            if let Some(to) = fixup(frame.rip) {
-                frame.rip = to;
-                return;
-            }
-        }
+    let handler = HANDLERS.get(usize::from(vector));
+    if !handler.is_some_and(Hook::call) {
+        log!("CPU {}: interrupt {vector:#x} is nobody's", cpu::current());
     }
-    let cr2 = Cr2::read_raw();
-    let name = NAMES
-        .get(vector as usize)
-        .copied()
-        .unwrap_or("an exception");
-    let why = match vector {
-        DOUBLE_FAULT if is_below_a_stack(cr2) => " (stack overflow)",
-        _ => "",
-    };
-    let error = frame.error;
-    super::panic::die(
-        frame.rbp,
-        Some(frame.rip),
-        format_args!("{name}{why}, error {error:#x}, cr2 {cr2:#x}, {frame:x?}"),
-    )
+    END_OF_INTERRUPT.call();
+    PREEMPT.call();
 }
-
-/// IA32_MCG_STATUS.MCIP: there is one now (SDM 3B: 16.3.1.2).
-fn machine_check_is_on() -> bool {
-    // SAFETY: every CPU with virtualization has it.
-    unsafe { Msr::new(0x17a).read() & 4 != 0 }
-}
-
-const NAMES: [&str; 20] = [
-    "#DE, division",
-    "#DB, debug",
-    "NMI",
-    "#BP, breakpoint",
-    "#OF, overflow",
-    "#BR, bound",
-    "#UD, undefined instruction",
-    "#NM, no FPU",
-    "#DF, double fault",
-    "vector 9",
-    "#TS, task segment",
-    "#NP, segment not present",
-    "#SS, stack segment",
-    "#GP, general protection",
-    "#PF, page fault",
-    "vector 15",
-    "#MF, x87",
-    "#AC, alignment",
-    "#MC, machine check",
-    "#XM, SIMD",
-];

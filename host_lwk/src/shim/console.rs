@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Consoles: a ring of bytes each way between a guest's serial port and the control thread, which serves the real ports.
+//! Consoles: a ring buffer each way between a guest's serial port and the control thread, which serves the real ports.
 
-use crate::kernel::sync::{Shared, SpinLock};
+use crate::kernel::shared::Shared;
+use crate::kernel::sync::SpinLock;
 use crate::kernel::thread::Thread;
 use alloc::vec::Vec;
 use palacios_core::alloc_ext::try_vec;
 use palacios_core::devices::ByteStream;
 use palacios_core::host::NoMemory;
 
-/// How much waits each way; what finds no room pushes the oldest out.
+/// The size of a ring buffer. When it is full, a new byte takes the place of the oldest.
 const BYTES: usize = 16 << 10;
 
 struct Ring {
@@ -70,7 +71,7 @@ impl Console {
             server,
         })
     }
-    /// Takes the guest's output; how many bytes of `buf` were filled.
+    /// Moves output of the guest to `buf`; returns how many bytes that is.
     pub fn take(&self, buf: &mut [u8]) -> usize {
         self.output.lock().fill(buf)
     }
@@ -80,10 +81,10 @@ impl Console {
     }
 }
 
-/// The guest's end; a port that is nobody's console has none.
-pub struct GuestEnd(pub Option<Shared<Console>>);
+/// What the core reads and writes for a serial port. A port that is no console has nothing behind it.
+pub struct ConsoleStream(pub Option<Shared<Console>>);
 
-impl ByteStream for GuestEnd {
+impl ByteStream for ConsoleStream {
     fn write(&mut self, data: &[u8]) {
         let Some(console) = &self.0 else { return };
         {

@@ -1,56 +1,56 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guests: each made of a module, on its cores, with its console; until the last one ends.
+//! The guests: how each is made of a module and launched, its console, and its end.
 
-use super::console::{Console, GuestEnd};
+use super::console::{Console, ConsoleStream};
 use super::host::Lwk;
 use super::ram::Ram;
-use super::wishes::{Wish, MAX_CORES};
+use super::requests::{VmRequest, MAX_CORES};
 use crate::kernel::loader::Module;
-use crate::kernel::sync::Shared;
+use crate::kernel::shared::Shared;
 use crate::kernel::thread::{self, Thread};
-use crate::kernel::{cpu, memory, panic, serial};
+use crate::kernel::{cpu, log, memory, serial};
 use crate::log;
 use alloc::boxed::Box;
-use palacios_core::addr::{Gpa, LARGE_PAGE_SIZE};
+use palacios_core::addr::LARGE_PAGE_SIZE;
 use palacios_core::alloc_ext::try_box;
 use palacios_core::backend::any::{AnyVm, Hardware};
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
-use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
+use palacios_core::ram::RamLayout;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, VmName};
 
 /// One guest.
 pub struct Guest {
     name: VmName,
-    machine: AnyVm<Lwk>,
+    vm: AnyVm<Lwk>,
     console: Shared<Console>,
     /// The serial port that shows its console; without one its output is lost.
     port: Option<usize>,
     ended: bool,
 }
 
-/// Has the control thread look.
-struct Wake(&'static Thread);
+/// Wakes the control thread when a VM's state has changed.
+struct StateObserver(&'static Thread);
 
-impl Observer for Wake {
+impl Observer for StateObserver {
     fn state_changed(&self) {
         self.0.unpark();
     }
 }
 
-/// Makes and launches what is wished for, as guest number `n`; says why, if it cannot.
+/// Makes and launches a VM that was asked for, as guest number `n`; logs why, if it cannot.
 pub fn launch(
     hardware: &Hardware<Lwk>,
-    wish: Wish<'_>,
+    request: VmRequest<'_>,
     module: Option<Module>,
     n: usize,
 ) -> Option<Guest> {
-    let image = wish.image;
+    let image = request.image;
     let made = match module {
         None => Err(Refusal::NoModule),
-        Some(module) => make(hardware, wish, module, n),
+        Some(module) => make(hardware, request, module, n),
     };
     match made {
         Ok(guest) => Some(guest),
@@ -63,7 +63,7 @@ pub fn launch(
             None
         }
         Err(Refusal::Cores(why)) => {
-            let (cores, last) = (wish.cores.unwrap_or_default(), cpu::count() - 1);
+            let (cores, last) = (request.cores.unwrap_or_default(), cpu::count() - 1);
             log!("{image}: cores={cores}: {why}; this machine has 0-{last}");
             None
         }
@@ -86,7 +86,7 @@ enum Refusal {
     NoModule,
     BadName,
     Cores(&'static str),
-    /// So many bytes are not there.
+    /// There are not so many bytes in one piece.
     Ram(u64),
     Vm(CreateError),
 }
@@ -105,40 +105,40 @@ impl From<CreateError> for Refusal {
 
 fn make(
     hardware: &Hardware<Lwk>,
-    wish: Wish<'_>,
+    request: VmRequest<'_>,
     module: Module,
     n: usize,
 ) -> Result<Guest, Refusal> {
-    let (cores, len) = wish.cores(cpu::count()).map_err(Refusal::Cores)?;
+    let (cores, len) = request.cores(cpu::count()).map_err(Refusal::Cores)?;
     let cores = cores.get(..len).unwrap_or_default();
     let name = name_of(module.name).ok_or(Refusal::BadName)?;
     let console = Lwk.share(Console::new(thread::current())?)?;
     let parsed = Image::parse_again(module.bytes).map_err(CreateError::Image)?;
     let machine = parsed.machine().map_err(CreateError::Image)?;
-    let bytes = machine.memory_bytes;
+    let layout = machine.ram;
     let console_name = console_of(&machine);
     let parts = Parts {
         name,
         image: try_box(module.bytes)?,
-        ram: Ram::new(bytes).map_err(|NoMemory| Refusal::Ram(bytes))?,
-        observer: try_box(Wake(thread::current()))?,
+        ram: Ram::new(layout).map_err(|NoMemory| Refusal::Ram(layout.bytes()))?,
+        observer: try_box(StateObserver(thread::current()))?,
     };
     let mut stream = |name: &str| -> Result<Box<dyn ByteStream>, NoMemory> {
         let console = (Some(name) == console_name).then(|| console.clone());
-        Ok(try_box(GuestEnd(console))?)
+        Ok(try_box(ConsoleStream(console))?)
     };
     let vm = hardware.vm(&Lwk, parts, &mut stream)?;
     let port = Some(n).filter(|port| serial::exists(*port));
     let guest = Guest {
         name,
-        machine: vm,
+        vm,
         console,
         port,
         ended: false,
     };
-    guest.settle(bytes, cores)?;
-    guest.say_begin(bytes, cores);
-    if guest.machine.launch().is_err() {
+    guest.fill_and_place(layout, cores)?;
+    guest.log_start(layout.bytes(), cores);
+    if guest.vm.launch().is_err() {
         return Err(Refusal::Vm(CreateError::NoMemory));
     }
     Ok(guest)
@@ -157,25 +157,22 @@ fn console_of<'a>(machine: &image::Machine<'a>) -> Option<&'a str> {
 }
 
 impl Guest {
-    /// All its memory is mapped and all vCPUs are at home before it runs: nothing is allocated later, and nothing moves.
-    fn settle(&self, bytes: u64, cores: &[CpuId]) -> Result<(), Refusal> {
-        for offset in (0..bytes).step_by(LARGE_PAGE_SIZE as usize) {
-            let gpa = match offset.checked_sub(LOW_RAM_END) {
-                Some(high) => HIGH_RAM + high,
-                None => offset,
-            };
-            let filled = self.machine.memory().fill(Gpa(gpa));
+    /// Maps all its memory and moves its vCPUs to their cores, before it runs: nothing is allocated later, and nothing moves.
+    fn fill_and_place(&self, ram: RamLayout, cores: &[CpuId]) -> Result<(), Refusal> {
+        let offsets = (0..ram.bytes()).step_by(LARGE_PAGE_SIZE as usize);
+        for gpa in offsets.filter_map(|offset| ram.gpa(offset)) {
+            let filled = self.vm.memory().fill(gpa);
             filled.map_err(|_| CreateError::NoMemory)?;
         }
-        for (vcpu, core) in (0..self.machine.vcpus()).zip(cores.iter().cycle()) {
-            let moved = self.machine.move_vcpu(vcpu, Some(*core));
+        for (vcpu, core) in (0..self.vm.vcpus()).zip(cores.iter().cycle()) {
+            let moved = self.vm.move_vcpu(vcpu, Some(*core));
             moved.map_err(|_| CreateError::NoSuchCpu(*core))?;
         }
         Ok(())
     }
 
-    fn say_begin(&self, bytes: u64, cores: &[CpuId]) {
-        let used = self.machine.vcpus().min(MAX_CORES as u32) as usize;
+    fn log_start(&self, bytes: u64, cores: &[CpuId]) {
+        let used = self.vm.vcpus().min(MAX_CORES as u32) as usize;
         let mut list = [0; MAX_CORES];
         let homes = cores.iter().cycle().take(used);
         list.iter_mut()
@@ -192,14 +189,15 @@ impl Guest {
         }
     }
 
-    /// What was typed at its port to it, some of its output to its port; whether more of that may wait. A guest may print
-    /// faster than the port sends, and interrupts are off while it does: no more than the port takes at once.
+    /// Gives it what was typed at its port, and sends some of its output to the port; returns whether more output may wait.
+    /// Interrupts are off while the port sends, and a guest may print faster than that. So it sends no more than the port takes at
+    /// once.
     pub fn serve_console(&self) -> bool {
         let mut bytes = [0; serial::FIFO_BYTES];
         let len = self.console.take(&mut bytes);
         let output = bytes.get(..len).unwrap_or_default();
         match self.port {
-            Some(serial::LOG) => panic::output(output),
+            Some(serial::LOG) => log::guest_output(output),
             Some(port) => serial::send(port, output),
             None => {}
         }
@@ -214,53 +212,53 @@ impl Guest {
     /// A byte was typed at its console.
     pub fn type_in(&self, byte: u8) {
         self.console.give(byte);
-        self.machine.input_ready();
+        self.vm.input_ready();
     }
 
-    /// Whether it has ended, which is told once. One that nothing can wake any more is ended.
+    /// Whether it has ended; logs that once. Stops it if nothing can wake it any more.
     pub fn has_ended(&mut self) -> bool {
         if self.ended {
             return true;
         }
         let name = self.name.as_str();
-        match self.machine.state() {
+        match self.vm.state() {
             State::Stopped(reason) => {
                 while self.serve_console() {}
                 log!("{name}: {reason}");
                 if !matches!(reason, StopReason::PoweredOff | StopReason::Exit(_)) {
-                    self.say_remains();
+                    self.log_reports();
                 }
-                self.say_statistics();
+                self.log_statistics();
                 self.ended = true;
             }
-            // The log has it already.
-            State::Running if self.machine.is_dead() => self.stop(),
+            // The core has logged why.
+            State::Running if self.vm.is_dead() => self.stop(),
             _ => {}
         }
         self.ended
     }
 
-    /// Has it stop.
+    /// Stops it, soon.
     pub fn stop(&self) {
         // It may have ended by itself just now.
-        let _ = self.machine.stop();
+        let _ = self.vm.stop();
     }
 
-    /// What its vCPUs left behind.
-    fn say_remains(&self) {
+    /// Logs the core's report of each vCPU.
+    fn log_reports(&self) {
         let name = self.name.as_str();
-        for vcpu in 0..self.machine.vcpus() {
-            if let Some(report) = self.machine.report(vcpu) {
+        for vcpu in 0..self.vm.vcpus() {
+            if let Some(report) = self.vm.report(vcpu) {
                 report.tell(&mut |line| log!("{name}: vcpu {vcpu}: {line}"));
             }
         }
     }
 
-    /// What its vCPUs did, in a few lines.
-    pub fn say_statistics(&self) {
+    /// Logs what each vCPU did, in a few lines.
+    pub fn log_statistics(&self) {
         let name = self.name.as_str();
-        for vcpu in 0..self.machine.vcpus() {
-            let counters = self.machine.counters(vcpu);
+        for vcpu in 0..self.vm.vcpus() {
+            let counters = self.vm.counters(vcpu);
             let ms = |which| counters.get(which) / 1_000_000;
             log!(
                 "{name}: vcpu {vcpu}: guest {} ms, handling {} ms, idle {} ms, waiting {} ms",

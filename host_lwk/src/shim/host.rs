@@ -2,8 +2,10 @@
 //! The lightweight kernel as a host: the contract of [`palacios_core::host`], in terms of the kernel.
 
 use super::ram::Ram;
-use crate::kernel::sync::{Mutex, MutexGuard, Shared, SpinGuard, SpinLock};
-use crate::kernel::{cpu, memory, panic, predictions, thread, time};
+use crate::kernel::shared::Shared;
+use crate::kernel::sync::{SpinGuard, SpinLock};
+use crate::kernel::thread::{Mutex, MutexGuard};
+use crate::kernel::{calls, cpu, log, memory, predictions, thread, time};
 use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +19,7 @@ use palacios_core::host::{
 #[derive(Clone, Copy)]
 pub struct Lwk;
 
-/// The core that the last thread without a pin got.
+/// The core that the last thread got for which no CPU was asked.
 static LAST_HOME: AtomicU32 = AtomicU32::new(0);
 
 impl Host for Lwk {
@@ -29,7 +31,7 @@ impl Host for Lwk {
 
     fn alloc_pages(&self, want: PageRequest) -> Result<Hpa, NoMemory> {
         let (bytes, align) = sizes(want);
-        let at = memory::take_run(bytes, align, want.below_4g).map_err(|_| NoMemory)?;
+        let at = memory::take_run(bytes, align, want.below_4g)?;
         // SAFETY: just taken.
         unsafe { memory::zero(at, bytes) };
         Ok(Hpa(at))
@@ -51,15 +53,15 @@ impl Host for Lwk {
     }
 
     fn current_cpu(&self) -> CpuId {
-        CpuId(cpu::current().id)
+        CpuId(cpu::current())
     }
 
     fn on_each_cpu(&self, f: &(dyn Fn(CpuId) + Sync)) {
-        cpu::on_each(&|cpu| f(CpuId(cpu)));
+        calls::on_each_cpu(&|cpu| f(CpuId(cpu)));
     }
 
     fn window<R>(&self, f: impl FnOnce(CpuId) -> R) -> R {
-        thread::pinned(|cpu| f(CpuId(cpu)))
+        thread::without_preemption(|cpu| f(CpuId(cpu)))
     }
 
     fn window_must_end(&self) -> bool {
@@ -68,7 +70,7 @@ impl Host for Lwk {
 
     #[inline(always)]
     fn guest_exit(&self) {
-        predictions::forget_returns();
+        predictions::fill_return_stack();
     }
 
     fn now_ns(&self) -> u64 {
@@ -88,13 +90,13 @@ impl Host for Lwk {
     }
 
     fn thread(&self, _name: fmt::Arguments<'_>, cpu: Option<CpuId>) -> Result<Thread, NoMemory> {
-        let home = cpu.map(|cpu| cpu.0).filter(|cpu| cpu::get(*cpu).is_some());
-        // Core 0 has the kernel's own work.
+        let home = cpu.map(|cpu| cpu.0).filter(|cpu| cpu::runs(*cpu));
+        // Core 0 does the kernel's own work; a thread for which no CPU is asked gets one of the others in turn.
         let others = (cpu::count() - 1).max(1);
         let turn = || LAST_HOME.fetch_add(1, Ordering::Relaxed) % others + 1;
-        let thread = thread::Thread::new(home.unwrap_or_else(|| turn().min(cpu::count() - 1)));
+        let thread = thread::Thread::new(home.unwrap_or_else(|| turn().min(cpu::count() - 1)))?;
         Ok(Thread {
-            thread: thread.map_err(|_| NoMemory)?,
+            thread,
             pin: SpinLock::new(cpu),
         })
     }
@@ -104,7 +106,7 @@ impl Host for Lwk {
     }
 
     fn share<T: Send + Sync + 'static>(&self, value: T) -> Result<Shared<T>, NoMemory> {
-        Shared::new(value).map_err(|_| NoMemory)
+        Shared::new(value)
     }
 
     fn mutex<T: Send>(&self, _: LockClass, value: T) -> Result<Mutex<T>, NoMemory> {
@@ -117,9 +119,9 @@ impl Host for Lwk {
 
     fn log(&self, _level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>) {
         match scope {
-            Scope::Vmm => panic::log(line),
-            Scope::Vm(vm) => panic::log(format_args!("{vm}: {line}")),
-            Scope::Vcpu(vm, n) => panic::log(format_args!("{vm}: vcpu {n}: {line}")),
+            Scope::Vmm => log::log(line),
+            Scope::Vm(vm) => log::log(format_args!("{vm}: {line}")),
+            Scope::Vcpu(vm, n) => log::log(format_args!("{vm}: vcpu {n}: {line}")),
         }
     }
 }
@@ -153,7 +155,7 @@ impl<T: Send> Lock<T> for SpinLock<T> {
 /// A vCPU's thread.
 pub struct Thread {
     thread: Shared<thread::Thread>,
-    /// The CPU it is pinned to; without one it stays where it is all the same.
+    /// Its affinity: the CPU that it was given. One without affinity does not move either.
     pin: SpinLock<Option<CpuId>>,
 }
 
@@ -189,7 +191,9 @@ impl host::Thread for Thread {
 
     fn move_to(&self, cpu: Option<CpuId>) -> Result<(), NoSuchCpu> {
         if let Some(cpu) = cpu {
-            cpu::get(cpu.0).ok_or(NoSuchCpu(cpu))?;
+            if !cpu::runs(cpu.0) {
+                return Err(NoSuchCpu(cpu));
+            }
             self.thread.move_to(cpu.0);
         }
         *self.pin.lock() = cpu;
@@ -207,6 +211,6 @@ impl host::Thread for Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        self.thread.let_go();
+        self.thread.release();
     }
 }

@@ -5,9 +5,9 @@ mod checks;
 mod console;
 mod guests;
 mod host;
-mod machine;
 mod ram;
-mod wishes;
+mod requests;
+mod virtualization;
 
 use crate::kernel::loader::Boot;
 use crate::kernel::{acpi, memory, serial, thread};
@@ -21,7 +21,7 @@ use palacios_core::backend::any::Hardware;
 /// Ctrl-]: the next key is for the kernel.
 const ESCAPE: u8 = 0x1d;
 
-/// The control thread.
+/// What the control thread does: makes the VMs, and serves them until the last one has ended.
 #[inline(never)]
 pub fn main(boot: &'static Boot) {
     if boot.option("conformance") {
@@ -34,14 +34,14 @@ pub fn main(boot: &'static Boot) {
     if boot.option("panic=stack") {
         overflow(&[0; 64]);
     }
-    match machine::enable() {
+    match virtualization::enable() {
         Err(why) => log!("cannot run guests here: {why}"),
         Ok(hardware) => serve(launch_all(boot, &hardware)),
     }
     acpi::power_off()
 }
 
-/// Needs more stack than there is.
+/// Calls itself until there is no stack left.
 #[expect(unconditional_recursion)]
 fn overflow(words: &[u64; 64]) {
     let more = *words;
@@ -57,11 +57,11 @@ fn launch_all(boot: &'static Boot, hardware: &Hardware<Lwk>) -> Vec<Guest> {
         features.address_space_tags
     );
     let mut guests = Vec::new();
-    for wish in wishes::wishes(boot.command_line()) {
-        let module = boot.modules().find(|module| module.name == wish.image);
-        if let Some(guest) = guests::launch(hardware, wish, module, guests.len()) {
+    for request in requests::vm_requests(boot.command_line()) {
+        let module = boot.modules().find(|module| module.name == request.image);
+        if let Some(guest) = guests::launch(hardware, request, module, guests.len()) {
             if guests.try_push(guest).is_err() {
-                log!("{}: no memory", wish.image);
+                log!("{}: no memory", request.image);
             }
         }
     }
@@ -71,12 +71,13 @@ fn launch_all(boot: &'static Boot, hardware: &Hardware<Lwk>) -> Vec<Guest> {
     guests
 }
 
-/// Until the last guest has ended: consoles, keys, ends, a little of each in turn. Sleeps while there is nothing to do.
+/// Serves consoles and keys and looks for guests that have ended, in turn, until the last one has. Sleeps while there is nothing to
+/// do.
 fn serve(mut guests: Vec<Guest>) {
     let allocations = memory::allocations();
     let mut escaped = false;
     loop {
-        // All are asked: each is served by that.
+        // No short cut: each console is served by being asked.
         let more = guests
             .iter()
             .fold(false, |more, guest| guest.serve_console() | more);
@@ -89,7 +90,7 @@ fn serve(mut guests: Vec<Guest>) {
                 guest.type_in(byte);
             }
         }
-        // All are asked, as each tells of its own end.
+        // No short cut: a guest that has ended logs that when it is asked.
         let running = guests
             .iter_mut()
             .filter_map(|guest| (!guest.has_ended()).then_some(()))
@@ -110,7 +111,7 @@ fn serve(mut guests: Vec<Guest>) {
 /// A key after Ctrl-].
 fn command(guests: &[Guest], key: u8) {
     match key {
-        b's' => guests.iter().for_each(Guest::say_statistics),
+        b's' => guests.iter().for_each(Guest::log_statistics),
         b'q' => guests.iter().for_each(Guest::stop),
         ESCAPE => guests
             .iter()

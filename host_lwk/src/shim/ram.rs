@@ -4,39 +4,37 @@
 use crate::kernel::memory::{self, LARGE_PAGE_BYTES, PAGE_BYTES};
 use crate::kernel::sync::SpinLock;
 use alloc::vec::Vec;
-use palacios_core::addr::Hpa;
+use palacios_core::addr::{Gpa, Hpa};
 use palacios_core::alloc_ext::try_vec;
 use palacios_core::host::{GuestRam, NoMemory, PageSize, RamError, Release};
-use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
+use palacios_core::ram::RamLayout;
 
 /// The RAM of one guest.
 pub struct Ram {
     at: u64,
-    bytes: u64,
-    /// A bit for each small page that holds something: it was given to the guest, which was not done with it yet.
+    layout: RamLayout,
+    /// A bit for each small page that the guest was given and has not released.
     used: SpinLock<Vec<u64>>,
 }
 
 impl Ram {
-    /// `bytes` in one piece.
-    pub fn new(bytes: u64) -> Result<Self, NoMemory> {
+    /// All of it in one piece.
+    pub fn new(layout: RamLayout) -> Result<Self, NoMemory> {
+        let bytes = layout.bytes();
         let used = try_vec(0, bytes.div_ceil(PAGE_BYTES).div_ceil(64) as usize)?;
-        let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false).map_err(|_| NoMemory)?;
+        let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false)?;
         Ok(Self {
             at,
-            bytes,
+            layout,
             used: SpinLock::new(used),
         })
     }
 
-    /// Where in the piece a guest's page is.
+    /// The offset of a guest's page in the piece.
     fn offset(&self, gfn: u64, size: PageSize) -> Option<u64> {
-        let gpa = gfn.checked_mul(PAGE_BYTES)?;
-        let offset = match gpa.checked_sub(HIGH_RAM) {
-            Some(high) => LOW_RAM_END + high,
-            None => gpa,
-        };
-        (offset + size.bytes() <= self.bytes).then_some(offset)
+        let gpa = Gpa(gfn.checked_mul(PAGE_BYTES)?);
+        let is_ram = self.layout.contains_all(gpa, size.bytes());
+        self.layout.offset(gpa).filter(|_| is_ram)
     }
 
     /// Marks the small pages of a page; calls `f` for those that were not marked so.
@@ -81,6 +79,6 @@ impl GuestRam for Ram {
 impl Drop for Ram {
     fn drop(&mut self) {
         // SAFETY: taken with these; the guest is gone, and its nested tables with it.
-        unsafe { memory::free_run(self.at, self.bytes, LARGE_PAGE_BYTES) };
+        unsafe { memory::free_run(self.at, self.layout.bytes(), LARGE_PAGE_BYTES) };
     }
 }

@@ -21,6 +21,7 @@ use palacios_core::interrupts::ioapic::IoApic;
 use palacios_core::interrupts::lapic::{LocalApic, Lvt, MSR_X2APIC};
 use palacios_core::interrupts::pic::{self, Pic};
 use palacios_core::interrupts::{Message, MessageSink};
+use palacios_core::ram::RamLayout;
 use palacios_core::state_io::StateReader;
 
 type Step = [u8; 8];
@@ -41,7 +42,7 @@ fn run(data: &[u8]) {
     let (steps, irq) = (steps.as_slice(), IrqLine(9));
     match which % 11 {
         0 => device(&mut Pit::new(irq), steps, record),
-        1 => device(&mut Rtc::new(irq, 1 << 30, 0), steps, record),
+        1 => device(&mut Rtc::new(irq, RamLayout::new(1 << 30)), steps, record),
         2 => device(&mut AcpiPm::new(irq, TimerWidth::Bits24), steps, record),
         3 => device(&mut ResetPorts::new(), steps, record),
         4 => device(

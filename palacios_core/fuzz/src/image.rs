@@ -7,7 +7,7 @@ use palacios_core::addr::{Gpa, NotRam};
 use palacios_core::boot;
 use palacios_core::image::{write, Image};
 use palacios_core::interfaces::GuestMemory;
-use palacios_core::memory::{HIGH_RAM, LOW_RAM_END};
+use palacios_core::ram::RamLayout;
 use palacios_testing::vm::Spec;
 use std::cell::Cell;
 
@@ -48,7 +48,7 @@ pub fn start(image: &[u8]) {
     match machine {
         Ok(machine) => {
             let memory = Ram {
-                bytes: machine.memory_bytes,
+                layout: machine.ram,
                 written: Cell::new(0),
             };
             if let Err(error) = boot::load(&machine, &memory) {
@@ -61,7 +61,7 @@ pub fn start(image: &[u8]) {
 
 /// RAM that only checks its bounds, and that no more is written than there is, but for a little that is written twice.
 struct Ram {
-    bytes: u64,
+    layout: RamLayout,
     written: Cell<u64>,
 }
 
@@ -70,12 +70,9 @@ impl GuestMemory for Ram {
         Err(NotRam(at))
     }
     fn write(&self, at: Gpa, data: &[u8]) -> Result<(), NotRam> {
-        let low_end = self.bytes.min(LOW_RAM_END);
-        let high = HIGH_RAM..HIGH_RAM + (self.bytes - low_end);
-        let end = at.0 + data.len() as u64;
-        assert!(end <= low_end || (high.contains(&at.0) && end <= high.end));
+        assert!(self.layout.contains_all(at, data.len() as u64));
         self.written.set(self.written.get() + data.len() as u64);
-        assert!(self.written.get() <= self.bytes + (1 << 20));
+        assert!(self.written.get() <= self.layout.bytes() + (1 << 20));
         Ok(())
     }
 }

@@ -6,7 +6,7 @@
 
 use super::bytes::align_up;
 use super::error::BootError;
-use super::layout::{ACPI_TABLES, IO_APIC, LOCAL_APIC, MP_TABLES};
+use super::layout::{ACPI_TABLES, MP_TABLES};
 use super::writer::Writer;
 use crate::addr::Gpa;
 use crate::devices::acpi::{
@@ -14,11 +14,11 @@ use crate::devices::acpi::{
 };
 use crate::devices::hpet;
 use crate::devices::reset::{RESET_PORT, RESET_VALUE};
-use crate::image::{Machine, Serial};
+use crate::image::Machine;
 use crate::interfaces::GuestMemory;
+use crate::interrupts::chipset::TIMER_INPUT;
+use crate::interrupts::{ioapic, lapic};
 
-/// The input of the I/O APIC to which the PIT's line 0 goes.
-pub(super) const TIMER_GSI: u32 = 2;
 /// Room for the largest table, the MADT of 64 processors.
 const TABLE_BYTES: usize = 640;
 const HEADER_BYTES: usize = 36;
@@ -251,7 +251,7 @@ fn madt(vcpus: u32) -> Table {
     const ENABLED: u32 = 1;
     const ACTIVE_HIGH_LEVEL: u16 = 0b1101;
     let mut t = Table::new(b"APIC", 5);
-    t.u32(LOCAL_APIC);
+    t.u32(lapic::BASE_GPA as u32);
     t.u32(PCAT_COMPAT);
     // A local APIC: processor, APIC id. A machine has too few processors for ids that need an x2APIC entry.
     for id in 0..vcpus {
@@ -260,11 +260,11 @@ fn madt(vcpus: u32) -> Table {
     }
     // The I/O APIC: id 0, address, first interrupt.
     t.put(&[1, 12, 0, 0]);
-    t.u32(IO_APIC);
+    t.u32(ioapic::BASE_GPA as u32);
     t.u32(0);
     // Overrides: ISA interrupt, global interrupt, flags.
     t.put(&[2, 10, 0, 0]);
-    t.u32(TIMER_GSI);
+    t.u32(TIMER_INPUT.into());
     t.u16(0);
     t.put(&[2, 10, 0, SCI_IRQ]);
     t.u32(SCI_IRQ.into());
@@ -291,16 +291,6 @@ fn hpet() -> Table {
     t
 }
 
-/// The names of the serial ports, by their place.
-fn serial_name(serial: &Serial<'_>) -> (&'static [u8; 4], u8) {
-    match serial.port {
-        0x3f8 => (b"COM1", 1),
-        0x2f8 => (b"COM2", 2),
-        0x3e8 => (b"COM3", 3),
-        _ => (b"COM4", 4),
-    }
-}
-
 /// The devices (20.2): how to power off, the serial ports and the clock.
 fn dsdt(machine: &Machine<'_>) -> Table {
     const SCOPE: &[u8] = &[0x10];
@@ -314,15 +304,11 @@ fn dsdt(machine: &Machine<'_>) -> Table {
     t.package(SCOPE, |t| {
         t.put(b"\\_SB_");
         for serial in machine.serials() {
-            let (name, uid) = serial_name(&serial);
+            let (port, number) = (serial.port, serial.port.number());
+            let name = [b'C', b'O', b'M', b'0'.wrapping_add(number)];
+            let resources = (port.base(), 8, port.irq().0);
             // PNP0501, a 16550.
-            device(
-                t,
-                name,
-                [0x41, 0xd0, 0x05, 0x01],
-                uid,
-                (serial.port, 8, serial.irq),
-            );
+            device(t, &name, [0x41, 0xd0, 0x05, 0x01], number, resources);
         }
         // PNP0B00, an MC146818.
         device(t, b"RTC_", [0x41, 0xd0, 0x0b, 0x00], 0, (0x70, 2, 8));

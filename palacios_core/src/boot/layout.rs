@@ -25,7 +25,7 @@ use crate::addr::{Gpa, NotRam};
 use crate::devices::crtc::INDEX_PORT;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
-use crate::memory::{HIGH_RAM, LOW_RAM_END};
+use crate::ram::RamLayout;
 
 /// The extended BIOS data area, the end of conventional memory.
 pub const EBDA: u64 = 0x9_fc00;
@@ -45,10 +45,6 @@ const RESET_VECTOR: u64 = 0xf_fff0;
 pub(super) const VECTOR_TABLE_BYTES: u64 = 0x400;
 /// One megabyte: the end of what real mode reaches, and of the BIOS's range.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
-/// Registers of the I/O APIC.
-pub const IO_APIC: u32 = 0xfec0_0000;
-/// Registers of each CPU's local APIC.
-pub const LOCAL_APIC: u32 = 0xfee0_0000;
 
 /// What a range of the address space is, numbered as in an E820 map (ACPI 6.5: 15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,21 +67,15 @@ pub struct Region {
     pub kind: RegionKind,
 }
 
-/// The end of the RAM below 4 GiB.
-pub fn low_ram_end(memory_bytes: u64) -> u64 {
-    memory_bytes.min(LOW_RAM_END)
-}
-
-/// The memory map of a machine with this much RAM, in ascending order.
-pub fn memory_map(memory_bytes: u64) -> impl Iterator<Item = Region> {
-    let low_end = low_ram_end(memory_bytes);
-    let high_end = HIGH_RAM.saturating_add(memory_bytes.saturating_sub(low_end));
+/// The memory map of a machine with this RAM, in ascending order.
+pub fn memory_map(ram: RamLayout) -> impl Iterator<Item = Region> {
+    let high = ram.high();
     let all = [
         (0, EBDA, RegionKind::Ram),
         (EBDA, CONVENTIONAL_END, RegionKind::Reserved),
         (ACPI_TABLES, HIGH_MEMORY, RegionKind::Reserved),
-        (HIGH_MEMORY, low_end, RegionKind::Ram),
-        (HIGH_RAM, high_end, RegionKind::Ram),
+        (HIGH_MEMORY, ram.low().end, RegionKind::Ram),
+        (high.start, high.end, RegionKind::Ram),
     ];
     all.into_iter()
         .filter(|(start, end, _)| end > start)
@@ -186,7 +176,7 @@ fn write_bios_data(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<()
         .into_iter()
         .zip(machine.serials())
     {
-        memory.write(Gpa(at), &serial.port.to_le_bytes())?;
+        memory.write(Gpa(at), &serial.port.base().to_le_bytes())?;
     }
     memory.write(Gpa(0x40e), &((EBDA >> 4) as u16).to_le_bytes())?;
     memory.write(Gpa(0x413), &((EBDA >> 10) as u16).to_le_bytes())?;
@@ -202,9 +192,14 @@ fn write_bios_data(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<()
 mod tests {
     use super::*;
     use crate::boot::testing::TestMemory;
+    use crate::ram::{HIGH_RAM, LOW_RAM_END};
 
-    fn ram(memory_bytes: u64) -> u64 {
-        memory_map(memory_bytes)
+    fn map(bytes: u64) -> impl Iterator<Item = Region> {
+        memory_map(RamLayout::new(bytes))
+    }
+
+    fn ram(bytes: u64) -> u64 {
+        map(bytes)
             .filter(|r| r.kind == RegionKind::Ram)
             .map(|r| r.bytes)
             .sum()
@@ -215,7 +210,7 @@ mod tests {
         for mib in [2, 64, 3071, 3072, 3073, 8192, 1 << 20] {
             let bytes = mib << 20;
             assert_eq!(ram(bytes), bytes - (HIGH_MEMORY - EBDA), "{mib} MiB");
-            let regions: Vec<_> = memory_map(bytes).collect();
+            let regions: Vec<_> = map(bytes).collect();
             assert!(regions
                 .windows(2)
                 .all(|w| w[0].start + w[0].bytes <= w[1].start));
@@ -223,9 +218,9 @@ mod tests {
                 .iter()
                 .all(|r| r.start >= HIGH_RAM || r.start + r.bytes <= LOW_RAM_END));
         }
-        assert_eq!(memory_map(3 << 30).last().unwrap().start, HIGH_MEMORY);
+        assert_eq!(map(3 << 30).last().unwrap().start, HIGH_MEMORY);
         assert_eq!(
-            memory_map(5 << 30).last().unwrap(),
+            map(5 << 30).last().unwrap(),
             Region {
                 start: 4 << 30,
                 bytes: 2 << 30,
@@ -237,7 +232,7 @@ mod tests {
     /// What the handlers do is a test of guests/tmk.
     #[test]
     fn every_vector_of_real_mode_leads_to_a_handler() {
-        let memory = TestMemory::new(4 << 20);
+        let memory = TestMemory::new(RamLayout::new(4 << 20));
         write_vector_table(&memory).unwrap();
         for vector in 0..256u64 {
             let pointer = memory.u32(vector * 4);

@@ -13,7 +13,7 @@ use crate::addr::{Gpa, PAGE_SIZE};
 use crate::file_kind::has_linux_magic;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
-use crate::memory::LOW_RAM_END;
+use crate::ram::LOW_RAM_END;
 use crate::state::{CpuState, Reg};
 
 const GDT: Gpa = Gpa(0x6000);
@@ -298,8 +298,8 @@ struct Initrd {
 /// Finds room for the initrds, as high as the kernel can reach.
 fn place_initrd(machine: &Machine<'_>, kernel: &Kernel<'_>) -> Result<Initrd, BootError> {
     let bytes = initrd::bytes(machine);
-    let ram_end = layout::low_ram_end(machine.memory_bytes);
-    let have = machine.memory_bytes;
+    let ram_end = machine.ram.low().end;
+    let have = machine.ram.bytes();
     let reach = kernel.initrd_end.min(LOW_RAM_END);
     let room = reach.saturating_sub(kernel.end);
     if bytes > room {
@@ -337,7 +337,7 @@ fn write_zero_page(
         field(field::CODE32_START, &entry.to_le_bytes())?;
     }
     // What the BIOS's two calls say of the memory above 1 MiB, for kernels that know no memory map.
-    let high_kib = layout::low_ram_end(machine.memory_bytes).saturating_sub(HIGH_MEMORY) >> 10;
+    let high_kib = machine.ram.low().end.saturating_sub(HIGH_MEMORY) >> 10;
     let short = u16::try_from(high_kib).unwrap_or(u16::MAX);
     field(field::EXT_MEM_K, &short.to_le_bytes())?;
     field(field::ALT_MEM_K, &(high_kib as u32).to_le_bytes())?;
@@ -352,7 +352,7 @@ fn write_zero_page(
         memory,
         at: ZERO_PAGE.wrapping_add(field::E820_TABLE),
     };
-    for region in layout::memory_map(machine.memory_bytes) {
+    for region in layout::memory_map(machine.ram) {
         table.u64(region.start)?;
         table.u64(region.bytes)?;
         table.u32(region.kind as u32)?;

@@ -2,14 +2,16 @@
 //! The tables of the MultiProcessor Specification 1.4, for kernels that read no ACPI: the same processors, interrupt
 //! controllers and wires as the MADT's.
 
-use super::acpi::{copy, TIMER_GSI};
+use super::acpi::copy;
 use super::error::BootError;
-use super::layout::{IO_APIC, LOCAL_APIC, MP_TABLES};
+use super::layout::MP_TABLES;
 use super::writer::Writer;
 use crate::addr::Gpa;
 use crate::devices::acpi::SCI_IRQ;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
+use crate::interrupts::chipset::TIMER_INPUT;
+use crate::interrupts::{ioapic, lapic};
 
 const FLOATING_BYTES: u64 = 16;
 const HEADER_BYTES: usize = 44;
@@ -75,7 +77,7 @@ impl Entries<'_> {
     /// 4.3.3.
     fn io_apic(&mut self) -> Result<(), BootError> {
         let head = [2, IO_APIC_ID, IO_APIC_VERSION, ENABLED];
-        self.put([&head, &IO_APIC.to_le_bytes()])
+        self.put([&head, &(ioapic::BASE_GPA as u32).to_le_bytes()])
     }
     /// 4.3.4: an ISA interrupt at an input of the I/O APIC.
     fn io_interrupt(&mut self, irq: u8, input: u8, flags: u16) -> Result<(), BootError> {
@@ -107,7 +109,7 @@ pub(super) fn write(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<(
     entries.bus()?;
     entries.io_apic()?;
     for irq in (0..16).filter(|irq| *irq != CASCADE) {
-        let input = if irq == 0 { TIMER_GSI as u8 } else { irq };
+        let input = if irq == 0 { TIMER_INPUT } else { irq };
         let flags = if irq == SCI_IRQ {
             ACTIVE_HIGH_LEVEL
         } else {
@@ -132,7 +134,7 @@ fn header(bytes: u16, entries: u16, rest: u8) -> [u8; HEADER_BYTES] {
     header[6] = REVISION;
     copy(&mut header[8..28], b"V3VEE   PALACIOS    ");
     copy(&mut header[34..36], &entries.to_le_bytes());
-    copy(&mut header[36..40], &LOCAL_APIC.to_le_bytes());
+    copy(&mut header[36..40], &(lapic::BASE_GPA as u32).to_le_bytes());
     header[7] = sum(&header).wrapping_add(rest).wrapping_neg();
     header
 }
@@ -192,7 +194,7 @@ mod tests {
         };
         let bytes = spec.image(&[b"kernel"]);
         let machine = Image::parse(&bytes).unwrap().machine().unwrap();
-        let memory = TestMemory::new(machine.memory_bytes);
+        let memory = TestMemory::new(machine.ram);
         write(&machine, &memory).unwrap();
         found(&memory)
     }

@@ -131,7 +131,7 @@ fn write_info(told: &Told<'_, '_>, to: &mut Writer<'_>) -> Result<Gpa, BootError
     let (modules, module_count) = write_modules(told, to)?;
     to.align(8)?;
     let map = to.at;
-    for region in layout::memory_map(machine.memory_bytes) {
+    for region in layout::memory_map(machine.ram) {
         // The length of the entry does not count itself.
         to.u32(MAP_ENTRY_BYTES.wrapping_sub(4))?;
         to.u64(region.start)?;
@@ -139,7 +139,7 @@ fn write_info(told: &Told<'_, '_>, to: &mut Writer<'_>) -> Result<Gpa, BootError
         to.u32(region.kind as u32)?;
     }
     let map_bytes = to.at.0.saturating_sub(map.0);
-    let low_end = layout::low_ram_end(machine.memory_bytes);
+    let low_end = machine.ram.low().end;
     let mut info = [0u32; INFO_WORDS];
     info[0] = has::MEMORY | has::COMMAND_LINE | has::MODULES | has::MEMORY_MAP | has::LOADER_NAME;
     info[1] = (EBDA >> 10) as u32;

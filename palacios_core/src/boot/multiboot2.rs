@@ -200,7 +200,7 @@ fn write_info(told: &Told<'_, '_>, tables: &Tables, to: &mut Writer<'_>) -> Resu
         let parts: [&[u8]; 4] = [&from, &end, module.bootargs.as_bytes(), &[0]];
         tag(to, tell::MODULE, &parts)?;
     }
-    let low_end = layout::low_ram_end(machine.memory_bytes);
+    let low_end = machine.ram.low().end;
     let high_kib = low_end.saturating_sub(HIGH_MEMORY) >> 10;
     let [low, high] = [(EBDA >> 10) as u32, high_kib as u32].map(u32::to_le_bytes);
     tag(to, tell::MEMORY, &[&low, &high])?;
@@ -229,7 +229,7 @@ fn tag(to: &mut Writer<'_>, kind: u32, parts: &[&[u8]]) -> Result<(), BootError>
 }
 
 fn write_memory_map(machine: &Machine<'_>, to: &mut Writer<'_>) -> Result<(), BootError> {
-    let regions = || layout::memory_map(machine.memory_bytes);
+    let regions = || layout::memory_map(machine.ram);
     let entries_bytes = regions().fold(0u32, |sum, _| sum.saturating_add(MAP_ENTRY_BYTES));
     to.u32(tell::MEMORY_MAP)?;
     to.u32(entries_bytes.saturating_add(MAP_HEADER_BYTES))?;

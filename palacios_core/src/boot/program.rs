@@ -13,12 +13,12 @@ use super::cpu::{self, Mode};
 use super::elf::{slice, Elf, Segment};
 use super::error::BootError;
 use super::initrd;
-use super::layout::{self, EBDA, HIGH_MEMORY};
+use super::layout::{EBDA, HIGH_MEMORY};
 use super::writer::{write_zeros, Writer};
 use crate::addr::{Gpa, NotRam, PAGE_SIZE};
 use crate::image::{Machine, Module};
 use crate::interfaces::GuestMemory;
-use crate::memory::LOW_RAM_END;
+use crate::ram::LOW_RAM_END;
 use crate::state::{CpuState, Reg};
 
 /// What the kernels are told of who loaded them. Xen drops the first word of each command line, as the name of its file, unless it
@@ -268,10 +268,10 @@ pub(super) fn load(
             room: LOW_RAM_END.saturating_sub(program.end),
         });
     }
-    if end > layout::low_ram_end(machine.memory_bytes) {
+    if end > machine.ram.low().end {
         return Err(BootError::NeedsMemory {
             need: end,
-            have: machine.memory_bytes,
+            have: machine.ram.bytes(),
         });
     }
     let gdt = place_info(&told, write_info)?;

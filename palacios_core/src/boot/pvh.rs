@@ -72,7 +72,7 @@ fn write_info(told: &Told<'_, '_>, to: &mut Writer<'_>) -> Result<Gpa, BootError
         module_count = module_count.saturating_add(1);
     }
     let (map, mut region_count) = (to.at, 0u32);
-    for region in layout::memory_map(machine.memory_bytes) {
+    for region in layout::memory_map(machine.ram) {
         to.u64(region.start)?;
         to.u64(region.bytes)?;
         to.u32(region.kind as u32)?;

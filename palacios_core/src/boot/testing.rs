@@ -5,30 +5,28 @@ use crate::addr::{Gpa, NotRam};
 use crate::image::testing::Spec;
 use crate::image::Image;
 use crate::interfaces::GuestMemory;
-use crate::memory::{HIGH_RAM, LOW_RAM_END};
+use crate::ram::RamLayout;
 use crate::state::CpuState;
 use std::cell::RefCell;
 use std::collections::HashMap;
 
 /// RAM of any size, of which only what was written takes room. It is full of garbage at first, as after a reset.
 pub struct TestMemory {
-    bytes: u64,
+    ram: RamLayout,
     pages: RefCell<HashMap<u64, [u8; 4096]>>,
 }
 
 impl TestMemory {
-    pub fn new(bytes: u64) -> Self {
+    pub fn new(ram: RamLayout) -> Self {
         Self {
-            bytes,
+            ram,
             pages: RefCell::default(),
         }
     }
 
     /// The piece of `len` bytes at `at` that lies in one page, for `f` to fill or take.
     fn piece(&self, at: Gpa, len: usize, f: impl FnOnce(&mut [u8])) -> Result<usize, NotRam> {
-        let low_end = self.bytes.min(LOW_RAM_END);
-        let high = HIGH_RAM..HIGH_RAM + (self.bytes - low_end);
-        if at.0 >= low_end && !high.contains(&at.0) {
+        if !self.ram.contains(at) {
             return Err(NotRam(at));
         }
         let from = at.page_offset() as usize;
@@ -80,7 +78,7 @@ impl GuestMemory for TestMemory {
 pub fn boot(spec: &Spec, blobs: &[&[u8]]) -> Result<(CpuState, TestMemory), super::BootError> {
     let bytes = spec.image(blobs);
     let machine = Image::parse(&bytes).unwrap().machine().unwrap();
-    let memory = TestMemory::new(machine.memory_bytes);
+    let memory = TestMemory::new(machine.ram);
     let state = super::load(&machine, &memory)?;
     Ok((state, memory))
 }

@@ -14,6 +14,7 @@ use self::calendar::{date_of, days_of, DAY_S};
 use super::ticks::{Frequency, NS_PER_S};
 use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, Timed};
 use crate::interfaces::Clock;
+use crate::ram::RamLayout;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 
@@ -125,8 +126,8 @@ pub struct Rtc {
 }
 
 impl Rtc {
-    /// The clock of a machine with this much RAM, in bytes, below and above 4 GiB: firmware leaves the sizes in CMOS.
-    pub fn new(irq: IrqLine, below_4g: u64, above_4g: u64) -> Self {
+    /// The clock of a machine with this RAM, of which firmware leaves the sizes in CMOS.
+    pub fn new(irq: IrqLine, ram: RamLayout) -> Self {
         let mut rtc = Self {
             irq,
             index: 0,
@@ -142,16 +143,17 @@ impl Rtc {
             update_at_ns: 0,
             alarm_at_ns: None,
         };
-        rtc.describe_memory(below_4g, above_4g);
+        rtc.describe_memory(ram);
         rtc
     }
 
     /// The memory sizes as PC firmware writes them, each in little-endian units with a limit.
-    fn describe_memory(&mut self, below_4g: u64, above_4g: u64) {
+    fn describe_memory(&mut self, ram: RamLayout) {
         const MIB: u64 = 1 << 20;
+        let (below_4g, high) = (ram.low().end, ram.high());
         let kib_above_1m = (below_4g.saturating_sub(MIB) >> 10).min(0xffff);
         let blocks_above_16m = (below_4g.saturating_sub(16 * MIB) >> 16).min(0xffff);
-        let blocks_above_4g = (above_4g >> 16).min(0xff_ffff);
+        let blocks_above_4g = (high.end.saturating_sub(high.start) >> 16).min(0xff_ffff);
         // Equipment: a coprocessor.
         self.put(0x14, 1, 0x02);
         self.put(0x15, 2, 640);

@@ -115,11 +115,12 @@ pub enum ComPort {
 }
 
 impl ComPort {
-    /// The port whose first I/O port is `base`.
-    pub fn at(base: u16) -> Option<Self> {
-        [Self::Com1, Self::Com2, Self::Com3, Self::Com4]
-            .into_iter()
-            .find(|port| port.base() == base)
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Com1, Self::Com2, Self::Com3, Self::Com4];
+
+    /// Its number, from 1 on.
+    pub const fn number(self) -> u8 {
+        self as u8 + 1
     }
     /// The first of its eight ports.
     pub const fn base(self) -> u16 {

@@ -39,6 +39,8 @@ pub enum Behaviour {
     Lzcnt,
     /// REX.W makes the offset in a far pointer 8 bytes long. Intel's do so.
     WideFarPointers,
+    /// An operand-size prefix makes a near branch in 64-bit code one of 16 bits. AMD's do so; Intel's ignore it there.
+    ShortNearBranches,
 }
 
 /// What the emulator asks of a virtual CPU and its processor.

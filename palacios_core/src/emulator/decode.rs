@@ -140,6 +140,7 @@ macro_rules! decoder {
                     lock: prefixes.lock,
                     repeat: prefixes.repeat,
                     vex: from.prefixes.vex().is_some(),
+                    maybe_short: false,
                     length: from.len().to_const() as u8,
                 })
             }

@@ -289,13 +289,15 @@ fn meaning(operand: Operand, bits: u32, address_width: u8, width: u8) -> Operand
     }
 }
 
-/// Whether the lengths differ, of an instruction that both decoders know. Near branches with an operand-size prefix, which
-/// two vendors read differently in 64-bit mode, are not executed there; UD0 never exits.
+/// Whether the lengths differ, of an instruction that both decoders know. UD0 never exits.
 fn length_differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
-    let mut decoder = Decoder::with_ip(bits, bytes, 0, DecoderOptions::AMD);
-    let oracle = decoder.decode();
-    let branch = oracle.is_jcc_near() || oracle.is_jmp_near() || oracle.is_call_near();
-    if branch && bits == 64 || oracle.mnemonic() == Mnemonic::Ud0 {
+    let of = |options| Decoder::with_ip(bits, bytes, 0, options).decode();
+    let mut oracle = of(DecoderOptions::AMD);
+    // Lengths are those of Intel's near branches, also where an operand-size prefix makes AMD's shorter.
+    if oracle.is_jcc_near() || oracle.is_jmp_near() || oracle.is_call_near() {
+        oracle = of(DecoderOptions::NONE);
+    }
+    if oracle.mnemonic() == Mnemonic::Ud0 {
         return None;
     }
     match length(bytes, size) {
@@ -324,7 +326,6 @@ fn differs(bytes: &[u8], size: CodeSize, bits: u32) -> Option<String> {
         (Err(_), Some(_)) if (0..2).any(|i| segment(oracle.op_register(i)).is_some()) => {
             return None
         }
-        (Err(_), Some(Op::Call | Op::Jump | Op::Return)) if bits == 64 => return None,
         // The decoder takes VEX.W of these for another instruction.
         (Err(_), Some(_)) if matches!(oracle.mnemonic(), Mnemonic::Vpextrb | Mnemonic::Vpextrw) => {
             return None

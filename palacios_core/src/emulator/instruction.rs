@@ -289,6 +289,8 @@ pub(super) struct Instruction {
     pub repeat: Repeat,
     /// It has a VEX prefix: AVX's form of an instruction.
     pub vex: bool,
+    /// A near branch of 64-bit code with an operand-size prefix, decoded as Intel's processors do; AMD's shorten it.
+    pub maybe_short: bool,
     pub length: u8,
 }
 

@@ -55,7 +55,10 @@ pub struct Step {
 pub fn step(cpu: &mut impl Cpu) -> Result<Step, Fault> {
     let traced = cpu.rflags() & rflags::TF != 0;
     let mut processor = Processor::new(cpu);
-    let instruction = processor.fetch(Instruction::decode, |instruction| instruction.length)?;
+    let mut instruction = processor.fetch(Instruction::decode, |instruction| instruction.length)?;
+    if instruction.maybe_short && processor.cpu.has(Behaviour::ShortNearBranches) {
+        instruction.shorten_near_branch();
+    }
     let mut execution = Execution {
         next_rip: processor.rip_after(instruction.length),
         processor,

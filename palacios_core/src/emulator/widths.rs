@@ -21,6 +21,10 @@ impl Instruction {
                 self.correct_stack(size);
             }
             Op::Call | Op::Jump | Op::Return => {
+                self.maybe_short = prefixes.long && self.operand_width == 2;
+                if self.maybe_short {
+                    self.operand_width = 8;
+                }
                 self.correct_stack(size);
                 self.correct_near_branch(opcode, prefixes)?;
             }
@@ -60,15 +64,24 @@ impl Instruction {
         first.set_width(self.operand_width);
     }
 
-    /// In 64-bit code processors disagree on what an operand-size prefix makes of a near branch.
+    /// Makes a near branch that was decoded as Intel's processors do what AMD's make of it: one of 16 bits. Its distance is the
+    /// first half of the other.
+    pub fn shorten_near_branch(&mut self) {
+        self.operand_width = 2;
+        self.memory_width = 2;
+        let [first, ..] = &mut self.operands;
+        first.set_width(2);
+        if let (Op::Call | Op::Jump, Operand::Immediate(distance)) = (self.op, first) {
+            *distance = alu::sign_extend(*distance, 2);
+            self.length = self.length.wrapping_sub(2);
+        }
+    }
+
     fn correct_near_branch(
         &mut self,
         opcode: &[u8],
         prefixes: &Prefixes,
     ) -> Result<(), DecodeError> {
-        if prefixes.long && self.operand_width == 2 {
-            return Err(DecodeError::Unknown);
-        }
         if let Some(branch) = NearBranch::find(opcode, self.operand_width) {
             let [first, ..] = &mut self.operands;
             *first = Operand::Immediate(branch.distance(opcode).ok_or(DecodeError::Incomplete)?);

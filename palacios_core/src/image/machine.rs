@@ -8,7 +8,7 @@
 //!     #address-cells = <2>;
 //!     #size-cells = <2>;
 //!     v3vee,requires = "feature", …;          // Optional: refused where the VMM lacks one: "cpu-without", "on-triple-fault".
-//!     memory@0 { reg = <0 0 SIZE SIZE>; };    // A multiple of 4 KiB, from 2 MiB to 1 TiB; holes of a PC are made by the VMM.
+//!     memory@0 { reg = <0 0 SIZE SIZE>; };    // A multiple of 4 KiB, from 2 MiB to 1 TiB; holes of a PC are made by the VMM. No other range.
 //!     cpus {
 //!         v3vee,without = "la57", …;          // Optional: features that the processors do not have, whatever the host's has.
 //!         cpu@N { reg = <N>; v3vee,pin = <CPU>; };    // N from 0 without gaps; the pin, a host CPU, is optional.
@@ -44,19 +44,19 @@ use super::container::Image;
 use super::error::ImageError;
 use super::fdt::Node;
 use crate::addr::PAGE_SIZE;
+use crate::devices::uart::ComPort;
 use crate::features::{Feature, FeatureSet};
+use crate::ram::RamLayout;
 
 /// The most virtual CPUs of a machine.
 pub const MAX_VCPUS: u32 = 64;
 /// The most serial ports of a machine.
-pub const MAX_SERIALS: usize = 4;
+pub const MAX_SERIALS: usize = ComPort::ALL.len();
 /// The least memory of a machine: what firmware tables, boot data and a small kernel fit in.
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 /// The most memory of a machine.
 pub const MAX_MEMORY_BYTES: u64 = 1 << 40;
 
-/// First port and interrupt line of the serial ports of a PC.
-const SERIAL_PLACES: [(u16, u32); MAX_SERIALS] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
 /// The values of `v3vee,requires` that this VMM satisfies.
 const FEATURES: [&str; 2] = [CPU_WITHOUT, ON_TRIPLE_FAULT];
 /// The value of `v3vee,requires` in an image with `v3vee,without`, so that no VMM overlooks it.
@@ -92,10 +92,8 @@ pub enum OnTripleFault {
 /// A serial port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Serial<'a> {
-    /// Its first I/O port.
-    pub port: u16,
-    /// Its interrupt line.
-    pub irq: u32,
+    /// Which one.
+    pub port: ComPort,
     /// The name of its byte stream.
     pub stream: &'a str,
 }
@@ -114,8 +112,8 @@ pub struct Module<'a> {
 pub struct Machine<'a> {
     /// A name for the VM where its creator gives none.
     pub name: Option<&'a str>,
-    /// Bytes of RAM.
-    pub memory_bytes: u64,
+    /// Its RAM.
+    pub ram: RamLayout,
     /// Number of virtual CPUs, at least 1.
     pub vcpus: u32,
     /// Features that its processors do not have, whatever the host's has.
@@ -168,7 +166,7 @@ impl<'a> Machine<'a> {
         } = parse_devices(&root)?;
         Ok(Machine {
             name: root.str("model")?,
-            memory_bytes: parse_memory(&root)?,
+            ram: parse_memory(&root)?,
             vcpus,
             without: parse_without(&root)?,
             boot: match text("v3vee,boot")? {
@@ -267,10 +265,19 @@ fn missing(node: &Node<'_>, property: &str) -> ImageError {
     wrong(node, property, "is missing")
 }
 
-fn parse_memory(root: &Node<'_>) -> Result<u64, ImageError> {
+fn parse_memory(root: &Node<'_>) -> Result<RamLayout, ImageError> {
     let node = root
         .child("memory@0")
         .ok_or(wrong(root, "memory@0", "is missing"))?;
+    let others = |node: &Node<'_>| node.name.starts_with("memory@") && node.name != "memory@0";
+    if let Some(node) = root.children().find(others) {
+        return Err(wrong(
+            &node,
+            "reg",
+            "is a second range of RAM: `memory@0` has all of it, and the VMM leaves the holes of a PC",
+        ));
+    }
+    refuse_numa(&node)?;
     let (start, bytes) = node.u64_pair("reg")?.ok_or(missing(&node, "reg"))?;
     if start != 0 {
         return Err(wrong(&node, "reg", "does not start at 0"));
@@ -290,7 +297,19 @@ fn parse_memory(root: &Node<'_>) -> Result<u64, ImageError> {
     if bytes % PAGE_SIZE != 0 {
         return Err(wrong(&node, "reg", "is not a multiple of 4096 bytes"));
     }
-    Ok(bytes)
+    Ok(RamLayout::new(bytes))
+}
+
+/// A machine has one NUMA node.
+fn refuse_numa(node: &Node<'_>) -> Result<(), ImageError> {
+    match node.u32("numa-node-id")? {
+        None | Some(0) => Ok(()),
+        Some(_) => Err(wrong(
+            node,
+            "numa-node-id",
+            "is not 0: the machine has one NUMA node",
+        )),
+    }
 }
 
 /// The nodes of the processors below the node `cpus`.
@@ -317,6 +336,7 @@ fn parse_cpus(root: &Node<'_>) -> Result<u32, ImageError> {
             ));
         }
         node.u32("v3vee,pin")?;
+        refuse_numa(&node)?;
     }
     Ok(found)
 }
@@ -415,10 +435,7 @@ fn add_serial<'a>(
             "is another device's stream, too",
         ));
     }
-    let place = SERIAL_PLACES
-        .iter()
-        .position(|(port, _)| *port == serial.port);
-    match place.and_then(|place| serials.get_mut(place)) {
+    match serials.get_mut(serial.port as usize) {
         Some(slot @ None) => *slot = Some(serial),
         _ => return Err(wrong(node, "reg", "is another device's, too")),
     }
@@ -427,15 +444,13 @@ fn add_serial<'a>(
 
 fn parse_serial<'a>(node: &Node<'a>) -> Result<Serial<'a>, ImageError> {
     let reg = node.u64_pair("reg")?.ok_or(missing(node, "reg"))?;
-    let place = SERIAL_PLACES
-        .iter()
-        .find(|(port, _)| reg == (u64::from(*port), 8));
-    let (port, irq) = *place.ok_or(wrong(
+    let is_at = |port: &ComPort| reg == (u64::from(port.base()), 8);
+    let port = ComPort::ALL.into_iter().find(is_at).ok_or(wrong(
         node,
         "reg",
         "is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",
     ))?;
-    if node.u32("interrupts")? != Some(irq) {
+    if node.u32("interrupts")? != Some(port.irq().0) {
         return Err(wrong(
             node,
             "interrupts",
@@ -445,7 +460,6 @@ fn parse_serial<'a>(node: &Node<'a>) -> Result<Serial<'a>, ImageError> {
     let stream = node.str("v3vee,stream")?.filter(|name| !name.is_empty());
     Ok(Serial {
         port,
-        irq,
         stream: stream.ok_or(missing(node, "v3vee,stream"))?,
     })
 }

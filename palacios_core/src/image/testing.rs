@@ -7,6 +7,10 @@ use vm_fdt::{FdtWriter, FdtWriterResult};
 /// What a test varies; the default is a small Linux machine.
 pub struct Spec {
     pub memory: u64,
+    /// It has a second range of RAM, which no machine may have.
+    pub second_range: bool,
+    /// The NUMA node of memory and processors.
+    pub numa_node: Option<u32>,
     pub cpus: Vec<(u32, Option<u32>)>,
     pub bootargs: &'static str,
     pub boot: &'static str,
@@ -26,6 +30,8 @@ impl Default for Spec {
     fn default() -> Self {
         Spec {
             memory: 256 << 20,
+            second_range: false,
+            numa_node: None,
             cpus: vec![(0, None)],
             bootargs: "console=ttyS0",
             boot: "auto",
@@ -56,7 +62,13 @@ impl Spec {
         }
         let memory = fdt.begin_node("memory@0")?;
         fdt.property_array_u64("reg", &[0, self.memory])?;
+        self.write_numa_node(&mut fdt)?;
         fdt.end_node(memory)?;
+        if self.second_range {
+            let memory = fdt.begin_node("memory@100000000")?;
+            fdt.property_array_u64("reg", &[1 << 32, 1 << 20])?;
+            fdt.end_node(memory)?;
+        }
         let cpus = fdt.begin_node("cpus")?;
         if !self.without.is_empty() {
             let names = self.without.iter().map(|name| (*name).into()).collect();
@@ -65,6 +77,7 @@ impl Spec {
         for (number, pin) in &self.cpus {
             let cpu = fdt.begin_node(&format!("cpu@{number}"))?;
             fdt.property_u32("reg", *number)?;
+            self.write_numa_node(&mut fdt)?;
             if let Some(pin) = pin {
                 fdt.property_u32("v3vee,pin", *pin)?;
             }
@@ -85,6 +98,13 @@ impl Spec {
         self.write_devices(&mut fdt)?;
         fdt.end_node(root)?;
         fdt.finish()
+    }
+
+    fn write_numa_node(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {
+        match self.numa_node {
+            Some(node) => fdt.property_u32("numa-node-id", node),
+            None => Ok(()),
+        }
     }
 
     fn write_blobs(&self, fdt: &mut FdtWriter) -> FdtWriterResult<()> {

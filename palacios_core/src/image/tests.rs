@@ -15,6 +15,29 @@ fn refused(spec: &Spec) -> ImageError {
     Image::parse(&bytes).unwrap().machine().unwrap_err()
 }
 
+/// A machine is never silently less than its description.
+#[test]
+fn more_ranges_of_ram_and_numa_nodes_are_refused_by_name() {
+    let second_range = Spec {
+        second_range: true,
+        ..Spec::default()
+    };
+    let numa = |numa_node| Spec {
+        numa_node,
+        ..Spec::default()
+    };
+    assert_eq!(
+        refused(&second_range).to_string(),
+        "the machine's description is wrong at `memory@100000000`: its property `reg` is a second range of RAM: `memory@0` has all of it, and the VMM leaves the holes of a PC"
+    );
+    assert_eq!(
+        refused(&numa(Some(1))).to_string(),
+        "the machine's description is wrong at `cpu@0`: its property `numa-node-id` is not 0: the machine has one NUMA node"
+    );
+    let image = numa(Some(0)).image(&[b"kernel"]);
+    assert!(Image::parse(&image).unwrap().machine().is_ok());
+}
+
 /// Puts the header's checksum right after a change.
 fn reseal(image: &mut [u8]) {
     let len = le32(image, 0xc).unwrap() as usize;
@@ -48,7 +71,7 @@ fn reads_all_that_was_written() {
     let image = Image::parse(&bytes).unwrap();
     let machine = image.machine().unwrap();
     assert_eq!(
-        (machine.name, machine.memory_bytes, machine.vcpus),
+        (machine.name, machine.ram.bytes(), machine.vcpus),
         (Some("guest"), 256 << 20, 3)
     );
     assert_eq!(
@@ -73,7 +96,7 @@ fn reads_all_that_was_written() {
     );
     let serials: Vec<_> = machine
         .serials()
-        .map(|s| (s.port, s.irq, s.stream))
+        .map(|s| (s.port.base(), s.port.irq().0, s.stream))
         .collect();
     assert_eq!(serials, [(0x3f8, 4, "com1"), (0x2f8, 3, "com2")]);
     assert_eq!(
@@ -376,8 +399,7 @@ fn read_hostile(tree: &[u8]) {
     match machine {
         Ok(machine) => {
             assert!(
-                (1..=MAX_VCPUS).contains(&machine.vcpus)
-                    && machine.memory_bytes >= MIN_MEMORY_BYTES
+                (1..=MAX_VCPUS).contains(&machine.vcpus) && machine.ram.bytes() >= MIN_MEMORY_BYTES
             );
             assert_eq!(machine.initrds().count(), machine.initrds().count());
             assert!(machine.modules().count() + machine.initrds().count() < tree.len());

@@ -14,8 +14,8 @@ use crate::state_io::{StateError, StateReader, StateWriter};
 const IOAPIC_BYTES: u64 = 0x1000;
 /// ISA lines.
 const ISA_LINES: u32 = 16;
-/// The timer's line is input 0 of the PIC, and by custom input 2 of the I/O APIC; the MADT says so.
-const TIMER_PIN: u8 = 2;
+/// The timer's line is input 0 of the PIC, and by custom input 2 of the I/O APIC; the tables of the firmware say so.
+pub const TIMER_INPUT: u8 = 2;
 const TIMER_LINE: u32 = 0;
 const CLOCK_LINE: u32 = 8;
 /// The lines of the 8254 and the real-time clock, each with the one that replaces it.
@@ -169,7 +169,7 @@ impl Chipset {
 /// The I/O APIC's input for global system interrupt `irq`.
 fn input_of(irq: u32) -> Option<u8> {
     match irq {
-        TIMER_LINE => Some(TIMER_PIN),
+        TIMER_LINE => Some(TIMER_INPUT),
         irq => u8::try_from(irq).ok(),
     }
 }

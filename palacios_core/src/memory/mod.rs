@@ -10,14 +10,11 @@ pub mod walk;
 use crate::addr::{Gpa, Hpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
 use crate::host::{GuestRam, Host, Lock, LockClass, NoMemory, PageSize, RamError, Release};
 use crate::interfaces::GuestMemory;
+use crate::ram::RamLayout;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use table::{Format, Leaf, SparePages, Tables};
 use walk::GuestTables;
 
-/// RAM below this address; the rest of a big guest's lies above 4 GiB.
-pub const LOW_RAM_END: u64 = 0xc000_0000;
-/// Where RAM above the hole begins.
-pub const HIGH_RAM: u64 = 1 << 32;
 /// How many frames one round of [`Memory::revoke`] takes.
 const REVOKE_BATCH: usize = 32;
 /// How much of the guest is searched for frames at a time, with the tables locked and interrupts off: 32 tables at most.
@@ -26,8 +23,8 @@ const SEARCH_BYTES: u64 = 64 << 20;
 /// One VM's RAM.
 pub struct Memory<H: Host> {
     host: H,
-    ram: H::Ram,
-    bytes: u64,
+    layout: RamLayout,
+    provider: H::Ram,
     /// Held over each fill and revoke, so that the provider sees one request for a page at a time.
     fill: H::Mutex<SparePages<H>>,
     tables: H::SpinLock<Tables<H>>,
@@ -54,26 +51,31 @@ impl From<NoMemory> for FillError {
 }
 
 impl<H: Host> Memory<H> {
-    /// `bytes` of RAM, a multiple of 4 KiB, from `ram`.
-    pub fn new(host: &H, ram: H::Ram, bytes: u64, format: Format) -> Result<Self, NoMemory> {
+    /// RAM of this layout, whole pages, whose frames `provider` gives.
+    pub fn new(
+        host: &H,
+        provider: H::Ram,
+        layout: RamLayout,
+        format: Format,
+    ) -> Result<Self, NoMemory> {
         let tables = Tables::new(host.clone(), format)?;
         let root = tables.root();
         Ok(Self {
             fill: host.mutex(LockClass::GuestRam, SparePages::new(host.clone()))?,
             tables: host.spin_lock(LockClass::GuestMemory, tables)?,
             root,
-            bytes,
+            layout,
             generation: AtomicU64::new(0),
             frames_large: AtomicU64::new(0),
             frames_small: AtomicU64::new(0),
-            ram,
+            provider,
             host: host.clone(),
         })
     }
 
-    /// How much RAM the guest has.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
+    /// Where the guest's RAM is.
+    pub fn layout(&self) -> RamLayout {
+        self.layout
     }
     /// How much of it has frames.
     pub fn resident_bytes(&self) -> u64 {
@@ -98,8 +100,7 @@ impl<H: Host> Memory<H> {
 
     /// Whether `gpa` is RAM.
     pub fn is_ram(&self, gpa: Gpa) -> bool {
-        let low = self.bytes.min(LOW_RAM_END);
-        gpa.0 < low || (gpa.0 >= HIGH_RAM && gpa.0 - HIGH_RAM < self.bytes - low)
+        self.layout.contains(gpa)
     }
 
     /// Sees to it that the page at `gpa` has a frame. Sleeps.
@@ -113,7 +114,8 @@ impl<H: Host> Memory<H> {
             if tables.lookup(gpa).is_some() {
                 return Ok(());
             }
-            tables.large_fits(gpa) && self.is_large_ram(gpa)
+            let large_page = Gpa(gpa.0 & !(LARGE_PAGE_SIZE - 1));
+            tables.large_fits(gpa) && self.layout.contains_all(large_page, LARGE_PAGE_SIZE)
         };
         spare.top_up()?;
         let leaf = self.new_frame(gpa, large_fits)?;
@@ -121,7 +123,7 @@ impl<H: Host> Memory<H> {
         match mapped {
             Ok(true) => self.count(leaf.size).fetch_add(1, Ordering::Relaxed),
             _ => {
-                self.ram.release(
+                self.provider.release(
                     leaf.gpa.0 / PAGE_SIZE,
                     leaf.frame,
                     leaf.size,
@@ -133,18 +135,13 @@ impl<H: Host> Memory<H> {
         Ok(())
     }
 
-    fn is_large_ram(&self, gpa: Gpa) -> bool {
-        let first = Gpa(gpa.0 & !(LARGE_PAGE_SIZE - 1));
-        self.is_ram(first) && self.is_ram(first.wrapping_add(LARGE_PAGE_SIZE - 1))
-    }
-
     fn new_frame(&self, gpa: Gpa, large_fits: bool) -> Result<Leaf, NoMemory> {
         for size in [PageSize::Large, PageSize::Small] {
             if size == PageSize::Large && !large_fits {
                 continue;
             }
             let gpa = Gpa(gpa.0 & !(size.bytes() - 1));
-            match self.ram.page(gpa.0 / PAGE_SIZE, size) {
+            match self.provider.page(gpa.0 / PAGE_SIZE, size) {
                 Ok(frame) => return Ok(Leaf { gpa, frame, size }),
                 Err(RamError::TooLarge) => {}
                 Err(RamError::NoMemory) => return Err(NoMemory),
@@ -178,7 +175,7 @@ impl<H: Host> Memory<H> {
             self.generation.fetch_add(1, Ordering::SeqCst);
             flush();
             for leaf in batch.into_iter().flatten() {
-                self.ram.release(
+                self.provider.release(
                     leaf.gpa.0 / PAGE_SIZE,
                     leaf.frame,
                     leaf.size,
@@ -190,7 +187,7 @@ impl<H: Host> Memory<H> {
     }
 
     fn unmap_next(&self, at: &mut Gpa, end: Gpa) -> Option<Leaf> {
-        let end = end.min(self.end());
+        let end = end.min(self.layout.end());
         while *at < end {
             let stop = end.min(Gpa(at.0 | (SEARCH_BYTES - 1)).wrapping_add(1));
             let mut tables = self.tables.lock();
@@ -204,14 +201,6 @@ impl<H: Host> Memory<H> {
             return Some(leaf);
         }
         None
-    }
-
-    /// Where the guest's RAM ends.
-    fn end(&self) -> Gpa {
-        match self.bytes.checked_sub(LOW_RAM_END) {
-            None | Some(0) => Gpa(self.bytes),
-            Some(high_bytes) => Gpa(HIGH_RAM.saturating_add(high_bytes)),
-        }
     }
 
     /// The aligned word of `size` (4 or 8) bytes that holds `gpa`, in one access. Sleeps if the page has no frame yet.
@@ -342,7 +331,7 @@ impl<H: Host> Drop for Memory<H> {
     fn drop(&mut self) {
         let mut at = Gpa(0);
         while let Some(leaf) = self.unmap_next(&mut at, Gpa(u64::MAX)) {
-            self.ram.release(
+            self.provider.release(
                 leaf.gpa.0 / PAGE_SIZE,
                 leaf.frame,
                 leaf.size,

@@ -274,6 +274,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
                 last >= 7 && bmi & 1 << 3 != 0
             }
             Behaviour::WideFarPointers => vendor == INTEL,
+            Behaviour::ShortNearBranches => vendor != INTEL,
         }
     }
     fn set_interrupt_shadow(&mut self) {

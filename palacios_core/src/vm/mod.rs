@@ -103,7 +103,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     ) -> Result<H::Shared<Self>, CreateError> {
         let machine = machine_of(Image::parse((*parts.image).as_ref()))?;
         let format = backend.table_format();
-        let memory = Memory::new(host, parts.ram, machine.memory_bytes, format)?;
+        let memory = Memory::new(host, parts.ram, machine.ram, format)?;
         let without = machine.without;
         let vcpus = make_vcpus(host, &*backend, &memory, &parts.name, &machine)?;
         let bus = pc::build(host, &machine, stream)?;

@@ -11,7 +11,6 @@ use crate::devices::{
 };
 use crate::host::{Host, NoMemory};
 use crate::image::Machine;
-use crate::memory::LOW_RAM_END;
 
 /// The stream that the debug ports 0x402 and 0xe9 write to.
 pub const DEBUG_STREAM: &str = "debug";
@@ -24,18 +23,11 @@ pub(super) fn build<H: Host>(
 ) -> Result<Bus<H>, NoMemory> {
     let mut bus = Bus::new();
     for serial in machine.serials() {
-        if let Some(port) = uart::ComPort::at(serial.port) {
-            let far_end = stream(serial.stream)?;
-            bus.attach(host, try_box(uart::Uart::new(port, far_end))?)?;
-        }
+        let far_end = stream(serial.stream)?;
+        bus.attach(host, try_box(uart::Uart::new(serial.port, far_end))?)?;
     }
     bus.attach(host, try_box(pit::Pit::new(pit::IRQ))?)?;
-    let low_bytes = machine.memory_bytes.min(LOW_RAM_END);
-    let high_bytes = machine.memory_bytes.saturating_sub(low_bytes);
-    bus.attach(
-        host,
-        try_box(rtc::Rtc::new(rtc::IRQ, low_bytes, high_bytes))?,
-    )?;
+    bus.attach(host, try_box(rtc::Rtc::new(rtc::IRQ, machine.ram))?)?;
     let power = acpi::AcpiPm::new(IrqLine(SCI_IRQ.into()), acpi::TimerWidth::Bits24);
     bus.attach(host, try_box(power)?)?;
     bus.attach(host, try_box(hpet::Hpet::new())?)?;

@@ -6,6 +6,7 @@ use palacios_core::backend::{Backend, BackendVcpu, Event, Exit};
 use palacios_core::host::{CpuId, Host};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::Memory;
+use palacios_core::ram::RamLayout;
 use palacios_core::state::{CpuState, Seg};
 use palacios_testing::backend::AdversarialVcpu;
 use palacios_testing::host::LargePages;
@@ -28,7 +29,8 @@ impl Bench {
         let backend = AdversarialBackend::probe(host).unwrap();
         host.on_each_cpu(&|cpu| backend.enable_cpu(cpu).unwrap());
         let ram = host.ram(LargePages::Never);
-        let memory = Memory::new(host, ram, 16 << 20, backend.table_format()).unwrap();
+        let memory =
+            Memory::new(host, ram, RamLayout::new(16 << 20), backend.table_format()).unwrap();
         memory.write(Gpa(0x1000), &CODE).unwrap();
         memory.fill(Gpa(0x5000)).unwrap();
         let mut vcpu = backend.vcpu(host, &features_of(&backend)).unwrap();

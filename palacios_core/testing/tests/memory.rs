@@ -5,7 +5,8 @@ use palacios_core::addr::{Gpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{CpuId, Host, NoMemory, Thread};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::table::Format;
-use palacios_core::memory::{FillError, Memory, HIGH_RAM, LOW_RAM_END};
+use palacios_core::memory::{FillError, Memory};
+use palacios_core::ram::{RamLayout, HIGH_RAM, LOW_RAM_END};
 use palacios_testing::host::{LargePages, TestRam};
 use palacios_testing::{formats, heap, Config, TestHost};
 use proptest::prelude::*;
@@ -17,7 +18,7 @@ type Ram = Memory<TestHost>;
 const LARGE: u64 = LARGE_PAGE_SIZE;
 
 fn memory(host: &TestHost, ram: &TestRam, bytes: u64) -> Result<Ram, NoMemory> {
-    Memory::new(host, ram.clone(), bytes, formats::npt(4))
+    Memory::new(host, ram.clone(), RamLayout::new(bytes), formats::npt(4))
 }
 
 fn with_memory<R>(large: LargePages, bytes: u64, test: impl FnOnce(&Ram, &TestRam) -> R) -> R {
@@ -32,7 +33,7 @@ fn with_tables<R>(
 ) -> R {
     TestHost::run(Config::default(), |host| {
         let ram = host.ram(large);
-        let memory = Memory::new(host, ram.clone(), bytes, format).unwrap();
+        let memory = Memory::new(host, ram.clone(), RamLayout::new(bytes), format).unwrap();
         test(&memory, &ram)
     })
 }

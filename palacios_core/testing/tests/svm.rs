@@ -7,6 +7,7 @@ use palacios_core::backend::{Backend, BackendVcpu, Exit};
 use palacios_core::host::{CpuId, Host};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::Memory;
+use palacios_core::ram::RamLayout;
 use palacios_core::state::{cr4, CpuState, Reg};
 use palacios_testing::host::LargePages;
 use palacios_testing::vm::{features_of, Hypervisor};
@@ -30,7 +31,8 @@ impl Bench {
         let hypervisor = Hypervisor::<Backing>::new(host);
         let backend = hypervisor.backend();
         let ram = host.ram(LargePages::Never);
-        let memory = Memory::new(host, ram, 16 << 20, backend.table_format()).unwrap();
+        let memory =
+            Memory::new(host, ram, RamLayout::new(16 << 20), backend.table_format()).unwrap();
         memory.write(Gpa(CODE), code).unwrap();
         let mut vcpu = backend.vcpu(host, &features_of(backend)).unwrap();
         vcpu.set_state(&flat());

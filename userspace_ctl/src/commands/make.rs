@@ -292,14 +292,17 @@ mod tests {
     fn what_is_not_changed_stays() {
         let dir = folder();
         changed(dir.path(), "--mem 32", |machine| {
-            assert_eq!(machine.memory_bytes, 32 << 20);
+            assert_eq!(machine.ram.bytes(), 32 << 20);
             assert_eq!((machine.name, machine.vcpus), (Some("first"), 4));
             let pins: Vec<_> = (0..4).map(|vcpu| machine.pin(vcpu)).collect();
             assert_eq!(pins, [Some(3), Some(2), Some(1), None]);
             assert_eq!((machine.bootargs, machine.kernel), ("a=1", &kernel(1)[..]));
             let modules: Vec<_> = machine.modules().map(|m| (m.data, m.bootargs)).collect();
             assert_eq!(modules, [(&b"m"[..], "one")]);
-            let serials: Vec<_> = machine.serials().map(|s| (s.port, s.stream)).collect();
+            let serials: Vec<_> = machine
+                .serials()
+                .map(|s| (s.port.base(), s.stream))
+                .collect();
             assert_eq!(serials, [(0x3f8, "com1"), (0x2f8, "log")]);
             assert_eq!(machine.console, Some("com1"));
         });

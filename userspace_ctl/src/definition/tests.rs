@@ -43,7 +43,7 @@ fn the_least_has_one_cpu_and_a_console() {
         ..Guest::new(PathBuf::new())
     };
     assert_eq!(guest, expected);
-    assert_eq!(guest.serials, [SerialPort::com(1)]);
+    assert_eq!(guest.serials, [SerialPort::new(ComPort::Com1)]);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn everything_is_read() {
     let serials: Vec<_> = guest
         .serials
         .iter()
-        .map(|s| (s.number, s.stream.as_str()))
+        .map(|s| (s.port.number(), s.stream.as_str()))
         .collect();
     assert_eq!(serials, [(2, "log"), (1, "com1")]);
 }

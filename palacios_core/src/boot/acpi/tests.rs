@@ -10,7 +10,7 @@ use std::process::Command;
 fn tables(spec: &Spec) -> (TestMemory, Vec<Vec<u8>>) {
     let bytes = spec.image(&[b"kernel"]);
     let machine = Image::parse(&bytes).unwrap().machine().unwrap();
-    let memory = TestMemory::new(machine.memory_bytes);
+    let memory = TestMemory::new(machine.ram);
     write(&machine, &memory).unwrap();
     let table = |at: u64| memory.bytes(at, memory.u32(at + 4) as usize);
     let xsdt = table(memory.u64(ACPI_TABLES + 24));

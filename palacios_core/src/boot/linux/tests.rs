@@ -4,6 +4,7 @@
 use super::*;
 use crate::boot::testing::{boot, put, TestMemory};
 use crate::image::testing::Spec;
+use crate::ram::RamLayout;
 use crate::state::{cr0, efer, Seg, SegmentAttributes};
 use linux_loader::loader::bootparam::boot_params;
 use linux_loader::loader::{bzimage::BzImage, KernelLoader};
@@ -86,7 +87,7 @@ fn the_zero_page_says_what_another_loader_reads() {
         .iter()
         .map(|e| (e.addr, e.size, e.r#type))
         .collect();
-    let ours: Vec<_> = layout::memory_map(256 * MIB)
+    let ours: Vec<_> = layout::memory_map(RamLayout::new(256 * MIB))
         .map(|r| (r.start, r.bytes, r.kind as u32))
         .collect();
     assert_eq!(map, ours);

@@ -4,6 +4,7 @@
 use super::*;
 use crate::boot::testing::{boot, put};
 use crate::image::testing::Spec;
+use crate::ram::RamLayout;
 use crate::state::{cr0, Seg};
 use proptest::prelude::*;
 
@@ -84,7 +85,7 @@ fn a_kernel_reads_what_it_is_told() {
         ("-v token=42", "v3vee, like GRUB 2")
     );
     assert_eq!(told.bounds, (639, 3 * 1024 * 1024 - 1024));
-    let map: Vec<_> = layout::memory_map(5 << 30)
+    let map: Vec<_> = layout::memory_map(RamLayout::new(5 << 30))
         .map(|r| (r.start, r.bytes, r.kind == layout::RegionKind::Ram))
         .collect();
     assert_eq!(told.memory_map, map);

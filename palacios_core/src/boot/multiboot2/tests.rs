@@ -4,6 +4,7 @@
 use super::*;
 use crate::boot::testing::{boot, put, TestMemory};
 use crate::image::testing::Spec;
+use crate::ram::RamLayout;
 use crate::state::{cr0, Seg};
 use proptest::prelude::*;
 
@@ -122,7 +123,8 @@ fn a_kernel_reads_what_it_is_told() {
     let regions = map[8..]
         .chunks(24)
         .map(|e| (word(e, 0), word(e, 8), word(e, 16)));
-    let ours = layout::memory_map(5 << 30).map(|r| (r.start, r.bytes, r.kind as u64));
+    let ours =
+        layout::memory_map(RamLayout::new(5 << 30)).map(|r| (r.start, r.bytes, r.kind as u64));
     assert!(regions.eq(ours));
     let rsdp = memory.bytes(layout::ACPI_TABLES, 36);
     assert_eq!((of(14), of(15)), (vec![&rsdp[..20]], vec![&rsdp[..]]));

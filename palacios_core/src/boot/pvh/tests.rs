@@ -4,6 +4,7 @@
 use super::*;
 use crate::boot::testing::{boot, put};
 use crate::image::testing::Spec;
+use crate::ram::RamLayout;
 use crate::state::{cr0, Reg, Seg, SegmentAttributes};
 use proptest::prelude::*;
 
@@ -130,7 +131,8 @@ fn a_kernel_reads_what_it_is_told() {
             memory.u64(entry + 16),
         )
     });
-    let ours = layout::memory_map(5 << 30).map(|r| (r.start, r.bytes, r.kind as u64));
+    let ours =
+        layout::memory_map(RamLayout::new(5 << 30)).map(|r| (r.start, r.bytes, r.kind as u64));
     assert!(told.eq(ours));
 }
 

@@ -18,7 +18,7 @@ impl Bench {
     fn new() -> Self {
         let machine = TestMachine::new();
         machine.wall_at_zero_ns.set(LEAP_DAY_NS);
-        let rtc = Rtc::new(IRQ, 3 << 30, 1 << 30);
+        let rtc = Rtc::new(IRQ, RamLayout::new(4 << 30));
         Self { machine, rtc }
     }
     fn read(&mut self, index: u8) -> u8 {
@@ -293,7 +293,7 @@ fn cmos_tells_the_memory_size() {
         u16::from_be_bytes([bench.read(0x2e), bench.read(0x2f)]),
         sum
     );
-    let small = Rtc::new(IRQ, 8 << 20, 0);
+    let small = Rtc::new(IRQ, RamLayout::new(8 << 20));
     assert_eq!(small.memory[0x17..0x19], (7u16 << 10).to_le_bytes());
     assert_eq!(small.memory[0x34..0x36], [0, 0]);
 }

@@ -11,6 +11,7 @@ use palacios_core::backend::{Backend, BackendVcpu, Event, Exit};
 use palacios_core::host::{CpuId, Host};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::Memory;
+use palacios_core::ram::RamLayout;
 use palacios_core::state::{cr0, rflags, CpuState, Exception, Reg, Seg};
 use palacios_testing::host::LargePages;
 use palacios_testing::vm::{features_of, Hypervisor, TestBackend};
@@ -43,7 +44,8 @@ impl Bench {
         let hypervisor = Hypervisor::<Backing>::new(host);
         let backend = hypervisor.backend();
         let ram = host.ram(LargePages::Never);
-        let memory = Memory::new(host, ram, 16 << 20, backend.table_format()).unwrap();
+        let memory =
+            Memory::new(host, ram, RamLayout::new(16 << 20), backend.table_format()).unwrap();
         memory.write(Gpa(CODE), code).unwrap();
         for page in [CODE, HANDLERS, DATA, TABLE, STACK - 8] {
             memory.fill(Gpa(page)).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The processor's virtualization, switched on for all CPUs until the machine is off.
+//! The processor's virtualization, which is on in all CPUs until the machine goes off.
 
 use super::host::Lwk;
 use crate::kernel::sync::SpinLock;
@@ -7,7 +7,7 @@ use palacios_core::backend::any::Hardware;
 use palacios_core::backend::Unsupported;
 use palacios_core::host::Host;
 
-/// Looks for it and switches it on.
+/// Looks for it, and switches it on in all CPUs.
 pub fn enable() -> Result<Hardware<Lwk>, Unsupported> {
     let hardware = Hardware::probe(&Lwk)?;
     let failed = SpinLock::new(None);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command line: `vm=guest.img cores=1-2`, as often as there are guests.
+//! The VMs that the command line asks for: `vm=guest.img cores=1-2`, once for each.
 
 use palacios_core::host::CpuId;
 
@@ -8,26 +8,26 @@ pub const MAX_CORES: usize = 64;
 
 /// A VM that is asked for.
 #[derive(Clone, Copy)]
-pub struct Wish<'a> {
+pub struct VmRequest<'a> {
     /// The module that is its image.
     pub image: &'a str,
-    /// `1-2,5`; the first for the first vCPU. Without it, all but core 0.
+    /// Such as `1-2,5`: the first core is for the first vCPU. Without it, all cores but 0.
     pub cores: Option<&'a str>,
 }
 
 /// The VMs of a command line.
-pub fn wishes(line: &str) -> impl Iterator<Item = Wish<'_>> {
+pub fn vm_requests(line: &str) -> impl Iterator<Item = VmRequest<'_>> {
     let mut words = line.split_whitespace().peekable();
     core::iter::from_fn(move || loop {
         if let Some(image) = words.next()?.strip_prefix("vm=") {
             let cores = words.peek().and_then(|word| word.strip_prefix("cores="));
-            return Some(Wish { image, cores });
+            return Some(VmRequest { image, cores });
         }
     })
 }
 
-impl Wish<'_> {
-    /// Its cores, of a machine that has `count`; else what is wrong with them.
+impl VmRequest<'_> {
+    /// Its cores, on a machine that has `count`; or what is wrong with them.
     pub fn cores(&self, count: u32) -> Result<([CpuId; MAX_CORES], usize), &'static str> {
         let mut cores = [CpuId(0); MAX_CORES];
         let mut len = 0;
