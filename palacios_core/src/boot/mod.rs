@@ -83,11 +83,7 @@ static PROTOCOLS: [Protocol; 4] = [
 ///
 /// Memory that is not written is not cleared. May be called again to restart the machine.
 pub fn load(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<CpuState, BootError> {
-    layout::write_bios(machine, memory)?;
-    let tables = Tables {
-        rsdp: acpi::write(machine, memory)?,
-    };
-    mp::write(machine, memory)?;
+    let tables = write_tables(machine, memory)?;
     let wanted = |protocol: &&Protocol| match machine.boot {
         BootKind::Auto => (protocol.recognises)(machine.kernel),
         kind => protocol.kind == kind,
@@ -98,6 +94,17 @@ pub fn load(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<CpuState,
     };
     let state = (protocol.load)(machine, memory, &tables)?;
     state.ok_or_else(|| (protocol.refuse)(looks_like(machine.kernel)))
+}
+
+/// What firmware leaves behind. A function of its own, since it takes much of a kernel's small stack.
+#[inline(never)]
+fn write_tables(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<Tables, BootError> {
+    layout::write_bios(machine, memory)?;
+    let tables = Tables {
+        rsdp: acpi::write(machine, memory)?,
+    };
+    mp::write(machine, memory)?;
+    Ok(tables)
 }
 
 /// What a file seems to be that is not the expected kernel.

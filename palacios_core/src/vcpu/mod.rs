@@ -12,6 +12,7 @@
 //! ```
 //!
 //! A [`Vcpu`] belongs to its thread alone. What others see of it, and leave for it, is its [`VcpuShared`].
+#![forbid(unsafe_code)]
 
 mod cause;
 mod clock;

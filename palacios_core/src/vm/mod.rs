@@ -11,6 +11,7 @@
 //! the VM is made of above it.
 //!
 //! Lock order is that of [`LockClass`]. A VM is made whole or not at all, and gives everything back when it is dropped.
+#![forbid(unsafe_code)]
 
 mod error;
 mod io;
@@ -32,7 +33,7 @@ use crate::boot::{self, BootError};
 use crate::clock::VmClock;
 use crate::devices::bus::Bus;
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
-use crate::host::{CpuId, Host, Lock, LockClass, NoSuchCpu, Thread};
+use crate::host::{CpuId, Host, Lock, LockClass, NoMemory, NoSuchCpu, Thread};
 use crate::image::{Image, ImageError, Machine};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
@@ -110,10 +111,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         // Nothing of it is made elsewhere and moved here: that would take room on the stack twice.
         Ok(host.share(Self {
             shared: VmShared {
-                chipset: host.spin_lock(LockClass::Chipset, Chipset::new())?,
+                chipset: make_chipset(host)?,
                 bus,
                 vcpus: vcpus.0,
-                life: host.mutex(LockClass::VmState, Life::new())?,
+                life: make_life(host)?,
                 run_state: AtomicU8::new(RunState::Stopped as u8),
                 power: PowerSwitch::new(),
                 on_triple_fault: machine.on_triple_fault,
@@ -222,6 +223,16 @@ fn machine_of(image: Result<Image<'_>, ImageError>) -> Result<Machine<'_>, Creat
     image
         .and_then(|image| image.machine())
         .map_err(CreateError::Image)
+}
+
+#[inline(never)]
+fn make_chipset<H: Host>(host: &H) -> Result<H::SpinLock<Chipset>, NoMemory> {
+    host.spin_lock(LockClass::Chipset, Chipset::new())
+}
+
+#[inline(never)]
+fn make_life<H: Host>(host: &H) -> Result<H::Mutex<Life>, NoMemory> {
+    host.mutex(LockClass::VmState, Life::new())
 }
 
 /// vCPUs in two parts: what everybody may touch, and the rest.
