@@ -24,6 +24,7 @@ pub mod host;
 pub mod image;
 pub mod interrupts;
 pub mod memory;
+pub mod ring;
 pub mod state;
 pub mod state_io;
 pub mod stats;
