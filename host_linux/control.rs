@@ -1,54 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 //! `/dev/v3vee`: version, create, list and free.
 
-use crate::machine::Hardware;
-use crate::memory;
+use crate::hardware::Hardware;
 use crate::misc::{Device, Operations};
-use crate::sleep::{Awake, Notifier};
+use crate::refusal::Refusal;
+use crate::sleep::Notifier;
 use crate::user::{self, must_be_zero, Text};
-use crate::vm_node::{ImageCopy, NoVm, VmNode};
-use crate::{error, info, VERSION};
-use core::fmt;
+use crate::vm_node::ImageCopy;
+use crate::vms::{Vms, MAX_VMS};
+use crate::{info, memory};
 use kernel::{
     fs::File,
     miscdevice::{MiscDevice, MiscDeviceRegistration},
-    new_mutex,
     prelude::*,
     str::CString,
-    sync::{Arc, ArcBorrow, Mutex},
+    sync::{Arc, ArcBorrow},
     uaccess::{UserPtr, UserSlice},
 };
 use palacios_core::image::machine;
 use palacios_core::vm::VmName;
 use v3_abi as abi;
 
-/// How many VMs there can be.
-const MAX_VMS: usize = 256;
+/// The module's version, as `MODULE_VERSION` has it too.
+const VERSION: &str = "0.1.0";
 /// The longest image. It is copied, and disks are not part of it.
 const MAX_IMAGE_BYTES: u64 = 1 << 30;
-
-/// A number of a VM.
-enum Slot {
-    Free,
-    /// Its VM is being made, or unmade.
-    Busy(VmName),
-    Used(VmName, Arc<VmNode>),
-}
-
-impl Slot {
-    fn name(&self) -> Option<&VmName> {
-        match self {
-            Self::Free => None,
-            Self::Busy(name) | Self::Used(name, _) => Some(name),
-        }
-    }
-    fn node(&self) -> Option<&Arc<VmNode>> {
-        match self {
-            Self::Used(_, node) => Some(node),
-            Self::Free | Self::Busy(_) => None,
-        }
-    }
-}
 
 /// The module's control node.
 #[pin_data]
@@ -57,116 +33,28 @@ pub(crate) struct Control {
     #[pin]
     device: Device,
     #[pin]
-    notifier: Notifier,
-    awake: Arc<Awake>,
-    #[pin]
-    table: Mutex<KVec<Slot>>,
-    hardware: Hardware,
+    notifier: Notifier<Vms>,
+    vms: Arc<Vms>,
 }
 
 static OPERATIONS: Operations = Operations::new::<ControlFile>();
 
-/// Why there is no new VM.
-enum Refusal {
-    NotZero,
-    BadName,
-    TooLong,
-    NameTaken(VmName),
-    Full,
-    NoVm(NoVm),
-}
-
-impl<E: Into<NoVm>> From<E> for Refusal {
-    fn from(why: E) -> Self {
-        Self::NoVm(why.into())
-    }
-}
-
-impl Refusal {
-    /// What the call answers.
-    fn error(&self) -> Error {
-        match self {
-            Self::NotZero | Self::BadName => EINVAL,
-            Self::TooLong => E2BIG,
-            Self::NameTaken(_) => EEXIST,
-            Self::Full => ENOSPC,
-            Self::NoVm(NoVm::Host(error)) => *error,
-            Self::NoVm(NoVm::Core(why)) => error::of_create(why),
-        }
-    }
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotZero => f.write_str("flags and padding must be zero"),
-            Self::BadName => {
-                f.write_str("a name is 1 to 63 of A-Z a-z 0-9 . _ - and not digits alone")
-            }
-            Self::TooLong => write!(f, "the image is longer than {} MiB", MAX_IMAGE_BYTES >> 20),
-            Self::NameTaken(name) => write!(f, "a VM with the name {} exists", name.as_str()),
-            Self::Full => write!(f, "there are {MAX_VMS} VMs already: free one"),
-            Self::NoVm(NoVm::Host(ENOMEM)) => f.write_str("the host has no memory for this VM"),
-            Self::NoVm(NoVm::Host(EFAULT)) => {
-                f.write_str("a pointer does not lead to memory of the caller")
-            }
-            Self::NoVm(NoVm::Host(error)) => {
-                write!(
-                    f,
-                    "the host answered error {}",
-                    error.to_errno().unsigned_abs()
-                )
-            }
-            Self::NoVm(NoVm::Core(why)) => why.fmt(f),
-        }
-    }
-}
-
 impl Control {
-    /// Where its notifier lies in it.
-    pub(crate) const NOTIFIER: usize = core::mem::offset_of!(Self, notifier);
-
     /// Makes the node appear.
     pub(crate) fn new(hardware: Hardware) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("v3vee"))?;
-        let awake = Arc::pin_init(Awake::new(), GFP_KERNEL)?;
+        let vms = Vms::new(hardware)?;
         let control = Arc::pin_init(
             pin_init!(Self {
                 device <- Device::new(name, &OPERATIONS),
-                notifier <- Notifier::new(),
-                awake,
-                table <- new_mutex!(KVec::new(), "v3vee_table"),
-                hardware,
+                notifier <- Notifier::new(vms.clone()),
+                vms,
             }),
             GFP_KERNEL,
         )?;
-        // SAFETY: It is this control's.
-        unsafe { control.notifier.register() }?;
+        control.notifier.register()?;
         control.device.register()?;
         Ok(control)
-    }
-
-    /// All VMs stand still, and none starts, until [`Control::host_wakes`].
-    pub(crate) fn host_sleeps(&self) -> Result {
-        self.awake.set(false);
-        let stand_still = || {
-            for slot in self.table.lock().iter() {
-                slot.node().map_or(Ok(()), |node| node.host_sleeps())?;
-            }
-            Ok(())
-        };
-        stand_still().inspect_err(|_| self.host_wakes())
-    }
-
-    /// Those go on that ran.
-    pub(crate) fn host_wakes(&self) {
-        let table = self.table.lock();
-        table
-            .iter()
-            .filter_map(Slot::node)
-            .for_each(|node| node.host_wakes());
-        drop(table);
-        self.awake.set(true);
     }
 
     /// Removes the node.
@@ -175,7 +63,7 @@ impl Control {
     }
 
     fn version(&self, arg: usize) -> Result {
-        let features = self.hardware.features();
+        let features = self.vms.hardware().features();
         let found = [
             (abi::V3_FEATURE_NESTED_PAGING, true),
             (abi::V3_FEATURE_RELOCATE, true),
@@ -190,7 +78,7 @@ impl Control {
             .fold(0, |bits, (bit, _)| bits | bit);
         let version = abi::v3_version {
             abi: abi::V3_ABI,
-            vms: self.nodes()?.len() as u32,
+            vms: self.vms.nodes()?.len() as u32,
             max_vms: MAX_VMS as u32,
             max_vcpus: machine::MAX_VCPUS,
             features: u64::from(bits),
@@ -207,7 +95,7 @@ impl Control {
                 create.vm = id;
                 // A call that fails leaves nothing behind.
                 user::write(arg, &create).inspect_err(|_| {
-                    let _ = self.free_vm(id);
+                    let _ = self.vms.free(id);
                 })
             }
             Err(refusal) => {
@@ -224,89 +112,14 @@ impl Control {
         let name = abi::until_nul(&create.name).filter(|name| abi::is_vm_name(name));
         let name = name.and_then(|name| core::str::from_utf8(name).ok());
         let name = name.and_then(VmName::new).ok_or(Refusal::BadName)?;
-        let id = self.reserve(name)?;
-        match self.make(id, name, create) {
-            Ok(node) => {
-                self.set(id, Slot::Used(name, node));
-                Ok(id)
-            }
-            Err(refusal) => {
-                self.set(id, Slot::Free);
-                Err(refusal)
-            }
-        }
-    }
-
-    fn make(&self, id: u32, name: VmName, create: &abi::v3_create) -> Result<Arc<VmNode>, Refusal> {
-        if create.image_len > MAX_IMAGE_BYTES {
-            return Err(Refusal::TooLong);
-        }
-        let len = create.image_len as usize;
-        if !memory::can_spare(len) {
-            return Err(ENOMEM.into());
-        }
-        let mut image = VVec::new();
-        let from = UserPtr::from_addr(user::pointer(create.image)?);
-        UserSlice::new(from, len).read_all(&mut image, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
-        let awake = self.awake.clone();
-        Ok(VmNode::new(
-            &self.hardware,
-            awake,
-            id,
-            name,
-            ImageCopy(image),
-        )?)
-    }
-
-    /// Takes the lowest free number, and the name.
-    fn reserve(&self, name: VmName) -> Result<u32, Refusal> {
-        let mut table = self.table.lock();
-        if table.iter().any(|slot| slot.name() == Some(&name)) {
-            return Err(Refusal::NameTaken(name));
-        }
-        let mut slots = table.iter_mut().enumerate();
-        if let Some((id, slot)) = slots.find(|(_, slot)| matches!(slot, Slot::Free)) {
-            *slot = Slot::Busy(name);
-            return Ok(id as u32);
-        }
-        let id = table.len();
-        if id == MAX_VMS {
-            return Err(Refusal::Full);
-        }
-        let push = table.push(Slot::Busy(name), GFP_KERNEL_ACCOUNT);
-        push.map_err(Error::from)?;
-        Ok(id as u32)
-    }
-
-    fn set(&self, id: u32, new: Slot) {
-        let old = match self.table.lock().get_mut(id as usize) {
-            Some(slot) => core::mem::replace(slot, new),
-            None => new,
-        };
-        // Dropped without the lock: it may be a VM's last reference.
-        drop(old);
-    }
-
-    fn node(&self, id: u32) -> Result<Arc<VmNode>> {
-        let table = self.table.lock();
-        let node = table.get(id as usize).and_then(Slot::node);
-        Ok(node.ok_or(ENOENT)?.clone())
-    }
-
-    /// All VMs, by their numbers.
-    fn nodes(&self) -> Result<KVec<Arc<VmNode>>> {
-        let mut nodes = KVec::new();
-        for node in self.table.lock().iter().filter_map(Slot::node) {
-            nodes.push(node.clone(), GFP_KERNEL)?;
-        }
-        Ok(nodes)
+        self.vms.create(name, || image_of(create))
     }
 
     fn list(&self, arg: usize) -> Result {
         let mut list: abi::v3_list = user::read(arg)?;
         must_be_zero(list.pad)?;
         let mut infos = KVVec::new();
-        for node in self.nodes()? {
+        for node in self.vms.nodes()? {
             // One that is being freed is none any more.
             if let Ok(info) = node.info() {
                 infos.push(info, GFP_KERNEL)?;
@@ -321,18 +134,24 @@ impl Control {
     fn free(&self, arg: usize) -> Result {
         let free: abi::v3_free = user::read(arg)?;
         must_be_zero(free.pad)?;
-        self.free_vm(free.vm)
+        self.vms.free(free.vm)
     }
+}
 
-    fn free_vm(&self, id: u32) -> Result {
-        let freed = self.node(id)?.free();
-        match freed {
-            // Another one frees it, or it runs.
-            Err(ENOENT | EBUSY) => {}
-            _ => self.set(id, Slot::Free),
-        }
-        freed
+/// Copies a VM's image from the caller's memory.
+fn image_of(create: &abi::v3_create) -> Result<ImageCopy, Refusal> {
+    if create.image_len > MAX_IMAGE_BYTES {
+        let max_bytes = MAX_IMAGE_BYTES;
+        return Err(Refusal::TooLong { max_bytes });
     }
+    let len = create.image_len as usize;
+    if !memory::can_spare(len) {
+        return Err(ENOMEM.into());
+    }
+    let mut image = VVec::new();
+    let from = UserPtr::from_addr(user::pointer(create.image)?);
+    UserSlice::new(from, len).read_all(&mut image, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+    Ok(ImageCopy(image))
 }
 
 /// Writes why there is no VM to where the caller wants it.
@@ -378,7 +197,8 @@ impl MiscDevice for ControlFile {
             abi::V3_LIST => me.list(arg),
             abi::V3_FREE => me.free(arg),
             abi::V3_FEATURES => {
-                info::write_features(arg, &me.hardware.judge_features(info::features)?)
+                let all = me.vms.hardware().judge_features(info::features)?;
+                info::write_features(arg, &all)
             }
             _ => Err(ENOTTY),
         }?;

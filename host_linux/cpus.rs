@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Virtualization on for every CPU that is online: now, as CPUs come and go, over a suspend, until the host goes down.
+//! The host's CPUs, for everybody: which one this is, work on each, and those on which guests may be entered.
 
-use crate::host::Linux;
-use crate::window::current_cpu;
-use crate::{error, ffi};
-use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
-use kernel::{bindings, error::to_result, prelude::*};
-use palacios_core::backend::any::Hardware;
-use palacios_core::backend::Unsupported;
-use palacios_core::host::{CpuId, Host};
+use kernel::{bindings, prelude::*};
+use palacios_core::host::CpuId;
 
 /// More than any x86 kernel is built for.
 const MAX_CPUS: usize = 8192;
@@ -17,13 +11,37 @@ const MAX_CPUS: usize = 8192;
 /// they stay, and an entry finds virtualization gone.
 static ENABLED: [AtomicU64; MAX_CPUS / 64] = [const { AtomicU64::new(0) }; MAX_CPUS / 64];
 
+/// The CPU this runs on.
+pub(crate) fn current_cpu() -> CpuId {
+    // SAFETY: Reads a number.
+    CpuId(unsafe { bindings::raw_smp_processor_id() } as u32)
+}
+
+/// Calls `f` on each CPU that is online, with interrupts off there, and waits until all calls have returned.
+pub(crate) fn on_each_cpu(f: &(dyn Fn(CpuId) + Sync)) {
+    /// # Safety
+    /// `f` points to such a closure's reference.
+    unsafe extern "C" fn call(f: *mut c_void) {
+        // SAFETY: The closure that `on_each_cpu` points to, for the length of the call below.
+        let f = unsafe { *f.cast::<&(dyn Fn(CpuId) + Sync)>() };
+        f(current_cpu());
+    }
+    let f: *const &(dyn Fn(CpuId) + Sync) = &f;
+    // SAFETY: Waits until all have returned, so `f` outlives the calls.
+    unsafe {
+        let online = &raw const bindings::__cpu_online_mask;
+        bindings::on_each_cpu_cond_mask(None, Some(call), f.cast_mut().cast(), true, online);
+    }
+}
+
 /// Guests may be entered on `cpu`. Stable while interrupts are off there.
 pub(crate) fn is_enabled(cpu: CpuId) -> bool {
     let word = ENABLED.get(cpu.0 as usize / 64);
     word.is_some_and(|word| word.load(Ordering::Relaxed) & (1 << (cpu.0 % 64)) != 0)
 }
 
-fn set_enabled(cpu: CpuId, on: bool) {
+/// Guests may be entered on `cpu` from now on, or no longer.
+pub(crate) fn set_enabled(cpu: CpuId, on: bool) {
     let Some(word) = ENABLED.get(cpu.0 as usize / 64) else {
         return;
     };
@@ -32,129 +50,4 @@ fn set_enabled(cpu: CpuId, on: bool) {
         true => word.fetch_or(bit, Ordering::Relaxed),
         false => word.fetch_and(!bit, Ordering::Relaxed),
     };
-}
-
-/// The switch, for callbacks that carry no pointer of ours.
-struct Slot(UnsafeCell<Option<Hardware<Linux>>>);
-
-// SAFETY: Written only by `Cpus`, of which there is one, while no callback is registered.
-unsafe impl Sync for Slot {}
-
-static SWITCH: Slot = Slot(UnsafeCell::new(None));
-
-fn with_switch<R>(f: impl FnOnce(&Hardware<Linux>) -> R) -> Option<R> {
-    // SAFETY: Called from callbacks only, while they are registered: nobody writes it.
-    unsafe { &*SWITCH.0.get() }.as_ref().map(f)
-}
-
-/// Switches this CPU on; atomic. Says why, if it cannot.
-fn switch_on() -> Result<(), Unsupported> {
-    let cpu = current_cpu();
-    let result = with_switch(|switch| switch.enable_cpu(cpu)).unwrap_or(Ok(()));
-    if let Err(why) = &result {
-        pr_err!("{}\n", format_args!("cannot use CPU {}: {why}", cpu.0));
-    }
-    result
-}
-
-/// Switches this CPU off; atomic.
-fn switch_off() {
-    let cpu = current_cpu();
-    with_switch(|switch| switch.disable_cpu(cpu));
-    // SAFETY: On this CPU, atomic.
-    unsafe { ffi::v3vee_speculate_as_before() };
-}
-
-/// Runs `f` with interrupts off.
-fn atomic<R>(f: impl FnOnce() -> R) -> R {
-    // SAFETY: The flags are put back below, on the same CPU.
-    let flags = unsafe { ffi::v3vee_irq_save() };
-    let result = f();
-    // SAFETY: As above.
-    unsafe { ffi::v3vee_irq_restore(flags) };
-    result
-}
-
-/// A CPU comes; on that CPU.
-///
-/// # Safety
-/// For the hotplug core to call.
-unsafe extern "C" fn cpu_online(cpu: u32) -> i32 {
-    let result = atomic(switch_on);
-    set_enabled(CpuId(cpu), result.is_ok());
-    result.map_or_else(|why| error::of_backend(why).to_errno(), |()| 0)
-}
-
-/// A CPU goes; on that CPU.
-///
-/// # Safety
-/// For the hotplug core to call.
-unsafe extern "C" fn cpu_offline(cpu: u32) -> i32 {
-    set_enabled(CpuId(cpu), false);
-    atomic(switch_off);
-    0
-}
-
-/// The last CPU, before a suspend; interrupts are off.
-#[no_mangle]
-extern "C" fn v3vee_cpu_suspend() {
-    switch_off();
-}
-
-/// The first CPU, after a suspend; interrupts are off. If it fails, VMs that run there find virtualization gone.
-#[no_mangle]
-extern "C" fn v3vee_cpu_resume() {
-    let _ = switch_on();
-}
-
-/// Reboot, power-off, kexec: processors that have virtualization on may ignore INIT. No guest runs when this returns, and
-/// VMs end as soon as they try.
-#[no_mangle]
-extern "C" fn v3vee_shutdown() {
-    Linux.on_each_cpu(&|_| switch_off());
-}
-
-/// Virtualization is on, until this is dropped.
-pub(crate) struct Cpus {
-    state: bindings::cpuhp_state,
-}
-
-impl Cpus {
-    /// Switches it on. There may be one `Cpus` at a time.
-    pub(crate) fn enable(backend: Hardware<Linux>) -> Result<Self> {
-        // SAFETY: No callback is registered yet.
-        unsafe { *SWITCH.0.get() = Some(backend) };
-        // SAFETY: The callbacks stay until `drop`. They are called on each CPU that is online, before this returns.
-        let state = unsafe {
-            bindings::__cpuhp_setup_state(
-                bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
-                c"v3vee:online".as_char_ptr(),
-                true,
-                Some(cpu_online),
-                Some(cpu_offline),
-                false,
-            )
-        };
-        if let Err(error) = to_result(state) {
-            // SAFETY: It was not registered.
-            unsafe { *SWITCH.0.get() = None };
-            return Err(error);
-        }
-        // SAFETY: Once, and undone in `drop`.
-        unsafe { ffi::v3vee_syscore_register() };
-        Ok(Self {
-            state: state as bindings::cpuhp_state,
-        })
-    }
-}
-
-impl Drop for Cpus {
-    fn drop(&mut self) {
-        // SAFETY: Registered in `enable`. After this no callback is running or will run.
-        unsafe {
-            ffi::v3vee_syscore_unregister();
-            bindings::__cpuhp_remove_state(self.state, true);
-            *SWITCH.0.get() = None;
-        }
-    }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Linux as a host: the contract of [`palacios_core::host`], in terms of the other files here.
 
-use crate::ffi;
 use crate::memory::{self, Ram};
 use crate::sync::{Mutex, Shared, SpinLock};
 use crate::threads::Thread;
 use crate::window::{self, Window};
+use crate::{cpus, ffi};
 use core::fmt;
 use core::ptr::NonNull;
 use kernel::{bindings, prelude::*};
@@ -43,23 +43,11 @@ impl Host for Linux {
     }
 
     fn current_cpu(&self) -> CpuId {
-        window::current_cpu()
+        cpus::current_cpu()
     }
 
     fn on_each_cpu(&self, f: &(dyn Fn(CpuId) + Sync)) {
-        /// # Safety
-        /// `f` points to such a closure's reference.
-        unsafe extern "C" fn call(f: *mut c_void) {
-            // SAFETY: The closure that `on_each_cpu` points to, for the length of the call below.
-            let f = unsafe { *f.cast::<&(dyn Fn(CpuId) + Sync)>() };
-            f(window::current_cpu());
-        }
-        let f: *const &(dyn Fn(CpuId) + Sync) = &f;
-        // SAFETY: Waits until all have returned, so `f` outlives the calls.
-        unsafe {
-            let online = &raw const bindings::__cpu_online_mask;
-            bindings::on_each_cpu_cond_mask(None, Some(call), f.cast_mut().cast(), true, online);
-        }
+        cpus::on_each_cpu(f);
     }
 
     fn window<R>(&self, f: impl FnOnce(CpuId) -> R) -> R {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A VM's state and counters in the words of `v3vee.h`.
 
+use crate::hardware::Vm;
 use crate::host::Linux;
 use crate::stream::Stream;
 use crate::user::{self, must_be_zero, Text};
-use crate::vm_node::Held;
 use core::fmt;
 use kernel::{prelude::*, sync::Arc};
 use palacios_core::features::Judge;
@@ -14,8 +14,8 @@ use palacios_core::vm::{State, StopReason, DEAD};
 use v3_abi as abi;
 
 /// A VM.
-pub(crate) fn of(id: u32, held: &Held) -> abi::v3_info {
-    let (vm, state) = (&held.machine, held.state());
+pub(crate) fn of(id: u32, vm: &Vm) -> abi::v3_info {
+    let state = vm.state();
     let mut info = abi::v3_info {
         vm: id,
         state: match state {
@@ -98,8 +98,7 @@ pub(crate) fn write_features(arg: usize, all: &[abi::v3_feature]) -> Result {
 }
 
 /// All counters of a VM.
-pub(crate) fn stats(held: &Held, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v3_stat>> {
-    let vm = &held.machine;
+pub(crate) fn stats(vm: &Vm, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v3_stat>> {
     let mut all = KVVec::new();
     let mut add = |vcpu: i32, name: fmt::Arguments<'_>, value: u64| {
         let name = Text::of(name).field;

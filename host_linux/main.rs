@@ -9,19 +9,25 @@ mod counters;
 mod cpus;
 mod error;
 mod ffi;
+mod hardware;
 mod host;
 mod info;
-mod machine;
 mod memory;
 mod misc;
 mod queue;
+mod refusal;
 mod report;
 mod sleep;
 mod stream;
 mod sync;
 mod threads;
 mod user;
+mod virtualization;
+mod vm_calls;
+mod vm_file;
 mod vm_node;
+mod vms;
+mod watch;
 mod window;
 
 use kernel::{prelude::*, sync::Arc};
@@ -33,9 +39,6 @@ module! {
     description: "Palacios, an embeddable virtual machine monitor",
     license: "GPL",
 }
-
-/// The module's version, as `MODULE_VERSION` has it too.
-const VERSION: &str = "0.1.0";
 
 /// What the module is, while it is loaded. No VM is left when it is dropped: each holds the module.
 struct V3vee {
@@ -54,7 +57,7 @@ fn build_error(what: &'static str) -> ! {
 
 impl kernel::Module for V3vee {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let hardware = machine::Hardware::enable()?;
+        let hardware = hardware::Hardware::enable()?;
         // What serves all VMs is not counted.
         counters::start_from_zero();
         let homecoming = threads::Homecoming::enable()?;

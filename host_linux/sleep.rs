@@ -5,12 +5,16 @@
 //! So no guest runs while devices sleep, and a guest knows nothing of the time that it missed, except that its real-time
 //! clock says what the world's clocks say.
 
-use crate::control::Control;
 use crate::ffi;
 use crate::queue::{Queue, Until};
 use core::mem::offset_of;
 use kernel::{
-    bindings, error::to_result, new_mutex, prelude::*, static_lock_class, sync::Mutex,
+    bindings,
+    error::to_result,
+    new_mutex,
+    prelude::*,
+    static_lock_class,
+    sync::{Arc, Mutex},
     types::Opaque,
 };
 
@@ -53,42 +57,49 @@ impl Awake {
     }
 }
 
-/// Has the kernel tell a [`Control`] in which this lies.
-#[pin_data(PinnedDrop)]
-pub(crate) struct Notifier {
-    #[pin]
-    block: Opaque<bindings::notifier_block>,
+/// Whoever has to do something before the host falls asleep.
+pub(crate) trait HostSleep: Send + Sync {
+    /// The host is about to fall asleep; an error keeps it awake.
+    fn host_sleeps(&self) -> Result;
+    /// The host is awake again.
+    fn host_wakes(&self);
 }
 
-// SAFETY: The chain of notifiers has its own lock.
-unsafe impl Send for Notifier {}
-// SAFETY: As above.
-unsafe impl Sync for Notifier {}
+/// Has the kernel tell a [`HostSleep`].
+#[pin_data(PinnedDrop)]
+pub(crate) struct Notifier<T: HostSleep> {
+    #[pin]
+    block: Opaque<bindings::notifier_block>,
+    told: Arc<T>,
+}
 
-impl Notifier {
+// SAFETY: The chain of notifiers has its own lock, and what is told may be shared.
+unsafe impl<T: HostSleep> Send for Notifier<T> {}
+// SAFETY: As above.
+unsafe impl<T: HostSleep> Sync for Notifier<T> {}
+
+impl<T: HostSleep> Notifier<T> {
     /// Tells nothing yet: see [`Notifier::register`].
-    pub(crate) fn new() -> impl PinInit<Self> {
+    pub(crate) fn new(told: Arc<T>) -> impl PinInit<Self> {
         let block = bindings::notifier_block {
-            notifier_call: Some(power_event),
+            notifier_call: Some(power_event::<T>),
             ..Default::default()
         };
         pin_init!(Self {
             block: Opaque::new(block),
+            told,
         })
     }
 
     /// To be called once.
-    ///
-    /// # Safety
-    /// `self` is the notifier of a [`Control`].
-    pub(crate) unsafe fn register(&self) -> Result {
-        // SAFETY: By the contract above the callback finds what it looks for; dropping the notifier unregisters it.
+    pub(crate) fn register(&self) -> Result {
+        // SAFETY: Made in place by `new`, so it stays where it is until it is dropped, which unregisters it.
         to_result(unsafe { ffi::v3vee_power_register(self.block.get()) })
     }
 }
 
 #[pinned_drop]
-impl PinnedDrop for Notifier {
+impl<T: HostSleep> PinnedDrop for Notifier<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: Whether it is registered or not. After this the callback is not running and will not run.
         unsafe { ffi::v3vee_power_unregister(self.block.get()) };
@@ -96,23 +107,24 @@ impl PinnedDrop for Notifier {
 }
 
 /// # Safety
-/// For the kernel to call, on the notifier of a [`Control`].
-unsafe extern "C" fn power_event(
+/// For the kernel to call, on the block of a [`Notifier`] of `T`.
+unsafe extern "C" fn power_event<T: HostSleep>(
     block: *mut bindings::notifier_block,
     event: usize,
     _: *mut c_void,
 ) -> i32 {
-    // SAFETY: By the contract of `Notifier::register`.
-    let control = unsafe {
-        let notifier = block.byte_sub(offset_of!(Notifier, block));
-        &*notifier.byte_sub(Control::NOTIFIER).cast::<Control>()
+    // SAFETY: By the contract above; the notifier is dropped only when no callback runs.
+    let notifier = unsafe {
+        &*block
+            .byte_sub(offset_of!(Notifier<T>, block))
+            .cast::<Notifier<T>>()
     };
     match event as u32 {
         bindings::PM_SUSPEND_PREPARE
         | bindings::PM_HIBERNATION_PREPARE
-        | bindings::PM_RESTORE_PREPARE => answer(control.host_sleeps()),
+        | bindings::PM_RESTORE_PREPARE => answer(notifier.told.host_sleeps()),
         bindings::PM_POST_SUSPEND | bindings::PM_POST_HIBERNATION | bindings::PM_POST_RESTORE => {
-            control.host_wakes();
+            notifier.told.host_wakes();
             bindings::NOTIFY_OK as i32
         }
         _ => bindings::NOTIFY_DONE as i32,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Byte streams: what a guest's serial port sends and receives, and a file that reads and writes it.
 //!
-//! The guest never waits: what finds no room pushes the oldest bytes out. A writer does wait.
+//! The guest never waits: when the ring buffer is full, its new bytes push out the oldest. A writer does wait.
 
 use crate::queue::Queue;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,65 +22,13 @@ const INPUT_BYTES: usize = 4 << 10;
 /// How much is copied between ring and user at a time.
 const CHUNK_BYTES: usize = 256;
 
-/// A ring of bytes. Positions only grow; a byte's place is its position modulo the length, a power of two.
-struct Ring {
-    bytes: KVVec<u8>,
-    head: u64,
-    tail: u64,
-}
+/// A ring buffer in memory of the host.
+type Ring = palacios_core::ring::Ring<KVVec<u8>>;
 
-impl Ring {
-    fn new(len: usize) -> Result<Self> {
-        let mut bytes = KVVec::with_capacity(len, GFP_KERNEL_ACCOUNT)?;
-        bytes.resize(len, 0, GFP_KERNEL_ACCOUNT)?;
-        Ok(Self {
-            bytes,
-            head: 0,
-            tail: 0,
-        })
-    }
-
-    fn waiting(&self) -> usize {
-        self.head.wrapping_sub(self.tail) as usize
-    }
-
-    fn room(&self) -> usize {
-        self.bytes.len().saturating_sub(self.waiting())
-    }
-
-    fn place(&self, at: u64) -> usize {
-        at as usize & self.bytes.len().wrapping_sub(1)
-    }
-
-    /// Appends; returns how many old bytes were pushed out.
-    fn push(&mut self, data: &[u8]) -> u64 {
-        for byte in data {
-            let place = self.place(self.head);
-            if let Some(slot) = self.bytes.get_mut(place) {
-                *slot = *byte;
-            }
-            self.head = self.head.wrapping_add(1);
-        }
-        let lost = self.waiting().saturating_sub(self.bytes.len()) as u64;
-        self.tail = self.tail.wrapping_add(lost);
-        lost
-    }
-
-    /// Copies the oldest bytes; returns where they begin and how many they are.
-    fn peek(&self, to: &mut [u8]) -> (u64, usize) {
-        let len = to.len().min(self.waiting());
-        let mut at = self.tail;
-        for slot in to.iter_mut().take(len) {
-            *slot = self.bytes.get(self.place(at)).copied().unwrap_or(0);
-            at = at.wrapping_add(1);
-        }
-        (self.tail, len)
-    }
-
-    /// Takes `len` bytes that [`Ring::peek`] saw at `from`; some may have been pushed out since.
-    fn take(&mut self, from: u64, len: usize) {
-        self.tail = self.tail.max(from.wrapping_add(len as u64));
-    }
+fn ring(len: usize) -> Result<Ring> {
+    let mut bytes = KVVec::with_capacity(len, GFP_KERNEL_ACCOUNT)?;
+    bytes.resize(len, 0, GFP_KERNEL_ACCOUNT)?;
+    Ok(Ring::new(bytes))
 }
 
 /// One stream of one VM.
@@ -109,8 +57,8 @@ impl Stream {
     /// A stream of a name.
     pub(crate) fn new(name: &str) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("{name}"))?;
-        let output = Ring::new(OUTPUT_BYTES)?;
-        let input = Ring::new(INPUT_BYTES)?;
+        let output = ring(OUTPUT_BYTES)?;
+        let input = ring(INPUT_BYTES)?;
         Arc::pin_init(
             pin_init!(Self {
                 name,
@@ -228,12 +176,7 @@ impl ByteStream for DeviceEnd {
     }
 
     fn read(&mut self, buf: &mut [u8]) -> usize {
-        let len = {
-            let mut input = self.0.input.lock();
-            let (from, len) = input.peek(buf);
-            input.take(from, len);
-            len
-        };
+        let len = self.0.input.lock().read(buf);
         if len > 0 {
             self.0.queue.wake();
         }

@@ -1,103 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `/dev/v3-vmN`: one VM, and the files through which it is run.
+//! `/dev/v3-vmN`: one VM, and what is done with it.
 //!
 //! The node outlives its VM: a file that is open when the VM is freed answers `ENODEV`. Whoever uses the VM for the length of
 //! a call counts a reference to [`Held`]; a call that waits does so without one.
 //!
-//! What files do is in [`file`].
-//!
 //! Lock order: [`Awake`], `VmNode::vm`, the core's locks, `Watch::streams`.
 
-mod file;
-
 use crate::counters::VMS;
+use crate::cpus::on_each_cpu;
 use crate::ffi::THIS_MODULE;
+use crate::hardware::{Hardware, Vm};
 use crate::host::Linux;
-use crate::machine::{Hardware, Machine};
 use crate::memory::Ram;
 use crate::misc::{Device, Operations};
-use crate::queue::{Queue, Until};
+use crate::queue::Until;
+use crate::refusal::Refusal;
 use crate::sleep::Awake;
-use crate::stream::{DeviceEnd, Stream};
-use crate::user::{self, must_be_zero, Text};
-use crate::{error, info, report};
+use crate::stream::Stream;
+use crate::watch::{Teller, Watch};
+use crate::{error, info};
 use alloc::boxed::Box;
 use core::sync::atomic::{AtomicBool, Ordering};
-use file::VmFile;
 use kernel::{
     bindings, new_mutex,
     prelude::*,
-    static_lock_class,
     str::CString,
-    sync::{Arc, Mutex},
+    sync::{Arc, ArcBorrow, Mutex},
 };
-use palacios_core::addr::{Gpa, PAGE_SIZE};
 use palacios_core::alloc_ext::try_box;
-use palacios_core::devices::ByteStream;
-use palacios_core::host::{CpuId, Host, NoMemory};
+use palacios_core::host::Host;
 use palacios_core::image::Image;
 use palacios_core::vm::{
     CreateError, ImageBytes, LifeError, Observer, Parts, State, StopReason, VmName,
 };
 use v3_abi as abi;
 
-/// What learns of a VM's changes.
-#[pin_data]
-struct Watch {
-    /// The VM's state changed, or the VM is gone.
-    #[pin]
-    changed: Queue,
-    /// All that the VM held is back.
-    gone: AtomicBool,
-    /// Its streams. Only added to.
-    #[pin]
-    streams: Mutex<KVec<Arc<Stream>>>,
-}
-
-impl Watch {
-    fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(
-            pin_init!(Self {
-                changed <- Queue::new(c"v3vee_vm_changed", static_lock_class!()),
-                gone: AtomicBool::new(false),
-                streams <- new_mutex!(KVec::new(), "v3vee_vm_streams"),
-            }),
-            GFP_KERNEL_ACCOUNT,
-        )
-    }
-
-    /// Opens the stream of a name, for a device.
-    fn open(&self, name: &str) -> Result<Box<dyn ByteStream>, NoMemory> {
-        let stream = Stream::new(name).map_err(|_| NoMemory)?;
-        let mut streams = self.streams.lock();
-        streams
-            .push(stream.clone(), GFP_KERNEL_ACCOUNT)
-            .map_err(|_| NoMemory)?;
-        Ok(try_box(DeviceEnd(stream))?)
-    }
-
-    fn wake(&self) {
-        self.changed.wake();
-        for stream in self.streams.lock().iter() {
-            stream.queue.wake();
-        }
-    }
-}
-
-/// The core's hold on a [`Watch`].
-struct Teller(Arc<Watch>);
-
-impl Observer for Teller {
-    fn state_changed(&self) {
-        self.0.wake();
-    }
-}
-
 /// A VM, as long as it is not freed. Its fields are dropped in this order.
 pub(crate) struct Held {
-    pub(crate) machine: Machine,
-    /// It was launched, or stopped before it ever was; neither comes twice.
-    spent: AtomicBool,
+    pub(crate) vm: Vm,
     _gone: Gone,
     _module: ModuleReference,
 }
@@ -131,18 +71,6 @@ impl Drop for ModuleReference {
     }
 }
 
-impl Held {
-    /// The state. A VM that was stopped before it was launched counts as stopped.
-    pub(crate) fn state(&self) -> State {
-        match self.machine.state() {
-            State::Created if self.spent.load(Ordering::Relaxed) => {
-                State::Stopped(StopReason::Requested)
-            }
-            state => state,
-        }
-    }
-}
-
 /// The image of a VM, in the module's memory.
 pub(crate) struct ImageCopy(pub(crate) VVec<u8>);
 
@@ -156,8 +84,8 @@ impl AsRef<[u8]> for ImageCopy {
 #[pin_data]
 pub(crate) struct VmNode {
     id: u32,
-    watch: Arc<Watch>,
-    awake: Arc<Awake>,
+    pub(crate) watch: Arc<Watch>,
+    pub(crate) awake: Arc<Awake>,
     /// It stands still because the host sleeps, and goes on when it wakes.
     sleeps: AtomicBool,
     /// The name of the stream that the image makes the console.
@@ -168,35 +96,16 @@ pub(crate) struct VmNode {
     device: Device,
 }
 
-static OPERATIONS: Operations = Operations::with_poll::<VmFile>();
-
-/// Why there is no new VM.
-pub(crate) enum NoVm {
-    Host(Error),
-    Core(CreateError),
-}
-
-impl From<NoMemory> for NoVm {
-    fn from(_: NoMemory) -> Self {
-        Self::Host(ENOMEM)
-    }
-}
-
-impl From<Error> for NoVm {
-    fn from(error: Error) -> Self {
-        Self::Host(error)
-    }
-}
-
 impl VmNode {
-    /// Makes a VM and its node.
+    /// Makes a VM and its node, whose files have these operations.
     pub(crate) fn new(
         hardware: &Hardware,
         awake: Arc<Awake>,
+        operations: &'static Operations,
         id: u32,
         name: VmName,
         image: ImageCopy,
-    ) -> Result<Arc<Self>, NoVm> {
+    ) -> Result<Arc<Self>, Refusal> {
         let watch = Watch::new()?;
         VMS.add(1);
         let (gone, module) = (Gone(watch.clone()), ModuleReference::new());
@@ -209,12 +118,11 @@ impl VmNode {
             ram: Ram::new()?,
             observer,
         };
-        let machine = hardware
-            .machine(parts, &mut |name| watch.open(name))
-            .map_err(NoVm::Core)?;
+        let vm = hardware
+            .vm(parts, &mut |name| watch.open(name))
+            .map_err(Refusal::Core)?;
         let held = Held {
-            machine,
-            spent: AtomicBool::new(false),
+            vm,
             _gone: gone,
             _module: module,
         };
@@ -228,7 +136,7 @@ impl VmNode {
                 sleeps: AtomicBool::new(false),
                 console,
                 vm <- new_mutex!(Some(held), "v3vee_vm_node"),
-                device <- Device::new(file_name, &OPERATIONS),
+                device <- Device::new(file_name, operations),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -236,18 +144,34 @@ impl VmNode {
         Ok(node)
     }
 
+    /// The node of the device that a file is opened on.
+    ///
+    /// # Safety
+    /// `misc` is what the misc core gave to the `open` of a file of a node of this kind.
+    pub(crate) unsafe fn of(misc: *const bindings::miscdevice) -> Arc<Self> {
+        // SAFETY: By the contract above the device is a node's, which lives in an `Arc`, and the misc core keeps it
+        // registered until the call of `open` returns.
+        unsafe {
+            let device = Device::of(misc);
+            let node = device
+                .byte_sub(core::mem::offset_of!(VmNode, device))
+                .cast::<VmNode>();
+            Arc::from(ArcBorrow::from_raw(node))
+        }
+    }
+
     /// Ends a VM that does not run. Returns when all it held is back, unless the caller is killed before.
     pub(crate) fn free(&self) -> Result {
         let held = {
             let mut vm = self.vm.lock();
-            match vm.as_ref().ok_or(ENOENT)?.state() {
+            match vm.as_ref().ok_or(ENOENT)?.vm.state() {
                 State::Created | State::Stopped(_) => vm.take(),
                 State::Running | State::Paused | State::Stopping => return Err(EBUSY),
             }
         };
         self.device.unregister();
         if let Some(held) = held {
-            held.machine.join();
+            held.vm.join();
         }
         self.watch.wake();
         self.wait_until(
@@ -273,7 +197,7 @@ impl VmNode {
             if let Some(answer) = ready() {
                 return answer;
             }
-            if deadline_ns.is_some_and(|deadline_ns| now_ns() >= deadline_ns) {
+            if deadline_ns.is_some_and(|deadline_ns| Linux.now_ns() >= deadline_ns) {
                 return Err(ETIMEDOUT);
             }
             changed.wait(seen, Until::Killed, deadline_ns)?;
@@ -281,8 +205,8 @@ impl VmNode {
     }
 
     /// Sleeps, killable, until the VM is stopped.
-    fn wait_stopped(&self, deadline_ns: Option<u64>) -> Result<StopReason> {
-        let stopped = || match self.held().map(|held| held.state()) {
+    pub(crate) fn wait_stopped(&self, deadline_ns: Option<u64>) -> Result<StopReason> {
+        let stopped = || match self.held().map(|held| held.vm.state()) {
             Ok(State::Stopped(reason)) => Some(Ok(reason)),
             Ok(_) => None,
             Err(error) => Some(Err(error)),
@@ -290,66 +214,66 @@ impl VmNode {
         self.wait_until(stopped, deadline_ns)
     }
 
-    fn launch(&self) -> Result {
+    /// Sets it running, which is done once.
+    pub(crate) fn launch(&self) -> Result {
         // Locked, so that it is not freed meanwhile.
         let vm = self.vm.lock();
         let held = vm.as_ref().ok_or(ENODEV)?;
-        if held.spent.swap(true, Ordering::Relaxed) {
-            return Err(error::wrong_state());
+        match held.vm.state() {
+            State::Created => held.vm.launch().map_err(error::of_life),
+            // The core would launch one that has stopped again.
+            _ => Err(error::wrong_state()),
         }
-        held.machine.launch().map_err(error::of_life)
     }
 
-    fn stop(&self) -> Result {
+    /// Has it stop, and waits for that, killable.
+    pub(crate) fn stop(&self) -> Result {
         let held = {
             let vm = self.vm.lock();
             let held = vm.as_ref().ok_or(ENODEV)?;
-            if held.machine.state() == State::Created {
-                held.spent.store(true, Ordering::Relaxed);
-                self.watch.wake();
-                return Ok(());
-            }
             // What is not running any more needs no stopping.
-            let _ = held.machine.stop();
+            let _ = held.vm.stop();
             held.clone()
         };
         // Who waits for its end may free it at once: it is stopped nevertheless.
-        let stopped = || matches!(held.state(), State::Stopped(_)).then_some(Ok(()));
+        let stopped = || matches!(held.vm.state(), State::Stopped(_)).then_some(Ok(()));
         self.wait_until(stopped, None)?;
-        held.machine.join();
+        held.vm.join();
         Ok(())
     }
 
-    fn pause(&self) -> Result {
+    /// Has it stand still.
+    pub(crate) fn pause(&self) -> Result {
         let held = self.held()?;
-        let paused = match held.machine.state() {
+        let paused = match held.vm.state() {
             State::Paused => Ok(()),
-            _ => stand_still(&held.machine),
+            _ => stand_still(&held.vm),
         };
         // If it was for the host's sleep that it stands still, it is for longer now.
         self.sleeps.store(false, Ordering::SeqCst);
-        match held.machine.state() {
+        match held.vm.state() {
             State::Paused => Ok(()),
             _ => paused,
         }
     }
 
-    fn resume(&self) -> Result {
+    /// Has it go on.
+    pub(crate) fn resume(&self) -> Result {
         let held = self.held()?;
-        match held.machine.state() {
+        match held.vm.state() {
             State::Running => Ok(()),
-            _ => held.machine.resume().map_err(error::of_life),
+            _ => held.vm.resume().map_err(error::of_life),
         }
     }
 
     /// The host falls asleep: a VM that runs stands still until [`VmNode::host_wakes`].
     pub(crate) fn host_sleeps(&self) -> Result {
-        let running = |held: &Held| held.machine.state() == State::Running;
+        let running = |held: &Held| held.vm.state() == State::Running;
         let Some(held) = self.held().ok().filter(|held| running(held)) else {
             return Ok(());
         };
         self.sleeps.store(true, Ordering::SeqCst);
-        stand_still(&held.machine).or_else(|why| {
+        stand_still(&held.vm).or_else(|why| {
             self.sleeps.store(false, Ordering::SeqCst);
             // It may have stopped meanwhile, or been paused by somebody else.
             if running(&held) {
@@ -368,110 +292,13 @@ impl VmNode {
         }
     }
 
-    fn wait(&self, arg: usize) -> Result {
-        let mut wait: abi::v3_wait = user::read(arg)?;
-        must_be_zero(wait.pad)?;
-        let timeout_ns = u64::try_from(wait.timeout_ns).ok();
-        let deadline_ns = timeout_ns.map(|ns| now_ns().saturating_add(ns));
-        let reason = self.wait_stopped(deadline_ns)?;
-        wait.state = abi::V3_STATE_STOPPED;
-        (wait.reason, wait.exit_status) = info::reason(reason);
-        user::write(arg, &wait)
-    }
-
     /// What `V3_VM_INFO` and `V3_LIST` say.
     pub(crate) fn info(&self) -> Result<abi::v3_info> {
-        Ok(info::of(self.id, &*self.held()?))
-    }
-
-    fn stats(&self, arg: usize) -> Result {
-        let mut stats: abi::v3_stats = user::read(arg)?;
-        must_be_zero(stats.pad)?;
-        let all = info::stats(&*self.held()?, &self.watch.streams.lock())?;
-        let fit = all.get(..stats.count as usize).unwrap_or(&all);
-        user::write_all(stats.entries, fit)?;
-        stats.count = all.len() as u32;
-        user::write(arg, &stats)
-    }
-
-    fn relocate(&self, arg: usize) -> Result {
-        let range: abi::v3_relocate = user::read(arg)?;
-        if range.len == 0 || (range.gpa | range.len) % PAGE_SIZE != 0 {
-            return Err(EINVAL);
-        }
-        let held = self.held()?;
-        if let State::Stopped(_) = held.state() {
-            return Err(error::wrong_state());
-        }
-        let ram = held.machine.memory().layout();
-        if !ram.contains_all(Gpa(range.gpa), range.len) {
-            return Err(ERANGE);
-        }
-        held.machine.revoke(Gpa(range.gpa), range.len);
-        Ok(())
-    }
-
-    /// Moves a vCPU.
-    fn move_vcpu(&self, arg: usize) -> Result {
-        let to: abi::v3_vcpu = user::read(arg)?;
-        let held = self.held()?;
-        // A VM that was stopped before it was launched is no longer `Created`, which the core does not know.
-        if let State::Stopped(_) = held.state() {
-            return Err(error::wrong_state());
-        }
-        let cpu = (to.cpu != abi::V3_CPU_ANY).then_some(CpuId(to.cpu));
-        let moved = held.machine.move_vcpu(to.vcpu, cpu);
-        moved.map_err(error::of_move)
-    }
-
-    /// Says where a vCPU may run.
-    fn vcpu(&self, arg: usize) -> Result {
-        let mut vcpu: abi::v3_vcpu = user::read(arg)?;
-        let held = self.held()?;
-        if vcpu.vcpu >= held.machine.vcpus() {
-            return Err(ENOENT);
-        }
-        let pin = held.machine.pin(vcpu.vcpu);
-        vcpu.cpu = pin.map_or(abi::V3_CPU_ANY, |cpu| cpu.0);
-        user::write(arg, &vcpu)
-    }
-
-    fn vcpu_report(&self, arg: usize) -> Result {
-        let wanted: abi::v3_vcpu_report = user::read(arg)?;
-        must_be_zero(wanted.pad)?;
-        let held = self.held()?;
-        if wanted.vcpu >= held.machine.vcpus() {
-            return Err(ENOENT);
-        }
-        let report = held.machine.report(wanted.vcpu);
-        let report = report.ok_or_else(error::wrong_state)?;
-        user::write(arg, &report::of(wanted.vcpu, &report))
-    }
-
-    /// Lists the names of the streams.
-    fn streams(&self, arg: usize) -> Result {
-        let mut streams: abi::v3_streams = user::read(arg)?;
-        must_be_zero(streams.pad)?;
-        self.held()?;
-        // Copied first: writing to the caller's memory may sleep for long.
-        let mut all = KVec::new();
-        for stream in self.watch.streams.lock().iter() {
-            let name = Text::of(format_args!("{}", stream.name())).field;
-            all.push(abi::v3_stream { name }, GFP_KERNEL)?;
-        }
-        let fit = all.get(..streams.count as usize).unwrap_or(&all);
-        user::write_all(streams.entries, fit)?;
-        streams.count = all.len() as u32;
-        user::write(arg, &streams)
-    }
-
-    fn features(&self, arg: usize) -> Result {
-        let all = self.held()?.machine.judge_features(info::features)?;
-        info::write_features(arg, &all)
+        Ok(info::of(self.id, &self.held()?.vm))
     }
 
     /// The stream of a name; the console's without one.
-    fn find_stream(&self, name: &[u8]) -> Option<Arc<Stream>> {
+    pub(crate) fn find_stream(&self, name: &[u8]) -> Option<Arc<Stream>> {
         let console = self.console.as_ref().map(|name| name.to_bytes());
         let name = if name.is_empty() { console? } else { name };
         let streams = self.watch.streams.lock();
@@ -482,18 +309,18 @@ impl VmNode {
     }
 
     /// No more output will come, and no more input will be taken.
-    fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.held()
-            .map_or(true, |held| matches!(held.state(), State::Stopped(_)))
+            .map_or(true, |held| matches!(held.vm.state(), State::Stopped(_)))
     }
 }
 
 /// Pauses a VM that runs. No guest code runs when this returns.
-fn stand_still(machine: &Machine) -> Result {
+fn stand_still(vm: &Vm) -> Result {
     /// A guest that resets itself over and over can be paused in between only.
     const TRIES: u32 = 1000;
     for _ in 0..TRIES {
-        match machine.pause() {
+        match vm.pause() {
             Err(LifeError::WrongState(State::Running)) => {
                 // SAFETY: An ordinary sleep, a tick long.
                 unsafe { bindings::schedule_timeout_idle(1) };
@@ -501,7 +328,7 @@ fn stand_still(machine: &Machine) -> Result {
             result => {
                 result.map_err(error::of_life)?;
                 // An interrupt on every CPU ends what guest is there, and is taken after the guest's window: none runs on.
-                Linux.on_each_cpu(&|_| {});
+                on_each_cpu(&|_| {});
                 return Ok(());
             }
         }
@@ -509,14 +336,9 @@ fn stand_still(machine: &Machine) -> Result {
     Err(EBUSY)
 }
 
-fn now_ns() -> u64 {
-    // SAFETY: Reads a clock.
-    unsafe { bindings::ktime_get() as u64 }
-}
-
 /// The name of the console in an image. What else the image holds is looked at when the VM is made.
-fn console_of(image: &[u8]) -> Result<Option<CString>, NoVm> {
-    let refused = |why| NoVm::Core(CreateError::Image(why));
+fn console_of(image: &[u8]) -> Result<Option<CString>, Refusal> {
+    let refused = |why| Refusal::Core(CreateError::Image(why));
     let image = Image::parse_again(image).map_err(refused)?;
     let console = image.machine().map_err(refused)?.console;
     let name = console.map(|name| CString::try_from_fmt(fmt!("{name}")));

@@ -6,12 +6,6 @@ use core::marker::PhantomData;
 use kernel::bindings;
 use palacios_core::host::CpuId;
 
-/// The CPU this runs on.
-pub(crate) fn current_cpu() -> CpuId {
-    // SAFETY: Reads a number.
-    CpuId(unsafe { bindings::raw_smp_processor_id() } as u32)
-}
-
 /// The scheduler wants this CPU for another thread.
 pub(crate) fn cpu_wanted() -> bool {
     // SAFETY: Reads the flags of the current thread.
@@ -50,7 +44,7 @@ impl Window {
         loop {
             // SAFETY: Thread context with interrupts on.
             unsafe { ffi::v3vee_irq_disable() };
-            let cpu = current_cpu();
+            let cpu = cpus::current_cpu();
             let wanted = cpu_wanted();
             if !wanted && cpus::is_enabled(cpu) {
                 return cpu;

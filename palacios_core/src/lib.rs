@@ -27,6 +27,7 @@ pub mod interfaces;
 pub mod interrupts;
 pub mod memory;
 pub mod ram;
+pub mod ring;
 pub mod state;
 pub mod state_io;
 pub mod stats;

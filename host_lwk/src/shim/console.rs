@@ -12,46 +12,10 @@ use palacios_core::host::NoMemory;
 /// The size of a ring buffer. When it is full, a new byte takes the place of the oldest.
 const BYTES: usize = 16 << 10;
 
-struct Ring {
-    bytes: Vec<u8>,
-    /// Where the oldest is, and how many there are.
-    first: usize,
-    len: usize,
-}
+type Ring = palacios_core::ring::Ring<Vec<u8>>;
 
-impl Ring {
-    fn new() -> Result<Self, NoMemory> {
-        Ok(Self {
-            bytes: try_vec(0, BYTES)?,
-            first: 0,
-            len: 0,
-        })
-    }
-
-    fn push(&mut self, byte: u8) {
-        if self.len == BYTES {
-            self.pop();
-        }
-        let place = (self.first + self.len) % BYTES;
-        if let Some(slot) = self.bytes.get_mut(place) {
-            *slot = byte;
-            self.len += 1;
-        }
-    }
-
-    fn pop(&mut self) -> Option<u8> {
-        let byte = *self.bytes.get(self.first)?;
-        self.len = self.len.checked_sub(1)?;
-        self.first = (self.first + 1) % BYTES;
-        Some(byte)
-    }
-
-    fn fill(&mut self, buf: &mut [u8]) -> usize {
-        let slots = buf.iter_mut();
-        slots
-            .map_while(|slot| self.pop().map(|byte| *slot = byte))
-            .count()
-    }
+fn ring() -> Result<SpinLock<Ring>, NoMemory> {
+    Ok(SpinLock::new(Ring::new(try_vec(0, BYTES)?)))
 }
 
 /// One guest's console.
@@ -66,18 +30,18 @@ impl Console {
     /// With nothing in it; `server` is woken when there is output.
     pub fn new(server: &'static Thread) -> Result<Self, NoMemory> {
         Ok(Self {
-            output: SpinLock::new(Ring::new()?),
-            input: SpinLock::new(Ring::new()?),
+            output: ring()?,
+            input: ring()?,
             server,
         })
     }
     /// Moves output of the guest to `buf`; returns how many bytes that is.
     pub fn take(&self, buf: &mut [u8]) -> usize {
-        self.output.lock().fill(buf)
+        self.output.lock().read(buf)
     }
     /// Gives the guest input.
     pub fn give(&self, byte: u8) {
-        self.input.lock().push(byte);
+        self.input.lock().push(&[byte]);
     }
 }
 
@@ -87,15 +51,12 @@ pub struct ConsoleStream(pub Option<Shared<Console>>);
 impl ByteStream for ConsoleStream {
     fn write(&mut self, data: &[u8]) {
         let Some(console) = &self.0 else { return };
-        {
-            let mut output = console.output.lock();
-            data.iter().for_each(|byte| output.push(*byte));
-        }
+        console.output.lock().push(data);
         console.server.unpark();
     }
 
     fn read(&mut self, buf: &mut [u8]) -> usize {
         let console = self.0.as_ref();
-        console.map_or(0, |console| console.input.lock().fill(buf))
+        console.map_or(0, |console| console.input.lock().read(buf))
     }
 }

@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The open files of a VM's node: its ioctls, and the streams of its devices.
 
-use super::VmNode;
-use crate::misc::{Device, Poll};
+use crate::misc::{Operations, Poll};
 use crate::queue::Until;
 use crate::stream::{Attachment, Stream};
-use crate::user;
+use crate::vm_node::VmNode;
+use crate::{user, vm_calls};
 use kernel::{
     bindings,
     fs::{File, Kiocb},
     iov::{IovIterDest, IovIterSource},
     miscdevice::{MiscDevice, MiscDeviceRegistration},
     prelude::*,
-    sync::{Arc, ArcBorrow, SetOnce},
+    sync::{Arc, SetOnce},
 };
 use palacios_core::vm::State;
 use v3_abi as abi;
 
+/// What such files do.
+pub(crate) static OPERATIONS: Operations = Operations::with_poll::<VmFile>();
+
 /// An open file of a node; a stream, once it was told so.
-pub(super) struct VmFile {
+pub(crate) struct VmFile {
     node: Arc<VmNode>,
     stream: SetOnce<Attachment>,
 }
@@ -28,15 +31,8 @@ impl MiscDevice for VmFile {
     type Ptr = KBox<Self>;
 
     fn open(_file: &File, misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
-        // SAFETY: Files of these operations are opened on the device of a `VmNode` only, which lives in an `Arc`, and
-        // the misc core keeps it registered until this returns.
-        let node = unsafe {
-            let device = Device::of(misc.as_raw());
-            let node = device
-                .byte_sub(core::mem::offset_of!(VmNode, device))
-                .cast::<VmNode>();
-            Arc::from(ArcBorrow::from_raw(node))
-        };
+        // SAFETY: Files of these operations are opened on nodes of VMs only.
+        let node = unsafe { VmNode::of(misc.as_raw()) };
         let file = Self {
             node,
             stream: SetOnce::new(),
@@ -54,16 +50,16 @@ impl MiscDevice for VmFile {
             abi::V3_VM_STOP => node.stop(),
             abi::V3_VM_PAUSE => node.pause(),
             abi::V3_VM_CONTINUE => node.awake.during(|| node.resume()),
-            abi::V3_VM_WAIT => node.wait(arg),
+            abi::V3_VM_WAIT => vm_calls::wait(node, arg),
             abi::V3_VM_INFO => user::write(arg, &node.info()?),
-            abi::V3_VM_STATS => node.stats(arg),
+            abi::V3_VM_STATS => vm_calls::stats(node, arg),
             abi::V3_VM_STREAM => me.attach(arg),
-            abi::V3_VM_RELOCATE => node.relocate(arg),
-            abi::V3_VM_MOVE => node.move_vcpu(arg),
-            abi::V3_VM_VCPU => node.vcpu(arg),
-            abi::V3_VM_STREAMS => node.streams(arg),
-            abi::V3_VM_FEATURES => node.features(arg),
-            abi::V3_VM_VCPU_REPORT => node.vcpu_report(arg),
+            abi::V3_VM_RELOCATE => vm_calls::relocate(node, arg),
+            abi::V3_VM_MOVE => vm_calls::move_vcpu(node, arg),
+            abi::V3_VM_VCPU => vm_calls::vcpu(node, arg),
+            abi::V3_VM_STREAMS => vm_calls::streams(node, arg),
+            abi::V3_VM_FEATURES => vm_calls::features(node, arg),
+            abi::V3_VM_VCPU_REPORT => vm_calls::vcpu_report(node, arg),
             _ => Err(ENOTTY),
         }?;
         Ok(0)
@@ -90,13 +86,13 @@ impl MiscDevice for VmFile {
         let mut push = || loop {
             let seen = stream.queue.seen();
             let held = node.held().map_err(|_| EPIPE)?;
-            if let State::Stopped(_) = held.state() {
+            if let State::Stopped(_) = held.vm.state() {
                 return Err(EPIPE);
             }
             let len = stream.write(from)?;
             done = len.saturating_add(done);
             if len > 0 {
-                held.machine.input_ready();
+                held.vm.input_ready();
             }
             drop(held);
             if from.is_empty() {

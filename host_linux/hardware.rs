@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The processor's virtualization, switched on for all CPUs while the module is there, and VMs on it.
 
-use crate::cpus::Cpus;
 use crate::error;
 use crate::host::Linux;
+use crate::virtualization::Virtualization;
 use kernel::prelude::*;
 use palacios_core::backend::any::{self, AnyVm};
 use palacios_core::backend::Features;
@@ -11,12 +11,12 @@ use palacios_core::features::Judge;
 use palacios_core::vm::{CreateError, OpenStream, Parts};
 
 /// A VM.
-pub(crate) type Machine = AnyVm<Linux>;
+pub(crate) type Vm = AnyVm<Linux>;
 
 /// The processor's virtualization, on every CPU until this is dropped.
 pub(crate) struct Hardware {
     backend: any::Hardware<Linux>,
-    _cpus: Cpus,
+    _virtualization: Virtualization,
 }
 
 impl Hardware {
@@ -27,7 +27,7 @@ impl Hardware {
             error::of_backend(why)
         })?;
         Ok(Self {
-            _cpus: Cpus::enable(backend.clone())?,
+            _virtualization: Virtualization::enable(backend.clone())?,
             backend,
         })
     }
@@ -42,11 +42,11 @@ impl Hardware {
     }
 
     /// Makes a VM.
-    pub(crate) fn machine(
+    pub(crate) fn vm(
         &self,
         parts: Parts<Linux>,
         stream: &mut OpenStream<'_>,
-    ) -> Result<Machine, CreateError> {
+    ) -> Result<Vm, CreateError> {
         self.backend.vm(&Linux, parts, stream)
     }
 }
