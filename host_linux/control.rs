@@ -2,7 +2,7 @@
 //! `/dev/v3vee`: version, create, list and free.
 
 use crate::hardware::Hardware;
-use crate::misc::{Device, Operations};
+use crate::misc_device::{Device, Operations};
 use crate::refusal::Refusal;
 use crate::sleep::Notifier;
 use crate::user::{self, must_be_zero, Text};

@@ -285,7 +285,7 @@ void v3vee_halt(void)
 	preempt_enable();
 }
 
-/* The last CPU before sleep, the first after it, and the end of the host: see cpus.rs. */
+/* The last CPU before sleep, the first after it, and the end of the host: see virtualization.rs. */
 
 void v3vee_cpu_suspend(void);
 void v3vee_cpu_resume(void);

@@ -13,7 +13,7 @@ mod hardware;
 mod host;
 mod info;
 mod memory;
-mod misc;
+mod misc_device;
 mod queue;
 mod refusal;
 mod report;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The open files of a VM's node: its ioctls, and the streams of its devices.
 
-use crate::misc::{Operations, Poll};
+use crate::misc_device::{Operations, Poll};
 use crate::queue::Until;
 use crate::stream::{Attachment, Stream};
 use crate::vm_node::VmNode;

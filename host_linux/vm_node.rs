@@ -12,7 +12,7 @@ use crate::ffi::THIS_MODULE;
 use crate::hardware::{Hardware, Vm};
 use crate::host::Linux;
 use crate::memory::Ram;
-use crate::misc::{Device, Operations};
+use crate::misc_device::{Device, Operations};
 use crate::queue::Until;
 use crate::refusal::Refusal;
 use crate::sleep::Awake;

@@ -6,7 +6,7 @@ exec 3< <(lwk run --gdb --image tmk.img </dev/null 2>&1 >log; echo "status $?")
 while read -r line <&3; do case $line in "$TOP"/scripts/in-root\ gdb*) break ;; esac; done
 sh -c "$line -batch -ex 'rbreak Vcpu.*::dispatch' -ex continue -ex backtrace -ex delete -ex detach" </dev/null >gdb.log 2>&1
 status=$(tail -n 1 <&3)
-check "a breakpoint in the core is hit" grep -qE 'hit Breakpoint .*palacios_core::vcpu::Vcpu.*::dispatch' gdb.log
+check "a breakpoint in the core is hit" grep -qE 'hit Breakpoint .*palacios_core::vcpu::owned::Vcpu.*::dispatch' gdb.log
 check "its callers have names, to the thread's begin" grep -qE '^#[0-9]+ .* in (lwk::kernel::thread::life::)?thread_(main|begin) ' gdb.log
 check "the guest then runs to its end" said '^ok cpuid_signature'
 check "and the kernel switches off" [ "$status" = "status 0" ]

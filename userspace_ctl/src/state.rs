@@ -69,7 +69,6 @@ numbers! {
     /// Someone asked for it.
     Request = V3_REASON_REQUEST, "request";
     /// The guest reset more often than its image allows.
-    Reset = V3_REASON_RESET, "reset";
     /// A fault while delivering a double fault.
     TripleFault = V3_REASON_TRIPLE_FAULT, "triple-fault";
     /// The processor gave an exit that nothing handles.

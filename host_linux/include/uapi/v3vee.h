@@ -115,7 +115,6 @@ struct v3_create {
 #define V3_REASON_POWER_OFF	1	/* the guest powered itself off */
 #define V3_REASON_TEST_EXIT	2	/* the guest wrote the test-exit port, see exit_status */
 #define V3_REASON_REQUEST	3	/* V3_VM_STOP */
-#define V3_REASON_RESET		4	/* the guest reset more often than its image allows */
 /* The guest is broken. */
 #define V3_REASON_TRIPLE_FAULT	16	/* a fault while a double fault was delivered */
 #define V3_REASON_UNKNOWN_EXIT	17	/* the processor gave an exit that nothing handles */

@@ -47,7 +47,7 @@ pub fn exception(frame: &mut Frame) {
     let vector = frame.vector;
     match vector {
         NMI if stop::going_down() => stop::halt(),
-        // An NMI that struck in a guest is handed on to here. Nobody sends one but a panic.
+        // Only a panic sends NMIs. One of another origin, such as hardware, is ignored.
         NMI => return,
         MACHINE_CHECK if !machine_check_in_progress() => return,
         DEBUG => {}

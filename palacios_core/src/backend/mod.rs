@@ -13,7 +13,6 @@ mod cpu;
 mod debug;
 #[cfg(all(test, feature = "hardware", target_arch = "x86_64"))]
 mod fake_host;
-pub mod family;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod fpu;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
@@ -28,6 +27,7 @@ pub mod svm;
 mod switched;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 mod tags;
+pub mod vendor_msrs;
 #[cfg(all(feature = "hardware", target_arch = "x86_64"))]
 pub mod vmx;
 
@@ -40,7 +40,7 @@ use crate::state::{
 };
 use crate::xsave::XsaveArea;
 use core::fmt;
-use family::FamilyRegisters;
+use vendor_msrs::VendorMsrs;
 
 /// A vendor's virtualization on all CPUs of a host.
 pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
@@ -50,7 +50,7 @@ pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     /// neighbour, and not in leaf 4.
     const EXTENDED_TOPOLOGY: bool = false;
     /// The model-specific registers that this vendor's processors have without asking CPUID.
-    const FAMILY: &'static [FamilyRegisters] = &[];
+    const VENDOR_MSRS: &'static [VendorMsrs] = &[];
 
     /// Looks at the CPU this runs on, and takes what memory the whole host needs. Enables nothing.
     ///

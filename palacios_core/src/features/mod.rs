@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod guest;
-mod registers;
+mod msr_gate;
 mod set;
 mod table;
 #[cfg(test)]

@@ -112,6 +112,29 @@ impl<'a> Tree<'a> {
     }
 }
 
+/// The children of a node. A type with a name: symbols of a kernel have a limit, and closures in closures exceed it.
+pub struct Children<'a> {
+    cursor: Cursor<'a>,
+}
+
+impl<'a> Iterator for Children<'a> {
+    type Item = Node<'a>;
+
+    fn next(&mut self) -> Option<Node<'a>> {
+        loop {
+            match self.cursor.next()? {
+                Token::Begin(name) => {
+                    let cursor = self.cursor;
+                    self.cursor.skip_node();
+                    return Some(Node { name, cursor });
+                }
+                Token::Property(_) => {}
+                _ => return None,
+            }
+        }
+    }
+}
+
 impl<'a> Node<'a> {
     /// Its properties, in order.
     pub fn properties(&self) -> impl Iterator<Item = Property<'a>> {
@@ -123,19 +146,10 @@ impl<'a> Node<'a> {
     }
 
     /// Its children, in order.
-    pub fn children(&self) -> impl Iterator<Item = Node<'a>> {
-        let mut cursor = self.cursor;
-        core::iter::from_fn(move || loop {
-            match cursor.next()? {
-                Token::Begin(name) => {
-                    let node = Node { name, cursor };
-                    cursor.skip_node();
-                    return Some(node);
-                }
-                Token::Property(_) => {}
-                _ => return None,
-            }
-        })
+    pub fn children(&self) -> Children<'a> {
+        Children {
+            cursor: self.cursor,
+        }
     }
 
     /// The child of this full name, such as `cpus`.

@@ -42,7 +42,7 @@
 
 use super::container::Image;
 use super::error::ImageError;
-use super::fdt::Node;
+use super::fdt::{Children, Node};
 use crate::addr::PAGE_SIZE;
 use crate::devices::uart::ComPort;
 use crate::features::{Feature, FeatureSet};
@@ -239,17 +239,32 @@ impl<'a> Machine<'a> {
     }
 
     /// The blobs of one label. [`parse_blobs`] has seen that none of them fails.
-    fn blobs(&self, label: &'static str) -> impl Iterator<Item = Module<'a>> {
-        let image = self.image;
-        let all = image
-            .tree()
-            .root()
-            .child("blobs")
-            .into_iter()
-            .flat_map(|blobs| blobs.children());
-        all.filter_map(move |node| parse_blob(&image, &node).ok())
-            .filter(move |(found, _)| *found == label)
-            .map(|(_, blob)| blob)
+    fn blobs(&self, label: &'static str) -> Blobs<'a> {
+        let blobs = self.image.tree().root().child("blobs");
+        Blobs {
+            image: self.image,
+            label,
+            nodes: blobs.map(|blobs| blobs.children()),
+        }
+    }
+}
+
+/// The blobs of one label.
+struct Blobs<'a> {
+    image: Image<'a>,
+    label: &'static str,
+    nodes: Option<Children<'a>>,
+}
+
+impl<'a> Iterator for Blobs<'a> {
+    type Item = Module<'a>;
+
+    fn next(&mut self) -> Option<Module<'a>> {
+        let (image, label) = (&self.image, self.label);
+        self.nodes.as_mut()?.find_map(|node| {
+            let (found, blob) = parse_blob(image, &node).ok()?;
+            (found == label).then_some(blob)
+        })
     }
 }
 

@@ -105,8 +105,8 @@ impl ApicTimer {
         (self.initial_count as u64) << self.shift()
     }
 
-    /// Time from `from_ns` on that a counter started then first interrupts.
-    fn first_expiry_ns(&self, from_ns: u64) -> Option<u64> {
+    /// When a counter that started a period at `from_ns` expires next; a short period is lengthened to whole ones.
+    fn next_expiry_ns(&self, from_ns: u64) -> Option<u64> {
         let period_ns = self.period_ns();
         let wait_ns = match self.mode {
             TimerMode::Periodic => MIN_PERIOD_NS.checked_next_multiple_of(period_ns)?,
@@ -142,7 +142,7 @@ impl ApicTimer {
             TimerMode::Periodic => {
                 let late_ns = now.ns.wrapping_sub(expired_ns);
                 let into_period_ns = late_ns.checked_rem(self.period_ns()).unwrap_or(0);
-                self.first_expiry_ns(now.ns.wrapping_sub(into_period_ns))
+                self.next_expiry_ns(now.ns.wrapping_sub(into_period_ns))
             }
             _ => None,
         };
@@ -188,7 +188,7 @@ impl ApicTimer {
     pub(super) fn write_initial_count(&mut self, count: u32, now: Now) {
         if self.mode.counts() {
             self.initial_count = count;
-            self.expires_ns = self.first_expiry_ns(now.ns);
+            self.expires_ns = self.next_expiry_ns(now.ns);
         }
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Guest-physical memory: which addresses are RAM, which frames back it, and how the VMM reads and writes it.
+//! Guest-physical memory: which frames back it, and how the VMM reads and writes it. Which addresses are RAM says `ram.rs`.
 //!
 //! A frame is asked of the host's provider when its page is first touched, by guest or VMM, and the host may take it back
 //! at any time ([`Memory::revoke`]).

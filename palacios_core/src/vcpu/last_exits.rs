@@ -20,7 +20,7 @@ pub struct PastExit {
 #[derive(Clone)]
 pub(super) struct LastExits {
     ring: [Option<PastExit>; KEPT_EXITS],
-    /// Sixteen times the index of the next one: it wraps by itself, and is the offset of that entry, which saves instructions.
+    /// The index of the next one, times 16. So it wraps by itself after the last, and scaling it to an offset takes no instruction.
     next: u8,
 }
 

@@ -5,7 +5,12 @@
 //!  run.rs            the loop: what is due, then entries in a window
 //!   ├─ deliver.rs    what the next entry brings: interrupts, exceptions
 //!   ├─ timers.rs     what is due, and when the next is
-//!   └─ dispatch.rs   an exit, and who sees to it: instructions.rs, msr.rs, emulate.rs, exceptions.rs, cause.rs
+//!   └─ dispatch.rs   an exit, and who sees to it:
+//!       ├─ instructions.rs    CPUID (cpuid.rs), HLT, PAUSE, XSETBV, hypercalls
+//!       ├─ msr_access.rs      RDMSR and WRMSR; what the core keeps is in msr_values.rs and tsc.rs
+//!       ├─ emulate.rs         what the emulator executes, with the rules of control_registers.rs
+//!       ├─ exceptions.rs      faults and debug traps on their way to the guest
+//!       └─ cause.rs           a triple fault: which exception began it
 //!  owned.rs          the vCPU, which belongs to its thread alone
 //!  context.rs        what its methods need besides: the VM's shared part, the backend, its own shared part
 //!  shared.rs         what others see of a vCPU, and leave for it
@@ -17,6 +22,7 @@
 mod cause;
 mod clock;
 mod context;
+mod control_registers;
 mod cpuid;
 mod deliver;
 mod dispatch;
@@ -24,8 +30,8 @@ mod emulate;
 mod exceptions;
 mod instructions;
 pub mod last_exits;
-mod msr;
-mod msrs;
+mod msr_access;
+mod msr_values;
 mod owned;
 mod presence;
 mod pvclock;

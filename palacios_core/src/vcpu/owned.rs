@@ -4,7 +4,7 @@
 
 use super::context::RunContext;
 use super::last_exits::LastExits;
-use super::msrs::Msrs;
+use super::msr_values::Msrs;
 use super::pvclock::PvClock;
 use super::shared::VcpuShared;
 use super::tick_cost::TickCost;
@@ -83,7 +83,7 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     /// Ticks of the host's counter in the guest, since the window opened.
     pub(super) guest_ticks: u64,
     pub(super) armed_ns: Option<u64>,
-    /// What the host's clock was ahead of the VM's before that was armed.
+    /// The host's clock minus the VM's when `armed_ns` was armed.
     pub(super) behind_ns: u64,
     /// The length of the instruction that exited, where the hardware gives none.
     pub(super) length: Option<u8>,

@@ -25,8 +25,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Does what is due, and has the host call when the next is.
     pub(super) fn tick(&mut self, context: &RunContext<'_, H, B>) {
         let vm = context.vm;
-        // Whether this thread waited through a pause or a pause and its end overtook it. Looked at first: what comes later
-        // is seen by the next tick.
+        // After a pause, host times that were armed before are wrong, whether this thread waited for its end or never saw it.
+        // Read before the deadlines: a pause that begins after this line is found by the next tick.
         let behind_ns = vm.clock().behind_ns();
         let paused = core::mem::replace(&mut self.behind_ns, behind_ns) != behind_ns;
         let now = self.now(context);

@@ -7,7 +7,7 @@
 //!       └─ VcpuShared<H>   … and of each vCPU what the others may touch         vcpu/shared.rs
 //! ```
 //!
-//! A vCPU knows [`VmShared`](shared::VmShared) and its backend, and not the [`Vm`]: so nothing below the `Vm` depends on what
+//! A vCPU knows `VmShared` and its backend, and not the [`Vm`]: so nothing below the `Vm` depends on what
 //! the VM is made of above it.
 //!
 //! Lock order is that of [`LockClass`]. A VM is made whole or not at all, and gives everything back when it is dropped.
@@ -17,7 +17,7 @@ mod error;
 mod io;
 mod life;
 mod parts;
-mod pc;
+mod pc_devices;
 mod power;
 mod route;
 mod run_state;
@@ -107,7 +107,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let memory = Memory::new(host, parts.ram, machine.ram, format)?;
         let without = machine.without;
         let vcpus = make_vcpus(host, &*backend, &memory, &parts.name, &machine)?;
-        let bus = pc::build(host, &machine, stream)?;
+        let bus = pc_devices::build(host, &machine, stream)?;
         // Nothing of it is made elsewhere and moved here: that would take room on the stack twice.
         Ok(host.share(Self {
             shared: VmShared {

@@ -139,8 +139,8 @@ impl<H: Host> VmShared<H> {
             return;
         };
         while self.run_state() == state {
-            // Taken, so that the next change is news again, and comes with a call. The news of this very change may come only
-            // now, and on top of it none would.
+            // The next change posts this event and calls the thread only if the event is not posted yet. So it is taken here.
+            // The event of the change that led here may arrive late; it is taken in the next round.
             shared.pending.take(Events::STATE);
             shared.park_unless(&self.host, || {
                 self.run_state() != state || shared.pending.has(Events::STATE)

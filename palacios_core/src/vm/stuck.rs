@@ -28,7 +28,7 @@ impl Stuck {
     }
     /// One that was is no longer.
     pub(crate) fn leave(&self) {
-        // The count's borrow is the change.
+        // The count's carry is the change.
         self.0.fetch_add(CHANGE - 1, AcqRel);
     }
     /// Whether all of `vcpus` are stuck, and were all the while that `nothing_waits` was found to hold.

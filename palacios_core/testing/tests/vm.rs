@@ -2,8 +2,8 @@
 //! Whole VMs: the core on a test host, with guests that execute.
 
 use palacios_core::addr::{Gpa, PAGE_SIZE};
-use palacios_core::backend::family::Content;
 use palacios_core::backend::svm::Svm;
+use palacios_core::backend::vendor_msrs::Content;
 use palacios_core::backend::vmx::Vmx;
 use palacios_core::backend::Event;
 use palacios_core::features::{self, GuestFeatures};
@@ -231,7 +231,7 @@ fn registers_take_values_or_fault<B: TestBackend>() {
             let thorough = without.is_empty();
             let step = if thorough { 1 } else { VALUES.len() - 1 };
             let (features, outcomes) = probe(hypervisor, &without, |features| {
-                let has = |index: &u32| features.has_register(*index);
+                let has = |index: &u32| features.has_msr(*index);
                 // A guest that has all of these reaches them without an exit, and its processor checks what they take.
                 let open = MSRS.iter().all(has);
                 registers()
@@ -250,7 +250,7 @@ fn registers_take_values_or_fault<B: TestBackend>() {
             let mut readable = std::collections::BTreeMap::new();
             for ((kind, index, _), (fault, _)) in outcomes {
                 assert!(fault.is_none_or(|vector| vector == GP), "{index:#x}");
-                if !features.has_register(index) {
+                if !features.has_msr(index) {
                     assert_eq!(fault, Some(GP), "{index:#x} without {without:?}");
                 }
                 if kind == guests::PROBE_RDMSR {
@@ -265,7 +265,7 @@ fn registers_take_values_or_fault<B: TestBackend>() {
             }
             assert!(there(0x1b) && there(0x8b) && there(0xc000_0080));
             assert!(!there(0x40) && !there(0x345) && !there(0x4000_0000) && !there(0xc001_0200));
-            for row in B::FAMILY
+            for row in B::VENDOR_MSRS
                 .iter()
                 .filter(|row| readable.contains_key(&row.first))
             {

@@ -45,8 +45,6 @@ pub const V3_REASON_POWER_OFF: u32 = 1;
 pub const V3_REASON_TEST_EXIT: u32 = 2;
 /// V3_VM_STOP
 pub const V3_REASON_REQUEST: u32 = 3;
-/// The guest reset more often than its image allows
-pub const V3_REASON_RESET: u32 = 4;
 /// A fault while a double fault was delivered
 pub const V3_REASON_TRIPLE_FAULT: u32 = 16;
 /// The processor gave an exit that nothing handles

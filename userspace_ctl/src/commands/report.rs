@@ -167,8 +167,7 @@ fn exit_status(info: &Info) -> u8 {
         Reason::TestExit => info.exit_status.unwrap_or(0).to_le_bytes()[0],
         Reason::Request => STOPPED,
         Reason::None | Reason::HostMemory | Reason::HostError => TOOL,
-        Reason::Reset
-        | Reason::TripleFault
+        Reason::TripleFault
         | Reason::UnknownExit
         | Reason::Emulation
         | Reason::BadState

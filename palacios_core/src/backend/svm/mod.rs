@@ -13,18 +13,18 @@ mod cpus;
 mod enter;
 mod events;
 mod exit;
-mod family;
 mod intercepts;
 mod permission;
 mod registers;
 #[cfg(test)]
 mod tests;
 mod vcpu;
+mod vendor_msrs;
 mod vmcb;
 
 use super::cpu::{self, MSR_EFER};
-use super::family::FamilyRegisters;
 use super::fpu::Layout;
+use super::vendor_msrs::VendorMsrs;
 use super::{Backend, Features, Unsupported};
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
@@ -66,7 +66,7 @@ impl<H: Host> Svm<H> {
 impl<H: Host> Backend<H> for Svm<H> {
     type Vcpu = Vcpu<H>;
     const EXTENDED_TOPOLOGY: bool = true;
-    const FAMILY: &'static [FamilyRegisters] = family::TABLE;
+    const VENDOR_MSRS: &'static [VendorMsrs] = vendor_msrs::TABLE;
 
     fn probe(host: &H) -> Result<Self, Unsupported> {
         Self::probe_by(host, cpu::cpuid)

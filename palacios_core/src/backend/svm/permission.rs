@@ -61,10 +61,10 @@ impl<H: Host> Maps<H> {
     }
     /// The map for a guest with these features.
     pub(super) fn of(&self, features: &GuestFeatures) -> &Pages<H> {
-        if !SWITCHED.iter().all(|index| features.has_register(*index)) {
+        if !SWITCHED.iter().all(|index| features.has_msr(*index)) {
             return &self.closed;
         }
-        match features.has_register(msr::SPEC_CTRL) {
+        match features.has_msr(msr::SPEC_CTRL) {
             true => &self.open,
             false => &self.without_spec_ctrl,
         }

@@ -118,7 +118,7 @@ impl<H: Host> Vcpu<H> {
         (vmcb.save.rax, vmcb.save.rsp) = (rax, rsp);
         vmcb.control.tlb_control = flush;
         self.events.before(&mut self.vmcb, &self.caps);
-        // DR6 and DR7 are the guest's own anyway; it is the others that it must not see before they are.
+        // The VMCB holds the guest's DR6 and DR7. DR0 to DR3 are the host's until they are loaded, so the guest must not reach them.
         let intercept = if self.breakpoints.live() { 0 } else { u16::MAX };
         if self.vmcb.get().control.dr_reads != intercept {
             let control = &mut self.vmcb.change(Clean::I).control;

@@ -298,7 +298,8 @@ fn first_level_cache_leaks(arch_capabilities: u64) -> bool {
 
 /// Older processors raise a machine check or hang, for the whole host, when a guest fetches code from a large page while it
 /// changes that page's size in its own tables (CVE-2018-12207), but only where the nested leaf is large as well. Newer ones say
-/// PSCHANGE_MC_NO (SDM 4: table 2-2). An Atom that is above it and does not say so loses no more than time.
+/// PSCHANGE_MC_NO (SDM 4: table 2-2). An Atom has no such
+/// fault; one that does not say PSCHANGE_MC_NO only loses speed.
 fn bears_large_pages(arch_capabilities: u64) -> bool {
     const PSCHANGE_MC_NO: u64 = 1 << 6;
     arch_capabilities & PSCHANGE_MC_NO != 0

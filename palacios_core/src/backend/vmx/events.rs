@@ -67,7 +67,7 @@ impl Events {
                 end_shadow(vmcs);
             }
             None => {
-                // There still is one from an entry that failed, before which the guest was given another state.
+                // An entry that failed leaves its event in the field, and the guest may have been given another state since.
                 vmcs.set(ENTRY_EVENT, 0);
                 settle_shadow(vmcs);
             }
@@ -171,7 +171,7 @@ fn inject<H: Host>(what: Event, vmcs: &mut Vmcs<H>) {
     let info = match what {
         Event::Interrupt(vector) => event::INTERRUPT | u32::from(vector),
         Event::Nmi => {
-            // One that waits for the guest's IRET is not injected; the processor blocks the next by itself.
+            // While NMIs are blocked until the guest's IRET, none is injected. With this one, the processor blocks the next.
             event::NMI | 2
         }
         Event::Exception(e) => {

@@ -15,7 +15,6 @@ mod cpus;
 mod enter;
 mod events;
 mod exit;
-mod family;
 mod field;
 mod instructions;
 mod operation;
@@ -26,11 +25,12 @@ mod split_locks;
 #[cfg(test)]
 mod tests;
 mod vcpu;
+mod vendor_msrs;
 mod vmcs;
 
 use super::cpu::{self, CR4_FRED};
-use super::family::FamilyRegisters;
 use super::fpu::Layout;
+use super::vendor_msrs::VendorMsrs;
 use super::{Backend, Features, Unsupported};
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
@@ -77,7 +77,7 @@ impl<H: Host> Vmx<H> {
 
 impl<H: Host> Backend<H> for Vmx<H> {
     type Vcpu = Vcpu<H>;
-    const FAMILY: &'static [FamilyRegisters] = family::TABLE;
+    const VENDOR_MSRS: &'static [VendorMsrs] = vendor_msrs::TABLE;
 
     fn probe(host: &H) -> Result<Self, Unsupported> {
         Self::probe_by(host, cpu::cpuid)

@@ -42,7 +42,7 @@ impl<H: Host> Maps<H> {
     /// The map for a guest with these features.
     pub(super) fn of(&self, features: &GuestFeatures) -> &Pages<H> {
         let mut passing = SWITCHED.iter().chain(&IN_WINDOWS);
-        match passing.all(|index| features.has_register(*index)) {
+        match passing.all(|index| features.has_msr(*index)) {
             true => &self.open,
             false => &self.closed,
         }

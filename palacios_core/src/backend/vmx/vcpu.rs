@@ -184,7 +184,8 @@ impl<H: Host> Vcpu<H> {
         self.gprs[Reg::Rsp] = self.vmcs.learn(RSP).0;
         self.vmcs.learn(RIP);
         self.vmcs.learn(INTERRUPTIBILITY);
-        // No guest's is zero (SDM 3C: 26.3.1.4). An NMI behind the exit has switched VMX off: there is nothing left to read.
+        // Bit 1 of a guest's RFLAGS is set (SDM 3C: 26.3.1.4). If it reads as zero, VMREAD failed: after the exit, an NMI of a host
+        // in panic has switched VMX off.
         if self.vmcs.learn(RFLAGS).0 & rflags::FIXED == 0 {
             return Err(vmx::Error::Gone);
         }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Registers that AMD's processors with SVM have without asking CPUID (see [`super::super::family`]).
+//! Registers that AMD's processors with SVM have without asking CPUID (see [`super::super::vendor_msrs`]).
 //!
 //! Sources: APM 2 is the Programmer's Manual; BKDG the BIOS and Kernel Developer's Guides of families 0Fh (32559), 10h (31116) and
 //! 15h (42301); PPR the Processor Programming References of family 17h (54945) and later. In them the registers are listed
 //! without a CPUID bit.
 #![forbid(unsafe_code)]
 
-use super::super::family::Content::{Constant, Cpuid, Kept, Name, WriteOnly};
-use super::super::family::{misc_enable, FamilyRegisters as F, Slot};
+use super::super::vendor_msrs::Content::{Constant, Cpuid, Kept, Name, WriteOnly};
+use super::super::vendor_msrs::{misc_enable, Slot, VendorMsrs as F};
 use super::caps::VM_CR_SVMDIS;
 use super::permission::msr;
 use crate::features::Word;
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_table_is_in_order() {
-        super::super::super::family::check(TABLE);
+        super::super::super::vendor_msrs::check(TABLE);
     }
 
     #[test]

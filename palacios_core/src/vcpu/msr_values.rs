@@ -2,7 +2,7 @@
 //! The model-specific registers of a vCPU that neither the backend nor the local APIC holds.
 #![forbid(unsafe_code)]
 
-use crate::backend::family::{Content, FamilyRegisters, SLOTS};
+use crate::backend::vendor_msrs::{Content, VendorMsrs, SLOTS};
 use crate::backend::{Backend, Features};
 use crate::features::GuestFeatures;
 use crate::host::Host;
@@ -26,7 +26,7 @@ pub(super) struct Msrs {
     mtrrs: [u64; MTRRS],
     pub(super) mcg_status: u64,
     /// What the guest wrote to registers of the vendor's table.
-    family: [u64; SLOTS],
+    vendor: [u64; SLOTS],
 }
 
 impl Msrs {
@@ -36,7 +36,7 @@ impl Msrs {
             guest: *guest,
             mtrrs: [0; MTRRS],
             mcg_status: 0,
-            family: [0; SLOTS],
+            vendor: [0; SLOTS],
         };
         msrs.power_on::<H, B>();
         msrs
@@ -48,9 +48,9 @@ impl Msrs {
             *default = MTRR_DEFAULT;
         }
         self.mcg_status = 0;
-        for row in B::FAMILY {
+        for row in B::VENDOR_MSRS {
             if let Content::Kept { slot, initial, .. } = row.content {
-                self.family[slot as usize] = initial;
+                self.vendor[slot as usize] = initial;
             }
         }
     }
@@ -77,12 +77,12 @@ impl Msrs {
     }
 
     /// A register of the vendor's table.
-    pub(super) fn family<H: Host, B: Backend<H>>(&self, backend: &B, index: u32) -> Option<u64> {
-        let row = FamilyRegisters::find(B::FAMILY, index)?;
+    pub(super) fn vendor<H: Host, B: Backend<H>>(&self, backend: &B, index: u32) -> Option<u64> {
+        let row = VendorMsrs::find(B::VENDOR_MSRS, index)?;
         match row.content {
             Content::Constant(value) | Content::ReadOnly(value) => Some(value),
             Content::WriteOnly => None,
-            Content::Kept { slot, .. } => Some(self.family[slot as usize]),
+            Content::Kept { slot, .. } => Some(self.vendor[slot as usize]),
             Content::Cpuid(high, low) => {
                 let high = high.map_or(0, |word| self.guest.word(word));
                 Some(joined(high, self.guest.word(low)))
@@ -99,10 +99,10 @@ impl Msrs {
     }
     /// Writes one; `false` if it takes nothing, or is in no table.
     pub(super) fn set_family<H: Host, B: Backend<H>>(&mut self, index: u32, value: u64) -> bool {
-        match FamilyRegisters::find(B::FAMILY, index).map(|row| row.content) {
+        match VendorMsrs::find(B::VENDOR_MSRS, index).map(|row| row.content) {
             None | Some(Content::ReadOnly(_)) => false,
             Some(Content::Kept { slot, writable, .. }) => {
-                let kept = &mut self.family[slot as usize];
+                let kept = &mut self.vendor[slot as usize];
                 *kept = *kept & !writable | value & writable;
                 true
             }

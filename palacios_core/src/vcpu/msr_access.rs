@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::context::RunContext;
-use super::msrs::valid_mtrr;
+use super::msr_values::valid_mtrr;
 use super::owned::Vcpu;
 use super::pvclock::{STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
 use crate::backend::{Backend, BackendVcpu};
@@ -50,7 +50,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         context: &RunContext<'_, H, B>,
         index: u32,
     ) -> Result<u64, Exception> {
-        if !self.msrs.guest().has_register(index) {
+        if !self.msrs.guest().has_msr(index) {
             return Err(GP);
         }
         let now = self.now(context);
@@ -71,7 +71,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 Some(value) => Ok(*value),
                 None => {
                     let held = self.arch.msr(index);
-                    held.or_else(|| self.msrs.family(context.backend, index))
+                    held.or_else(|| self.msrs.vendor(context.backend, index))
                         .ok_or(GP)
                 }
             },
@@ -84,7 +84,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         index: u32,
         value: u64,
     ) -> Result<(), Exception> {
-        if !self.msrs.guest().has_register(index) {
+        if !self.msrs.guest().has_msr(index) {
             return Err(GP);
         }
         let now = self.now(context);

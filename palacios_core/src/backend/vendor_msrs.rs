@@ -9,7 +9,7 @@ use crate::features::Word;
 
 /// A row: registers that lie side by side and are alike.
 #[derive(Clone, Copy, Debug)]
-pub struct FamilyRegisters {
+pub struct VendorMsrs {
     /// The first one's number.
     pub first: u32,
     /// The last one's.
@@ -56,7 +56,7 @@ pub enum Slot {
 /// How many slots there are.
 pub const SLOTS: usize = 2;
 
-impl FamilyRegisters {
+impl VendorMsrs {
     /// One register.
     pub const fn one(index: u32, content: Content, source: &'static str) -> Self {
         Self::range(index, index, content, source)
@@ -93,7 +93,7 @@ pub mod misc_enable {
 }
 
 #[cfg(test)]
-pub(super) fn check(table: &[FamilyRegisters]) {
+pub(super) fn check(table: &[VendorMsrs]) {
     for pair in table.windows(2) {
         assert!(pair[0].last < pair[1].first, "{:x?}: the rows ascend", pair);
     }

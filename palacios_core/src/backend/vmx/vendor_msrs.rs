@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Registers that Intel's processors with VT-x have without asking CPUID (see [`super::super::family`]).
+//! Registers that Intel's processors with VT-x have without asking CPUID (see [`super::super::vendor_msrs`]).
 //!
 //! Source: SDM 4, the tables that go by family and model; the registers are listed there without a CPUID bit.
 #![forbid(unsafe_code)]
 
-use super::super::family::Content::{Constant, Kept, ReadOnly, WriteOnly};
-use super::super::family::{misc_enable, FamilyRegisters as F, Slot};
+use super::super::vendor_msrs::Content::{Constant, Kept, ReadOnly, WriteOnly};
+use super::super::vendor_msrs::{misc_enable, Slot, VendorMsrs as F};
 use super::caps::msr;
 
 /// FEATURE_CONTROL: locked, so that VMX is off and stays so.
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_table_is_in_order() {
-        super::super::super::family::check(TABLE);
+        super::super::super::vendor_msrs::check(TABLE);
     }
 
     #[test]

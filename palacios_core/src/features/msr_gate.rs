@@ -35,7 +35,7 @@ const fn needed(index: u32) -> &'static [Feature] {
 
 impl GuestFeatures {
     /// Whether CPUID lets the guest have the register `index`, if it is one at all.
-    pub fn has_register(&self, index: u32) -> bool {
+    pub fn has_msr(&self, index: u32) -> bool {
         let needed = needed(index);
         needed.is_empty() || needed.iter().any(|feature| self.has(*feature))
     }
@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn a_register_goes_with_the_last_feature_that_brings_it() {
-        let has = |gone: &[Feature], index| testing::all_but(gone).has_register(index);
+        let has = |gone: &[Feature], index| testing::all_but(gone).has_msr(index);
         for index in (0..0x2000).chain(0xc000_0000..0xc000_0200) {
             let needed = needed(index);
             assert!(has(&[], index));

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a guest may write to its control registers, on every vendor's processor, and what goes with a write.
+#![forbid(unsafe_code)]
+
+use super::emulate::Emulated;
+use crate::addr::Gpa;
+use crate::backend::{Backend, BackendVcpu};
+use crate::emulator::Fault;
+use crate::host::Host;
+use crate::memory::walk::GuestTables;
+use crate::state::{cr0, cr4, efer, is_64_bit_code, Control, Exception, Seg, SegmentAttributes};
+
+impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
+    /// CR0 (APM 2: 3.1.1).
+    pub(super) fn set_cr0(&mut self, value: u64) -> Result<(), Fault> {
+        let arch = &mut self.vcpu.arch;
+        let mut control = arch.control();
+        let paging = value & cr0::PG != 0;
+        let bad = value >> 32 != 0
+            || (paging && value & cr0::PE == 0)
+            || (value & cr0::NW != 0 && value & cr0::CD == 0);
+        let was_paging = control.cr0 & cr0::PG != 0;
+        let long = control.efer & efer::LME != 0;
+        let code = arch.segment(Seg::Cs).attributes;
+        let enters_long = paging && !was_paging && long;
+        if bad || (enters_long && (control.cr4 & cr4::PAE == 0 || code.has(SegmentAttributes::L))) {
+            return Err(Exception::general_protection(0).into());
+        }
+        let from_64_bit_code = is_64_bit_code(control.efer, code);
+        if !paging && was_paging && (from_64_bit_code || control.cr4 & cr4::PCIDE != 0) {
+            return Err(Exception::general_protection(0).into());
+        }
+        if paging && long {
+            control.efer |= efer::LMA;
+        } else {
+            control.efer &= !efer::LMA;
+        }
+        control.cr0 = value | cr0::ET;
+        self.set_control(control)
+    }
+
+    /// CR3 (SDM 3A: 4.5, 4.10.4.1). With PCIDs its last bit asks for no flush, and is not kept.
+    pub(super) fn set_cr3(&mut self, value: u64) -> Result<(), Fault> {
+        const NO_FLUSH: u64 = 1 << 63;
+        let mut control = self.vcpu.arch.control();
+        let value = match control.cr4 & cr4::PCIDE {
+            0 => value,
+            _ => value & !NO_FLUSH,
+        };
+        let bits = self.vcpu.msrs.backend().physical_bits;
+        let too_high = u64::MAX.checked_shl(bits.into()).unwrap_or(0);
+        if control.efer & efer::LMA != 0 && value & too_high != 0 {
+            return Err(Exception::general_protection(0).into());
+        }
+        control.cr3 = value;
+        self.set_control(control)
+    }
+
+    /// CR4 (APM 2: 3.1.3; SDM 3A: 2.5). What CPUID does not offer cannot be set: nobody switches the state behind it.
+    pub(super) fn set_cr4(&mut self, value: u64) -> Result<(), Fault> {
+        let there = self.vcpu.msrs.guest().cr4();
+        let arch = &mut self.vcpu.arch;
+        let mut control = arch.control();
+        let long = control.efer & efer::LMA != 0;
+        let (new, changed) = (value & !control.cr4, value ^ control.cr4);
+        let bad = value & !there != 0
+            || (long && (value & cr4::PAE == 0 || changed & cr4::LA57 != 0))
+            || (new & cr4::PCIDE != 0 && (!long || control.cr3 & 0xfff != 0));
+        if bad {
+            return Err(Exception::general_protection(0).into());
+        }
+        control.cr4 = value;
+        self.set_control(control)
+    }
+
+    /// Takes control registers over, with what PAE paging looks up at that moment (SDM 3A: 4.4.1).
+    fn set_control(&mut self, control: Control) -> Result<(), Fault> {
+        let pae = control.cr0 & cr0::PG != 0
+            && control.cr4 & cr4::PAE != 0
+            && control.efer & efer::LMA == 0;
+        if pae {
+            let entries = self.page_directories(control.cr3)?;
+            self.vcpu.arch.set_page_directories(entries);
+        }
+        self.vcpu.arch.set_control(control);
+        Ok(())
+    }
+
+    /// The four entries that `cr3` leads to under PAE paging. One that is present and has reserved bits set is a #GP.
+    fn page_directories(&mut self, cr3: u64) -> Result<[u64; 4], Fault> {
+        const PRESENT: u64 = 1;
+        const RESERVED: u64 = 0b110 | 0xf << 5;
+        let bits = self.vcpu.msrs.backend().physical_bits;
+        let too_high = u64::MAX.checked_shl(bits.into()).unwrap_or(0);
+        let mut entries = [0; 4];
+        for (entry, at) in entries.iter_mut().zip((cr3 & 0xffff_ffe0..).step_by(8)) {
+            *entry = self.read_entry(Gpa(at), 8)?;
+            if *entry & PRESENT != 0 && *entry & (RESERVED | too_high) != 0 {
+                return Err(Exception::general_protection(0).into());
+            }
+        }
+        Ok(entries)
+    }
+}
