@@ -29,7 +29,7 @@ pub enum Activity {
 }
 
 bitflags! {
-    /// What waits for the guest to take interrupts. One byte, so that an entry that nothing waits for looks once.
+    /// What waits until the guest takes interrupts. It is one byte, so that an entry finds with one look that nothing waits.
     #[derive(Clone, Copy, Debug)]
     pub(super) struct WaitsFor: u8 {
         /// The PIC pair may have an interrupt for this vCPU.
@@ -39,7 +39,7 @@ bitflags! {
     }
 }
 
-/// The last instruction of a guest is executed again.
+/// The state to go back to after the last instruction of a guest was executed again: see [`super::cause`].
 pub(super) struct Replay {
     pub(super) rip: u64,
     pub(super) rflags: u64,
@@ -65,7 +65,7 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     pub(super) held: Option<Event>,
     /// NMIs to deliver, at most two.
     pub(super) waiting_nmis: u8,
-    /// Counted among those that only another vCPU can wake.
+    /// Counted among the vCPUs that only another vCPU can wake: see [`super::run`].
     pub(super) stuck: bool,
     /// What waits for the guest to take interrupts, besides the local APIC's.
     pub(super) waits_for: WaitsFor,
@@ -89,7 +89,7 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     pub(super) length: Option<u8>,
     /// Timers changed: leave the window and arm them.
     pub(super) rearm: bool,
-    /// Why the VM must stop; told once out of the window.
+    /// Why the VM must stop. The VM is told after the window.
     pub(super) stopping: Option<StopReason>,
     /// In a window, where nothing may sleep.
     pub(super) in_window: bool,
@@ -137,8 +137,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
     }
 
-    /// The state after power-on: the first vCPU at the kernel's entry, the others waiting to be started. What others may
-    /// have left for it by now stays: [`reset_shared`] came before.
+    /// Takes the state after power-on: the first vCPU stands at the kernel's entry, the others wait to be started. What others
+    /// have posted to it stays: [`reset_shared`] was called before any vCPU ran.
     pub(crate) fn reset(&mut self, context: &RunContext<'_, H, B>) {
         self.unstick(context);
         self.msrs.power_on::<H, B>();
@@ -163,7 +163,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.arch.flush_tlb();
     }
 
-    /// Takes `state`, with nothing left of what was under way.
+    /// Takes `state`, and drops all events that were under way.
     pub(super) fn init(&mut self, state: &CpuState) {
         self.arch.set_state(state);
         self.arch.set_interrupt_shadow(false);
@@ -175,8 +175,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 }
 
-/// What others see of vCPU `index` after power-on. For all vCPUs before any of them runs: what the first one sends must not
-/// get lost because another's thread is late.
+/// Resets what others see of a vCPU. To be called for all vCPUs before any of them runs: otherwise a vCPU whose thread starts late
+/// would lose what the first one has sent it.
 pub(crate) fn reset_shared<H: Host, B: Backend<H>>(shared: &VcpuShared<H>, backend: &B) {
     shared.pending.clear();
     shared.set_filter(new_apic(shared.index(), backend).filter());

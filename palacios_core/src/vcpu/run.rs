@@ -51,8 +51,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         RunEnd::Stop
     }
 
-    /// One window: enters the guest, again and again as long as its exits are settled quickly. `None`: nothing is left to
-    /// do outside.
+    /// One window: enters the guest, and again after each exit that needs nothing from outside of the window. `None`: there is no
+    /// exit left to dispatch.
     fn enter(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
         let (host, shared) = (context.vm.host(), context.shared);
         shared.turn_to(host, TimeClass::Guest, 0);
@@ -110,7 +110,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.rearm || self.pvclock.is_due() || self.stopping.is_some()
     }
 
-    /// The armed time came. If that was before the window opened, its kick found nobody in the guest.
+    /// The armed time has come. If it came before the window opened, the timer's kick was lost, since no vCPU was in the guest.
     fn timer_came(&self, context: &RunContext<'_, H, B>) -> bool {
         self.armed_ns.is_some_and(|at| at <= context.now().ns)
     }
@@ -131,7 +131,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.length = None;
     }
 
-    /// Handles an exit that needs no lock that sleeps, inside the window. `false`: it is left to [`Vcpu::dispatch`].
+    /// Handles an exit inside the window if that takes no sleeping lock. `false`: it is left to [`Vcpu::dispatch`].
     fn settle(&mut self, context: &RunContext<'_, H, B>, exit: Exit) -> bool {
         match exit {
             Exit::InterruptWindow => self.interrupt_window(context),
@@ -164,7 +164,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         });
     }
 
-    /// Halted with interrupts off, or never started, and with no line that is an NMI.
+    /// Whether only an NMI, an INIT or a start-up message can wake the vCPU: it is halted with interrupts off, or was never
+    /// started. A PIC pair that is wired as an NMI can wake it as well, and then this is `false`.
     fn only_events_wake(&self) -> bool {
         match self.activity {
             Activity::Active => false,

@@ -8,7 +8,7 @@
 use crate::stats::{Counter, Snapshot, Stats};
 use core::sync::atomic::{fence, AtomicU32, AtomicU64, AtomicU8, Ordering};
 
-/// What a vCPU's thread is at, unless it waits for a CPU.
+/// What a vCPU's thread spends its time on while it has a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum TimeClass {

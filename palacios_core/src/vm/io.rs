@@ -52,8 +52,8 @@ impl<H: Host> VmShared<H> {
         }
     }
 
-    /// The first vCPU keeps the devices' time; it looks before each entry, but others must tell it: another vCPU, or the
-    /// host, which is `None`.
+    /// Tells the first vCPU, which keeps the devices' time, that a device's deadline came nearer. `from` is the vCPU that
+    /// called the device, or `None` for the host. The first vCPU itself looks before each entry, and need not be told.
     pub(super) fn tell_of_deadline(&self, from: Option<u32>, nearer: bool) {
         if let (true, Some(first)) = (nearer && from != Some(0), self.vcpu(0)) {
             if first.pending.post(Events::DEADLINE) {
@@ -62,13 +62,13 @@ impl<H: Host> VmShared<H> {
         }
     }
 
-    /// Has all devices be late, because vCPU `from` is not done with what their timers sent it.
+    /// Delays the timers of all devices until `until_ns`, because vCPU `from` still handles their last interrupt.
     pub(crate) fn hold_devices(&self, from: u32, until_ns: u64) {
         let nearer = self.bus.hold(until_ns);
         self.tell_of_deadline(Some(from), nearer);
     }
 
-    /// New input waits in a stream.
+    /// Has the devices look for new input in their streams.
     pub(super) fn input_ready(&self) {
         let nearer = self.bus.input_ready(&self.cx());
         self.tell_of_deadline(None, nearer);

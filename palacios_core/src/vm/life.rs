@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A VM's life, as its owner leads it: launch, pause, resume, stop. And its vCPUs' threads, from start to end.
+//! A VM's life: what its owner can call (launch, pause, resume, stop), and the threads of its vCPUs from start to end.
 //!
 //! A reset waits until all vCPUs have left their loops, and the last to arrive does it.
 
@@ -98,7 +98,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         Ok(())
     }
 
-    /// Has the VM stand still, its clock too; returns when no vCPU is in the guest. *Thread.*
+    /// Pauses the VM and its clock. Returns when no vCPU is in the guest. *Thread.*
     ///
     /// # Errors
     /// `WrongState` unless it is running.
@@ -108,7 +108,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             return Err(LifeError::WrongState(self.state()));
         }
         self.shared.call_all();
-        // What a guest has seen of its clock cannot be taken back: it stops when nobody can look.
+        // The clock stops when no vCPU can read it: a guest must not see a time twice.
         for vcpu in &self.shared.vcpus {
             vcpu.leave_guest(&self.shared.host, u64::MAX);
         }
@@ -133,7 +133,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         Ok(())
     }
 
-    /// Waits until all threads have ended. Only once the VM was told to stop. *Thread.*
+    /// Waits until all threads have ended. To be called only after the VM was told to stop. *Thread.*
     pub fn join(&self) {
         for vcpu in &self.shared.vcpus {
             vcpu.thread().join();
@@ -197,7 +197,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
     }
 
-    /// Devices as after power-on, the kernel loaded again. The vCPUs do their own part.
+    /// Resets the devices and the interrupt controllers, and loads the kernel again. Each vCPU resets itself.
     fn reset_machine(&self) -> Result<(), ()> {
         self.shared.power.clear();
         self.shared.told_dead.store(false, Ordering::SeqCst);

@@ -77,8 +77,8 @@ type VcpuSlot<H, B> = <H as Host>::Mutex<Option<Box<Vcpu<H, B>>>>;
 impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// Makes a VM and loads its kernel; launches nothing. `stream` opens the byte stream of a name. *Thread.*
     ///
-    /// A kernel's stack is small. So each step is a function of its own that leaves nothing there, and the VM is where it
-    /// stays, and not on the stack, before its kernel is loaded.
+    /// A kernel's stack is small. So each step is a function of its own, whose frame is gone when it returns, and the VM is moved
+    /// to the heap before its kernel is loaded.
     ///
     /// # Errors
     /// What is wrong with the image, or what this host does not have. Nothing of the VM is left then.
@@ -148,7 +148,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     pub fn vcpus(&self) -> u32 {
         self.shared.vcpu_count()
     }
-    /// Which features its processors have, and why not the others: gives what `read` makes of it.
+    /// Which features its processors have, and why not the others. Returns what `read` returns.
     pub fn judge_features<T>(&self, read: impl FnOnce(&Judge<'_>) -> T) -> T {
         features::judge(&*self.backend, self.without, read)
     }
@@ -172,13 +172,12 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             State::Created | State::Running | State::Paused => Ok(thread.move_to(cpu)?),
         }
     }
-    /// A vCPU's counters now, of which those of its time are all of its time. *Thread.*
+    /// A vCPU's counters now. Those of its time add up to all time since launch. *Thread.*
     pub fn counters(&self, vcpu: u32) -> Snapshot {
         let counters = |vcpu: &VcpuShared<H>| vcpu.counters(self.shared.host());
         self.shared.vcpu(vcpu).map_or(Snapshot::ZERO, counters)
     }
-    /// What a vCPU of a VM looks like inside that has stopped or was not launched yet; else `None`, and if there is no such
-    /// vCPU. *Thread.*
+    /// The registers and last exits of a vCPU. `None` while the VM runs, and if there is no such vCPU. *Thread.*
     pub fn report(&self, vcpu: u32) -> Option<VcpuReport> {
         if !matches!(self.state(), State::Created | State::Stopped(_)) {
             return None;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The guest's power supply: what it asked for, until a vCPU honours it.
+//! The power switch: it keeps what the guest asked for until a vCPU has done it.
 #![forbid(unsafe_code)]
 
 use crate::interfaces::{PowerRequest, PowerSink};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Holds the guest's power request until a vCPU honours it.
+/// Keeps the guest's power request until a vCPU has done it.
 pub(super) struct PowerSwitch(AtomicU64);
 
 const NONE: u64 = 0;

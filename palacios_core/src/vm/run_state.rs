@@ -15,7 +15,7 @@ use crate::interrupts::pending::Events;
 use crate::vcpu::VcpuShared;
 use core::sync::atomic::Ordering;
 
-/// What a dead VM is told to its owner as: see [`Vm::is_dead`](super::Vm::is_dead).
+/// The words for a dead VM: see [`Vm::is_dead`](super::Vm::is_dead).
 pub const DEAD: &str = "dead: every CPU is halted with interrupts off, or was never started";
 
 impl<H: Host> VmShared<H> {
@@ -60,12 +60,12 @@ impl<H: Host> VmShared<H> {
             self.observer.state_changed();
         }
     }
-    /// A vCPU that was stuck no longer is; what woke it, it takes only now.
+    /// A vCPU that was stuck no longer is. It takes what woke it only after this call.
     pub(crate) fn vcpu_moves(&self) {
         self.stuck.leave();
     }
 
-    /// A vCPU cannot go on: the machine ends, or starts anew where it is to do so after a triple fault.
+    /// A vCPU cannot go on. This ends the VM; or, after a triple fault, resets it if the image says so.
     pub(crate) fn vcpu_failed(&self, reason: StopReason) {
         match (reason, self.on_triple_fault) {
             (StopReason::TripleFault { .. }, OnTripleFault::Reset) => {
@@ -75,7 +75,7 @@ impl<H: Host> VmShared<H> {
         }
     }
 
-    /// Ends the VM for `reason`, the first one given. `false`: it is not running.
+    /// Ends the VM for `reason`; the first reason given is kept. `false`: the VM is not running.
     pub(crate) fn request_stop(&self, reason: StopReason) -> bool {
         {
             let mut life = self.life.lock();
@@ -93,8 +93,8 @@ impl<H: Host> VmShared<H> {
         true
     }
 
-    /// Honours what the guest asked of its power supply; `false` if it asked nothing. The request stays: where the VM has
-    /// just been paused, a reset waits until it goes on.
+    /// Does what the guest asked of its power supply; `false` if it asked nothing. A request for a reset stays posted until the
+    /// reset: if the VM has just been paused, the reset waits until it is resumed.
     pub(crate) fn honour_power_request(&self) -> bool {
         let request = self.power.waiting();
         match request {

@@ -40,11 +40,11 @@ pub(crate) struct VmShared<H: Host> {
     pub(super) power: PowerSwitch,
     pub(super) on_triple_fault: OnTripleFault,
     pub(super) stuck: Stuck,
-    /// The log has it that the VM is dead.
+    /// It was written to the log that the VM is dead.
     pub(super) told_dead: AtomicBool,
 }
 
-/// What is under the lock of a VM's state.
+/// The part of a VM's state that a lock guards.
 pub(super) struct Life {
     /// What the first vCPU starts with.
     pub(super) boot_state: CpuState,

@@ -10,7 +10,7 @@ use core::fmt;
 pub enum StopReason {
     /// The guest switched itself off.
     PoweredOff,
-    /// The guest wrote to the test exit port; the status that its tool shall end with.
+    /// The guest wrote this status to the test exit port. The tool ends with it.
     Exit(u32),
     /// The owner stopped it.
     Requested,
@@ -44,20 +44,20 @@ pub enum StopReason {
         rip: u64,
         /// The vendor's code.
         code: u64,
-        /// The vendor's further words.
+        /// The vendor's further information on the exit.
         info: [u64; 2],
     },
     /// The processor refused to enter the guest.
     BadState(&'static str),
     /// The host had no memory for guest RAM.
     OutOfMemory,
-    /// The host's hardware failed in what the guest used.
+    /// A machine check: the host's hardware failed while the guest used it.
     MachineCheck,
     /// Virtualization was switched off under it: the host went down.
     HostGone,
     /// Another hypervisor on this host took the processor's virtualization.
     HostTaken,
-    /// A reset did not find the kernel loadable again.
+    /// After a reset the kernel could not be loaded again.
     ResetFailed,
 }
 

@@ -12,7 +12,7 @@ use crate::atomic::{
     Ordering::{AcqRel, Acquire},
 };
 
-/// How many are stuck, and how often that has changed, above.
+/// The low half counts the vCPUs that are stuck, the high half how often that number has changed.
 pub(crate) struct Stuck(AtomicU64);
 
 const CHANGE: u64 = 1 << 32;
@@ -31,7 +31,7 @@ impl Stuck {
         // The count's carry is the change.
         self.0.fetch_add(CHANGE - 1, AcqRel);
     }
-    /// Whether all of `vcpus` are stuck, and were all the while that `nothing_waits` was found to hold.
+    /// Whether all of `vcpus` are stuck, and `nothing_waits` holds, and no vCPU moved between the two looks.
     pub(crate) fn all(&self, vcpus: u32, nothing_waits: impl FnOnce() -> bool) -> bool {
         let before = self.0.load(Acquire);
         before as u32 == vcpus && nothing_waits() && self.0.load(Acquire) == before
