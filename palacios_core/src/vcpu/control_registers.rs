@@ -73,6 +73,16 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
         self.set_control(control)
     }
 
+    /// CR8, the four upper bits of the local APIC's task priority (SDM 3A: 10.8.6.1; APM 2: 3.1.5).
+    pub(super) fn set_cr8(&mut self, value: u64) -> Result<(), Fault> {
+        if value > 15 {
+            return Err(Exception::general_protection(0).into());
+        }
+        self.vcpu.apic.set_cr8(value as u8);
+        self.vcpu.arch.set_cr8(value as u8);
+        Ok(())
+    }
+
     /// Takes control registers over, with what PAE paging looks up at that moment (SDM 3A: 4.4.1).
     fn set_control(&mut self, control: Control) -> Result<(), Fault> {
         let pae = control.cr0 & cr0::PG != 0

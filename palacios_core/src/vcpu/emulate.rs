@@ -214,11 +214,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
             2 => control.cr2 = value,
             3 => return self.set_cr3(value),
             4 => return self.set_cr4(value),
-            _ => {
-                self.vcpu.apic.set_cr8(value as u8);
-                arch.set_cr8(value as u8 & 15);
-                return Ok(());
-            }
+            _ => return self.set_cr8(value),
         }
         arch.set_control(control);
         Ok(())

@@ -115,6 +115,13 @@ pub(super) static TABLE: &[F] = &[
         Constant(0),
         "BKDG, PPR: MSRC001_0058, off; Linux, Xen and FreeBSD look for PCI's configuration space there",
     ),
+    F::range(
+        0xc001_0061,
+        0xc001_006b,
+        Constant(0),
+        "BKDG, PPR: MSRC001_00[6B:61], P-states, none of which is valid; OpenBSD and Haiku read C001_0064 where HWCR says that the \
+         counter runs at the rate of P0",
+    ),
     F::one(
         0xc001_0074,
         Constant(0),
@@ -204,11 +211,10 @@ mod tests {
         for index in 0xc001_0000..=0xc001_0007 {
             assert_eq!(F::find(TABLE, index).unwrap().content, Constant(0));
         }
-        // What CPUID guards: P-states, VM_HSAVE_PA without SVM, OSVW, the six counters of family 15h, node id, IBS.
+        // What CPUID guards: VM_HSAVE_PA without SVM, OSVW, the six counters of family 15h, node id, IBS.
         for guarded in [
             0xc001_0008u32,
-            0xc001_0061,
-            0xc001_0064,
+            0xc001_006c,
             0xc001_0117,
             0xc001_0131,
             0xc001_0140,
