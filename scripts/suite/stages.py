@@ -5,7 +5,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bed.cache import TOP
@@ -194,9 +194,9 @@ def slow(results: Results) -> None:
 
 ROOT = Stage("root", "the host root, and the guests' kernels", root, implied=True)
 DEBUG = Stage("debug", "the debug kernel", debug, after=("root",), implied=True)
-TOOLS = Stage("tools", "the v3 command", tools)
-GUESTS = Stage("guests", "the guests", guests, after=("root",))
-MODULES = Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules, after=("root", "debug"))
+TOOLS = Stage("tools", "the v3 command", tools, implied=True)
+GUESTS = Stage("guests", "the guests", guests, after=("root",), implied=True)
+MODULES = Stage("modules", "v3vee.ko, with no warning from objtool or modpost", modules, after=("root", "debug"), implied=True)
 MADE = ("root", "debug", "tools", "guests", "modules")
 
 # In the order in which their commands go first: what others need, then what is one command after the other.
@@ -220,7 +220,9 @@ TEST = [
 SOAK_STAGES = [
     ROOT,
     DEBUG,
-    *(replace(stage, implied=True) for stage in (MODULES, TOOLS, GUESTS)),
+    MODULES,
+    TOOLS,
+    GUESTS,
     Stage("fuzz", "the fuzz targets under libFuzzer, for an hour each or for SECONDS=…", fuzz),
     Stage("cargo", "the long forms of cargo tests", cargo),
     Stage("slow", "cargo tests ten times side by side, each on a tenth of a CPU", slow, after=("cargo",)),
