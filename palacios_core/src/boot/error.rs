@@ -33,7 +33,7 @@ pub enum BootError {
         /// A guess at what it is.
         looks_like: &'static str,
     },
-    /// The Linux kernel speaks a boot protocol before 2.02, which came with Linux 2.4.
+    /// The Linux kernel speaks a boot protocol before 2.00, which came with Linux 2.0.
     OldProtocol {
         /// The protocol's version: major in the high byte, minor in the low.
         version: u16,
@@ -97,7 +97,7 @@ impl fmt::Display for BootError {
             Self::NotMultiboot { looks_like } => write!(f, "the kernel has no Multiboot 1 header in its first 8192 bytes: {looks_like}"),
             Self::NotMultiboot2 { looks_like } => write!(f, "the kernel has no Multiboot 2 header in its first 32768 bytes: {looks_like}"),
             Self::NotPvh { looks_like } => write!(f, "the kernel is no ELF file with a PVH note (XEN_ELFNOTE_PHYS32_ENTRY): {looks_like}"),
-            Self::OldProtocol { version } => write!(f, "the Linux kernel speaks boot protocol {}.{:02}; 2.02 (Linux 2.4) or later is needed", version >> 8, version & 0xff),
+            Self::OldProtocol { version } => write!(f, "the Linux kernel speaks boot protocol {}.{:02}; 2.00 (Linux 2.0) or later is needed", version >> 8, version & 0xff),
             Self::ZImage => f.write_str("the Linux kernel is a zImage, which is loaded below 1 MiB; build it as a bzImage"),
             Self::Truncated { need, have } => write!(f, "the kernel's file is cut off: it has {have} bytes and needs {need}; copy it again"),
             Self::BadKernel(why) => write!(f, "the kernel is malformed: {why}"),

@@ -20,6 +20,9 @@ const GDT: Gpa = Gpa(0x6000);
 const ZERO_PAGE: Gpa = Gpa(0x7000);
 const PAGE_TABLES: Gpa = Gpa(0x9000);
 const COMMAND_LINE: Gpa = Gpa(0x2_0000);
+/// Where kernels before [`version::ZERO_PAGE`] look for the zero page, and for the command line behind it.
+const OLD_ZERO_PAGE: Gpa = Gpa(0x9_0000);
+const OLD_COMMAND_LINE: Gpa = Gpa(0x9_8000);
 
 /// Offsets in the file's setup header, which are the same in the zero page.
 mod field {
@@ -45,6 +48,8 @@ mod field {
     pub const HEADER_MAX_END: u64 = 0x290;
     // In the zero page only.
     pub const EXT_MEM_K: u64 = 0x002;
+    /// A magic number and the command line's offset from the zero page, as before [`version::ZERO_PAGE`](super::version::ZERO_PAGE).
+    pub const OLD_COMMAND_LINE: u64 = 0x020;
     pub const ACPI_RSDP_ADDR: u64 = 0x070;
     pub const ALT_MEM_K: u64 = 0x1e0;
     pub const E820_ENTRIES: u64 = 0x1e8;
@@ -53,6 +58,8 @@ mod field {
 
 /// Versions of the boot protocol, and what came with them.
 mod version {
+    /// The first with the header's magic number: Linux 1.3.73.
+    pub const FIRST: u16 = 0x0200;
     /// A command line anywhere, and an entry point that is told where the zero page lies: Linux 2.4.
     pub const ZERO_PAGE: u16 = 0x0202;
     pub const INITRD_ADDR_MAX: u16 = 0x0203;
@@ -71,6 +78,8 @@ const XLF_KERNEL_64: u16 = 1;
 const LOADED_HIGH: u8 = 1;
 /// A unit of `syssize`.
 const PARAGRAPH_BYTES: u64 = 16;
+/// Before the offset of an old command line.
+const OLD_COMMAND_LINE_MAGIC: u16 = 0xa33f;
 /// Boot loaders without a number of their own.
 const LOADER_UNKNOWN: u8 = 0xff;
 const VID_MODE_NORMAL: u16 = 0xffff;
@@ -95,6 +104,9 @@ struct Kernel<'a> {
     initrd_end: u64,
     /// The longest command line, without its zero.
     max_command_line: u64,
+    /// Where it looks for the zero page, and for the command line.
+    zero_page: Gpa,
+    command_line: Gpa,
 }
 
 /// Where a kernel is entered.
@@ -107,7 +119,7 @@ struct Entry {
 impl<'a> Kernel<'a> {
     fn parse(file: &'a [u8]) -> Result<Self, BootError> {
         let fields = Fields::of(file)?;
-        if fields.version < version::ZERO_PAGE {
+        if fields.version < version::FIRST {
             return Err(BootError::OldProtocol {
                 version: fields.version,
             });
@@ -117,8 +129,12 @@ impl<'a> Kernel<'a> {
         }
         let (header, payload) = fields.split()?;
         let initrd_last = fields.since(version::INITRD_ADDR_MAX, field::INITRD_ADDR_MAX)?;
-        let command_line = fields.since(version::CMDLINE_SIZE, field::CMDLINE_SIZE)?;
+        let command_line_bytes = fields.since(version::CMDLINE_SIZE, field::CMDLINE_SIZE)?;
         let load = fields.load_address()?;
+        let (zero_page, command_line) = match fields.version {
+            ..version::ZERO_PAGE => (OLD_ZERO_PAGE, OLD_COMMAND_LINE),
+            _ => (ZERO_PAGE, COMMAND_LINE),
+        };
         Ok(Kernel {
             header,
             payload,
@@ -126,7 +142,9 @@ impl<'a> Kernel<'a> {
             end: fields.end(load, payload.len() as u64)?,
             entry: fields.entry(load)?,
             initrd_end: u64::from(initrd_last.unwrap_or(0x37ff_ffff)).saturating_add(1),
-            max_command_line: command_line.unwrap_or(255).into(),
+            max_command_line: command_line_bytes.unwrap_or(255).into(),
+            zero_page,
+            command_line,
         })
     }
 }
@@ -274,7 +292,7 @@ pub(super) fn load(
     initrd::write(machine, memory, initrd.start)?;
     Writer {
         memory,
-        at: COMMAND_LINE,
+        at: kernel.command_line,
     }
     .string(machine.bootargs)?;
     write_zero_page(machine, memory, &kernel, initrd)?;
@@ -284,7 +302,7 @@ pub(super) fn load(
     }
     cpu::write_gdt(&mut Writer { memory, at: GDT }, mode)?;
     let mut state = cpu::entry_state(mode, rip, GDT);
-    state.gprs[Reg::Rsi] = ZERO_PAGE.0;
+    state.gprs[Reg::Rsi] = kernel.zero_page.0;
     Ok(Some(state))
 }
 
@@ -327,8 +345,9 @@ fn write_zero_page(
     kernel: &Kernel<'_>,
     initrd: Initrd,
 ) -> Result<(), BootError> {
-    let field = |at: u64, value: &[u8]| memory.write(ZERO_PAGE.wrapping_add(at), value);
-    write_zeros(memory, ZERO_PAGE, PAGE_SIZE)?;
+    let zero_page = kernel.zero_page;
+    let field = |at: u64, value: &[u8]| memory.write(zero_page.wrapping_add(at), value);
+    write_zeros(memory, zero_page, PAGE_SIZE)?;
     field(field::SETUP_SECTS, kernel.header)?;
     field(field::TYPE_OF_LOADER, &[LOADER_UNKNOWN])?;
     field(field::VID_MODE, &VID_MODE_NORMAL.to_le_bytes())?;
@@ -344,13 +363,20 @@ fn write_zero_page(
     // All of it lies below 4 GiB, so the upper halves of these stay zero.
     field(field::RAMDISK_IMAGE, &(initrd.start as u32).to_le_bytes())?;
     field(field::RAMDISK_SIZE, &(initrd.bytes as u32).to_le_bytes())?;
-    field(field::CMD_LINE_PTR, &(COMMAND_LINE.0 as u32).to_le_bytes())?;
+    if kernel.command_line == OLD_COMMAND_LINE {
+        let offset = OLD_COMMAND_LINE.0.wrapping_sub(OLD_ZERO_PAGE.0) as u16;
+        let named = u32::from(offset) << 16 | u32::from(OLD_COMMAND_LINE_MAGIC);
+        field(field::OLD_COMMAND_LINE, &named.to_le_bytes())?;
+    } else {
+        let at = kernel.command_line.0 as u32;
+        field(field::CMD_LINE_PTR, &at.to_le_bytes())?;
+    }
     // Since protocol 2.14; older kernels search for it.
     field(field::ACPI_RSDP_ADDR, &ACPI_TABLES.to_le_bytes())?;
     let mut entries = 0u8;
     let mut table = Writer {
         memory,
-        at: ZERO_PAGE.wrapping_add(field::E820_TABLE),
+        at: zero_page.wrapping_add(field::E820_TABLE),
     };
     for region in layout::memory_map(machine.ram) {
         table.u64(region.start)?;

@@ -229,10 +229,10 @@ fn kernels_that_are_none_are_named() {
     assert!(error(b"").to_string().contains("empty"));
     assert!(matches!(error(&[0; 8192]), BootError::NotBzImage { .. }));
     assert_eq!(
-        error(&with(0x206, &[0x01, 2])),
-        BootError::OldProtocol { version: 0x201 }
+        error(&with(0x206, &[0x05, 1])),
+        BootError::OldProtocol { version: 0x105 }
     );
-    assert!(error(&with(0x206, &[0x01, 2])).to_string().contains("2.01"));
+    assert!(error(&with(0x206, &[0x05, 1])).to_string().contains("1.05"));
     assert_eq!(error(&with(0x211, &[0x80])), BootError::ZImage);
     assert!(error(&with(0x211, &[0])).to_string().contains("bzImage"));
     let mut low_entry = with(0x236, &[0]);
@@ -360,6 +360,29 @@ fn old_protocols_have_the_limits_of_their_time() {
     };
     let (_, memory) = boot(&big, &[&garbage(0x202), b"x"]).unwrap();
     assert_eq!({ zero_page(&memory).hdr.ramdisk_image }, 0x3800_0000 - 4096);
+}
+
+/// They look for the zero page where boot loaders put it, and for the command line by its offset from there.
+#[test]
+fn kernels_before_2_02_find_zero_page_and_command_line_by_their_place() {
+    for version in [0x200u16, 0x201] {
+        let mut kernel = bzimage();
+        // All fields since 2.02.
+        put(&mut kernel, 0x228, &[0xff; 0x44]);
+        put(&mut kernel, 0x206, &version.to_le_bytes());
+        let old = Spec {
+            bootargs: "root=/dev/hda1",
+            ..spec(1)
+        };
+        let (state, memory) = boot(&old, &[&kernel, b"initrd"]).unwrap();
+        assert_eq!((state.rip, state.gprs[Reg::Rsi]), (MIB, 0x9_0000));
+        assert_eq!(memory.bytes(MIB, 6000), kernel[2048..]);
+        assert_eq!(memory.bytes(0x9_0020, 4), [0x3f, 0xa3, 0x00, 0x80]);
+        assert_eq!(memory.bytes(0x9_8000, 15), b"root=/dev/hda1\0");
+        let initrd = [memory.u32(0x9_0218), memory.u32(0x9_021c)];
+        assert_eq!(initrd, [256 * (MIB as u32) - 4096, 6]);
+        assert_eq!(memory.u32(0x9_01e0), 255 << 10);
+    }
 }
 
 /// It moves itself to the address that it prefers, and needs its memory there.
