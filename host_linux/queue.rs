@@ -16,9 +16,9 @@ pub(crate) enum Until {
     Interrupted,
 }
 
-/// How many events a queue has seen.
+/// How many events a queue had at a moment.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seen(u32);
+pub(crate) struct EventCount(u32);
 
 /// A wait queue. Files that `poll` it hold what it lies in.
 #[pin_data]
@@ -44,9 +44,9 @@ impl Queue {
         })
     }
 
-    /// To be asked before one looks.
-    pub(crate) fn seen(&self) -> Seen {
-        Seen(self.events.load(Ordering::SeqCst))
+    /// The count now. Whoever waits reads it before looking whether there is anything to wait for.
+    pub(crate) fn event_count(&self) -> EventCount {
+        EventCount(self.events.load(Ordering::SeqCst))
     }
 
     /// Something happened. Any context but NMI.
@@ -65,7 +65,7 @@ impl Queue {
 
     /// Sleeps until there are other events than `seen`, or, without an error, until `deadline_ns` on the monotonic clock.
     /// With no lock held: the host may freeze the waiter here for as long as it sleeps itself.
-    pub(crate) fn wait(&self, seen: Seen, until: Until, deadline_ns: Option<u64>) -> Result {
+    pub(crate) fn wait(&self, seen: EventCount, until: Until, deadline_ns: Option<u64>) -> Result {
         let state = match until {
             // Whoever waits for a guest is no load, whatever the guest does.
             Until::Killed => {
@@ -83,7 +83,7 @@ impl Queue {
                 bindings::prepare_to_wait_event(self.head.get(), entry.get(), state as i32)
             };
             let left = jiffies_left(deadline_ns);
-            if self.seen() != seen || left == 0 {
+            if self.event_count() != seen || left == 0 {
                 break Ok(());
             }
             if signal != 0 {

@@ -40,7 +40,7 @@ impl Awake {
     /// Calls `f` while the host is awake, and keeps it from falling asleep meanwhile. Waits for that, killable.
     pub(crate) fn during<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
         loop {
-            let seen = self.changed.seen();
+            let seen = self.changed.event_count();
             let awake = self.awake.lock();
             if *awake {
                 return f();

@@ -68,7 +68,7 @@ impl MiscDevice for VmFile {
     fn read_iter(kiocb: Kiocb<'_, KBox<Self>>, to: &mut IovIterDest<'_>) -> Result<usize> {
         let (node, stream) = kiocb.file().attached()?;
         loop {
-            let seen = stream.queue.seen();
+            let seen = stream.queue.event_count();
             // Before the look at the ring: what came before the end is still read.
             let over = node.is_over();
             match stream.read(to)? {
@@ -84,7 +84,7 @@ impl MiscDevice for VmFile {
         let (node, stream) = kiocb.file().attached()?;
         let mut done = 0;
         let mut push = || loop {
-            let seen = stream.queue.seen();
+            let seen = stream.queue.event_count();
             let held = node.held().map_err(|_| EPIPE)?;
             if let State::Stopped(_) = held.vm.state() {
                 return Err(EPIPE);

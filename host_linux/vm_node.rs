@@ -193,7 +193,7 @@ impl VmNode {
     ) -> Result<T> {
         let changed = &self.watch.changed;
         loop {
-            let seen = changed.seen();
+            let seen = changed.event_count();
             if let Some(answer) = ready() {
                 return answer;
             }

@@ -57,8 +57,8 @@ pub const WAKE: u8 = 0xf1;
 /// How many CPUs there may be.
 pub const CPUS: usize = 64;
 
-/// What a CPU saw.
-struct Seen {
+/// The traps that a CPU took.
+struct TrapRecord {
     recover_rip: AtomicU64,
     last: [AtomicU64; 5],
     last_interrupt: [AtomicU64; 3],
@@ -73,8 +73,8 @@ struct Seen {
     enough: AtomicU64,
 }
 
-static SEEN: [Seen; CPUS] = [const {
-    Seen {
+static RECORDS: [TrapRecord; CPUS] = [const {
+    TrapRecord {
         recover_rip: AtomicU64::new(0),
         last: [const { AtomicU64::new(0) }; 5],
         last_interrupt: [const { AtomicU64::new(0) }; 3],
@@ -109,8 +109,8 @@ const fn tss_selector(cpu: usize) -> u16 {
     }
 }
 
-fn seen() -> &'static Seen {
-    &SEEN[me() % CPUS]
+fn seen() -> &'static TrapRecord {
+    &RECORDS[me() % CPUS]
 }
 
 global_asm!(
@@ -246,7 +246,7 @@ fn nmi() {
 }
 
 /// Notes where a debug exception came and what DR6 says, and lets the instruction there run when it is gone back to.
-fn debug(frame: &mut Frame, seen: &Seen) {
+fn debug(frame: &mut Frame, seen: &TrapRecord) {
     const RF: u64 = 1 << 16;
     frame.rflags |= RF;
     let dr6: u64;
@@ -285,7 +285,7 @@ pub fn count(vector: u8) -> u32 {
 }
 /// How often it came to another one.
 pub fn count_of(cpu: usize, vector: u8) -> u32 {
-    SEEN[cpu].count[usize::from(vector)].load(Relaxed)
+    RECORDS[cpu].count[usize::from(vector)].load(Relaxed)
 }
 /// Once `vector` has come to this CPU so often, its handler returns with interrupts off: on a slow machine the next one may
 /// be there always, and leave no time to look.
@@ -300,7 +300,7 @@ pub fn count_address(vector: u8) -> u64 {
 }
 /// Forgets all counts, of all CPUs.
 pub fn reset_counts() {
-    let counts = SEEN.iter().flat_map(|seen| &seen.count);
+    let counts = RECORDS.iter().flat_map(|seen| &seen.count);
     counts.for_each(|count| count.store(0, Relaxed));
 }
 

@@ -96,7 +96,7 @@ extern "C" {
 
 fn stack_on_a_device() -> Outcome {
     scratch(0);
-    static PLACE: Place<[u32; FOUND]> = Place(UnsafeCell::new([0; FOUND]));
+    static PLACE: StaticCell<[u32; FOUND]> = StaticCell(UnsafeCell::new([0; FOUND]));
     let place = PLACE.0.get();
     // SAFETY: keeps RBX and RBP; 32-bit code leaves the upper halves of the others undefined. The place is its own.
     let found = unsafe {
@@ -130,9 +130,9 @@ fn stack_on_a_device() -> Outcome {
 }
 
 /// What only the first CPU uses, and its handlers.
-struct Place<T>(UnsafeCell<T>);
+struct StaticCell<T>(UnsafeCell<T>);
 // SAFETY: only the first CPU does these tests.
-unsafe impl<T> Sync for Place<T> {}
+unsafe impl<T> Sync for StaticCell<T> {}
 
 // frame_on_device(how): takes an event with its stack where no device answers. Its handler goes back to the caller, with the flags that it
 // found in RAX. `how`: 0 is INT, 1 #UD, 2 an interrupt that waits, 3 an NMI.
@@ -186,7 +186,7 @@ extern "C" {
 
 /// Calls `f` with a table in which each vector leads to the handler above, on the stack that there is.
 fn with_own_gates<R>(f: impl FnOnce() -> R) -> R {
-    static GATES: Place<[[u64; 2]; 256]> = Place(UnsafeCell::new([[0; 2]; 256]));
+    static GATES: StaticCell<[[u64; 2]; 256]> = StaticCell(UnsafeCell::new([[0; 2]; 256]));
     let handler = (&raw const frame_handler) as u64;
     let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
     #[repr(C, packed)]

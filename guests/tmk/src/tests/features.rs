@@ -24,22 +24,22 @@ const PKE: u64 = 1 << 22;
 const MCE: u64 = 1 << 6;
 
 /// Where CPUID tells of something: leaf, subleaf, register, bit.
-type Place = (u32, u32, usize, u32);
+type CpuidBit = (u32, u32, usize, u32);
 
-fn has((leaf, subleaf, register, bit): Place) -> bool {
+fn has((leaf, subleaf, register, bit): CpuidBit) -> bool {
     let last = cpuid(leaf & 1 << 31, 0)[0];
     leaf <= last && cpuid(leaf, subleaf)[register] >> bit & 1 != 0
 }
 
-const PCID: Place = (1, 0, 2, 17);
-const RDTSCP: Place = (0x8000_0001, 0, 3, 27);
-const RDPID: Place = (7, 0, 2, 22);
-const FSGSBASE: Place = (7, 0, 1, 0);
-const INVPCID: Place = (7, 0, 1, 10);
-const PKU: Place = (7, 0, 2, 3);
+const PCID: CpuidBit = (1, 0, 2, 17);
+const RDTSCP: CpuidBit = (0x8000_0001, 0, 3, 27);
+const RDPID: CpuidBit = (7, 0, 2, 22);
+const FSGSBASE: CpuidBit = (7, 0, 1, 0);
+const INVPCID: CpuidBit = (7, 0, 1, 10);
+const PKU: CpuidBit = (7, 0, 2, 3);
 
 /// Bits of CR4, and the features that they are there with (SDM 3A: 2.5).
-const CR4_BITS: [(u32, Place); 25] = [
+const CR4_BITS: [(u32, CpuidBit); 25] = [
     (0, (1, 0, 3, 1)),   // VME
     (1, (1, 0, 3, 1)),   // PVI
     (2, (1, 0, 3, 4)),   // TSD
@@ -250,7 +250,7 @@ fn takes(index: u32, value: u64) -> bool {
 }
 
 fn registers_follow_cpuid() -> Outcome {
-    let guarded: [(u32, &[Place]); 9] = [
+    let guarded: [(u32, &[CpuidBit]); 9] = [
         (0x3b, &[(7, 0, 1, 1)]),
         (
             0x48,
