@@ -53,7 +53,8 @@ def wait(process: subprocess.Popen, start: float, log: Path, title: str, takes: 
     say(f"{title}, {takes} …" if takes else f"{title} …")
     while not ends(process, HEARTBEAT_S):
         # With its name, as another step may run beside it.
-        print(f"    {time.monotonic() - start:4.0f} s  {title}: {last_line(log)}"[:120], file=sys.stderr, flush=True)
+        words = ": ".join(filter(None, (title, last_line(log))))
+        print(f"    {time.monotonic() - start:4.0f} s  {words}"[:120], file=sys.stderr, flush=True)
     return True
 
 

@@ -41,6 +41,8 @@ pub struct Pump<'a> {
     pub output: BorrowedFd<'a>,
     /// The way out, if keys are looked at.
     pub escape: Option<Escape>,
+    /// What the way out does, in words: "leaves".
+    pub leaving: &'static str,
     /// Ends the lines of the output, if it goes to a terminal in raw mode. Else the bytes stay as they are.
     pub newlines: Option<Newlines>,
     /// What else may end it.
@@ -75,6 +77,7 @@ impl<'a> Pump<'a> {
             input: None,
             output,
             escape: None,
+            leaving: "leaves",
             newlines: None,
             signals,
             stopped: None,
@@ -240,9 +243,9 @@ impl<'a> Pump<'a> {
         };
         let wish = escape.filter(typed, &mut self.to_guest);
         if wish == Some(Wish::Help) {
-            let key = escape.name();
+            let (key, leaving) = (escape.name(), self.leaving);
             say(&format!(
-                "\n[{key} q leaves; {key} {key} sends {key} to the guest]"
+                "\n[{key} q {leaving}; {key} {key} sends {key} to the guest]"
             ));
         }
         wish

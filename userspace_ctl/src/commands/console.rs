@@ -121,13 +121,19 @@ fn whereabouts(vm: &Info) -> String {
 }
 
 /// Pumps with the terminal, if there is one, passing each key on. It is restored when this returns.
-pub fn with_keys(pump: &mut Pump<'_>, vm: &str, verb: &str, key: u8) -> Result<End, Failure> {
+pub fn with_keys(
+    pump: &mut Pump<'_>,
+    vm: &str,
+    leaving: &'static str,
+    key: u8,
+) -> Result<End, Failure> {
     let escape = Escape::new(key);
-    let way_out = format!("[{vm}: {} q {verb}]", escape.name());
+    let way_out = format!("[{vm}: {} q {leaving}]", escape.name());
     let raw = RawMode::enter(stdin())?;
     if raw.is_some() {
         say(&way_out);
         pump.escape = Some(escape);
+        pump.leaving = leaving;
         pump.newlines = isatty(pump.output).then(Newlines::default);
     }
     let end = pump.run();

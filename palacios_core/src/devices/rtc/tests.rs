@@ -41,6 +41,12 @@ impl Bench {
     }
 }
 
+/// Firmware tables and old kernels count on the place of the century.
+#[test]
+fn the_century_is_where_a_pc_has_it() {
+    assert_eq!(CENTURY, 0x32);
+}
+
 #[test]
 fn shows_the_wall_clock_in_the_guests_digits() {
     let mut bench = Bench::new();
