@@ -42,8 +42,9 @@ fn storm(cpus: u32, vcpus: usize, kinds: usize, interrupts: u64) {
         );
         assert!(parks > 0, "not much of a storm: nobody slept");
         let beside = cpus > 1;
+        // At the end, the vCPU that stops the VM calls each of the others, and kicks it if it is in the guest just then.
         assert_eq!(
-            kicks > 0,
+            kicks >= vcpus as u64,
             beside,
             "{kicks} kicks, where senders run beside guests: {beside}"
         );
@@ -71,7 +72,7 @@ fn wait(vm: &TestVm<StormBackend>, storm: &Arc<Storm>) {
 /// As many vectors as there are.
 const ALL: usize = usize::MAX;
 
-/// Nobody is in the guest while another sends: no kick is needed.
+/// Nobody is in the guest while another sends: no kick is needed, but for the stop.
 #[test]
 fn on_one_cpu() {
     storm(1, 4, ALL, 100_000);
