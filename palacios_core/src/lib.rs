@@ -15,6 +15,7 @@ pub mod addr;
 pub mod alloc_ext;
 pub mod backend;
 pub mod boot;
+mod bytes;
 pub mod clock;
 pub mod conformance;
 pub mod devices;

@@ -4,11 +4,11 @@
 //!
 //! Written by hand, because `acpi_tables` allocates. Everything is fixed but the list of processors and serial ports.
 
-use super::bytes::align_up;
 use super::error::BootError;
 use super::layout::{ACPI_TABLES, MP_TABLES};
 use super::writer::Writer;
 use crate::addr::Gpa;
+use crate::bytes::align_up;
 use crate::devices::acpi::{
     PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, S5_SLEEP_TYPE, SCI_IRQ,
 };

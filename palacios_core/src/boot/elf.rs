@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a loader needs of ELF files, 32- and 64-bit, bounds-checked: the segments, and the notes.
 
-use super::bytes::{align_up, le16, le32, le64};
 use super::error::BootError;
+use crate::bytes::{self, align_up, le16, le32, le64};
 
 /// A piece of a kernel: bytes of its file and the zeros after them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,13 +206,9 @@ impl<'a> Note<'a> {
 }
 
 /// `file[at..at + bytes]`.
-pub(super) fn slice(file: &[u8], at: u64, bytes: u64) -> Result<&[u8], BootError> {
-    let get = || {
-        let rest = file.get(usize::try_from(at).ok()?..)?;
-        rest.get(..usize::try_from(bytes).ok()?)
-    };
-    get().ok_or(BootError::Truncated {
-        need: at.saturating_add(bytes),
+pub(super) fn slice(file: &[u8], at: u64, len: u64) -> Result<&[u8], BootError> {
+    bytes::slice(file, at, len).ok_or(BootError::Truncated {
+        need: at.saturating_add(len),
         have: file.len() as u64,
     })
 }

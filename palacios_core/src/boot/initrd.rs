@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A machine's initial file systems as one: Linux takes several that follow each other at multiples of 4.
 
-use super::bytes::align_up;
 use super::writer::Writer;
 use crate::addr::{Gpa, NotRam};
+use crate::bytes::align_up;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 

@@ -3,13 +3,13 @@
 //! a 32-bit one by the 32-bit boot protocol.
 
 use super::acpi::Tables;
-use super::bytes::{le16, le32, le64};
 use super::cpu::{self, Mode};
 use super::error::BootError;
 use super::initrd;
 use super::layout::{self, ACPI_TABLES, EBDA, HIGH_MEMORY};
 use super::writer::{write_zeros, Writer};
 use crate::addr::{Gpa, PAGE_SIZE};
+use crate::bytes::{le16, le32, le64};
 use crate::file_kind::has_linux_magic;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;

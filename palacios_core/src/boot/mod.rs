@@ -6,7 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod acpi;
-mod bytes;
 mod cpu;
 mod elf;
 mod error;

@@ -5,13 +5,13 @@
 //! As GRUB does, a 64-bit ELF file with a Multiboot header is loaded, too; it is entered in 32-bit mode like all others.
 
 use super::acpi::Tables;
-use super::bytes::le32;
 use super::elf::{Elf, Segment};
 use super::error::BootError;
 use super::layout::{self, EBDA, HIGH_MEMORY};
 use super::program::{self, Addresses, EntryPoint, Program, Source, Told, LOADER_NAME};
 use super::writer::Writer;
 use crate::addr::Gpa;
+use crate::bytes::le32;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 use crate::state::{CpuState, Reg};

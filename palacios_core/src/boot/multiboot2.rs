@@ -3,13 +3,13 @@
 //! lists of tags. A loader refuses a kernel whose header has a tag that it does not know, unless that is marked as optional.
 
 use super::acpi::Tables;
-use super::bytes::{align_up, le16, le32};
 use super::elf::Elf;
 use super::error::BootError;
 use super::layout::{self, EBDA, HIGH_MEMORY};
 use super::program::{self, Addresses, EntryPoint, Program, Source, Told, LOADER_NAME};
 use super::writer::Writer;
 use crate::addr::Gpa;
+use crate::bytes::{align_up, le16, le32};
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 use crate::state::{CpuState, Reg};

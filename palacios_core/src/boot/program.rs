@@ -8,7 +8,6 @@
 //! GDT, information: as high as they can be below the extended BIOS data area
 //! ```
 
-use super::bytes::{align_up, le32};
 use super::cpu::{self, Mode};
 use super::elf::{slice, Elf, Segment};
 use super::error::BootError;
@@ -16,6 +15,7 @@ use super::initrd;
 use super::layout::{EBDA, HIGH_MEMORY};
 use super::writer::{write_zeros, Writer};
 use crate::addr::{Gpa, NotRam, PAGE_SIZE};
+use crate::bytes::{align_up, le32};
 use crate::image::{Machine, Module};
 use crate::interfaces::GuestMemory;
 use crate::ram::LOW_RAM_END;

@@ -3,13 +3,13 @@
 //! `vmlinux`, the kernel in a Linux bzImage, is one.
 
 use super::acpi::Tables;
-use super::bytes::{le32, le64};
 use super::elf::Elf;
 use super::error::BootError;
 use super::layout::{self, ACPI_TABLES};
 use super::program::{self, EntryPoint, Program, Source, Told};
 use super::writer::Writer;
 use crate::addr::Gpa;
+use crate::bytes::{le32, le64};
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 use crate::state::CpuState;

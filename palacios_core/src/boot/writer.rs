@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What loaders write to guest memory: one thing after the other, and zeros.
 
-use super::bytes::align_up;
 use crate::addr::{Gpa, NotRam, PAGE_SIZE};
+use crate::bytes::align_up;
 use crate::interfaces::GuestMemory;
 
 /// Writes one thing after the other.

@@ -29,6 +29,7 @@
 use super::error::{self, ImageError, Part};
 use super::fdt::Tree;
 use crate::addr::PAGE_SIZE;
+use crate::bytes::{le32, le64, slice};
 use crate::file_kind::FileKind;
 
 /// The first bytes of a guest.img. The last two are lost in a transfer that takes the file for text.
@@ -147,7 +148,7 @@ impl Header {
             tree_bytes: le32(raw, 0x20)?,
             tree_crc: le32(raw, 0x24)?,
             blob_count: le32(raw, 0x28)?,
-            header_crc: le32(raw, HEADER_CRC_AT)?,
+            header_crc: le32(raw, HEADER_CRC_AT as u64)?,
         })
     }
 }
@@ -234,27 +235,4 @@ pub(super) fn header_checksum(raw: &[u8]) -> u32 {
     digest.update(&[0; 4]);
     digest.update(raw.get(HEADER_CRC_AT + 4..).unwrap_or(&[]));
     digest.finalize()
-}
-
-/// `bytes[at..at + len]`, if it is there.
-fn slice(bytes: &[u8], at: u64, len: u64) -> Option<&[u8]> {
-    let at = usize::try_from(at).ok()?;
-    let len = usize::try_from(len).ok()?;
-    bytes.get(at..)?.get(..len)
-}
-
-pub(super) fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .copied()
-        .map(u32::from_le_bytes)
-}
-
-pub(super) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
-    bytes
-        .get(at..)?
-        .first_chunk()
-        .copied()
-        .map(u64::from_le_bytes)
 }

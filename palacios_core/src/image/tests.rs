@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Images made by the writer and by `vm-fdt`, then spoiled.
 
-use super::container::{header_checksum, le32, le64, HEADER_CRC_AT};
+use super::container::{header_checksum, HEADER_CRC_AT};
 use super::fdt::Tree;
 use super::machine::{MAX_VCPUS, MIN_MEMORY_BYTES};
 use super::testing::Spec;
 use super::*;
+use crate::bytes::{le32, le64};
 use proptest::prelude::*;
 use vm_fdt::FdtWriter;
 

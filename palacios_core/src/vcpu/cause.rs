@@ -8,6 +8,7 @@
 //! (APM 2: 15.14.3), and refuses it; then nothing is found.
 #![forbid(unsafe_code)]
 
+use super::exceptions::DOUBLE_FAULT;
 use super::owned::{Replay, Vcpu};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
@@ -33,7 +34,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// The last instruction was executed again, and raised this.
     pub(super) fn replayed(&mut self, exception: Option<Exception>) {
-        const DOUBLE_FAULT: u8 = 8;
         let Some(replay) = self.replay.take() else {
             return;
         };

@@ -69,7 +69,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 }
 
-const DOUBLE_FAULT: u8 = 8;
+pub(super) const DOUBLE_FAULT: u8 = 8;
 const PAGE_FAULT: u8 = 14;
 
 /// The exception that follows when `second` arises while `first` is delivered; `None` is shutdown.

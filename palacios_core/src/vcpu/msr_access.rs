@@ -63,7 +63,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 Ok(self.pvclock.read_msr(index))
             }
             EFER => Ok(self.arch.control().efer),
-            TSC_ADJUST => Ok(self.tsc.ahead()),
+            TSC_ADJUST => Ok(self.tsc.ahead),
             MTRR_CAP => Ok(MTRR_CAP_VALUE),
             MCG_STATUS => Ok(self.msrs.mcg_status),
             PATCH_LEVEL | MCG_CAP | XSS => Ok(0),
@@ -90,7 +90,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let now = self.now(context);
         match index {
             TSC => self.move_tsc(value.wrapping_sub(now.tsc)),
-            TSC_ADJUST => self.move_tsc(value.wrapping_sub(self.tsc.ahead())),
+            TSC_ADJUST => self.move_tsc(value.wrapping_sub(self.tsc.ahead)),
             APIC_BASE => {
                 if value & APIC_BASE_X2APIC != 0 && !self.msrs.guest().has(Feature::X2apic) {
                     return Err(GP);
@@ -107,8 +107,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 self.apic_effect(context, effect);
             }
             WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now.tsc_khz != 0 => {
-                let is_ram = |at| context.vm.memory().is_ram(at);
-                self.pvclock.write_msr(index, value, is_ram)?;
+                let ram = context.vm.memory().layout();
+                self.pvclock.write_msr(index, value, ram)?;
             }
             EFER => self.set_efer(value)?,
             PATCH_LEVEL => {}
@@ -131,7 +131,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 }
                 valid
             }
-            None => self.arch.set_msr(index, value) || self.msrs.set_family::<H, B>(index, value),
+            None => self.arch.set_msr(index, value) || self.msrs.set_vendor::<H, B>(index, value),
         };
         match taken {
             true => Ok(()),

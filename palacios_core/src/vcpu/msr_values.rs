@@ -98,7 +98,7 @@ impl Msrs {
         }
     }
     /// Writes one; `false` if it takes nothing, or is in no table.
-    pub(super) fn set_family<H: Host, B: Backend<H>>(&mut self, index: u32, value: u64) -> bool {
+    pub(super) fn set_vendor<H: Host, B: Backend<H>>(&mut self, index: u32, value: u64) -> bool {
         match VendorMsrs::find(B::VENDOR_MSRS, index).map(|row| row.content) {
             None | Some(Content::ReadOnly(_)) => false,
             Some(Content::Kept { slot, writable, .. }) => {

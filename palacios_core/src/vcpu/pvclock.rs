@@ -11,6 +11,7 @@ use crate::addr::{Gpa, NotRam};
 use crate::clock::NS_PER_S;
 use crate::interfaces::GuestMemory;
 use crate::interrupts::lapic::GeneralProtection;
+use crate::ram::RamLayout;
 use core::sync::atomic::{fence, Ordering};
 
 /// The first leaf: signature and last leaf.
@@ -109,7 +110,7 @@ impl PvClock {
         &mut self,
         index: u32,
         value: u64,
-        is_ram: impl Fn(Gpa) -> bool,
+        ram: RamLayout,
     ) -> Result<(), GeneralProtection> {
         let (at, enabled) = (value & !ENABLE, value & ENABLE != 0);
         let (at, align, bytes, wanted) = match index {
@@ -117,8 +118,7 @@ impl PvClock {
             STEAL_TIME => (at, STEAL_TIME_BYTES, STEAL_TIME_BYTES, enabled),
             _ => (at, 4, SYSTEM_TIME_BYTES, enabled),
         };
-        let last = at.checked_add(bytes.wrapping_sub(1));
-        let fits = is_ram(Gpa(at)) && last.is_some_and(|last| is_ram(Gpa(last)));
+        let fits = ram.contains_all(Gpa(at), bytes);
         if wanted && !(fits && at & (align - 1) == 0) {
             return Err(GeneralProtection);
         }
@@ -235,10 +235,7 @@ mod tests {
     use proptest::prelude::*;
 
     const RAM: u64 = 0x4000;
-
-    fn is_ram(at: Gpa) -> bool {
-        at.0 < RAM
-    }
+    const LAYOUT: RamLayout = RamLayout::new(RAM);
 
     fn now() -> Instant {
         Instant {
@@ -277,9 +274,9 @@ mod tests {
     #[test]
     fn says_how_the_counter_converts_and_when_it_began() {
         let (mut clock, machine) = (PvClock::default(), machine());
-        let enable = clock.write_msr(SYSTEM_TIME, 0x1ffc | ENABLE, is_ram);
+        let enable = clock.write_msr(SYSTEM_TIME, 0x1ffc | ENABLE, LAYOUT);
         assert_eq!(enable, Ok(()));
-        assert_eq!(clock.write_msr(WALL_CLOCK, 0x2100, is_ram), Ok(()));
+        assert_eq!(clock.write_msr(WALL_CLOCK, 0x2100, LAYOUT), Ok(()));
         assert!(clock.is_due());
         clock.publish(&machine, now()).unwrap();
         assert!(!clock.is_due());
@@ -298,7 +295,7 @@ mod tests {
         clock.set_stable(true);
         assert!(!clock.is_due(), "nobody enabled it");
         clock
-            .write_msr(SYSTEM_TIME, 0x1000 | ENABLE, is_ram)
+            .write_msr(SYSTEM_TIME, 0x1000 | ENABLE, LAYOUT)
             .unwrap();
         clock.publish(&machine, now()).unwrap();
         let first = page(&machine, 0x1000);
@@ -308,7 +305,7 @@ mod tests {
         clock.publish(&machine, now()).unwrap();
         let second = page(&machine, 0x1000);
         assert!(second[29] == 0 && second[0] != first[0]);
-        clock.write_msr(SYSTEM_TIME, 0, is_ram).unwrap();
+        clock.write_msr(SYSTEM_TIME, 0, LAYOUT).unwrap();
         clock.counter_changed();
         assert!(!clock.is_due(), "disabled");
     }
@@ -319,7 +316,7 @@ mod tests {
         clock.set_waited(3_000);
         assert!(!clock.is_due(), "nobody enabled it");
         clock
-            .write_msr(STEAL_TIME, 0x1040 | ENABLE, is_ram)
+            .write_msr(STEAL_TIME, 0x1040 | ENABLE, LAYOUT)
             .unwrap();
         clock.publish(&machine, now()).unwrap();
         let stolen = |machine| u64::from_le_bytes(page(machine, 0x1040)[..8].try_into().unwrap());
@@ -332,7 +329,7 @@ mod tests {
         clock.publish(&machine, now()).unwrap();
         assert_eq!(stolen(&machine), 4_999_999_999_000);
         assert_eq!(page(&machine, 0x1040)[8], version + 2);
-        clock.write_msr(STEAL_TIME, 0, is_ram).unwrap();
+        clock.write_msr(STEAL_TIME, 0, LAYOUT).unwrap();
         clock.set_waited(6_000_000_000_000);
         assert!(!clock.is_due(), "disabled");
     }
@@ -365,7 +362,7 @@ mod tests {
         };
         for round in 1..=2 {
             clock
-                .write_msr(SYSTEM_TIME, 0x1000 | ENABLE, is_ram)
+                .write_msr(SYSTEM_TIME, 0x1000 | ENABLE, LAYOUT)
                 .unwrap();
             clock.publish(&reader, now()).unwrap();
             let versions = reader.versions.take();
@@ -388,11 +385,11 @@ mod tests {
             (STEAL_TIME, 0x1020 | ENABLE),
             (STEAL_TIME, RAM | ENABLE),
         ] {
-            let answer = clock.write_msr(index, value, is_ram);
+            let answer = clock.write_msr(index, value, LAYOUT);
             assert_eq!(answer, Err(GeneralProtection), "{value:#x}");
             assert!(!clock.is_due());
         }
-        let answer = clock.write_msr(SYSTEM_TIME, last | ENABLE, is_ram);
+        let answer = clock.write_msr(SYSTEM_TIME, last | ENABLE, LAYOUT);
         assert_eq!(answer, Ok(()));
         assert_eq!(clock.read_msr(SYSTEM_TIME), last | ENABLE);
     }

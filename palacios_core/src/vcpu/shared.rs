@@ -6,7 +6,7 @@ use super::presence::{Call, Presence};
 use super::times::{Reading, TimeClass, Times};
 use crate::host::{Host, Thread};
 use crate::interrupts::destination::DestinationFilter;
-use crate::interrupts::pending::Pending;
+use crate::interrupts::pending::{Events, Pending};
 use crate::stats::{Counter, Snapshot, Stats};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,6 +45,13 @@ impl<H: Host> VcpuShared<H> {
     }
     pub(crate) fn set_filter(&self, filter: DestinationFilter) {
         self.filter.store(filter.to_bits(), Ordering::Release);
+    }
+
+    /// Posts events, and has the vCPU look at them if they are news. Any context.
+    pub(crate) fn post(&self, events: Events) {
+        if self.pending.post(events) {
+            self.kick();
+        }
     }
 
     /// Has the vCPU look at its pending word, which the caller has just written. Any context.

@@ -69,7 +69,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             self.tick_cost.measured = Some(Tick {
                 source,
                 begin_ns,
-                waited_ns: waited_ns(context),
+                waited_ns: context.shared.waited_ns(),
             });
             self.waits_for |= WaitsFor::TICK_END;
             self.hold_meanwhile(context, source, begin_ns, LONGEST_NS);
@@ -101,7 +101,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let now_ns = context.vm.clock().now_ns();
         let cost_ns = now_ns
             .saturating_sub(tick.begin_ns)
-            .saturating_sub(waited_ns(context).saturating_sub(tick.waited_ns))
+            .saturating_sub(context.shared.waited_ns().saturating_sub(tick.waited_ns))
             .min(LONGEST_NS);
         self.tick_cost.pause_ends_ns =
             pause_ends_ns.max(now_ns.saturating_add(cost_ns.saturating_mul(2)));
@@ -180,11 +180,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             () => of_apic.then_some(Source::LocalApic),
         }
     }
-}
-
-/// How long the vCPU's thread has waited for a CPU, where the host counts that.
-fn waited_ns<H: Host, B: Backend<H>>(context: &RunContext<'_, H, B>) -> u64 {
-    context.shared.thread().waited_ns().unwrap_or(0)
 }
 
 /// The vectors of devices' ticks.

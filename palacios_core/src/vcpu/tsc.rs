@@ -8,7 +8,7 @@
 pub(super) struct Tsc {
     /// What it is ahead of the host's, on the CPU where it was last loaded, as the backend knows it.
     pub(super) offset: u64,
-    /// What it is ahead of the VM's, because the guest wrote it.
+    /// What it is ahead of the VM's, because the guest wrote it: IA32_TSC_ADJUST.
     pub(super) ahead: u64,
     /// The VM's, when this vCPU last ran: it does not go back.
     pub(super) last: u64,
@@ -18,9 +18,5 @@ impl Tsc {
     /// After power-on it shows what the VM's does. The backend still has the offset.
     pub(super) fn reset(&mut self) {
         self.ahead = 0;
-    }
-    /// What the guest put on top of the VM's counter, by writing its own: IA32_TSC_ADJUST.
-    pub(super) fn ahead(&self) -> u64 {
-        self.ahead
     }
 }

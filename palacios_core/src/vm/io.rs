@@ -56,9 +56,7 @@ impl<H: Host> VmShared<H> {
     /// called the device, or `None` for the host. The first vCPU itself looks before each entry, and need not be told.
     pub(super) fn tell_of_deadline(&self, from: Option<u32>, nearer: bool) {
         if let (true, Some(first)) = (nearer && from != Some(0), self.vcpu(0)) {
-            if first.pending.post(Events::DEADLINE) {
-                first.kick();
-            }
+            first.post(Events::DEADLINE);
         }
     }
 

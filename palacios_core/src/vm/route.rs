@@ -64,9 +64,7 @@ impl<H: Host> MessageSink for VmShared<H> {
 
     fn pic_output(&self) {
         if let Some(first) = self.vcpu(0) {
-            if first.pending.post(Events::PIC_OUTPUT) {
-                first.kick();
-            }
+            first.post(Events::PIC_OUTPUT);
         }
     }
 }

@@ -157,9 +157,7 @@ impl<H: Host> VmShared<H> {
     /// Has every vCPU look at the run state.
     pub(super) fn call_all(&self) {
         for vcpu in &self.vcpus {
-            if vcpu.pending.post(Events::STATE) {
-                vcpu.kick();
-            }
+            vcpu.post(Events::STATE);
         }
     }
 }
