@@ -46,6 +46,12 @@ def qemu(root: Path) -> list[str]:
     return [*rooted(root, "qemu-system-x86_64"), "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios")]
 
 
+def plain_pc(root: Path) -> list[str]:
+    """A PC for a test kernel, without our VMM: QEMU's status is twice what the kernel wrote to its exit port, and 1."""
+    return [*qemu(root), "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc", "-accel", "tcg", "-m", "256",
+            "-cpu", "max,svm=off,pmu=off", "-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "pc-testdev"]
+
+
 def machine(shape: Shape) -> list[str]:
     # A host that resets or switches itself off ends QEMU, with status 0.
     options = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-cpu", shape.cpu]

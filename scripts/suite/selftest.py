@@ -171,12 +171,18 @@ def guest_without_end():
 
 
 def no_guest_at_all():
-    """What no guest can be made of is named, with what it looks like, before anything boots."""
-    words = {"nowhere": b"nowhere: there is no such file", "README.md": b"README.md, taken for a guest.toml, as it is a text",
-             "build/tools/v3": b"it is an ELF file without a Multiboot header"}
-    runs = {file: user_run("--image", file) for file in words}
+    """A file of which no guest can be made and a wrong option are named before anything boots."""
+    tmk = ("--image", "build/guests/tmk/tmk", "--")
+    wrong = {("--image", "nowhere"): (1, b"nowhere: there is no such file"),
+             ("--image", "README.md"): (1, b"README.md, taken for a guest.toml, as it is a text"),
+             ("--image", "build/tools/v3"): (126, b"it is an ELF file without a Multiboot header"),
+             (*tmk, "--initrd", "nowhere"): (125, b"nowhere: no such file"),
+             (*tmk, "--cpus", "65"): (126, b"--cpus: a machine has 1 to 64"),
+             (*tmk, "--speed", "9"): (125, b"unexpected argument '--speed'")}
+    runs = {words: user_run(*words) for words in wrong}
     bochs_run = user_run("--gdb", "--machine", "vtx")
-    good = all(run.returncode == 1 and words[file] in run.stderr and b"booting" not in run.stderr for file, run in runs.items())
+    good = all(run.returncode == wrong[words][0] and wrong[words][1] in run.stderr and b"booting" not in run.stderr
+               for words, run in runs.items())
     return good and bochs_run.returncode == 1 and b"Take the machine svm" in bochs_run.stderr, (runs, bochs_run)
 
 

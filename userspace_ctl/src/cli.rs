@@ -260,6 +260,9 @@ pub struct Run {
     /// Print one line of JSON at the end; the guest's output goes to standard error
     #[arg(long)]
     pub json: bool,
+    /// Only check the options, the image and the files; needs no host
+    #[arg(long)]
+    pub check: bool,
     #[command(flatten)]
     pub key: EscapeKey,
     #[command(flatten)]

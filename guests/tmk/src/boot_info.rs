@@ -240,6 +240,6 @@ pub fn number(name: &str) -> Option<u64> {
     argument(name)?.parse().ok()
 }
 /// Whether another machine than this project's VMM is to judge the tests.
-pub fn elsewhere() -> bool {
+pub fn judged_by_another_machine() -> bool {
     argument("machine") == Some("other")
 }

@@ -36,7 +36,7 @@ pub enum When {
     /// With `test=all`, on every machine: it comes back, and needs nothing from outside.
     Always,
     /// With `test=all`, on this project's VMM.
-    Here,
+    Ours,
     /// With `test=all`, on every machine that has the device of test kernels.
     Device,
     /// With `test=all` and with `test=several`, on every machine of more than one processor.
@@ -112,7 +112,7 @@ fn list() {
     for test in all() {
         let when = match test.when {
             When::Always => "always",
-            When::Here => "here",
+            When::Ours => "ours",
             When::Device => "device",
             When::Several => "several",
             When::Named => "named",
@@ -127,7 +127,7 @@ fn run(wanted: &str) -> (u32, u32) {
     for test in all() {
         let routine = match test.when {
             When::Always => true,
-            When::Here => !boot_info::elsewhere(),
+            When::Ours => !boot_info::judged_by_another_machine(),
             When::Device => tests::pc::has_test_device(),
             When::Several => smp::count() > 1,
             When::Named => false,

@@ -24,6 +24,9 @@ pub fn wait(args: &Wait) -> Outcome {
 }
 
 pub fn run(args: &Run) -> Outcome {
+    if args.check {
+        return image_of(args.image.as_deref(), args.build, &args.changes).map(|_| 0);
+    }
     let report = run_vm(args).map(|report| report.judged(args.expect));
     conclude(report, args.json, Report::tell)
 }

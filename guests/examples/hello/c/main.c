@@ -3,20 +3,21 @@
 #include "machine.h"
 #include "multiboot.h"
 
-/* The number behind `name` in `line`, or -1 if the name is not there. */
+/* The number behind `name` at the start of a word of `line`, or -1 if there is none from 0 to 255. */
 static int option(const char *line, const char *name)
 {
-	for (; *line; line++) {
-		const char *at = line, *rest = name;
-		int number = 0;
+	for (const char *word = line; *word; word++) {
+		const char *at = word, *rest = name;
+		int number = 0, digits = 0;
 
+		if (word != line && word[-1] != ' ')
+			continue;
 		while (*rest && *rest == *at)
 			rest++, at++;
-		if (*rest)
-			continue;
-		while (*at >= '0' && *at <= '9')
-			number = number * 10 + (*at++ - '0');
-		return number;
+		while (!*rest && *at >= '0' && *at <= '9' && number <= 255)
+			number = number * 10 + (*at++ - '0'), digits++;
+		if (digits && number <= 255 && (!*at || *at == ' '))
+			return number;
 	}
 	return -1;
 }

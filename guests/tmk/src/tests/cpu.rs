@@ -19,7 +19,7 @@ tests!(
     avx_state_lasts,
     xcr0_rules,
     cache_instructions;
-    here: cpuid_signature, cpuid_hides, unknown_msr_faults, efer_refuses, vm_instructions_fault, hypercall_answers
+    ours: cpuid_signature, cpuid_hides, unknown_msr_faults, efer_refuses, vm_instructions_fault, hypercall_answers
 );
 
 const GP: u64 = 13;

@@ -25,7 +25,7 @@ tests!(
     general_detect_is_no_step,
     icebp,
     icebp_under_single_step;
-    here: single_step_over_hlt, faults_push_the_resume_flag
+    ours: single_step_over_hlt, faults_push_the_resume_flag
 );
 
 /// Bits of DR6 (APM 2: 13.1.1.3).

@@ -22,7 +22,7 @@ tests!(
     mmio_of_user,
     crossing_faults_like_memory,
     port_widths;
-    here: mmio_narrow, mmio_wide, mmio_segments, mmio_across_pages, empty_space, mmio_unknown_of_user;
+    ours: mmio_narrow, mmio_wide, mmio_segments, mmio_across_pages, empty_space, mmio_unknown_of_user;
     named: counted
 );
 

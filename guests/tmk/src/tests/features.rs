@@ -13,7 +13,7 @@ tests!(
     fs_and_gs_bases,
     process_contexts,
     protection_keys;
-    here: cr4_follows_cpuid, registers_follow_cpuid, registers_of_the_family, tsc_adjust_moves_the_counter, machine_checks_have_registers
+    ours: cr4_follows_cpuid, registers_follow_cpuid, registers_of_the_family, tsc_adjust_moves_the_counter, machine_checks_have_registers
 );
 
 const GP: u64 = 13;

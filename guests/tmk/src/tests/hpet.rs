@@ -14,7 +14,7 @@ use crate::{check, check_eq, tests, trap, Outcome};
 tests!(
     hpet_counts,
     hpet_replaces_the_timer;
-    here: hpet_one_shot, hpet_periodic, hpet_level
+    ours: hpet_one_shot, hpet_periodic, hpet_level
 );
 
 const VECTOR: u8 = 0x5a;

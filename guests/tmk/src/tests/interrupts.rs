@@ -28,7 +28,7 @@ tests!(
     apic_timer_masked,
     apic_timer_stopped,
     uart_interrupt;
-    here: lint0_as_a_vector
+    ours: lint0_as_a_vector
 );
 
 /// The first serial port's line, at both controllers.

@@ -23,7 +23,7 @@ tests!(
     ioapic_logical_and_lowest,
     ioapic_to_nobody,
     ioapic_takes_any_value;
-    here: no_directed_end
+    ours: no_directed_end
 );
 
 const IOAPIC: u64 = 0xfec0_0000;

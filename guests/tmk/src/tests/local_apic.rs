@@ -26,7 +26,7 @@ tests!(
     spurious_vector_is_not_in_service,
     nmi_while_disabled,
     x2apic_mode;
-    here: cr8_has_four_bits, lvt_is_masked_while_disabled, illegal_register_is_an_error, x2apic_refuses, mode_changes, x2apic_register_rules, illegal_vector_is_an_error, error_interrupt,
+    ours: cr8_has_four_bits, lvt_is_masked_while_disabled, illegal_register_is_an_error, x2apic_refuses, mode_changes, x2apic_register_rules, illegal_vector_is_an_error, error_interrupt,
     disabled_takes_no_vectors, registers_take_any_value, x2apic_registers_take_any_value
 );
 

@@ -67,11 +67,11 @@ pub static ALL: &[&[Test]] = &[
 /// kernels, those for more than one processor, those that must be named.
 #[macro_export]
 macro_rules! tests {
-    ($($name:ident),* $(,)? $(; here: $($here:ident),* $(,)?)? $(; device: $($device:ident),* $(,)?)?
+    ($($name:ident),* $(,)? $(; ours: $($ours:ident),* $(,)?)? $(; device: $($device:ident),* $(,)?)?
         $(; several: $($several:ident),* $(,)?)? $(; named: $($special:ident),* $(,)?)?) => {
         pub static TESTS: &[$crate::Test] = &[
             $($crate::Test { name: stringify!($name), run: $name, when: $crate::When::Always },)*
-            $($($crate::Test { name: stringify!($here), run: $here, when: $crate::When::Here },)*)?
+            $($($crate::Test { name: stringify!($ours), run: $ours, when: $crate::When::Ours },)*)?
             $($($crate::Test { name: stringify!($device), run: $device, when: $crate::When::Device },)*)?
             $($($crate::Test { name: stringify!($several), run: $several, when: $crate::When::Several },)*)?
             $($($crate::Test { name: stringify!($special), run: $special, when: $crate::When::Named },)*)?

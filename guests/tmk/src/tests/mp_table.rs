@@ -4,7 +4,7 @@
 use crate::io::cpuid;
 use crate::{check, check_eq, tests, Outcome};
 
-tests!(mp_table_wires_the_io_apic; here: mp_table_lists_the_processors);
+tests!(mp_table_wires_the_io_apic; ours: mp_table_lists_the_processors);
 
 /// The range of the BIOS, one of those to search (chapter 4).
 const SEARCHED: core::ops::Range<usize> = 0xf_0000..0x10_0000;

@@ -12,7 +12,7 @@ use core::arch::asm;
 tests!(
     address_line_20_reads_back,
     pit_status_shows_the_mode_as_written;
-    here: cursor_reads_back, text_stays, uart_break_in_loopback;
+    ours: cursor_reads_back, text_stays, uart_break_in_loopback;
     device: test_ports, test_bytes, test_lines, test_memory, test_forgets_a_page
 );
 
@@ -124,7 +124,7 @@ fn test_lines() -> Outcome {
     apic::on();
     // Not the timer's two inputs, nor the serial port's and the power management's. QEMU takes none above 15.
     let pins: [u16; 9] = [1, 5, 7, 10, 11, 15, 16, 19, 23];
-    let some = if boot_info::elsewhere() { 6 } else { 9 };
+    let some = if boot_info::judged_by_another_machine() { 6 } else { 9 };
     for pin in pins.into_iter().take(some) {
         set_pin(pin.into(), VECTOR.into());
         trap::reset_counts();

@@ -8,7 +8,7 @@ use core::sync::atomic::{fence, Ordering};
 
 // QEMU takes no writes of the counter.
 tests!(
-    ; here: tsc_can_be_written, clock_is_offered, clock_runs_with_the_tsc, clock_follows_a_written_tsc, wall_clock_is_written,
+    ; ours: tsc_can_be_written, clock_is_offered, clock_runs_with_the_tsc, clock_follows_a_written_tsc, wall_clock_is_written,
     steal_time_is_written,
     bad_clock_addresses_fault, clock_msrs_not_offered_fault
 );

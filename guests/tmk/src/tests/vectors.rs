@@ -7,7 +7,7 @@ use crate::{check_eq, fault, tests, Outcome};
 use core::arch::asm;
 
 // Other local APICs answer accesses of 4 bytes only.
-tests!(; here: mmio_mmx, mmio_sse, mmio_avx);
+tests!(; ours: mmio_mmx, mmio_sse, mmio_avx);
 
 const OSXSAVE: u64 = 1 << 18;
 const VERSION: u64 = LAPIC + 0x30;
