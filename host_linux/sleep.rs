@@ -65,7 +65,7 @@ pub(crate) trait HostSleep: Send + Sync {
     fn host_wakes(&self);
 }
 
-/// Has the kernel tell a [`HostSleep`].
+/// Through it the kernel tells a [`HostSleep`].
 #[pin_data(PinnedDrop)]
 pub(crate) struct Notifier<T: HostSleep> {
     #[pin]

@@ -59,11 +59,11 @@ pub struct VmClock<H: Host> {
     tsc_of_ns: Ratio,
     ns_of_tsc: Ratio,
     tsc_khz: u32,
-    /// What the host's clock is ahead of the VM's.
+    /// How far the VM's clock is behind the host's.
     behind_ns: AtomicU64,
-    /// What the host's counter is ahead of the guest's.
+    /// How far the guest's counter is behind the host's.
     behind_tsc: AtomicU64,
-    /// What this clock, in ticks, is ahead of the guest's counter; or [`HOST_COUNTER`].
+    /// How far the guest's counter is behind this clock, counted in ticks; or [`HOST_COUNTER`].
     behind_clock: AtomicU64,
     /// The VM's time at which it was paused, or [`RUNNING`].
     paused_ns: AtomicU64,

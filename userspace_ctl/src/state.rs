@@ -68,7 +68,6 @@ numbers! {
     TestExit = V3_REASON_TEST_EXIT, "test-exit";
     /// Someone asked for it.
     Request = V3_REASON_REQUEST, "request";
-    /// The guest reset more often than its image allows.
     /// A fault while delivering a double fault.
     TripleFault = V3_REASON_TRIPLE_FAULT, "triple-fault";
     /// The processor gave an exit that nothing handles.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Traps: the descriptor tables of each CPU, the stubs, and the handlers of interrupts.
+//! Traps: the descriptor tables of each CPU, the stubs, the numbers of the vectors, and which function is called for each.
 //!
 //! Exceptions go to `fault.rs`. An interrupt goes to the function that was registered for its vector; then the local APIC is
 //! told that it was taken, and then another thread may take the CPU. This file knows none of them: each registers itself when
-//! the kernel starts.
+//! the kernel starts, from the file of what interrupts: `apic.rs` for sources of the local APIC, `serial_input.rs` for the console.
 
 use super::cpu;
 use super::fault::{self, DOUBLE_FAULT, MACHINE_CHECK, NMI};

@@ -142,9 +142,11 @@ impl<'a> Program<'a> {
                 translated = Some(segment.start.saturating_add(offset));
             }
         }
-        // Segments may overlap, but not so that loading them takes forever.
+        // Segments may overlap, but not so much that loading them takes forever.
         if bytes > end {
-            return Err(BootError::BadKernel("its segments overlap"));
+            return Err(BootError::BadKernel(
+                "its segments overlap: together they are longer than the memory that they cover",
+            ));
         }
         let entry = translated.or(physical);
         Ok(Program {

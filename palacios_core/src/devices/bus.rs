@@ -116,7 +116,7 @@ impl<H: Host> Bus<H> {
         earliest.map(|at| at.max(self.held_until_ns.load(Ordering::Relaxed)))
     }
 
-    /// Has all devices be late: their deadlines are met at `until_ns` at the earliest. `true`: the time that
+    /// Delays all devices: they meet their deadlines at `until_ns` at the earliest. `true`: the time that
     /// was given before was later.
     pub fn hold(&self, until_ns: u64) -> bool {
         self.held_until_ns.swap(until_ns, Ordering::Relaxed) > until_ns

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Ports for those who debug and test: two that print, one that ends the VM with a status, one that is ignored.
+//! Ports for those who debug and test: two that print, one that ends the VM with a status, and port 0x80 for
+//! power-on self-test codes, whose writes are ignored.
 #![forbid(unsafe_code)]
 
 use super::{ByteStream, Cx, Device, PortIo};

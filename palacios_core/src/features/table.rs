@@ -126,7 +126,8 @@ impl Feature {
         let row = TABLE.iter().find(|row| row.name == name);
         row.map(|row| row.feature)
     }
-    /// A guest that would have it can do without: it is neither a register of the guest's nor never there.
+    /// Whether `cpu` in a guest.toml may take the feature away. Not one that the guest itself switches on by a register (OSXSAVE), and
+    /// not one that no guest has.
     pub fn can_be_taken_away(self) -> bool {
         let offer = self.row().map(|row| row.offer);
         matches!(offer, Some(Offer::Host | Offer::Always))

@@ -241,8 +241,9 @@ impl ApicTimer {
         let expired = from.bool("lapic.timer.expired")?;
         let counts_right = mode.counts() || !counting && initial_count == 0;
         let deadline_right = mode == TimerMode::TscDeadline || tsc_deadline == 0;
-        let stands = !counting && expires_ns != 0 || counting && initial_count == 0;
-        if divide & !0b1011 != 0 || !counts_right || !deadline_right || stands {
+        // It has an expiry exactly while it counts, and it cannot count from zero.
+        let contradicts = !counting && expires_ns != 0 || counting && initial_count == 0;
+        if divide & !0b1011 != 0 || !counts_right || !deadline_right || contradicts {
             return Err(StateError::Value("lapic.timer"));
         }
         Ok(Self {

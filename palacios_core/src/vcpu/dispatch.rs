@@ -53,7 +53,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.stopping.get_or_insert(reason);
     }
 
-    /// By an instruction, or by an event that met a task gate: then there is none at RIP that could be emulated.
+    /// A task switch. An instruction asked for it, or an event met a task gate; then the instruction at RIP has nothing to do with it, and
+    /// emulating it would be wrong.
     pub(super) fn task_switch(&mut self) {
         let rip = self.arch.rip();
         self.stop(StopReason::TaskSwitch { rip });

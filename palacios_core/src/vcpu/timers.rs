@@ -58,8 +58,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.rearm = false;
     }
 
-    /// In the window, when the guest takes interrupts: begins the measure if a tick waited for that. `false`: one is measured,
-    /// and may be over, which is for outside.
+    /// In the window, when the guest takes interrupts: begins the measure if a tick waited for that. `false`: a measure is under
+    /// way and may be over; to look needs locks that may sleep, so the vCPU leaves the window for it.
     pub(super) fn interrupt_window(&mut self, context: &RunContext<'_, H, B>) -> bool {
         if self.tick_cost.measured.is_some() {
             return false;

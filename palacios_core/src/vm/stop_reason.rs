@@ -64,25 +64,35 @@ pub enum StopReason {
 impl StopReason {
     /// The guest is to blame.
     pub fn is_guest_error(self) -> bool {
-        use StopReason::*;
-        matches!(
-            self,
-            TripleFault { .. }
-                | Unemulated { .. }
-                | NoMemoryAt { .. }
-                | TaskSwitch { .. }
-                | UnknownExit { .. }
-                | BadState(_)
-        )
+        self.blame() == Blame::Guest
     }
     /// The host is to blame.
     pub fn is_host_error(self) -> bool {
-        use StopReason::*;
-        matches!(
-            self,
-            OutOfMemory | MachineCheck | HostGone | HostTaken | ResetFailed
-        )
+        self.blame() == Blame::Host
     }
+
+    /// Each reason is named, so that a new one cannot be forgotten here.
+    fn blame(self) -> Blame {
+        use StopReason::*;
+        match self {
+            PoweredOff | Exit(_) | Requested => Blame::Nobody,
+            TripleFault { .. }
+            | Unemulated { .. }
+            | NoMemoryAt { .. }
+            | TaskSwitch { .. }
+            | UnknownExit { .. }
+            | BadState(_) => Blame::Guest,
+            OutOfMemory | MachineCheck | HostGone | HostTaken | ResetFailed => Blame::Host,
+        }
+    }
+}
+
+/// Whose fault it was that a VM stopped.
+#[derive(PartialEq, Eq)]
+enum Blame {
+    Nobody,
+    Guest,
+    Host,
 }
 
 impl fmt::Display for StopReason {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Which of a CPU's ready threads runs next, and for how long. `scheduler.rs` has the mechanism.
+//! Which of a CPU's ready threads runs next, and for how long. `scheduler.rs` has the mechanism: it tells a
+//! policy what happened, and names the policy that is used (`Ready`).
 
 use super::control_block::Thread;
 use core::ptr::null;

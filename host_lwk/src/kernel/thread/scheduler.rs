@@ -123,7 +123,7 @@ pub fn must_yield() -> bool {
     SCHEDULERS.current().reschedule.load(Ordering::Acquire)
 }
 
-/// Has another thread have this CPU, soon. With interrupts off.
+/// Asks that another thread runs on this CPU soon. With interrupts off.
 pub(super) fn ask_to_yield() {
     let scheduler = SCHEDULERS.current();
     scheduler.reschedule.store(true, Ordering::Release);
@@ -265,15 +265,15 @@ fn begin_slice() {
     }
 }
 
-/// Lets the next thread run, with interrupts off; returns when the turn is the caller's again. One that sleeps returns at once
-/// if it is `ready` after all: nobody wakes it between that look and its sleep.
-pub(super) fn schedule(why: Reason, ready: impl Fn() -> bool) {
+/// Lets the next thread run, with interrupts off. It returns when the policy has chosen the caller again. A thread that wants to
+/// sleep does not if it is `awake` after all: that is asked with the list locked, so nobody can wake it between the question and its sleep.
+pub(super) fn schedule(why: Reason, awake: impl Fn() -> bool) {
     let scheduler = SCHEDULERS.current();
     let mut others = scheduler.ready.lock();
     // SAFETY: it runs, so it exists.
     let before = unsafe { &*scheduler.current.get() };
     let moves = !scheduler.is_idle() && before.target.load(Ordering::Relaxed) != cpu::current();
-    if why == Reason::Sleeps && ready() {
+    if why == Reason::Sleeps && awake() {
         return;
     }
     if why == Reason::Yields && others.is_empty() && !moves {

@@ -85,7 +85,7 @@ pub(super) struct Caps {
     pub secondary: u32,
     pub exit: u32,
     pub entry: u32,
-    /// Bits of CR0 that are 1 in any guest, and those that it may not have for its own.
+    /// Bits of CR0 that are 1 in any guest; and those whose value the processor takes from us, so that a guest's write of them exits.
     pub cr0_fixed: u64,
     pub cr0_guarded: u64,
     /// The same of CR4.

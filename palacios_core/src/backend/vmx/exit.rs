@@ -15,7 +15,7 @@ pub(super) mod reason {
     pub const EXTERNAL_INTERRUPT: u16 = 1;
     pub const TRIPLE_FAULT: u16 = 2;
     pub const INIT: u16 = 3;
-    /// Behind it start-up messages and two kinds of SMI.
+    /// 4 and 5 are a start-up message and an SMI in an I/O instruction, which cannot come here.
     pub const OTHER_SMI: u16 = 6;
     pub const INTERRUPT_WINDOW: u16 = 7;
     pub const NMI_WINDOW: u16 = 8;

@@ -230,7 +230,9 @@ pub(super) const INSTRUCTION_ERROR: Info<u32> = Info::new(0x4400);
 pub(super) const EXIT_REASON: Info<u32> = Info::new(0x4402);
 pub(super) const EXIT_EVENT: Info<u32> = Info::new(0x4404);
 pub(super) const EXIT_ERROR_CODE: Info<u32> = Info::new(0x4406);
+/// IDT-vectoring information: the event whose delivery the exit cut short (SDM 3C: 24.9.3).
 pub(super) const VECTORING_EVENT: Info<u32> = Info::new(0x4408);
+/// IDT-vectoring error code.
 pub(super) const VECTORING_ERROR_CODE: Info<u32> = Info::new(0x440a);
 pub(super) const EXIT_LENGTH: Info<u32> = Info::new(0x440c);
 pub(super) const QUALIFICATION: Info<Natural> = Info::new(0x6400);

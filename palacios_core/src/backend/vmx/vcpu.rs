@@ -264,7 +264,8 @@ impl<H: Host> Vcpu<H> {
         self.vmcs.set(DR7, Natural(dr7 & !DR7_GD));
     }
 
-    /// An #AC exited that the host alone had asked for, and the guest is to try again.
+    /// Whether the exit is an alignment check (#AC) that only the host's split-lock detection asked for: the guest did not switch
+    /// alignment checks on. Then detection is off for a while, and the guest runs the instruction again.
     fn was_split_lock(&mut self) -> bool {
         self.exit.is_alignment()
             && !registers::checks_alignment(&self.vmcs, &self.caps)

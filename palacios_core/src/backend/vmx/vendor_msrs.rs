@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::super::vendor_msrs::Content::{Constant, Kept, ReadOnly, WriteOnly};
-use super::super::vendor_msrs::{misc_enable, Slot, VendorMsrs as F};
+use super::super::vendor_msrs::{misc_enable, Slot, VendorMsrs};
 use super::caps::msr;
 
 /// FEATURE_CONTROL: locked, so that VMX is off and stays so.
@@ -14,77 +14,77 @@ const LOCKED: u64 = 1 << 0;
 const L2_IS_ON: u64 = 1 << 0 | 1 << 8;
 
 /// The table, by ascending number.
-pub(super) static TABLE: &[F] = &[
-    F::range(
+pub(super) static TABLE: &[VendorMsrs] = &[
+    VendorMsrs::range(
         0x0,
         0x1,
         Constant(0),
         "SDM 4: table 2-2, IA32_P5_MC_ADDR and IA32_P5_MC_TYPE; kernels read them to clear them",
     ),
-    F::one(
+    VendorMsrs::one(
         msr::PLATFORM_ID,
         ReadOnly(0),
         "SDM 4: table 2-2, IA32_PLATFORM_ID; Linux, Xen and the BSDs read it for microcode",
     ),
-    F::one(
+    VendorMsrs::one(
         0x2a,
         Constant(0),
         "SDM 4: table 2-3 and others, EBL_CR_POWERON; kernels read the bus' rate there",
     ),
-    F::one(
+    VendorMsrs::one(
         msr::FEATURE_CONTROL,
         Constant(LOCKED),
         "SDM 4: table 2-2, IA32_FEATURE_CONTROL; hypervisors read it before they look for VMX",
     ),
-    F::one(
+    VendorMsrs::one(
         0x79,
         WriteOnly,
         "SDM 4: table 2-2, IA32_BIOS_UPDT_TRIG; kernels write it to load microcode",
     ),
-    F::range(
+    VendorMsrs::range(
         0xc1,
         0xc2,
         Constant(0),
         "SDM 4: table 2-2, two counters since P6; Linux, Xen and L4 kernels clear them",
     ),
-    F::one(
+    VendorMsrs::one(
         0xcd,
         ReadOnly(0),
         "SDM 4: table 2-3 and others, MSR_FSB_FREQ; Linux reads it on Atoms",
     ),
-    F::one(
+    VendorMsrs::one(
         0xce,
         ReadOnly(0),
         "SDM 4: tables since 2-15, MSR_PLATFORM_INFO; it says that CPUID does not fault; Linux and Xen read it",
     ),
-    F::one(
+    VendorMsrs::one(
         0xe2,
         Constant(0),
         "SDM 4: tables since 2-3, MSR_PKG_CST_CONFIG_CONTROL; Linux' idle drivers read it",
     ),
-    F::one(
+    VendorMsrs::one(
         0x119,
         Constant(0),
         "SDM 4: table 2-3 and others, BBL_CR_CTL; Linux writes it to hide the serial number",
     ),
-    F::one(
+    VendorMsrs::one(
         0x11e,
         Constant(L2_IS_ON),
         "SDM 4: table 2-3 and others, BBL_CR_CTL3; Windows reads and writes it",
     ),
-    F::range(
+    VendorMsrs::range(
         0x186,
         0x187,
         Constant(0),
         "SDM 4: table 2-2, what the two counters count; Linux, Xen and L4 kernels clear them",
     ),
-    F::range(
+    VendorMsrs::range(
         0x198,
         0x199,
         Constant(0),
         "SDM 4: table 2-2, IA32_PERF_STATUS and IA32_PERF_CTL; Linux reads the former on Atoms, drivers of frequencies both",
     ),
-    F::one(
+    VendorMsrs::one(
         msr::MISC_ENABLE,
         Kept {
             slot: Slot::MiscEnable,
@@ -93,48 +93,48 @@ pub(super) static TABLE: &[F] = &[
         },
         "SDM 4: table 2-2, IA32_MISC_ENABLE; all kernels read it, and change it to have all of CPUID",
     ),
-    F::one(
+    VendorMsrs::one(
         msr::DEBUGCTL,
         Constant(0),
         "SDM 4: table 2-2, IA32_DEBUGCTL; Linux writes it to step by branches",
     ),
-    F::range(
+    VendorMsrs::range(
         0x1db,
         0x1de,
         Constant(0),
         "SDM 4: tables of P6, the last branch and the last exception; Xen reads them (ler)",
     ),
-    F::one(
+    VendorMsrs::one(
         0x1fc,
         Constant(0),
         "SDM 4: tables since 2-15, MSR_POWER_CTL; Linux' idle drivers change it",
     ),
-    F::one(
+    VendorMsrs::one(
         0x606,
         ReadOnly(0),
         "SDM 4: tables since 2-20, MSR_RAPL_POWER_UNIT; drivers go by the model, from Sandy Bridge on",
     ),
-    F::one(
+    VendorMsrs::one(
         0x611,
         ReadOnly(0),
         "the same, MSR_PKG_ENERGY_STATUS",
     ),
-    F::one(
+    VendorMsrs::one(
         0x619,
         ReadOnly(0),
         "the same, MSR_DRAM_ENERGY_STATUS",
     ),
-    F::one(
+    VendorMsrs::one(
         0x639,
         ReadOnly(0),
         "the same, MSR_PP0_ENERGY_STATUS",
     ),
-    F::one(
+    VendorMsrs::one(
         0x641,
         ReadOnly(0),
         "the same, MSR_PP1_ENERGY_STATUS",
     ),
-    F::range(
+    VendorMsrs::range(
         0xc001_0000,
         0xc001_0007,
         Constant(0),
@@ -174,7 +174,7 @@ mod tests {
             0xda0,
             0xc001_0010,
         ] {
-            assert!(F::find(TABLE, guarded).is_none(), "{guarded:#x}");
+            assert!(VendorMsrs::find(TABLE, guarded).is_none(), "{guarded:#x}");
         }
     }
 }

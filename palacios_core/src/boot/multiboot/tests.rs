@@ -265,7 +265,12 @@ fn overlapping_segments_are_refused_quickly() {
     put(&mut file, 28, &0x400u32.to_le_bytes());
     put(&mut file, 44, &u16::MAX.to_le_bytes());
     put(&mut file, 0x400, &segment.repeat(u16::MAX.into()));
-    assert_eq!(error(&file), BootError::BadKernel("its segments overlap"));
+    assert_eq!(
+        error(&file),
+        BootError::BadKernel(
+            "its segments overlap: together they are longer than the memory that they cover"
+        )
+    );
 }
 
 #[test]
