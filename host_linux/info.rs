@@ -8,7 +8,7 @@ use crate::user::{self, must_be_zero, Text};
 use core::fmt;
 use kernel::{prelude::*, sync::Arc};
 use palacios_core::features::Judge;
-use palacios_core::host::Host;
+use palacios_core::host::{Host, PageSize};
 use palacios_core::stats::Counter;
 use palacios_core::vm::{State, StopReason, DEAD};
 use v3_abi as abi;
@@ -105,14 +105,24 @@ pub(crate) fn stats(vm: &Vm, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v3_st
         all.push(abi::v3_stat { vcpu, name, value }, GFP_KERNEL_ACCOUNT)
     };
     add(abi::V3_STAT_VM, format_args!("read_at_ns"), Linux.now_ns())?;
-    let (large, small) = vm.memory().frames();
+    let memory = vm.memory();
     add(
         abi::V3_STAT_VM,
         format_args!("memory_resident_bytes"),
-        vm.memory().resident_bytes(),
+        memory.resident_bytes(),
     )?;
-    add(abi::V3_STAT_VM, format_args!("memory_large_pages"), large)?;
-    add(abi::V3_STAT_VM, format_args!("memory_small_pages"), small)?;
+    for (name, size) in [
+        ("memory_huge_pages", PageSize::Huge),
+        ("memory_large_pages", PageSize::Large),
+        ("memory_small_pages", PageSize::Small),
+    ] {
+        add(abi::V3_STAT_VM, format_args!("{name}"), memory.frames(size))?;
+    }
+    add(
+        abi::V3_STAT_VM,
+        format_args!("memory_table_bytes"),
+        memory.table_bytes(),
+    )?;
     for stream in streams {
         let name = stream.name();
         add(

@@ -4,7 +4,7 @@
 use crate::counters::{LARGE_PAGES, PAGES};
 use crate::ffi::{self, MemCgroup};
 use core::ptr::{self, NonNull};
-use kernel::{bindings, prelude::*, types::Opaque};
+use kernel::{bindings, new_mutex, prelude::*, sync::Mutex, types::Opaque};
 use palacios_core::addr::{Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{GuestRam, NoMemory, PageRequest, PageSize, RamError, Release};
 
@@ -137,7 +137,7 @@ impl Frame {
 fn count(size: PageSize) -> &'static crate::counters::Counter {
     match size {
         PageSize::Small => &PAGES,
-        PageSize::Large => &LARGE_PAGES,
+        PageSize::Large | PageSize::Huge => &LARGE_PAGES,
     }
 }
 
@@ -145,10 +145,13 @@ fn count(size: PageSize) -> &'static crate::counters::Counter {
 /// back in another frame, if there is one.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Table {
-    /// The frames by guest frame number. A large one stands at its first number. An entry is made when a frame is given,
+    /// The frames by the number of their page. A large one stands at its first number. An entry is made when a frame is given,
     /// so a revocation, which may not fail, finds its slot.
     #[pin]
     frames: Opaque<bindings::xarray>,
+    /// Held while a kept large frame becomes small ones.
+    #[pin]
+    splits: Mutex<()>,
     payer: *mut MemCgroup,
 }
 
@@ -162,37 +165,38 @@ impl Table {
         pin_init!(Self {
             // SAFETY: The slot is memory for an XArray.
             frames <- Opaque::ffi_init(|slot| unsafe { bindings::xa_init_flags(slot, 0) }),
+            splits <- new_mutex!((), "v3vee_ram_splits"),
             // SAFETY: Called by a process, in its context.
             payer: unsafe { ffi::v3vee_payer_get() },
         })
     }
 
-    fn get(&self, gfn: u64) -> Option<Frame> {
+    fn get(&self, page: u64) -> Option<Frame> {
         // SAFETY: The XArray was initialised.
-        Frame::of(unsafe { bindings::xa_load(self.frames.get(), gfn as usize) })
+        Frame::of(unsafe { bindings::xa_load(self.frames.get(), page as usize) })
     }
 
     /// The first frame at `from` or after it, up to `last`, and where it stands.
     fn first(&self, from: u64, last: u64) -> Option<(u64, Frame)> {
-        let mut gfn = from as usize;
-        // SAFETY: The XArray was initialised; `gfn` is a local.
+        let mut page = from as usize;
+        // SAFETY: The XArray was initialised; `page` is a local.
         let entry = unsafe {
             bindings::xa_find(
                 self.frames.get(),
-                &mut gfn,
+                &mut page,
                 last as usize,
                 bindings::XA_PRESENT,
             )
         };
-        Frame::of(entry).map(|frame| (gfn as u64, frame))
+        Frame::of(entry).map(|frame| (page as u64, frame))
     }
 
     /// Replacing an entry takes no memory and does not fail.
-    fn put(&self, gfn: u64, frame: Frame) -> Result<(), RamError> {
+    fn put(&self, page: u64, frame: Frame) -> Result<(), RamError> {
         let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_NOWARN;
         // SAFETY: The XArray was initialised; the entry is a value entry.
         let old =
-            unsafe { bindings::xa_store(self.frames.get(), gfn as usize, frame.entry(), flags) };
+            unsafe { bindings::xa_store(self.frames.get(), page as usize, frame.entry(), flags) };
         // SAFETY: Takes any entry.
         match unsafe { bindings::xa_err(old) } {
             0 => Ok(()),
@@ -200,18 +204,18 @@ impl Table {
         }
     }
 
-    fn remove(&self, gfn: u64) {
+    fn remove(&self, page: u64) {
         // SAFETY: The XArray was initialised.
-        unsafe { bindings::xa_erase(self.frames.get(), gfn as usize) };
+        unsafe { bindings::xa_erase(self.frames.get(), page as usize) };
     }
 
     /// A frame for a page that was never touched.
-    fn fresh(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
+    fn fresh(&self, page: u64, size: PageSize) -> Result<Hpa, RamError> {
         let frame = Frame::alloc(size, true).ok_or(match size {
-            PageSize::Large => RamError::TooLarge,
+            PageSize::Large | PageSize::Huge => RamError::TooLarge,
             PageSize::Small => RamError::NoMemory,
         })?;
-        if let Err(error) = self.put(gfn, frame) {
+        if let Err(error) = self.put(page, frame) {
             // SAFETY: Nobody else has seen it.
             unsafe { frame.free() };
             return Err(error);
@@ -220,14 +224,14 @@ impl Table {
     }
 
     /// Gives a revoked page back: in another frame, or in its own if there is no other.
-    fn renew(&self, gfn: u64, old: Frame) -> Result<Hpa, RamError> {
+    fn renew(&self, page: u64, old: Frame) -> Result<Hpa, RamError> {
         let new = Frame::alloc(old.size, false).unwrap_or(old);
         if new.at != old.at {
             let bytes = old.size.bytes() as usize;
             // SAFETY: Two frames of that size which no guest has.
             unsafe { ptr::copy_nonoverlapping(virt(old.at), virt(new.at), bytes) };
         }
-        self.put(gfn, Frame { kept: false, ..new })?;
+        self.put(page, Frame { kept: false, ..new })?;
         if new.at != old.at {
             // SAFETY: It was in the table as a kept one, so the guest does not have it; it is replaced there.
             unsafe { old.free() };
@@ -256,25 +260,32 @@ impl Table {
         Ok(())
     }
 
-    fn large(&self, gfn: u64) -> Result<Hpa, RamError> {
-        match self.first(gfn, gfn | (SMALL_PER_LARGE - 1)) {
-            None => self.fresh(gfn, PageSize::Large),
-            Some((_, old)) if old.kept && old.size == PageSize::Large => self.renew(gfn, old),
+    /// The kept large frame at page `first`, if there is one.
+    fn kept_large(&self, first: u64) -> Option<Frame> {
+        let frame = self.get(first);
+        frame.filter(|frame| frame.kept && frame.size == PageSize::Large)
+    }
+
+    fn large(&self, page: u64) -> Result<Hpa, RamError> {
+        match self.first(page, page | (SMALL_PER_LARGE - 1)) {
+            None => self.fresh(page, PageSize::Large),
+            Some((_, old)) if old.kept && old.size == PageSize::Large => self.renew(page, old),
             Some(_) => Err(RamError::TooLarge),
         }
     }
 
-    fn small(&self, gfn: u64) -> Result<Hpa, RamError> {
-        let first = gfn & !(SMALL_PER_LARGE - 1);
-        if let Some(large) = self
-            .get(first)
-            .filter(|f| f.kept && f.size == PageSize::Large)
-        {
-            self.split(first, large)?;
+    fn small(&self, page: u64) -> Result<Hpa, RamError> {
+        let first = page & !(SMALL_PER_LARGE - 1);
+        if self.kept_large(first).is_some() {
+            // Of two who want pages of it, one splits it.
+            let _splits = self.splits.lock();
+            if let Some(large) = self.kept_large(first) {
+                self.split(first, large)?;
+            }
         }
-        match self.get(gfn) {
-            None => self.fresh(gfn, PageSize::Small),
-            Some(old) if old.kept => self.renew(gfn, old),
+        match self.get(page) {
+            None => self.fresh(page, PageSize::Small),
+            Some(old) if old.kept => self.renew(page, old),
             Some(lent) => Ok(lent.at),
         }
     }
@@ -284,11 +295,11 @@ impl Table {
 impl PinnedDrop for Table {
     fn drop(self: Pin<&mut Self>) {
         let mut from = 0;
-        while let Some((gfn, frame)) = self.first(from, u64::MAX) {
-            self.remove(gfn);
+        while let Some((page, frame)) = self.first(from, u64::MAX) {
+            self.remove(page);
             // SAFETY: The guest is gone, and its nested tables with it.
             unsafe { frame.free() };
-            from = gfn;
+            from = page;
         }
         // SAFETY: The XArray was initialised and is used no more; the reference was counted in `new`.
         unsafe {
@@ -309,19 +320,21 @@ impl Ram {
 }
 
 impl GuestRam for Ram {
-    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
+    fn page(&self, page: u64, size: PageSize) -> Result<Hpa, RamError> {
         // SAFETY: A counted reference; the group in force before is put back below.
         let before = unsafe { ffi::v3vee_payer_enter(self.0.payer) };
         let frame = match size {
-            PageSize::Large => self.0.large(gfn),
-            PageSize::Small => self.0.small(gfn),
+            // The page allocator has no runs of 1 GiB.
+            PageSize::Huge => Err(RamError::TooLarge),
+            PageSize::Large => self.0.large(page),
+            PageSize::Small => self.0.small(page),
         };
         // SAFETY: As above.
         unsafe { ffi::v3vee_payer_enter(before) };
         frame
     }
 
-    fn release(&self, gfn: u64, at: Hpa, size: PageSize, why: Release) {
+    fn release(&self, page: u64, at: Hpa, size: PageSize, why: Release) {
         let frame = Frame {
             at,
             size,
@@ -329,12 +342,12 @@ impl GuestRam for Ram {
         };
         match why {
             Release::Revoked => {
-                if self.0.put(gfn, frame).is_err() {
-                    pr_err!("guest frame {gfn:#x} was not in the table of its VM\n");
+                if self.0.put(page, frame).is_err() {
+                    pr_err!("guest frame {page:#x} was not in the table of its VM\n");
                 }
             }
-            Release::Ended => {
-                self.0.remove(gfn);
+            Release::Ended | Release::Discarded => {
+                self.0.remove(page);
                 // SAFETY: `page` gave it, and nothing translates to it any more.
                 unsafe { frame.free() };
             }

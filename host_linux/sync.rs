@@ -23,7 +23,6 @@ fn class(of: LockClass) -> (&'static CStr, Pin<&'static LockClassKey>) {
         LockClass::BusSlot => (c"v3vee_bus_slot", static_lock_class!()),
         LockClass::GuestRam => (c"v3vee_guest_ram", static_lock_class!()),
         LockClass::Chipset => (c"v3vee_chipset", static_lock_class!()),
-        LockClass::GuestMemory => (c"v3vee_guest_memory", static_lock_class!()),
     }
 }
 

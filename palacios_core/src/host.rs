@@ -171,17 +171,15 @@ pub enum LockClass {
     VcpuSlot,
     /// A VM's state (mutex).
     VmState,
-    /// A VM's spare pages, held over fills and revocations (mutex).
+    /// What is where in a VM's memory, held over changes and revocations (mutex).
     GuestRam,
     /// The VM's interrupt controllers (spin lock).
     Chipset,
-    /// The VM's nested tables (spin lock).
-    GuestMemory,
 }
 
 impl LockClass {
     /// How many there are.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 6;
 }
 
 /// A vCPU's thread. It exists before it runs and after it ended, and others may call it throughout. The thread may drop
@@ -224,30 +222,52 @@ pub trait Thread: Send + Sync {
 pub struct NoSuchCpu(pub CpuId);
 
 /// Gives the frames behind one guest's RAM. Ballooning, sharing, swapping and migration are done here.
+///
+/// It knows the pages of RAM by their numbers: from 0, in units of 4 KiB, and without a hole. The VMM asks for a page once, and
+/// again only when it was released; it may ask for several at the same time, and release others meanwhile. A call may take
+/// long: only who wants that page waits.
 pub trait GuestRam: Send + Sync {
-    /// The frame for the page of `size` at guest frame number `gfn` (4 KiB units, aligned to `size`): zeroed at first
-    /// touch, or with the contents it had when it was [`Release::Revoked`]. A provider that has no large page to give
-    /// answers [`RamError::TooLarge`], and is asked for small ones. *Thread.*
-    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError>;
+    /// The frame for the page of `size` at number `page`, a multiple of its size: zeroed at first touch and behind
+    /// [`Release::Discarded`], or with the contents it had when it was [`Release::Revoked`]. A provider that has no page so large to
+    /// give answers [`RamError::TooLarge`], and is asked for smaller ones. *Thread.*
+    fn page(&self, page: u64, size: PageSize) -> Result<Hpa, RamError>;
     /// Takes a frame back: nothing translates to it any more. *Thread.*
-    fn release(&self, gfn: u64, frame: Hpa, size: PageSize, why: Release);
+    fn release(&self, page: u64, frame: Hpa, size: PageSize, why: Release);
 }
 
 /// The size of a page of guest RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PageSize {
     /// 4 KiB.
     Small,
     /// 2 MiB.
     Large,
+    /// 1 GiB.
+    Huge,
 }
 
 impl PageSize {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Small, Self::Large, Self::Huge];
+
     /// In bytes.
     pub const fn bytes(self) -> u64 {
         match self {
             Self::Small => crate::addr::PAGE_SIZE,
             Self::Large => crate::addr::LARGE_PAGE_SIZE,
+            Self::Huge => 1 << 30,
+        }
+    }
+    /// In pages of 4 KiB.
+    pub const fn pages(self) -> u64 {
+        self.bytes() / crate::addr::PAGE_SIZE
+    }
+    /// The next smaller size.
+    pub const fn smaller(self) -> Option<Self> {
+        match self {
+            Self::Small => None,
+            Self::Large => Some(Self::Small),
+            Self::Huge => Some(Self::Large),
         }
     }
 }
@@ -268,6 +288,8 @@ pub enum Release {
     Ended,
     /// The host wants the frame; the guest still wants the contents.
     Revoked,
+    /// The guest does not want the contents any more. It may touch the page again, and then finds zeroes.
+    Discarded,
 }
 
 /// How much a log line matters.

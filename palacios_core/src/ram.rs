@@ -44,7 +44,8 @@ impl RamLayout {
         HIGH_RAM..HIGH_RAM.saturating_add(bytes)
     }
     /// Both, in ascending order.
-    fn ranges(self) -> [Range<u64>; 2] {
+    /// Both ranges; a machine with little RAM has an empty second one.
+    pub fn ranges(self) -> [Range<u64>; 2] {
         [self.low(), self.high()]
     }
     /// The first address behind all RAM.

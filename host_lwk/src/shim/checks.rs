@@ -5,7 +5,6 @@ use super::host::Lwk;
 use super::ram::Ram;
 use crate::log;
 use palacios_core::conformance::Suite;
-use palacios_core::ram::RamLayout;
 
 const GUEST_BYTES: u64 = 16 << 20;
 
@@ -13,7 +12,7 @@ const GUEST_BYTES: u64 = 16 << 20;
 pub fn run() {
     let mut suite = Suite::new(&Lwk, |report| log!("{report}"));
     suite.contract();
-    suite.guest_ram(|| Ram::new(RamLayout::new(GUEST_BYTES)).ok());
+    suite.guest_ram(|| Ram::new(GUEST_BYTES).ok());
     // Halting is what comes closest to a guest that never exits.
     suite.kicks(|_: &Lwk, _| {
         x86_64::instructions::interrupts::enable_and_hlt();

@@ -11,13 +11,11 @@ use crate::kernel::thread::{self, Thread};
 use crate::kernel::{cpu, log, memory, serial};
 use crate::log;
 use alloc::boxed::Box;
-use palacios_core::addr::LARGE_PAGE_SIZE;
 use palacios_core::alloc_ext::try_box;
 use palacios_core::backend::any::{AnyVm, Hardware};
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
-use palacios_core::ram::RamLayout;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, VmName};
 
@@ -120,7 +118,7 @@ fn make(
     let parts = Parts {
         name,
         image: try_box(module.bytes)?,
-        ram: Ram::new(layout).map_err(|NoMemory| Refusal::Ram(layout.bytes()))?,
+        ram: Ram::new(layout.bytes()).map_err(|NoMemory| Refusal::Ram(layout.bytes()))?,
         observer: try_box(StateObserver(thread::current()))?,
     };
     let mut stream = |name: &str| -> Result<Box<dyn ByteStream>, NoMemory> {
@@ -136,7 +134,7 @@ fn make(
         port,
         ended: false,
     };
-    guest.fill_and_place(layout, cores)?;
+    guest.fill_and_place(cores)?;
     guest.log_start(layout.bytes(), cores);
     if guest.vm.launch().is_err() {
         return Err(Refusal::Vm(CreateError::NoMemory));
@@ -158,12 +156,9 @@ fn console_of<'a>(machine: &image::Machine<'a>) -> Option<&'a str> {
 
 impl Guest {
     /// Maps all its memory and moves its vCPUs to their cores, before it runs: nothing is allocated later, and nothing moves.
-    fn fill_and_place(&self, ram: RamLayout, cores: &[CpuId]) -> Result<(), Refusal> {
-        let offsets = (0..ram.bytes()).step_by(LARGE_PAGE_SIZE as usize);
-        for gpa in offsets.filter_map(|offset| ram.gpa(offset)) {
-            let filled = self.vm.memory().fill(gpa);
-            filled.map_err(|_| CreateError::NoMemory)?;
-        }
+    fn fill_and_place(&self, cores: &[CpuId]) -> Result<(), Refusal> {
+        let filled = self.vm.with_memory(|memory, flush| memory.populate(flush));
+        filled.map_err(|_| CreateError::NoMemory)?;
         for (vcpu, core) in (0..self.vm.vcpus()).zip(cores.iter().cycle()) {
             let moved = self.vm.move_vcpu(vcpu, Some(*core));
             moved.map_err(|_| CreateError::NoSuchCpu(*core))?;

@@ -4,37 +4,36 @@
 use crate::kernel::memory::{self, LARGE_PAGE_BYTES, PAGE_BYTES};
 use crate::kernel::sync::SpinLock;
 use alloc::vec::Vec;
-use palacios_core::addr::{Gpa, Hpa};
+use palacios_core::addr::Hpa;
 use palacios_core::alloc_ext::try_vec;
 use palacios_core::host::{GuestRam, NoMemory, PageSize, RamError, Release};
-use palacios_core::ram::RamLayout;
 
 /// The RAM of one guest.
 pub struct Ram {
     at: u64,
-    layout: RamLayout,
+    bytes: u64,
     /// A bit for each small page that the guest was given and has not released.
     used: SpinLock<Vec<u64>>,
 }
 
 impl Ram {
     /// All of it in one piece.
-    pub fn new(layout: RamLayout) -> Result<Self, NoMemory> {
-        let bytes = layout.bytes();
+    pub fn new(bytes: u64) -> Result<Self, NoMemory> {
         let used = try_vec(0, bytes.div_ceil(PAGE_BYTES).div_ceil(64) as usize)?;
         let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false)?;
         Ok(Self {
             at,
-            layout,
+            bytes,
             used: SpinLock::new(used),
         })
     }
 
-    /// The offset of a guest's page in the piece.
-    fn offset(&self, gfn: u64, size: PageSize) -> Option<u64> {
-        let gpa = Gpa(gfn.checked_mul(PAGE_BYTES)?);
-        let is_ram = self.layout.contains_all(gpa, size.bytes());
-        self.layout.offset(gpa).filter(|_| is_ram)
+    /// The offset of a page in the piece, if it is there as a whole and aligned in physical memory too.
+    fn offset(&self, page: u64, size: PageSize) -> Option<u64> {
+        let offset = page.checked_mul(PAGE_BYTES)?;
+        let end = offset.checked_add(size.bytes())?;
+        let aligned = (self.at + offset) % size.bytes() == 0;
+        (end <= self.bytes && aligned).then_some(offset)
     }
 
     /// Marks the small pages of a page; calls `f` for those that were not marked so.
@@ -57,9 +56,9 @@ impl Ram {
 }
 
 impl GuestRam for Ram {
-    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
-        let offset = self.offset(gfn, size).ok_or(match size {
-            PageSize::Large => RamError::TooLarge,
+    fn page(&self, page: u64, size: PageSize) -> Result<Hpa, RamError> {
+        let offset = self.offset(page, size).ok_or(match size {
+            PageSize::Large | PageSize::Huge => RamError::TooLarge,
             PageSize::Small => RamError::NoMemory,
         })?;
         // SAFETY: in our piece, and not the guest's yet.
@@ -69,8 +68,8 @@ impl GuestRam for Ram {
         Ok(Hpa(self.at + offset))
     }
 
-    fn release(&self, gfn: u64, _frame: Hpa, size: PageSize, why: Release) {
-        if let (Release::Ended, Some(offset)) = (why, self.offset(gfn, size)) {
+    fn release(&self, page: u64, _frame: Hpa, size: PageSize, why: Release) {
+        if let (Release::Ended | Release::Discarded, Some(offset)) = (why, self.offset(page, size)) {
             self.mark(offset, size, false, |_| {});
         }
     }
@@ -79,6 +78,6 @@ impl GuestRam for Ram {
 impl Drop for Ram {
     fn drop(&mut self) {
         // SAFETY: taken with these; the guest is gone, and its nested tables with it.
-        unsafe { memory::free_run(self.at, self.layout.bytes(), LARGE_PAGE_BYTES) };
+        unsafe { memory::free_run(self.at, self.bytes, LARGE_PAGE_BYTES) };
     }
 }

@@ -52,6 +52,19 @@ macro_rules! atomics {
             pub fn fetch_add(&self, value: $int, asked: Ordering) -> $int {
                 self.0.fetch_add(value, order(asked))
             }
+            pub fn fetch_sub(&self, value: $int, asked: Ordering) -> $int {
+                self.0.fetch_sub(value, order(asked))
+            }
+            pub fn compare_exchange_weak(
+                &self,
+                old: $int,
+                new: $int,
+                done: Ordering,
+                not: Ordering,
+            ) -> Result<$int, $int> {
+                // Loom knows no weak one.
+                self.0.compare_exchange(old, new, order(done), order(not))
+            }
             pub fn fetch_and(&self, value: $int, asked: Ordering) -> $int {
                 self.0.fetch_and(value, order(asked))
             }

@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Proofs that no call to a vCPU is lost, and none made without need: loom runs every order of the steps, and every value
-//! that a weakly ordered processor could read.
+//! Proofs that no call to a vCPU is lost, and none made without need, and that no frame goes while somebody uses it: loom runs every
+//! order of the steps, and every value that a weakly ordered processor could read.
 //!
-//! What is proved is the core's own source: `pending.rs`, `presence.rs` and `stuck.rs`, compiled against loom's atomics. What stands
+//! What is proved is the core's own source: `pending.rs`, `presence.rs`, `stuck.rs`, and of the memory `frame_word.rs` and `gate.rs`,
+//! compiled against loom's atomics. What stands
 //! around them here, a vCPU's loop and a host's kick, is cut down to the order of its steps. Each model runs again with all
 //! orderings relaxed or a step left out, and must then fail: it proves something.
 #![cfg(test)]
 
 mod atomic;
+#[path = "../../src/memory/frame_word.rs"]
+#[expect(dead_code, reason = "the models need a part of it")]
+mod frame_word;
+#[path = "../../src/memory/gate.rs"]
+mod gate;
+mod memory;
 mod models;
 #[path = "../../src/interrupts/pending.rs"]
 #[expect(dead_code, reason = "the models need a part of it")]

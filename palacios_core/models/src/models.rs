@@ -237,11 +237,11 @@ fn revocation(mut others: Vec<Other>) {
 }
 
 /// All orders of a model's steps.
-const ALL: Option<usize> = None;
+pub const ALL: Option<usize> = None;
 
 /// Runs a model in all orders in which its threads are interrupted at most so often; once more often where tests may take
 /// long. Those with three threads, or one that waits in a loop, have too many orders to run all.
-fn run(
+pub fn run(
     interruptions: Option<usize>,
     orderings: Orderings,
     body: impl Fn() + Sync + Send + 'static,
@@ -298,6 +298,7 @@ fn death(first: bool) {
 }
 
 /// `name: interruptions, body; fails: orderings, body, how`: two tests.
+#[macro_export]
 macro_rules! models {
     ($($name:ident: $bound:expr, $good:expr; fails: $orderings:ident, $bad:expr, $how:literal;)*) => {$(
         mod $name {
@@ -305,12 +306,12 @@ macro_rules! models {
 
             #[test]
             fn holds() {
-                run($bound, Orderings::AsWritten, || $good);
+                $crate::models::run($bound, $crate::atomic::Orderings::AsWritten, || $good);
             }
             #[test]
             #[should_panic(expected = $how)]
             fn fails_when_weakened() {
-                run($bound, Orderings::$orderings, || $bad);
+                $crate::models::run($bound, $crate::atomic::Orderings::$orderings, || $bad);
             }
         }
     )*};

@@ -150,6 +150,10 @@ impl<H: Host> AnyVm<H> {
     pub fn input_ready(&self) {
         each!(Self, self, vm => vm.input_ready())
     }
+    /// Does something to its memory that makes translations stale: [`Vm::with_memory`].
+    pub fn with_memory<R>(&self, act: impl FnOnce(&Memory<H>, &dyn Fn()) -> R) -> R {
+        each!(Self, self, vm => vm.with_memory(act))
+    }
     /// Takes frames away from the guest: [`Vm::revoke`].
     pub fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
         each!(Self, self, vm => vm.revoke(from, bytes))

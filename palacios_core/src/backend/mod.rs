@@ -34,7 +34,7 @@ pub mod vmx;
 use crate::addr::{Gpa, Hpa};
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
-use crate::memory::table::Format;
+use crate::memory::nested::Format;
 use crate::state::{
     Control, CpuState, DescriptorTable, Exception, Gprs, Seg, Segment, TableRegister,
 };

@@ -71,7 +71,7 @@ pub fn mutex<H: Host>(host: &H) -> Outcome {
 
 /// Held by threads, in windows and in cross-calls, as an interrupt-safe lock may be. The last thread makes the calls.
 pub fn spin_lock<H: Host>(host: &H) -> Outcome {
-    let lock = host.spin_lock(LockClass::GuestMemory, 0);
+    let lock = host.spin_lock(LockClass::Chipset, 0);
     let state = Guarded::new(healthy(SpinLock, lock)?);
     let mut pins = pins(host, 2)?;
     pins.try_push(None)?;

@@ -6,7 +6,8 @@ use super::context::RunContext;
 use super::owned::Vcpu;
 use crate::backend::{Backend, BackendVcpu, Exit, NestedFault, PortAccess};
 use crate::host::Host;
-use crate::memory::FillError;
+use crate::memory::walk::AccessKind;
+use crate::memory::{FaultError, Resolved};
 use crate::state::{rflags, Exception, Reg};
 use crate::stats::Counter;
 use crate::vm::stop_reason::StopReason;
@@ -60,20 +61,28 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.stop(StopReason::TaskSwitch { rip });
     }
 
-    /// RAM without a frame gets one; all else is a device's, or nobody's.
+    /// Memory without a frame or a translation gets one; all else is a device's, or nobody's.
     fn nested_fault(&mut self, context: &RunContext<'_, H, B>, fault: NestedFault) {
         let stats = &context.shared.stats;
-        match context.vm.memory().fill(fault.gpa) {
-            Ok(()) => {
+        let access = match fault {
+            NestedFault { write: true, .. } => AccessKind::Write,
+            NestedFault { fetch: true, .. } => AccessKind::Execute,
+            _ => AccessKind::Read,
+        };
+        match context.vm.fault(fault.gpa, access) {
+            Ok(resolved) => {
+                if resolved == Resolved::Changed {
+                    self.arch.flush_tlb();
+                }
                 stats.add(Counter::RamFault, 1);
                 self.last_exits.name_last(Counter::RamFault);
             }
-            Err(FillError::NoMemory) => self.stop(StopReason::OutOfMemory),
-            Err(FillError::NotRam) if fault.fetch => {
+            Err(FaultError::NoMemory) => self.stop(StopReason::OutOfMemory),
+            Err(FaultError::NotMemory) if fault.fetch => {
                 let (rip, gpa) = (self.arch.rip(), fault.gpa.0);
                 self.stop(StopReason::NoMemoryAt { rip, gpa });
             }
-            Err(FillError::NotRam) => {
+            Err(FaultError::NotMemory | FaultError::NotWritable) => {
                 stats.add(Counter::Mmio, 1);
                 match self.interrupted {
                     Some(event) => self.deliver_by_hand(context, event),

@@ -13,7 +13,7 @@ use crate::interfaces::GuestMemory;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
 use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};
-use crate::memory::Resident;
+use crate::memory::{Resident, Writes};
 use crate::state::{
     cr4, is_64_bit_code, DescriptorTable, Exception, Gprs, Seg, Segment, TableRegister,
 };
@@ -257,7 +257,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn read(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
-        if self.context.vm.memory().is_ram(at) {
+        if self.context.vm.memory().is_memory(at) {
             return self.fetch(at, buf);
         }
         for_pieces(at, buf.len(), |at, from, size| {
@@ -276,8 +276,12 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
 
     fn write(&mut self, at: Gpa, data: &[u8]) -> Result<(), Fault> {
         let memory = self.context.vm.memory();
-        if memory.is_ram(at) {
-            return memory.write(at, data).map_err(|_| Fault::Memory(at));
+        match memory.writes_at(at) {
+            Some(Writes::Allowed | Writes::ToPage(_)) => {
+                return memory.write(at, data).map_err(|_| Fault::Memory(at));
+            }
+            Some(Writes::Dropped) => return Ok(()),
+            Some(Writes::ToDevice) | None => {}
         }
         for_pieces(at, data.len(), |at, from, size| {
             let mut value = [0; 8];
@@ -292,7 +296,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
 
     fn compare_exchange(&mut self, at: Gpa, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
         let memory = self.context.vm.memory();
-        if !memory.is_ram(at) {
+        if memory.writes_at(at) != Some(Writes::Allowed) {
             return self.write(at, new).map(|()| true);
         }
         let word = |bytes: &[u8]| {
@@ -383,7 +387,7 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
 
     fn read_entry(&mut self, at: Gpa, size: u8) -> Result<u64, Fault> {
         let memory = self.context.vm.memory();
-        if !memory.is_ram(at) {
+        if !memory.is_memory(at) {
             return Ok(u64::MAX);
         }
         memory.read_word(at, size).map_err(|_| Fault::Memory(at))
@@ -397,6 +401,10 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
         new: u64,
     ) -> Result<bool, Fault> {
         let memory = self.context.vm.memory();
+        if memory.writes_at(at) != Some(Writes::Allowed) {
+            // A ROM keeps what it has, and the processor walks on.
+            return Ok(true);
+        }
         memory
             .compare_exchange(at, size, old, new)
             .map_err(|_| Fault::Memory(at))

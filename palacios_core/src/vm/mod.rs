@@ -199,7 +199,12 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// Takes the frames behind a range away from the guest and gives them to their provider; each comes back when it is
     /// next touched. Returns how many went. *Thread.*
     pub fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
-        self.shared.revoke(from, bytes)
+        self.with_memory(|memory, flush| memory.revoke(from, bytes, flush))
+    }
+    /// Does something to its memory that makes vCPUs' translations stale: `act` is given the memory, and what waits until no vCPU uses
+    /// a translation from before: `vm.with_memory(|memory, flush| memory.discard(from, bytes, flush))`. *Thread.*
+    pub fn with_memory<R>(&self, act: impl FnOnce(&Memory<H>, &dyn Fn()) -> R) -> R {
+        self.shared.with_memory(act)
     }
 
     /// Loads the kernel, and notes the first vCPU's state at its entry.
@@ -208,7 +213,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let machine = machine_of(Image::parse_again((*self.image).as_ref()))?;
         let boot_state = boot::load(&machine, self.memory()).map_err(|error| match error {
             // Not the machine's memory is too small, but the host's.
-            BootError::NotRam(NotRam(at)) if self.memory().is_ram(at) => CreateError::NoMemory,
+            BootError::NotRam(NotRam(at)) if self.memory().is_memory(at) => CreateError::NoMemory,
             error => CreateError::Boot(error),
         })?;
         self.shared.life.lock().boot_state = boot_state;

@@ -16,7 +16,8 @@ use crate::host::{Host, Level, Lock, Scope};
 use crate::image::OnTripleFault;
 use crate::interfaces::Translations;
 use crate::interrupts::chipset::Chipset;
-use crate::memory::Memory;
+use crate::memory::walk::AccessKind;
+use crate::memory::{FaultError, Memory, Resolved};
 use crate::state::CpuState;
 use crate::vcpu::VcpuShared;
 use alloc::boxed::Box;
@@ -112,9 +113,14 @@ impl<H: Host> VmShared<H> {
         }
     }
 
-    /// Takes the frames behind a range away from the guest, and gives them to their provider. Returns how many.
-    pub(super) fn revoke(&self, from: Gpa, bytes: u64) -> u64 {
-        self.memory.revoke(from, bytes, || self.wait_for_flush())
+    /// Sees to it that a vCPU's access to `gpa` can be done.
+    pub(crate) fn fault(&self, gpa: Gpa, access: AccessKind) -> Result<Resolved, FaultError> {
+        self.with_memory(|memory, flush| memory.fault(gpa, access, flush))
+    }
+
+    /// Does something to the memory that has to wait for vCPUs to flush.
+    pub(super) fn with_memory<R>(&self, act: impl FnOnce(&Memory<H>, &dyn Fn()) -> R) -> R {
+        act(&self.memory, &|| self.wait_for_flush())
     }
 
     /// Returns when no vCPU is in the guest with translations older than the memory's generation.
@@ -128,6 +134,6 @@ impl<H: Host> VmShared<H> {
 
 impl<H: Host> Translations for VmShared<H> {
     fn forget(&self, at: Gpa) {
-        self.revoke(at.page(), PAGE_SIZE);
+        self.with_memory(|memory, flush| memory.revoke(at.page(), PAGE_SIZE, flush));
     }
 }

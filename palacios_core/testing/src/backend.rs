@@ -13,7 +13,7 @@ use palacios_core::addr::Hpa;
 use palacios_core::backend::{Backend, BackendVcpu, Event, Exit, Features, Unsupported};
 use palacios_core::features::GuestFeatures;
 use palacios_core::host::{CpuId, Host, NoMemory};
-use palacios_core::memory::table::Format;
+use palacios_core::memory::nested::Format;
 use palacios_core::state::{
     rflags, Control, CpuState, DescriptorTable, Gprs, Seg, Segment, TableRegister,
 };

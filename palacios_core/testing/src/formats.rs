@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Formats of nested tables: the two vendors', and one in which every field is somewhere else.
 
-use palacios_core::memory::table::Format;
+use palacios_core::memory::nested::{BitChange, Format};
 
 /// Bits 12–51.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -12,8 +12,13 @@ pub const fn npt(levels: u8) -> Format {
         levels,
         table: 0b111,
         leaf: 0b111,
+        read_only: BitChange::clear(1 << 1),
+        no_execute: BitChange::set(1 << 63),
+        write_combining: BitChange::set(1 << 3),
+        uncached: BitChange::set(3 << 3),
         large: 1 << 7,
-        large_pages: true,
+        large_executable: true,
+        huge: true,
         present: 1,
         address: ADDRESS,
     }
@@ -25,8 +30,16 @@ pub const fn ept(levels: u8) -> Format {
         levels,
         table: 0b111,
         leaf: 0b111 | 6 << 3,
+        read_only: BitChange::clear(1 << 1),
+        no_execute: BitChange::clear(1 << 2),
+        write_combining: BitChange {
+            clear: 7 << 3,
+            set: 1 << 3,
+        },
+        uncached: BitChange::clear(7 << 3),
         large: 1 << 7,
-        large_pages: true,
+        large_executable: true,
+        huge: true,
         present: 0b111,
         address: ADDRESS,
     }
@@ -37,16 +50,24 @@ pub const ODD: Format = Format {
     levels: 4,
     table: 1 << 63 | 1 << 2,
     leaf: 1 << 2 | 1 << 58,
+    read_only: BitChange {
+        clear: 1 << 58,
+        set: 1 << 3,
+    },
+    no_execute: BitChange::set(1 << 60),
+    write_combining: BitChange::set(1 << 61),
+    uncached: BitChange::set(1 << 62),
     large: 1 << 1,
-    large_pages: true,
+    large_executable: true,
+    huge: false,
     present: 1 << 2,
     address: ADDRESS,
 };
 
-/// The same without large pages.
-pub const fn small(format: Format) -> Format {
+/// The same of a processor that large pages of code would harm.
+pub const fn no_large_code(format: Format) -> Format {
     Format {
-        large_pages: false,
+        large_executable: false,
         ..format
     }
 }

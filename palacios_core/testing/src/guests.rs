@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Small guests, assembled into the tests themselves.
 
+pub mod memory;
+
 /// Where their code lies in guest memory.
 pub const BASE: u32 = 0x10_0000;
 /// How often they write to ports before their lines begin.

@@ -16,7 +16,7 @@ use palacios_core::backend::{
 };
 use palacios_core::features::GuestFeatures;
 use palacios_core::host::{CpuId, Host, NoMemory};
-use palacios_core::memory::table::Format;
+use palacios_core::memory::nested::Format;
 use palacios_core::state::{
     rflags, Control, CpuState, DescriptorTable, Gprs, Reg, Seg, Segment, TableRegister,
 };

@@ -11,7 +11,7 @@ use palacios_core::devices::ByteStream;
 use palacios_core::features::{self, FeatureSet, GuestFeatures};
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::write;
-use palacios_core::memory::table::Format;
+use palacios_core::memory::nested::Format;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
 use std::collections::VecDeque;
@@ -154,6 +154,8 @@ pub trait TestBackend: Backend<TestHost> {
     /// How much longer than others it takes for an exit: each instruction that the machine beneath refuses takes it some
     /// ten microseconds.
     const SLOWNESS: u32 = 1;
+    /// The machine beneath refuses none of its instructions.
+    const FAST: bool = false;
     /// A model-specific register that its guests have for their own, and can reach on these processors.
     const OWN_MSR: u32 = KERNEL_GS_BASE;
     /// A guest that shut down leaves nothing in its registers that can be used (APM 2: 15.14.3).
@@ -167,6 +169,7 @@ pub trait TestBackend: Backend<TestHost> {
 }
 
 impl TestBackend for AdversarialBackend {
+    const FAST: bool = true;
     fn find(host: &TestHost) -> Self {
         Self::probe(host).expect("the test host's processors")
     }
@@ -199,7 +202,7 @@ impl TestBackend for Vmx<TestHost> {
     fn adapt(processor: processor::Config) -> processor::Config {
         processor::Config {
             format: Format {
-                large_pages: processor.format.large_pages,
+                large_executable: processor.format.large_executable,
                 ..formats::ept(processor.format.levels)
             },
             vmx: Some(vt_x(processor.next_rip)),

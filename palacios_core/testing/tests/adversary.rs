@@ -4,7 +4,6 @@
 use palacios_core::addr::{Gpa, PAGE_SIZE};
 use palacios_core::backend::{Backend, BackendVcpu, Event, Exit};
 use palacios_core::host::{CpuId, Host};
-use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::Memory;
 use palacios_core::ram::RamLayout;
 use palacios_core::state::{CpuState, Seg};
@@ -12,7 +11,7 @@ use palacios_testing::backend::AdversarialVcpu;
 use palacios_testing::host::LargePages;
 use palacios_testing::processor::Violation;
 use palacios_testing::vm::features_of;
-use palacios_testing::{AdversarialBackend, Config, TestHost};
+use palacios_testing::{map_page, put, AdversarialBackend, Config, TestHost};
 
 /// A vCPU with memory, at a loop of `mov eax, [0x5000]; hlt` at 0x1000.
 struct Bench {
@@ -31,8 +30,8 @@ impl Bench {
         let ram = host.ram(LargePages::Never);
         let memory =
             Memory::new(host, ram, RamLayout::new(16 << 20), backend.table_format()).unwrap();
-        memory.write(Gpa(0x1000), &CODE).unwrap();
-        memory.fill(Gpa(0x5000)).unwrap();
+        put(&memory, Gpa(0x1000), &CODE);
+        map_page(&memory, Gpa(0x5000)).unwrap();
         let mut vcpu = backend.vcpu(host, &features_of(&backend)).unwrap();
         vcpu.set_state(&flat(0x1000));
         vcpu.set_table_root(memory.root());
@@ -96,12 +95,12 @@ fn seen(wrong: impl FnOnce(&mut Bench)) -> Vec<Violation> {
 fn nothing_is_seen_of_what_is_right() {
     let right = seen(|bench| {
         bench.round();
-        bench.memory.revoke(Gpa(0), 1 << 20, || ());
+        bench.memory.revoke(Gpa(0), 1 << 20, &|| ());
         bench.vcpu.flush_tlb();
         assert!(matches!(bench.enter(), Exit::NestedFault(fault) if fault.fetch));
-        bench.memory.fill(Gpa(0x1000)).unwrap();
+        map_page(&bench.memory, Gpa(0x1000)).unwrap();
         assert!(matches!(bench.enter(), Exit::NestedFault(fault) if !fault.fetch));
-        bench.memory.fill(Gpa(0x5000)).unwrap();
+        map_page(&bench.memory, Gpa(0x5000)).unwrap();
         bench.round();
     });
     assert_eq!(right, []);
@@ -158,7 +157,7 @@ fn translations() {
     // The page that the guest reads has gone, and nobody told its vCPU.
     let unflushed = seen(|bench| {
         bench.round();
-        bench.memory.revoke(Gpa(0x5000), PAGE_SIZE, || ());
+        bench.memory.revoke(Gpa(0x5000), PAGE_SIZE, &|| ());
         bench.enter();
     });
     let gpa = Gpa(0x5000);

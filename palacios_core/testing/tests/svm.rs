@@ -5,13 +5,12 @@ use palacios_core::addr::Gpa;
 use palacios_core::backend::svm::{Svm, Vcpu};
 use palacios_core::backend::{Backend, BackendVcpu, Exit};
 use palacios_core::host::{CpuId, Host};
-use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::Memory;
 use palacios_core::ram::RamLayout;
 use palacios_core::state::{cr4, CpuState, Reg};
 use palacios_testing::host::LargePages;
 use palacios_testing::vm::{features_of, Hypervisor};
-use palacios_testing::{Config, TestHost};
+use palacios_testing::{put, Config, TestHost};
 
 type Backing = Svm<TestHost>;
 
@@ -33,7 +32,7 @@ impl Bench {
         let ram = host.ram(LargePages::Never);
         let memory =
             Memory::new(host, ram, RamLayout::new(16 << 20), backend.table_format()).unwrap();
-        memory.write(Gpa(CODE), code).unwrap();
+        put(&memory, Gpa(CODE), code);
         let mut vcpu = backend.vcpu(host, &features_of(backend)).unwrap();
         vcpu.set_state(&flat());
         vcpu.set_table_root(memory.root());

@@ -3,16 +3,24 @@
 
 use palacios_core::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{NoMemory, PageSize};
-use palacios_core::memory::table::{Format, Leaf, SparePages, Tables};
+use palacios_core::memory::nested::{Format, Leaf, Made, NestedTables};
+use palacios_core::memory::Cache;
 use palacios_testing::{formats, heap, Config, TestHost};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    Map(Gpa, PageSize),
-    Unmap(Gpa),
-    Next(Gpa, u64),
+    Make(Gpa, PageSize, Rights),
+    Forget(Gpa, u64),
+    ForbidWrites(Gpa, u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rights {
+    write: bool,
+    execute: bool,
+    cache: Cache,
 }
 
 /// Addresses that meet: a few large pages near the ends of tables of each level, and the first pages in each.
@@ -39,13 +47,24 @@ fn gpa() -> impl Strategy<Value = Gpa> {
         })
 }
 
+fn rights() -> impl Strategy<Value = Rights> {
+    let caches = vec![Cache::WriteBack, Cache::WriteCombining, Cache::Uncached];
+    (any::<bool>(), any::<bool>(), prop::sample::select(caches)).prop_map(
+        |(write, execute, cache)| Rights {
+            write,
+            execute,
+            cache,
+        },
+    )
+}
+
 fn op() -> impl Strategy<Value = Op> {
-    let size = prop_oneof![2 => Just(PageSize::Small), 1 => Just(PageSize::Large)];
+    let size = prop::sample::select(PageSize::ALL.to_vec());
+    let bytes = || prop_oneof![1..1u64 << 13, 1..1u64 << 32, Just(u64::MAX)];
     prop_oneof![
-        4 => (gpa(), size).prop_map(|(gpa, size)| Op::Map(gpa, size)),
-        2 => gpa().prop_map(Op::Unmap),
-        1 => (gpa(), prop_oneof![0..1u64 << 13, 0..1u64 << 32, Just(u64::MAX)])
-            .prop_map(|(gpa, bytes)| Op::Next(gpa, bytes)),
+        4 => (gpa(), size, rights()).prop_map(|(gpa, size, rights)| Op::Make(gpa, size, rights)),
+        2 => (gpa(), bytes()).prop_map(|(gpa, bytes)| Op::Forget(gpa, bytes)),
+        1 => (gpa(), bytes()).prop_map(|(gpa, bytes)| Op::ForbidWrites(gpa, bytes)),
     ]
 }
 
@@ -53,57 +72,71 @@ fn op() -> impl Strategy<Value = Op> {
 struct Model {
     reach: u64,
     leaves: BTreeMap<u64, Leaf>,
-    /// The large pages in which small ones are, or were: a table stays.
-    split: BTreeSet<u64>,
+    /// Pages of each size in which smaller ones are, or were: a table stays.
+    split: BTreeSet<(u64, PageSize)>,
 }
 
 impl Model {
-    fn lookup(&self, gpa: Gpa) -> Option<Leaf> {
+    fn find(&self, gpa: Gpa) -> Option<Leaf> {
         let (_, leaf) = self.leaves.range(..=gpa.0).next_back()?;
         (gpa.0 - leaf.gpa.0 < leaf.size.bytes()).then_some(*leaf)
     }
-    fn large_fits(&self, gpa: Gpa) -> bool {
-        let large = gpa.0 & !(LARGE_PAGE_SIZE - 1);
-        gpa.0 < self.reach && !self.split.contains(&large) && self.lookup(gpa).is_none()
-    }
-    fn map(&mut self, leaf: Leaf) -> bool {
-        let fits = leaf.gpa.0 < self.reach
-            && match leaf.size {
-                PageSize::Small => self.lookup(leaf.gpa).is_none(),
-                PageSize::Large => self.large_fits(leaf.gpa),
-            };
-        if fits {
-            self.leaves.insert(leaf.gpa.0, leaf);
-            if leaf.size == PageSize::Small {
-                self.split.insert(leaf.gpa.0 & !(LARGE_PAGE_SIZE - 1));
+    fn make(&mut self, leaf: Leaf) -> Made {
+        if leaf.gpa.0 >= self.reach {
+            return Made::OutOfReach;
+        }
+        let covers = self.find(leaf.gpa).filter(|other| other.size > leaf.size);
+        for size in [PageSize::Huge, PageSize::Large] {
+            if size > leaf.size && covers.is_none_or(|other| other.size < size) {
+                self.split.insert((leaf.gpa.0 & !(size.bytes() - 1), size));
             }
         }
-        fits
+        if covers.is_some() {
+            return Made::Covered;
+        }
+        if self.split.contains(&(leaf.gpa.0, leaf.size)) {
+            return Made::Split;
+        }
+        match self.leaves.insert(leaf.gpa.0, leaf) {
+            Some(_) => Made::Changed,
+            None => Made::New,
+        }
     }
-    fn next(&self, from: Gpa, end: Gpa) -> Option<Leaf> {
-        let next = || {
-            self.leaves
-                .range(from.0..end.0)
-                .next()
-                .map(|(_, leaf)| *leaf)
-        };
-        (from < end).then(|| self.lookup(from).or_else(next))?
+    /// The leaves that have one of these addresses.
+    fn overlapping(&self, from: Gpa, bytes: u64) -> Vec<u64> {
+        let end = from.0.saturating_add(bytes);
+        let overlaps = |leaf: &&Leaf| leaf.gpa.0 < end && from.0 < leaf.gpa.0 + leaf.size.bytes();
+        let leaves = self.leaves.values().filter(overlaps);
+        leaves.map(|leaf| leaf.gpa.0).collect()
     }
 }
 
-/// The frame that a test maps at `gpa`.
-fn leaf(gpa: Gpa, size: PageSize, n: usize) -> Leaf {
+/// The leaf that a test makes at `gpa`.
+fn leaf(gpa: Gpa, size: PageSize, n: usize, rights: Rights) -> Leaf {
     Leaf {
         gpa: Gpa(gpa.0 & !(size.bytes() - 1)),
-        frame: Hpa((n as u64 + 1) * LARGE_PAGE_SIZE),
+        frame: Hpa((n as u64 + 1) << 30),
         size,
+        write: rights.write,
+        execute: rights.execute,
+        cache: rights.cache,
+    }
+}
+
+/// Makes a leaf, with as many tables as it needs.
+fn make(tables: &NestedTables<TestHost>, leaf: &Leaf) -> Result<Made, NoMemory> {
+    let mut spare = tables.spare();
+    loop {
+        match tables.make(leaf, &mut spare) {
+            Made::NeedsTable => spare.fill()?,
+            made => return Ok(made),
+        }
     }
 }
 
 fn follows_model(format: Format, ops: &[Op]) {
     TestHost::run(Config::default(), |host| {
-        let mut tables = Tables::new(host.clone(), format).unwrap();
-        let mut spare = SparePages::new(host.clone());
+        let tables = NestedTables::new(host, format).unwrap();
         let mut model = Model {
             reach: 1 << (12 + 9 * u32::from(format.levels)),
             leaves: BTreeMap::new(),
@@ -111,34 +144,38 @@ fn follows_model(format: Format, ops: &[Op]) {
         };
         for (n, op) in ops.iter().enumerate() {
             let at = match *op {
-                Op::Map(gpa, size) => {
-                    let leaf = leaf(gpa, size, n);
-                    spare.top_up().unwrap();
-                    assert_eq!(tables.map(leaf, &mut spare), Ok(model.map(leaf)));
+                Op::Make(gpa, size, rights) => {
+                    let leaf = leaf(gpa, size, n, rights);
+                    assert_eq!(make(&tables, &leaf), Ok(model.make(leaf)));
                     gpa
                 }
-                Op::Unmap(gpa) => {
-                    let expected = model.lookup(gpa);
-                    expected.map(|leaf| model.leaves.remove(&leaf.gpa.0));
-                    assert_eq!(tables.unmap(gpa), expected);
+                Op::Forget(gpa, bytes) => {
+                    let gone = model.overlapping(gpa, bytes);
+                    gone.iter().for_each(|at| {
+                        model.leaves.remove(at);
+                    });
+                    let range = gpa.0..gpa.0.saturating_add(bytes);
+                    assert_eq!(tables.forget(&range), !gone.is_empty());
                     gpa
                 }
-                Op::Next(from, bytes) => {
-                    let end = Gpa(from.0.saturating_add(bytes));
-                    assert_eq!(tables.next_leaf(from, end), model.next(from, end));
-                    from
+                Op::ForbidWrites(gpa, bytes) => {
+                    let mut changed = false;
+                    for at in model.overlapping(gpa, bytes) {
+                        let leaf = model.leaves.get_mut(&at).unwrap();
+                        changed |= std::mem::replace(&mut leaf.write, false);
+                    }
+                    let range = gpa.0..gpa.0.saturating_add(bytes);
+                    assert_eq!(tables.forbid_writes(&range), changed);
+                    gpa
                 }
             };
             for gpa in [at, Gpa(at.0 ^ PAGE_SIZE), Gpa(at.0 ^ 1 << 48)] {
-                assert_eq!(tables.lookup(gpa), model.lookup(gpa));
-                assert_eq!(tables.large_fits(gpa), model.large_fits(gpa));
+                assert_eq!(tables.find(gpa), model.find(gpa));
             }
         }
-        let everything = std::iter::successors(tables.next_leaf(Gpa(0), Gpa(u64::MAX)), |leaf| {
-            tables.next_leaf(Gpa(leaf.gpa.0 + leaf.size.bytes()), Gpa(u64::MAX))
-        });
-        assert!(everything.eq(model.leaves.values().copied()));
-        drop(spare);
+        for leaf in model.leaves.values() {
+            assert_eq!(tables.find(leaf.gpa), Some(*leaf));
+        }
         assert_eq!(tables.table_pages(), host.pages_in_use() as u64);
     });
 }
@@ -153,29 +190,31 @@ proptest! {
     }
 }
 
-/// Without spare pages, mapping fails and nothing is mapped; with them it then works. Wherever memory ran out.
+const ALL: Rights = Rights {
+    write: true,
+    execute: true,
+    cache: Cache::WriteBack,
+};
+
+/// Wherever memory ran out: nothing is there then, and it works when there is memory.
 #[test]
 fn memory_may_run_out_at_any_page() {
     for format in formats::ALL {
         TestHost::run(Config::default(), |host| {
-            let build = |_| {
-                let mut tables = Tables::new(host.clone(), format)?;
-                let mut spare = SparePages::new(host.clone());
+            let build = || {
+                let tables = NestedTables::new(host, format)?;
                 let leaves = [0, 1 << 40, 3 << 30].map(Gpa);
                 for (n, gpa) in leaves.into_iter().enumerate() {
-                    let leaf = leaf(gpa, PageSize::Small, n);
-                    if spare.top_up().is_err() {
-                        let mapped = tables.map(leaf, &mut spare);
-                        assert_eq!(tables.lookup(gpa).is_some(), mapped == Ok(true));
-                    }
-                    spare.top_up()?;
-                    tables.map(leaf, &mut spare)?;
-                    assert_eq!(tables.lookup(gpa), Some(leaf));
+                    let leaf = leaf(gpa, PageSize::Small, n, ALL);
+                    let made = make(&tables, &leaf);
+                    assert_eq!(tables.find(gpa).is_some(), made.is_ok());
+                    made?;
+                    assert_eq!(tables.find(gpa), Some(leaf));
                 }
                 Ok::<(), NoMemory>(())
             };
-            let allocations = heap::fail_each(|n| {
-                let _ = build(n);
+            let allocations = heap::fail_each(|_| {
+                let _ = build();
                 host.check_all_returned();
             });
             assert!(allocations >= 8, "{allocations}");

@@ -34,10 +34,10 @@ fn configs<B: TestBackend>() -> [Config; 3] {
         }),
         ..Default::default()
     };
-    use palacios_testing::formats::{ept, npt, small, ODD};
+    use palacios_testing::formats::{ept, no_large_code, npt, ODD};
     [
         with(1, true, npt(4)),
-        with(2, false, small(ept(5))),
+        with(2, false, no_large_code(ept(5))),
         with(3, true, ODD),
     ]
 }

@@ -30,25 +30,25 @@ impl MinimalRam {
 }
 
 impl GuestRam for MinimalRam {
-    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
-        if size == PageSize::Large {
+    fn page(&self, page: u64, size: PageSize) -> Result<Hpa, RamError> {
+        if size != PageSize::Small {
             return Err(RamError::TooLarge);
         }
         let mut frames = self.frames.lock().expect("no holder has panicked");
-        if let Some(revoked) = frames.get(&gfn) {
+        if let Some(revoked) = frames.get(&page) {
             return Ok(*revoked);
         }
         let frame = self.host.alloc_pages(PageRequest::ONE);
         let frame = frame.map_err(|_| RamError::NoMemory)?;
-        frames.insert(gfn, frame);
+        frames.insert(page, frame);
         Ok(frame)
     }
-    fn release(&self, gfn: u64, frame: Hpa, _: PageSize, why: Release) {
+    fn release(&self, page: u64, frame: Hpa, _: PageSize, why: Release) {
         match why {
             // A host that swaps writes the page out here, and reads it back in `page`.
             Release::Revoked => {}
-            Release::Ended => {
-                self.frames.lock().expect("as above").remove(&gfn);
+            Release::Ended | Release::Discarded => {
+                self.frames.lock().expect("as above").remove(&page);
                 self.free(frame);
             }
         }

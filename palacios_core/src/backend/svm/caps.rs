@@ -5,7 +5,7 @@ use super::super::cpu::CR4_LA57;
 use super::super::Unsupported;
 use crate::addr::Hpa;
 use crate::features::Feature;
-use crate::memory::table::Format;
+use crate::memory::nested::{BitChange, Format};
 use crate::state::cr4;
 
 /// VM_CR: SVM is switched off (APM 2: 15.30.1).
@@ -32,6 +32,8 @@ pub(super) struct Caps {
     /// VERW clears buffers (APM 3: CPUID `Fn8000_0021_EAX[VERW_CLEAR]`).
     pub clear_buffers: bool,
     pub tsc_aux: bool,
+    /// The host has pages of 1 GiB, and so nested tables do.
+    pub huge_pages: bool,
     /// CR4.MCE as the host has it, and so any guest.
     pub mce: u64,
     /// 4 or 5, as the host's own.
@@ -93,6 +95,7 @@ impl Caps {
             ibpb: has(leaf(0x8000_0008)[1], 12),
             clear_buffers: has(leaf(0x8000_0021)[0], 5),
             tsc_aux: has(leaf(0x8000_0001)[3], 27) || has(seven[2], 22),
+            huge_pages: has(leaf(0x8000_0001)[3], 26),
             mce: paging.cr4 & cr4::MCE,
             levels: if paging.cr4 & CR4_LA57 != 0 { 5 } else { 4 },
             c_bit,
@@ -127,12 +130,20 @@ impl Caps {
     /// How nested tables look: as the host's own (APM 2: 15.25.3). All their pages are user pages (APM 2: 15.25.5).
     pub(super) fn table_format(&self) -> Format {
         const PRESENT_WRITE_USER: u64 = 0b111;
+        const PWT: u64 = 1 << 3;
+        const PCD: u64 = 1 << 4;
         Format {
             levels: self.levels,
             table: PRESENT_WRITE_USER | self.c_bit,
             leaf: PRESENT_WRITE_USER | self.c_bit,
+            read_only: BitChange::clear(1 << 1),
+            no_execute: BitChange::set(1 << 63),
+            // By the host's PAT (APM 2: 15.25.8), as kernels set it: entry 1 is write-combining, entry 3 uncached.
+            write_combining: BitChange::set(PWT),
+            uncached: BitChange::set(PWT | PCD),
             large: 1 << 7,
-            large_pages: true,
+            large_executable: true,
+            huge: self.huge_pages,
             present: 1,
             address: ADDRESS & !self.c_bit,
         }

@@ -28,7 +28,7 @@ use super::vendor_msrs::VendorMsrs;
 use super::{Backend, Features, Unsupported};
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
-use crate::memory::table::Format;
+use crate::memory::nested::Format;
 use crate::state::efer;
 use caps::{Caps, Paging, VM_CR_SVMDIS};
 use core::sync::atomic::Ordering::Relaxed;

@@ -4,7 +4,7 @@
 use super::super::Unsupported;
 use super::controls::{entry, exit, pin, primary, secondary};
 use crate::features::{Feature, GuestFeatures};
-use crate::memory::table::Format;
+use crate::memory::nested::{BitChange, Format};
 use crate::state::{cr0, cr4};
 
 /// Numbers of model-specific registers.
@@ -46,6 +46,7 @@ mod ept {
     pub const WALK_5: u64 = 1 << 7;
     pub const WRITE_BACK: u64 = 1 << 14;
     pub const LARGE_PAGES: u64 = 1 << 16;
+    pub const HUGE_PAGES: u64 = 1 << 17;
     pub const INVEPT: u64 = 1 << 20;
     pub const ACCESSED_DIRTY: u64 = 1 << 21;
     pub const INVEPT_ONE: u64 = 1 << 25;
@@ -100,8 +101,10 @@ pub(super) struct Caps {
     /// 4, or 5 where guest-physical addresses need it and the processor has it.
     pub levels: u8,
     pub accessed_dirty: bool,
-    /// A leaf of nested tables may be large: see [`bears_large_pages`].
-    pub large_pages: bool,
+    /// A large leaf of nested tables may be executed: see [`bears_large_code`].
+    pub large_executable: bool,
+    /// There are leaves of 1 GiB.
+    pub huge_pages: bool,
     pub physical_bits: u8,
     /// VERW clears buffers, and the processor needs it (SDM 4: IA32_ARCH_CAPABILITIES).
     pub clear_buffers: bool,
@@ -184,7 +187,8 @@ impl Caps {
                 4
             },
             accessed_dirty: ept & ept::ACCESSED_DIRTY != 0,
-            large_pages: bears_large_pages(arch),
+            large_executable: bears_large_code(arch),
+            huge_pages: ept & ept::HUGE_PAGES != 0,
             physical_bits,
             clear_buffers: has(seven[3], 10) && verw_helps(arch),
             flush_l1d: has(seven[3], 28) && first_level_cache_leaks(arch),
@@ -254,13 +258,22 @@ impl Caps {
     /// say what is allowed; any of them makes an entry present.
     pub(super) fn table_format(&self) -> Format {
         const ALL_ALLOWED: u64 = 0b111;
+        const MEMORY_TYPE: u64 = 7 << 3;
         const WRITE_BACK: u64 = 6 << 3;
         Format {
             levels: self.levels,
             table: ALL_ALLOWED,
             leaf: ALL_ALLOWED | WRITE_BACK,
+            read_only: BitChange::clear(1 << 1),
+            no_execute: BitChange::clear(1 << 2),
+            write_combining: BitChange {
+                clear: MEMORY_TYPE,
+                set: 1 << 3,
+            },
+            uncached: BitChange::clear(MEMORY_TYPE),
             large: 1 << 7,
-            large_pages: self.large_pages,
+            large_executable: self.large_executable,
+            huge: self.huge_pages,
             present: ALL_ALLOWED,
             address: 0x000f_ffff_ffff_f000,
         }
@@ -298,9 +311,9 @@ fn first_level_cache_leaks(arch_capabilities: u64) -> bool {
 
 /// Older processors raise a machine check or hang, for the whole host, when a guest fetches code from a large page while it
 /// changes that page's size in its own tables (CVE-2018-12207), but only where the nested leaf is large as well. Newer ones say
-/// PSCHANGE_MC_NO (SDM 4: table 2-2). An Atom has no such
-/// fault; one that does not say PSCHANGE_MC_NO only loses speed.
-fn bears_large_pages(arch_capabilities: u64) -> bool {
+/// PSCHANGE_MC_NO (SDM 4: table 2-2). On the others a large leaf cannot be executed, and is split when the guest fetches from it. An
+/// Atom has no such fault; one that does not say PSCHANGE_MC_NO only loses speed.
+fn bears_large_code(arch_capabilities: u64) -> bool {
     const PSCHANGE_MC_NO: u64 = 1 << 6;
     arch_capabilities & PSCHANGE_MC_NO != 0
 }

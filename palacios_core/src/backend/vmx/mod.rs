@@ -34,7 +34,7 @@ use super::vendor_msrs::VendorMsrs;
 use super::{Backend, Features, Unsupported};
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
-use crate::memory::table::Format;
+use crate::memory::nested::Format;
 use crate::state::cr4;
 use caps::Caps;
 use core::sync::atomic::Ordering::Relaxed;

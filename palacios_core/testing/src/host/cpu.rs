@@ -9,6 +9,9 @@ use std::time::Instant;
 
 /// How long a window lasts before others' wish for the CPU shows.
 const QUANTUM_NS: u64 = 30_000;
+/// And how often the processor has looked for an interrupt in it, which it does at each instruction of a guest. To open a window may take
+/// longer than the time above: without this, guests that share a CPU would never come to execute anything on a slow machine.
+const LEAST_LOOKS: u64 = 50;
 
 pub struct Cpu {
     turns: Mutex<Turns>,
@@ -18,6 +21,8 @@ pub struct Cpu {
     made: Instant,
     /// When the present turn began, since `made`.
     since_ns: AtomicU64,
+    /// How often the processor has looked for an interrupt in it.
+    looks: AtomicU64,
 }
 
 #[derive(Default)]
@@ -38,6 +43,7 @@ impl Cpu {
             interrupt: AtomicBool::new(false),
             made: Instant::now(),
             since_ns: AtomicU64::new(0),
+            looks: AtomicU64::new(0),
         }
     }
     /// Waits for a turn: first come, first served.
@@ -55,6 +61,7 @@ impl Cpu {
         }
         drop(turns);
         self.since_ns.store(self.clock_ns(), SeqCst);
+        self.looks.store(0, SeqCst);
         // What came before was taken before.
         self.interrupt.store(false, SeqCst);
         Turn(self)
@@ -65,11 +72,14 @@ impl Cpu {
     }
     /// An interrupt waits, and would end guest mode.
     pub fn interrupted(&self) -> bool {
+        self.looks.fetch_add(1, SeqCst);
         self.interrupt.load(SeqCst) || self.must_end()
     }
     /// Others want the CPU, and the present turn was not too short.
     pub fn must_end(&self) -> bool {
-        self.waiting.load(SeqCst) > 0 && self.clock_ns() - self.since_ns.load(SeqCst) >= QUANTUM_NS
+        self.waiting.load(SeqCst) > 0
+            && self.looks.load(SeqCst) >= LEAST_LOOKS
+            && self.clock_ns() - self.since_ns.load(SeqCst) >= QUANTUM_NS
     }
     fn clock_ns(&self) -> u64 {
         self.made.elapsed().as_nanos() as u64

@@ -7,7 +7,7 @@ use palacios_core::addr::{Hpa, PAGE_SIZE};
 use palacios_core::host::{GuestRam, PageRequest, PageSize, RamError, Release};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU8, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// When a provider gives large pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ struct Provider {
     host: Arc<Inner>,
     large: AtomicU8,
     state: Mutex<State>,
+    /// A page that was withheld is not any more.
+    given_free: Condvar,
 }
 
 #[derive(Default)]
@@ -40,6 +42,8 @@ struct State {
     /// The contents of small pages that were revoked.
     kept: HashMap<u64, Box<[u8]>>,
     asked_large: u64,
+    /// A small page that is not given before it may be.
+    withheld: Option<u64>,
 }
 
 fn pages(size: PageSize) -> u64 {
@@ -61,6 +65,7 @@ impl TestRam {
             host,
             large: AtomicU8::new(large as u8),
             state: Mutex::default(),
+            given_free: Condvar::new(),
         }))
     }
     /// When it gives large pages from now on.
@@ -78,6 +83,15 @@ impl TestRam {
     pub fn kept(&self) -> usize {
         self.state().kept.len()
     }
+    /// Whoever wants this small page waits until it may be given: as behind a slow disk.
+    pub fn withhold(&self, page: u64) {
+        self.state().withheld = Some(page);
+    }
+    /// What was withheld may be given.
+    pub fn give_all(&self) {
+        self.state().withheld = None;
+        self.0.given_free.notify_all();
+    }
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,30 +106,33 @@ impl TestRam {
     /// The small pages of a frame: frame number and memory.
     fn pieces(
         &self,
-        gfn: u64,
+        page: u64,
         frame: Hpa,
         size: PageSize,
     ) -> impl Iterator<Item = (u64, *mut u8)> + '_ {
         (0..pages(size)).map(move |i| {
             let at = Hpa(frame.0 + i * PAGE_SIZE);
-            (gfn + i, self.0.host.arena.address(at).as_ptr())
+            (page + i, self.0.host.arena.address(at).as_ptr())
         })
     }
 }
 
 impl GuestRam for TestRam {
-    fn page(&self, gfn: u64, size: PageSize) -> Result<Hpa, RamError> {
+    fn page(&self, page: u64, size: PageSize) -> Result<Hpa, RamError> {
         here::may_sleep("page");
-        assert!(gfn % pages(size) == 0, "page {gfn:#x} of {size:?}");
+        assert!(page % pages(size) == 0, "page {page:#x} of {size:?}");
         heap::exempt(|| {
-            let mut state = self.state();
+            let waits = |state: &mut State| size == PageSize::Small && state.withheld == Some(page);
+            let waited = self.0.given_free.wait_while(self.state(), waits);
+            let mut state = waited.unwrap_or_else(PoisonError::into_inner);
             for (other, (_, other_size)) in &state.given {
-                let apart = gfn + pages(size) <= *other || other + pages(*other_size) <= gfn;
-                assert!(apart, "page {gfn:#x} is asked for again");
+                let apart = page + pages(size) <= *other || other + pages(*other_size) <= page;
+                assert!(apart, "page {page:#x} is asked for again");
             }
-            match size == PageSize::Large && !self.gives_large(&mut state) {
-                true => Err(RamError::TooLarge),
-                false => Ok(()),
+            match size {
+                PageSize::Small => Ok(()),
+                PageSize::Large if self.gives_large(&mut state) => Ok(()),
+                PageSize::Large | PageSize::Huge => Err(RamError::TooLarge),
             }
         })?;
         if !heap::allocate() {
@@ -124,43 +141,43 @@ impl GuestRam for TestRam {
         heap::exempt(|| {
             let mut state = self.state();
             let frame = self.0.host.arena.alloc(request(size)).ok_or(match size {
-                PageSize::Large => RamError::TooLarge,
+                PageSize::Large | PageSize::Huge => RamError::TooLarge,
                 PageSize::Small => RamError::NoMemory,
             })?;
-            for (gfn, to) in self.pieces(gfn, frame, size) {
+            for (page, to) in self.pieces(page, frame, size) {
                 if self.0.host.breaks(Broken::RamNotZeroed) {
                     // SAFETY: as below.
                     unsafe { to.add(100).write(1) };
                 }
-                if let Some(contents) = state.kept.remove(&gfn) {
+                if let Some(contents) = state.kept.remove(&page) {
                     // SAFETY: a page of the frame, which is the provider's until it is returned.
                     unsafe { to.copy_from(contents.as_ptr(), contents.len()) };
                 }
             }
-            state.given.insert(gfn, (frame, size));
+            state.given.insert(page, (frame, size));
             Ok(frame)
         })
     }
 
-    fn release(&self, gfn: u64, frame: Hpa, size: PageSize, why: Release) {
+    fn release(&self, page: u64, frame: Hpa, size: PageSize, why: Release) {
         here::may_sleep("release");
         heap::exempt(|| {
             let mut state = self.state();
-            let given = state.given.remove(&gfn);
+            let given = state.given.remove(&page);
             assert!(
                 given == Some((frame, size)),
-                "release of {frame}, {size:?}, for page {gfn:#x}: {given:?}"
+                "release of {frame}, {size:?}, for page {page:#x}: {given:?}"
             );
             let keeps = match why {
                 Release::Revoked => !self.0.host.breaks(Broken::RamForgets),
-                Release::Ended => self.0.host.breaks(Broken::RamRemembers),
+                Release::Ended | Release::Discarded => self.0.host.breaks(Broken::RamRemembers),
             };
             if keeps {
-                for (gfn, from) in self.pieces(gfn, frame, size) {
+                for (page, from) in self.pieces(page, frame, size) {
                     let mut contents = vec![0; PAGE_SIZE as usize].into_boxed_slice();
                     // SAFETY: a page of a frame that the provider has back.
                     unsafe { from.copy_to(contents.as_mut_ptr(), contents.len()) };
-                    state.kept.insert(gfn, contents);
+                    state.kept.insert(page, contents);
                 }
             }
             self.0.host.arena.free(frame, pages(size) as u32);

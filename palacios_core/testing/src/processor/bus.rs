@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Guest-physical memory as a running guest reaches it: through the TLB of the CPU it is on.
 
+pub use super::tlb::Access;
 use super::tlb::{Space, Tlb, Translation};
 use super::{HostMachine, Processors};
 use palacios_core::addr::{Gpa, PAGE_SIZE};
@@ -13,14 +14,6 @@ pub struct Bus<'a> {
     pub processors: &'a Processors,
     pub tlb: &'a mut Tlb,
     pub space: Space,
-}
-
-/// What an access is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    Read,
-    Write,
-    Fetch,
 }
 
 /// A piece of an access, in one page.
@@ -84,7 +77,7 @@ impl Bus<'_> {
     }
 
     fn piece(&mut self, gpa: Gpa, bytes: usize, access: Access) -> Result<Piece, NestedFault> {
-        let translation = self.tlb.translate(self.host, &self.space, gpa);
+        let translation = self.tlb.translate(self.host, &self.space, gpa, access);
         let translation = translation.ok_or(NestedFault {
             gpa,
             write: access == Access::Write,

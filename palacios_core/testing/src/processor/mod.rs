@@ -19,7 +19,7 @@ use execute::Guest;
 use palacios_core::addr::{Gpa, Hpa};
 use palacios_core::backend::Event;
 use palacios_core::host::CpuId;
-use palacios_core::memory::table::Format;
+use palacios_core::memory::nested::Format;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Mutex, MutexGuard, PoisonError};

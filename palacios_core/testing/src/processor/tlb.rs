@@ -6,7 +6,7 @@
 
 use super::{HostMachine, Violation};
 use palacios_core::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
-use palacios_core::memory::table::Format;
+use palacios_core::memory::nested::{BitChange, Format};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +43,40 @@ struct Entry {
     frame: Hpa,
     /// How often the frame had changed hands when this was read.
     owner: u32,
+    /// What the tables allowed then.
+    rights: Rights,
+}
+
+/// What a leaf allows besides reads.
+#[derive(Clone, Copy, Debug)]
+struct Rights {
+    write: bool,
+    execute: bool,
+}
+
+impl Rights {
+    fn of(format: &Format, entry: u64) -> Self {
+        let forbids = |change: BitChange| entry & !change.clear | change.set == entry;
+        Self {
+            write: !forbids(format.read_only),
+            execute: !forbids(format.no_execute),
+        }
+    }
+    fn allow(self, access: Access) -> bool {
+        match access {
+            Access::Read => true,
+            Access::Write => self.write,
+            Access::Fetch => self.execute,
+        }
+    }
+}
+
+/// What an access is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+    Fetch,
 }
 
 /// A space of linear addresses: a guest, and how it pages.
@@ -88,6 +122,7 @@ pub struct Translation {
     pub foreign: bool,
     frame: Hpa,
     owner: u32,
+    rights: Rights,
 }
 
 impl Translation {
@@ -119,8 +154,27 @@ impl Tlb {
     pub fn flush(&mut self) {
         self.entries.clear();
     }
-    /// Where `gpa` is; `None` if neither the TLB nor the tables know.
+    /// Where `gpa` is; `None` if neither the TLB nor the tables know, or what is known does not allow the access. An EPT violation makes the
+    /// processor forget that (SDM 3C: 28.3.3.1); under SVM nothing of the kind is promised.
     pub fn translate(
+        &mut self,
+        host: &dyn HostMachine,
+        space: &Space,
+        gpa: Gpa,
+        access: Access,
+    ) -> Option<Translation> {
+        let translation = self.translate_any(host, space, gpa)?;
+        if translation.rights.allow(access) {
+            return Some(translation);
+        }
+        if space.ept() != 0 {
+            self.entries
+                .retain(|key, _| key.ept != space.ept() || gpa.0 & !(key.size - 1) != key.at);
+        }
+        None
+    }
+
+    fn translate_any(
         &mut self,
         host: &dyn HostMachine,
         space: &Space,
@@ -141,6 +195,7 @@ impl Tlb {
             foreign: entry.root != space.root || entry.linear != space.owner.linear,
             frame: entry.frame,
             owner: entry.owner,
+            rights: entry.rights,
         })
     }
 
@@ -160,10 +215,12 @@ impl Tlb {
         Some((entry, size))
     }
     fn find_tagged(&self, space: &Space, tag: Tag, gpa: Gpa) -> Option<(Entry, u64)> {
-        [PAGE_SIZE, LARGE_PAGE_SIZE].into_iter().find_map(|size| {
-            let entry = self.entries.get(&Self::key(space, tag, gpa, size))?;
-            Some((*entry, size))
-        })
+        [PAGE_SIZE, LARGE_PAGE_SIZE, 1 << 30]
+            .into_iter()
+            .find_map(|size| {
+                let entry = self.entries.get(&Self::key(space, tag, gpa, size))?;
+                Some((*entry, size))
+            })
     }
     fn key(space: &Space, tag: Tag, gpa: Gpa, size: u64) -> Key {
         Key {
@@ -189,7 +246,8 @@ impl Tlb {
             }
             let next = Hpa(entry & format.address);
             if level == 1 || entry & format.large != 0 {
-                if level > 1 && !format.large_pages {
+                let rights = Rights::of(&format, entry);
+                if level > 1 && rights.execute && !format.large_executable {
                     host.processors().note(Violation::LargePage { gpa });
                 }
                 let size = 1 << shift;
@@ -199,6 +257,7 @@ impl Tlb {
                     linear: space.owner.linear,
                     frame: next,
                     owner,
+                    rights,
                 };
                 for tag in [space.tag, UNTAGGED] {
                     if tag != UNTAGGED || space.ept() != 0 {

@@ -9,7 +9,7 @@ fn an_nmi_that_was_cut_short_comes_again_and_blocks_the_next() {
     // The handler: inc dword [0x5000]; iretd.
     alone(HALTS, |bench| {
         bench.gate(2, &[0xff, 0x05, 0, 0x50, 0, 0, 0xcf]);
-        bench.memory.revoke(Gpa(TABLE), PAGE_SIZE, || ());
+        bench.memory.revoke(Gpa(TABLE), PAGE_SIZE, &|| ());
         bench.vcpus[0].flush_tlb();
         bench.vcpus[0].inject(Event::Nmi);
         assert!(matches!(bench.enter(), Exit::NestedFault(f) if f.gpa.0 >> 12 == TABLE >> 12));
@@ -17,7 +17,7 @@ fn an_nmi_that_was_cut_short_comes_again_and_blocks_the_next() {
         assert_eq!(vcpu.take_interrupted(), Some(Event::Nmi));
         assert!(vcpu.nmi_allowed());
         vcpu.inject(Event::Nmi);
-        bench.memory.fill(Gpa(TABLE)).unwrap();
+        map_page(&bench.memory, Gpa(TABLE)).unwrap();
         assert_eq!(bench.enter(), Exit::Halt);
         let vcpu = &bench.vcpus[0];
         assert!(vcpu.nmi_allowed(), "IRET has let the next in");
@@ -38,8 +38,8 @@ fn an_iret_that_faults_leaves_nmis_blocked() {
         assert_eq!(vcpu.take_interrupted(), None);
         assert!(!vcpu.nmi_allowed(), "IRET is yet to be executed");
         let frame = [CODE as u32, 0xf000, 2].map(u32::to_le_bytes).concat();
-        bench.memory.write(Gpa(0xd000), &frame).unwrap();
-        bench.memory.fill(Gpa(0xd000)).unwrap();
+        put(&bench.memory, Gpa(0xd000), &frame);
+        map_page(&bench.memory, Gpa(0xd000)).unwrap();
         assert_eq!(bench.enter(), Exit::Halt);
         assert!(bench.vcpus[0].nmi_allowed());
     });
@@ -109,7 +109,7 @@ fn a_page_fault_brings_its_address() {
         assert_eq!(bench.vcpus[0].gprs()[Reg::Rax], 0x7000);
         assert_eq!(bench.vcpus[0].control().cr2, 0x7000);
         // Cut short, it comes back with all that belongs to it.
-        bench.memory.revoke(Gpa(TABLE), PAGE_SIZE, || ());
+        bench.memory.revoke(Gpa(TABLE), PAGE_SIZE, &|| ());
         bench.vcpus[0].flush_tlb();
         bench.vcpus[0].inject(fault);
         assert!(matches!(bench.enter(), Exit::NestedFault(_)));
@@ -123,7 +123,7 @@ fn software_interrupts_are_the_guests_or_ours() {
     alone(&[0xcd, 0x40, 0xf4], |bench| {
         bench.gate(0x40, HALTS);
         let gone = |bench: &mut Bench| {
-            bench.memory.revoke(Gpa(TABLE), PAGE_SIZE, || ());
+            bench.memory.revoke(Gpa(TABLE), PAGE_SIZE, &|| ());
             bench.vcpus[0].flush_tlb();
             assert!(matches!(bench.enter(), Exit::NestedFault(_)));
             bench.vcpus[0].take_interrupted()
@@ -138,7 +138,7 @@ fn software_interrupts_are_the_guests_or_ours() {
         };
         bench.vcpus[0].inject(event);
         assert_eq!(gone(bench), Some(event));
-        bench.memory.fill(Gpa(TABLE)).unwrap();
+        map_page(&bench.memory, Gpa(TABLE)).unwrap();
         bench.vcpus[0].inject(event);
         assert_eq!(bench.enter(), Exit::Halt);
         assert_eq!(bench.vcpus[0].rip(), HANDLERS + 0x40 * 16);
@@ -158,7 +158,7 @@ fn in_real_mode_no_exception_has_an_error_code() {
         (state.idtr.base, state.idtr.limit) = (TABLE, 0x3ff);
         bench.vcpus[0].set_state(&state);
         let vector = Gpa(TABLE + 13 * 4);
-        bench.memory.write(vector, &[0, 0x10, 0, 0]).unwrap();
+        put(&bench.memory, vector, &[0, 0x10, 0, 0]);
         let fault = Event::Exception(Exception::general_protection(0));
         bench.vcpus[0].inject(fault);
         assert_eq!(bench.enter(), Exit::Halt);

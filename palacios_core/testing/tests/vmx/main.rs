@@ -15,7 +15,7 @@ use palacios_core::ram::RamLayout;
 use palacios_core::state::{cr0, rflags, CpuState, Exception, Reg, Seg};
 use palacios_testing::host::LargePages;
 use palacios_testing::vm::{features_of, Hypervisor, TestBackend};
-use palacios_testing::{processor, Config, TestHost};
+use palacios_testing::{map_page, processor, put, Config, TestHost};
 
 type Backing = Vmx<TestHost>;
 
@@ -46,9 +46,9 @@ impl Bench {
         let ram = host.ram(LargePages::Never);
         let memory =
             Memory::new(host, ram, RamLayout::new(16 << 20), backend.table_format()).unwrap();
-        memory.write(Gpa(CODE), code).unwrap();
+        put(&memory, Gpa(CODE), code);
         for page in [CODE, HANDLERS, DATA, TABLE, STACK - 8] {
-            memory.fill(Gpa(page)).unwrap();
+            map_page(&memory, Gpa(page)).unwrap();
         }
         let vcpu = |_| {
             let mut vcpu = backend.vcpu(host, &features_of(backend)).unwrap();
@@ -69,8 +69,8 @@ impl Bench {
         let at = HANDLERS + u64::from(vector) * 16;
         let gate = at & 0xffff | 0xf000 << 16 | 0x8e00 << 32 | at >> 16 << 48;
         let entry = Gpa(TABLE + u64::from(vector) * 8);
-        self.memory.write(entry, &gate.to_le_bytes()).unwrap();
-        self.memory.write(Gpa(at), code).unwrap();
+        put(&self.memory, entry, &gate.to_le_bytes());
+        put(&self.memory, Gpa(at), code);
     }
     /// Some entries in one window on a CPU; what the last one ended with.
     fn window(&mut self, cpu: u32, vcpu: usize, entries: usize) -> Exit {

@@ -66,7 +66,7 @@ fn registers_that_nothing_switches_are_the_guests_in_windows_only() {
             assert_eq!(bench.vcpus[0].msr(KERNEL_GS_BASE), Some(8 + n));
         }
         // TSC_AUX exits, in case that there is one.
-        bench.memory.write(Gpa(CODE + 1), &[0x03]).unwrap();
+        put(&bench.memory, Gpa(CODE + 1), &[0x03]);
         bench.vcpus[0].set_rip(CODE);
         assert_eq!(bench.enter(), Exit::ReadMsr);
     });

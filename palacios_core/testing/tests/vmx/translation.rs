@@ -36,14 +36,14 @@ fn who_stays_forgets_nothing_and_who_moves_does() {
 fn a_cpu_that_heard_nothing_of_a_revocation_has_nothing_stale() {
     on(2, 16, 1, READS, |bench| {
         bench.halts_on(0, 0);
-        bench.memory.revoke(Gpa(DATA), PAGE_SIZE, || ());
+        bench.memory.revoke(Gpa(DATA), PAGE_SIZE, &|| ());
         bench.vcpus[0].flush_tlb();
         assert!(matches!(bench.window(1, 0, 1), Exit::NestedFault(_)));
         // Whatever stands in the field for an instruction's length.
         assert_eq!(bench.vcpus[0].next_rip(), None);
         // Somebody else's in between, so that the page does not get its old frame.
-        bench.memory.fill(Gpa(DATA + PAGE_SIZE)).unwrap();
-        bench.memory.fill(Gpa(DATA)).unwrap();
+        map_page(&bench.memory, Gpa(DATA + PAGE_SIZE)).unwrap();
+        map_page(&bench.memory, Gpa(DATA)).unwrap();
         bench.halts_on(1, 0);
         bench.halts_on(0, 0);
     });

@@ -147,7 +147,7 @@ fn tables_are_of_as_many_levels_as_addresses_need() {
 }
 
 #[test]
-fn large_pages_are_for_processors_that_bear_them() {
+fn large_code_is_for_processors_that_bear_it() {
     let of = |seven: u32, arch: u64| {
         let cpuid = move |leaf, sub| match leaf {
             7 => [0, 0, 0, seven],
@@ -158,7 +158,7 @@ fn large_pages_are_for_processors_that_bear_them() {
             _ => capability(i),
         };
         let caps = Caps::new(cpuid, read, 0, true).unwrap();
-        caps.table_format().large_pages
+        caps.table_format().large_executable
     };
     assert!(!of(0, 0) && !of(0, 1 << 6));
     assert!(!of(1 << 29, !(1 << 6)));

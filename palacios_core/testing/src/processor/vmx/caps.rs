@@ -56,7 +56,7 @@ pub fn read(config: &Config, index: u32) -> Option<u64> {
     let lacking = lacking.fold(0, |all, (_, bits)| all | bits);
     let extra = match index {
         EPT_VPID if config.format.levels == 5 => WALK_5,
-        ARCH_CAPABILITIES if config.format.large_pages => PSCHANGE_MC_NO,
+        ARCH_CAPABILITIES if config.format.large_executable => PSCHANGE_MC_NO,
         _ => 0,
     };
     full(index).map(|value| (value | extra) & !lacking)

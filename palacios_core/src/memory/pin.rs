@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Pins: guest memory that stays where it is while a device works on it.
+
+use super::frame_word::Refused;
+use super::Memory;
+use crate::addr::{Gpa, Hpa, PAGE_SIZE};
+use crate::host::Host;
+use core::fmt;
+use core::ops::Range;
+
+/// Why memory cannot be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinError {
+    /// At this address is no memory, or none that takes writes.
+    NotMemory(Gpa),
+    /// The range crosses from one region to another.
+    CrossesRegions,
+    /// The memory there is pinned as often as can be counted.
+    TooMany,
+    /// The host has no memory for it.
+    NoMemory,
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotMemory(at) => write!(f, "no guest memory at {at} that a device can use so"),
+            Self::CrossesRegions => {
+                f.write_str("the range crosses from one region of guest memory to another")
+            }
+            Self::TooMany => f.write_str("too many transfers use this guest memory at once"),
+            Self::NoMemory => f.write_str("the host has no memory for the guest"),
+        }
+    }
+}
+
+/// Guest memory that stays where it is until this is dropped. What is written through it is dirty then.
+pub struct Pin<'a, H: Host> {
+    memory: &'a Memory<H>,
+    /// Where it begins in its first page.
+    offset: u64,
+    bytes: u64,
+    pages: Range<u64>,
+    write: bool,
+}
+
+impl<H: Host> Memory<H> {
+    /// Keeps the frames behind `bytes` at `gpa` where they are, for a device that reads, or writes. Sleeps.
+    pub fn pin(&self, gpa: Gpa, bytes: u64, write: bool) -> Result<Pin<'_, H>, PinError> {
+        let region = self.region(gpa).ok_or(PinError::NotMemory(gpa))?;
+        let left = region.range().end.wrapping_sub(gpa.0);
+        if bytes > left {
+            return Err(PinError::CrossesRegions);
+        }
+        let page = match write {
+            true => region.written_page_at(gpa),
+            false => Some(region.page_at(gpa)),
+        };
+        let first = page.ok_or(PinError::NotMemory(gpa))?;
+        let pages = gpa.page_offset().saturating_add(bytes).div_ceil(PAGE_SIZE);
+        let mut pin = Pin {
+            memory: self,
+            offset: gpa.page_offset(),
+            bytes,
+            pages: first..first,
+            write,
+        };
+        while pin.pages.end < first.saturating_add(pages) {
+            // If it fails, what is pinned so far is let go.
+            pin.pages.end = self.pin_frame(pin.pages.end)?;
+        }
+        pin.pages.end = first.saturating_add(pages);
+        Ok(pin)
+    }
+
+    /// Pins the frame of a page; returns the first page behind that frame.
+    fn pin_frame(&self, page: u64) -> Result<u64, PinError> {
+        loop {
+            let slot = self.frames.slot(page).ok_or(PinError::NoMemory)?;
+            match slot.word.pin() {
+                Ok(_) => return Ok(slot.pages().end),
+                Err(Refused::Crowded) => return Err(PinError::TooMany),
+                Err(Refused::Empty) => self.fill(page).map_err(|_| PinError::NoMemory)?,
+                Err(Refused::Busy | Refused::Pinned) => self.host.yield_now(),
+            }
+        }
+    }
+}
+
+impl<H: Host> Pin<'_, H> {
+    /// Its pieces, each in one page: where it is, and how many bytes.
+    pub fn pieces(&self) -> impl Iterator<Item = (Hpa, u64)> + '_ {
+        let (mut offset, mut left) = (self.offset, self.bytes);
+        self.pages.clone().filter_map(move |page| {
+            let at = self
+                .memory
+                .frames
+                .find(page)
+                .ok()?
+                .page(page)
+                .wrapping_add(offset);
+            let bytes = left.min(PAGE_SIZE.wrapping_sub(offset));
+            (offset, left) = (0, left.wrapping_sub(bytes));
+            Some((at, bytes))
+        })
+    }
+}
+
+impl<H: Host> Drop for Pin<'_, H> {
+    fn drop(&mut self) {
+        let mut page = self.pages.start;
+        while let Some(slot) = self.memory.frames.first_frame(&(page..self.pages.end)) {
+            page = slot.pages().end;
+            slot.word.unpin();
+        }
+        if self.write {
+            let _inside = self.memory.gate.enter();
+            let pages = self.pages.clone();
+            pages.for_each(|page| self.memory.log.note(page));
+        }
+    }
+}
