@@ -4,6 +4,9 @@
 #![forbid(unsafe_code)]
 
 use crate::addr::{Gpa, NotRam};
+use crate::alloc_ext::NoMemory;
+use crate::regions::{Change, RegionError};
+use core::fmt;
 
 /// Time as the guest lives it.
 pub trait Clock {
@@ -29,10 +32,46 @@ pub trait GuestMemory {
     fn write(&self, at: Gpa, data: &[u8]) -> Result<(), NotRam>;
 }
 
-/// What processors know of the guest's memory: the translations of its pages.
-pub trait Translations {
-    /// Has all processors forget the page at `at`. The guest finds it as it was when it next touches it. May sleep.
+/// What is where in the guest's memory, and what processors know of it. Each call returns when no processor acts on what was before. All may
+/// sleep.
+pub trait MemoryControl {
+    /// Has all processors forget the page at `at`. The guest finds it as it was when it next touches it.
     fn forget(&self, at: Gpa);
+    /// Changes what is where: all `changes`, in their order and at once, or none of them.
+    fn change(&self, changes: &[Change]) -> Result<(), RegionError>;
+    /// Gives RAM back to the host whose contents the guest does not need: it finds zeroes when it next touches it. Returns how many frames
+    /// went.
+    fn discard(&self, at: Gpa, bytes: u64) -> u64;
+    /// Begins to log which pages of RAM are written.
+    fn begin_log(&self) -> Result<(), LogError>;
+    /// Takes what was logged since it was last taken: a bit for each page of RAM, from number `first` on, a multiple of 64.
+    fn take_dirty(&self, first: u64, words: &mut [u64]);
+    /// Ends the log.
+    fn end_log(&self);
+}
+
+/// Why the log cannot begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogError {
+    /// It runs already.
+    Running,
+    /// The host has no memory for it.
+    NoMemory,
+}
+
+impl fmt::Display for LogError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "the dirty log of this VM runs already",
+            Self::NoMemory => "the host has no memory for the dirty log",
+        })
+    }
+}
+
+impl From<NoMemory> for LogError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
 }
 
 /// What a guest asks of its power supply.

@@ -28,6 +28,7 @@ pub mod interfaces;
 pub mod interrupts;
 pub mod memory;
 pub mod ram;
+pub mod regions;
 pub mod ring;
 pub mod state;
 pub mod state_io;

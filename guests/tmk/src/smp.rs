@@ -236,6 +236,16 @@ pub fn on_all(work: &(dyn Fn() -> Outcome + Sync)) -> Outcome {
     all().skip(1).map(end).fold(here, Outcome::and)
 }
 
+/// Does `others` on all CPUs but this one, and `own` here; returns when all are done.
+pub fn with_others(
+    others: &(dyn Fn() -> Outcome + Sync),
+    own: impl FnOnce() -> Outcome,
+) -> Outcome {
+    all().skip(1).for_each(|cpu| begin(cpu, others));
+    let here = own();
+    all().skip(1).map(end).fold(here, Outcome::and)
+}
+
 fn begin(cpu: usize, work: &(dyn Fn() -> Outcome + Sync)) {
     debug_assert!(me() == 0);
     // SAFETY: it is not busy, and who borrowed the work to us waits for its end.

@@ -69,7 +69,8 @@ impl GuestRam for Ram {
     }
 
     fn release(&self, page: u64, _frame: Hpa, size: PageSize, why: Release) {
-        if let (Release::Ended | Release::Discarded, Some(offset)) = (why, self.offset(page, size)) {
+        if let (Release::Ended | Release::Discarded, Some(offset)) = (why, self.offset(page, size))
+        {
             self.mark(offset, size, false, |_| {});
         }
     }

@@ -12,6 +12,7 @@ pub mod crtc;
 pub mod debug;
 pub mod hpet;
 pub mod keyboard;
+mod memory_commands;
 pub mod pit;
 pub mod reset;
 pub mod rtc;
@@ -21,7 +22,7 @@ pub mod testing;
 pub mod ticks;
 pub mod uart;
 
-use crate::interfaces::{Clock, GuestMemory, IrqSink, PowerSink, Translations};
+use crate::interfaces::{Clock, GuestMemory, IrqSink, MemoryControl, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use core::ops::Range;
 
@@ -35,8 +36,8 @@ pub struct Cx<'a> {
     pub memory: &'a dyn GuestMemory,
     /// Power-off, reset and test exit.
     pub power: &'a dyn PowerSink,
-    /// What processors know of the guest's memory.
-    pub translations: &'a dyn Translations,
+    /// What is where in the guest's memory.
+    pub memory_control: &'a dyn MemoryControl,
 }
 
 /// One interrupt line, as wired when the machine was built.

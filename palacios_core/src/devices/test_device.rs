@@ -6,11 +6,12 @@
 //! | ports 0xe0 to 0xe3 | a double word, read and written at any width |
 //! | ports 0xe4 to 0xe7 | an address that is written: the processors forget the translation of its page |
 //! | ports 0xe8 to 0xeb | the same double word, byte by byte: wider accesses are split |
+//! | ports 0x2040 to 0x2043 | the address of a command that changes what is where in memory ([`super::memory_commands`]); of this project alone, reads give "v3me" |
 //! | ports 0x2000 to 0x2017 | a byte that is written drives the line of that number |
 //! | memory from 0xff00_0000 | 64 KiB that keep what is written, and are no RAM |
 #![forbid(unsafe_code)]
 
-use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, Mmio, PortIo};
+use super::{memory_commands, read_bytewise, write_bytewise, Cx, Device, IrqLine, Mmio, PortIo};
 use crate::addr::Gpa;
 use crate::alloc_ext::{try_vec, NoMemory};
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -27,7 +28,10 @@ const WORD: Range<u16> = 0xe0..0xe4;
 const FORGET: Range<u16> = 0xe4..0xe8;
 const BYTES: Range<u16> = 0xe8..0xec;
 const LINES: Range<u16> = 0x2000..0x2018;
-static PORTS: [Range<u16>; 4] = [WORD, FORGET, BYTES, LINES];
+/// "v3me".
+const MEMORY_PORTS: u32 = 0x656d_3376;
+const MEMORY_COMMAND: Range<u16> = 0x2040..0x2044;
+static PORTS: [Range<u16>; 5] = [WORD, FORGET, BYTES, LINES, MEMORY_COMMAND];
 static RANGE: Range<u64> = MEMORY_GPA..MEMORY_GPA + MEMORY_BYTES;
 
 /// The device.
@@ -104,6 +108,9 @@ impl PortIo for TestDevice {
         if WORD.contains(&port) || BYTES.contains(&port) {
             return read_bytewise(port, size, |port| *self.byte(port));
         }
+        if port == MEMORY_COMMAND.start && size == 4 {
+            return MEMORY_PORTS;
+        }
         u32::MAX
     }
 
@@ -111,7 +118,9 @@ impl PortIo for TestDevice {
         if WORD.contains(&port) || BYTES.contains(&port) {
             write_bytewise(port, size, value, |port, byte| *self.byte(port) = byte);
         } else if FORGET.contains(&port) {
-            cx.translations.forget(Gpa(value.into()));
+            cx.memory_control.forget(Gpa(value.into()));
+        } else if port == MEMORY_COMMAND.start && size == 4 {
+            memory_commands::command(cx, Gpa(value.into()));
         } else if LINES.contains(&port) {
             let line = IrqLine(u32::from(port.wrapping_sub(LINES.start)));
             line.set(cx, value as u8 != 0);

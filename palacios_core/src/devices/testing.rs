@@ -3,8 +3,11 @@
 #![forbid(unsafe_code)]
 
 use super::{ByteStream, Cx, Device};
-use crate::addr::{Gpa, NotRam};
-use crate::interfaces::{Clock, GuestMemory, IrqSink, PowerRequest, PowerSink, Translations};
+use crate::addr::{Gpa, NotRam, PAGE_SIZE};
+use crate::interfaces::{
+    Clock, GuestMemory, IrqSink, LogError, MemoryControl, PowerRequest, PowerSink,
+};
+use crate::regions::{Change, RegionError};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -26,6 +29,10 @@ pub struct TestMachine {
     pub legacy_replacement: RefCell<Vec<bool>>,
     /// The pages whose translations were forgotten, in order.
     pub forgotten: RefCell<Vec<Gpa>>,
+    /// How memory was changed.
+    pub changes: RefCell<Vec<Change>>,
+    /// The dirty log runs.
+    pub logs: Cell<bool>,
     /// Power requests, in order.
     pub power: RefCell<Vec<PowerRequest>>,
     /// Guest RAM, from address 0.
@@ -44,7 +51,7 @@ impl TestMachine {
             irqs: self,
             memory: self,
             power: self,
-            translations: self,
+            memory_control: self,
         }
     }
     /// Lets time pass.
@@ -111,9 +118,28 @@ impl IrqSink for TestMachine {
     }
 }
 
-impl Translations for TestMachine {
+impl MemoryControl for TestMachine {
     fn forget(&self, at: Gpa) {
         self.forgotten.borrow_mut().push(at);
+    }
+    fn change(&self, changes: &[Change]) -> Result<(), RegionError> {
+        self.changes.borrow_mut().extend(changes);
+        Ok(())
+    }
+    fn discard(&self, _at: Gpa, bytes: u64) -> u64 {
+        bytes / PAGE_SIZE
+    }
+    fn begin_log(&self) -> Result<(), LogError> {
+        match self.logs.replace(true) {
+            true => Err(LogError::Running),
+            false => Ok(()),
+        }
+    }
+    fn take_dirty(&self, first: u64, words: &mut [u64]) {
+        words.fill(first);
+    }
+    fn end_log(&self) {
+        self.logs.set(false);
     }
 }
 

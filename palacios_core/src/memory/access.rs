@@ -6,10 +6,11 @@ use super::copy::{compare_exchange, copy_from_guest, copy_to_guest, read_word};
 use super::frame_word::Refused;
 use super::gate::Inside;
 use super::walk::GuestTables;
-use super::{Memory, Writes};
+use super::Memory;
 use crate::addr::{Gpa, NotRam, PAGE_SIZE};
 use crate::host::Host;
 use crate::interfaces::GuestMemory;
+use crate::regions::Writes;
 use core::cell::Cell;
 
 /// Why a page cannot be reached just now.

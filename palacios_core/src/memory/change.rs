@@ -1,67 +1,67 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Changes of what is where: regions come, move and go while the guest runs, and with them pages that are not RAM.
+//! Arrangement of what is where: regions come, move and go while the guest runs, and with them pages that are not RAM.
 
+use super::arrangement::Arrangement;
 use super::frame_word::Refused;
-use super::region::{Change, RegionError, Regions};
 use super::Memory;
 use crate::addr::{Hpa, PAGE_SIZE};
-use crate::alloc_ext::TryPush;
+use crate::alloc_ext::{NoMemory, TryPush};
 use crate::host::{Host, Lock};
-use alloc::vec::Vec;
+use crate::regions::{Change, RegionError, Regions};
 use core::ops::Range;
 
-/// What only those look at who change it, one at a time.
-pub(super) struct Changes {
-    pub(super) regions: Regions,
-    /// The numbers of pages that are not RAM, by ascending number.
-    others: Vec<Range<u64>>,
-}
-
-impl Changes {
-    pub(super) fn new(regions: Regions) -> Self {
-        Self {
-            regions,
-            others: Vec::new(),
-        }
-    }
-
-    /// Calls `f` for the guest-physical addresses at which some of `pages` are shown.
-    pub(super) fn each_place(&self, pages: &Range<u64>, mut f: impl FnMut(&Range<u64>)) {
-        for place in self.regions.iter().filter_map(|region| region.shows(pages)) {
-            f(&place);
-        }
-    }
-
-    /// The first of `count` numbers in `room` that are free.
-    fn free_numbers(&self, room: &Range<u64>, count: u64) -> Option<u64> {
-        let mut from = room.start;
-        for taken in &self.others {
-            if taken.start.saturating_sub(from) >= count {
-                break;
-            }
-            from = taken.end;
-        }
-        (room.end.saturating_sub(from) >= count).then_some(from)
-    }
-}
-
 impl<H: Host> Memory<H> {
-    /// Changes what is where: all `changes` in their order, and for everybody at once; or none of them. When this returns, no access of a
-    /// vCPU goes where it went before. `flush` is as for [`Memory::fault`]. Sleeps.
+    /// Arrangement what is where, now and behind a reset: all `changes` in their order, and for everybody at once; or none of them. When this
+    /// returns, no access of a vCPU goes where it went before. `flush` is as for [`Memory::fault`]. Sleeps.
     pub fn change(&self, changes: &[Change], flush: &dyn Fn()) -> Result<(), RegionError> {
         let mut now = self.changes.lock();
-        let pages = self.frames.other_pages().end;
-        let mut new = None;
-        for change in changes {
-            let before = new.as_ref().unwrap_or(&now.regions);
-            new = Some(before.changed(change, self.nested.format().end(), pages)?);
-        }
-        let Some(new) = new else {
+        let at_reset = self.changed(&now.at_reset, changes)?;
+        self.show(&mut now, changes, flush)?;
+        now.at_reset = at_reset;
+        Ok(())
+    }
+
+    /// The same until a reset: a change that the guest asked for.
+    pub fn change_until_reset(
+        &self,
+        changes: &[Change],
+        flush: &dyn Fn(),
+    ) -> Result<(), RegionError> {
+        self.show(&mut self.changes.lock(), changes, flush)
+    }
+
+    /// Everything is where it was before the guest changed it. Sleeps.
+    pub fn reset_map(&self, flush: &dyn Fn()) -> Result<(), NoMemory> {
+        let mut now = self.changes.lock();
+        if now.regions == now.at_reset {
             return Ok(());
-        };
-        self.map.publish(&new);
-        now.regions = new;
-        self.wait_for_those_inside();
+        }
+        let regions = now.at_reset.try_clone()?;
+        self.publish(&mut now, regions);
+        self.forget(&(0..self.nested.format().end().0), flush);
+        Ok(())
+    }
+
+    fn changed(&self, before: &Regions, changes: &[Change]) -> Result<Regions, RegionError> {
+        let mut new = before.try_clone()?;
+        for change in changes {
+            new = new.changed(
+                change,
+                self.nested.format().end(),
+                self.frames.other_pages().end,
+            )?;
+        }
+        Ok(new)
+    }
+
+    fn show(
+        &self,
+        now: &mut Arrangement,
+        changes: &[Change],
+        flush: &dyn Fn(),
+    ) -> Result<(), RegionError> {
+        let new = self.changed(&now.regions, changes)?;
+        self.publish(now, new);
         let mut forgot = false;
         for change in changes {
             if let Change::Remove { at, bytes } = change {
@@ -74,8 +74,15 @@ impl<H: Host> Memory<H> {
         Ok(())
     }
 
+    /// Shows other regions, and waits for those who act on what was shown before.
+    fn publish(&self, now: &mut Arrangement, regions: Regions) {
+        self.map.publish(&regions);
+        now.regions = regions;
+        self.wait_for_those_inside();
+    }
+
     /// Takes pages into the VM's memory that are not RAM: a ROM, a frame buffer, a page that is shared. They are one piece of physical
-    /// memory at `at`, which stays the caller's. Returns the number of the first, for a [`super::Region`]. Sleeps.
+    /// memory at `at`, which stays the caller's. Returns the number of the first, for a [`Region`](crate::regions::Region). Sleeps.
     pub fn add_pages(&self, at: Hpa, count: u64) -> Result<u64, RegionError> {
         if count == 0 {
             return Err(RegionError::Empty);
@@ -104,7 +111,12 @@ impl<H: Host> Memory<H> {
         if !now.others.contains(&pages) {
             return Err(RegionError::NoSuchPages);
         }
-        if let Some(region) = now.regions.iter().find(|region| region.uses(&pages)) {
+        if let Some(region) = now
+            .regions
+            .iter()
+            .chain(now.at_reset.iter())
+            .find(|region| region.uses(&pages))
+        {
             return Err(RegionError::Overlaps(region.at));
         }
         self.seal(&pages)?;

@@ -1,41 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The dirty log: which pages of RAM were written since it was last asked, by the guest, the VMM, or a device.
-//!
-//! While it runs, RAM is shown to the guest in small pages that it may not write. Its first write to one faults, opens the page
-//! for writes, and notes it. [`Memory::take_dirty`] takes what was noted and closes those pages again. Nothing is lost between: the guest
-//! may write such a page until the flush, and whoever took the set copies it only behind that; and a write of the VMM's is noted behind the
-//! write, so that it is in this set or in the next one.
+//! Which pages were written, and whether anybody wants to know: see `log.rs`.
+#![forbid(unsafe_code)]
 
-use super::page_set::{PageSet, PAGES_PER_WORD};
-use super::Memory;
+use super::page_set::PageSet;
 use crate::alloc_ext::NoMemory;
-use crate::host::{Host, Lock};
-use core::fmt;
+use crate::host::Host;
 use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
-
-/// Why the log cannot begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogError {
-    /// It runs already.
-    Running,
-    /// The host has no memory for it.
-    NoMemory,
-}
-
-impl fmt::Display for LogError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Running => "the dirty log of this VM runs already",
-            Self::NoMemory => "the host has no memory for the dirty log",
-        })
-    }
-}
-
-impl From<NoMemory> for LogError {
-    fn from(_: NoMemory) -> Self {
-        Self::NoMemory
-    }
-}
 
 /// Pages that were written.
 pub(super) struct DirtyLog<H: Host> {
@@ -66,63 +36,16 @@ impl<H: Host> DirtyLog<H> {
             self.add(page);
         }
     }
-}
 
-impl<H: Host> Memory<H> {
-    /// Begins to log writes to RAM: those that end behind this call. `flush` is as for [`Memory::fault`]. Sleeps.
-    pub fn begin_log(&self, flush: &dyn Fn()) -> Result<(), LogError> {
-        let changes = self.changes.lock();
-        if self.log.is_active() {
-            return Err(LogError::Running);
-        }
-        self.log.written.make_room()?;
-        let all = 0..self.frames.ram_pages();
-        for first in (all.start..all.end).step_by(PAGES_PER_WORD as usize) {
-            self.log.written.take_word(first);
-        }
-        self.log.active.store(true, SeqCst);
-        self.wait_for_those_inside();
-        changes.each_place(&all, |place| {
-            self.nested.forget(place);
-        });
-        self.flush(flush);
-        Ok(())
+    pub(super) fn set_active(&self, active: bool) {
+        self.active.store(active, SeqCst);
     }
-
-    /// Ends the log: large pages come back as they are touched. Sleeps.
-    pub fn end_log(&self, flush: &dyn Fn()) {
-        let changes = self.changes.lock();
-        self.log.active.store(false, SeqCst);
-        self.wait_for_those_inside();
-        changes.each_place(&(0..self.frames.ram_pages()), |place| {
-            self.nested.forget(place);
-        });
-        self.flush(flush);
+    /// Takes the memory that it needs.
+    pub(super) fn make_room(&self) -> Result<(), NoMemory> {
+        self.written.make_room()
     }
-
-    /// Takes what was written since the log began or was last asked about these pages: a bit for each, 64 in a word. `first` is a multiple
-    /// of 64. When this returns, what is written to the pages from now on is noted again. Sleeps.
-    pub fn take_dirty(&self, first: u64, words: &mut [u64], flush: &dyn Fn()) {
-        let changes = self.changes.lock();
-        let mut closed = false;
-        for (word, first) in words
-            .iter_mut()
-            .zip((first..).step_by(PAGES_PER_WORD as usize))
-        {
-            *word = self.log.written.take_word(first);
-            for page in (first..)
-                .take(64)
-                .enumerate()
-                .filter(|(n, _)| *word >> n & 1 != 0)
-                .map(|(_, page)| page)
-            {
-                changes.each_place(&(page..page.saturating_add(1)), |place| {
-                    closed |= self.nested.forbid_writes(place);
-                });
-            }
-        }
-        if closed {
-            self.flush(flush);
-        }
+    /// Takes 64 pages from `first` on out of it: a bit for each that was written.
+    pub(super) fn take_word(&self, first: u64) -> u64 {
+        self.written.take_word(first)
     }
 }

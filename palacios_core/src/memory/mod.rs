@@ -16,37 +16,38 @@
 //! guest or VMM, and the host may take it back at any time ([`Memory::revoke`]).
 
 mod access;
+mod arrangement;
 mod change;
 mod copy;
 mod dirty;
 mod frame_word;
 mod frames;
 mod gate;
+mod log;
 pub mod nested;
 mod page_set;
 mod pin;
-mod region;
+mod region_map;
 mod take;
 pub mod walk;
 mod words;
 
 pub use access::Resident;
-pub use dirty::LogError;
 pub use page_set::PAGES_PER_WORD;
 pub use pin::{Pin, PinError};
-pub use region::{Cache, Change, Region, RegionError, Writes, MAX_REGIONS};
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::host::{Host, LockClass, NoMemory, PageSize};
 use crate::ram::RamLayout;
-use change::Changes;
+use crate::regions::{Region, Regions, Writes};
+use arrangement::Arrangement;
 use core::sync::atomic::{AtomicU64, Ordering};
 use dirty::DirtyLog;
 use frame_word::Refused;
 use frames::{Frame, Frames};
 use gate::{Gate, Inside};
 use nested::{Format, Leaf, Made, NestedTables, Spare};
-use region::{RegionMap, Regions};
+use region_map::RegionMap;
 use walk::AccessKind;
 
 /// How many pages of a VM may be something else than RAM: ROMs, frame buffers, shared pages. 64 GiB of them.
@@ -64,7 +65,7 @@ pub struct Memory<H: Host> {
     /// Those inside use frames, and make translations by the map and the log as they are.
     gate: Gate,
     /// Held over each change of the map, revocation, and step of the log: one at a time.
-    changes: H::Mutex<Changes>,
+    changes: H::Mutex<Arrangement>,
     /// Counts when translations were forgotten: a vCPU that has not flushed since the last time must not enter.
     generation: AtomicU64,
 }
@@ -125,7 +126,7 @@ impl<H: Host> Memory<H> {
             nested: NestedTables::new(host, format)?,
             log: DirtyLog::new(host, ram_pages)?,
             gate: Gate::new(),
-            changes: host.mutex(LockClass::GuestRam, Changes::new(regions))?,
+            changes: host.mutex(LockClass::GuestRam, Arrangement::new(regions)?)?,
             generation: AtomicU64::new(0),
             layout,
             provider,

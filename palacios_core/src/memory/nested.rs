@@ -8,6 +8,7 @@
 use super::words::{WordPages, WORDS};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::host::{Host, NoMemory, PageSize};
+use crate::regions::Cache;
 use core::ops::Range;
 use core::sync::atomic::{
     AtomicU64,
@@ -80,9 +81,9 @@ impl Format {
     fn entry(&self, leaf: &Leaf) -> u64 {
         let mut entry = self.leaf;
         match leaf.cache {
-            super::Cache::WriteBack => {}
-            super::Cache::WriteCombining => entry = self.write_combining.of(entry),
-            super::Cache::Uncached => entry = self.uncached.of(entry),
+            Cache::WriteBack => {}
+            Cache::WriteCombining => entry = self.write_combining.of(entry),
+            Cache::Uncached => entry = self.uncached.of(entry),
         }
         if !leaf.write {
             entry = self.read_only.of(entry);
@@ -119,7 +120,7 @@ pub struct Leaf {
     /// It may be executed.
     pub execute: bool,
     /// How it is cached.
-    pub cache: super::Cache,
+    pub cache: Cache,
 }
 
 /// What became of a leaf that was to be made.
@@ -283,9 +284,9 @@ impl<H: Host> NestedTables<H> {
             write: !format.read_only.is_done(entry),
             execute: !format.no_execute.is_done(entry),
             cache: match () {
-                () if format.uncached.is_done(entry) => super::Cache::Uncached,
-                () if format.write_combining.is_done(entry) => super::Cache::WriteCombining,
-                () => super::Cache::WriteBack,
+                () if format.uncached.is_done(entry) => Cache::Uncached,
+                () if format.write_combining.is_done(entry) => Cache::WriteCombining,
+                () => Cache::WriteBack,
             },
         }
     }

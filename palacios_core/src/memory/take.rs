@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Frames go back to their provider: because the host wants them, or the guest has no use for what is in them, or the VM ends.
 
-use super::change::Changes;
+use super::arrangement::Arrangement;
 use super::frames::Slot;
 use super::Memory;
 use crate::addr::{Gpa, Hpa};
@@ -48,7 +48,7 @@ impl<H: Host> Memory<H> {
 
     fn take_pages(
         &self,
-        changes: &Changes,
+        changes: &Arrangement,
         pages: Range<u64>,
         why: Release,
         flush: &dyn Fn(),
@@ -87,7 +87,7 @@ impl<H: Host> Memory<H> {
         None
     }
 
-    fn forget_batch(&self, changes: &Changes, batch: &Batch<'_>, flush: &dyn Fn()) {
+    fn forget_batch(&self, changes: &Arrangement, batch: &Batch<'_>, flush: &dyn Fn()) {
         self.wait_for_those_inside();
         for (slot, _) in batch.iter().flatten() {
             changes.each_place(&slot.pages(), |place| {

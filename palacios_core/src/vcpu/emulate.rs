@@ -13,7 +13,8 @@ use crate::interfaces::GuestMemory;
 use crate::interrupts::lapic::Effect;
 use crate::interrupts::MessageSink;
 use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};
-use crate::memory::{Resident, Writes};
+use crate::memory::Resident;
+use crate::regions::Writes;
 use crate::state::{
     cr4, is_64_bit_code, DescriptorTable, Exception, Gprs, Seg, Segment, TableRegister,
 };

@@ -14,10 +14,11 @@ use crate::devices::bus::Bus;
 use crate::devices::Cx;
 use crate::host::{Host, Level, Lock, Scope};
 use crate::image::OnTripleFault;
-use crate::interfaces::Translations;
+use crate::interfaces::{LogError, MemoryControl};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::walk::AccessKind;
 use crate::memory::{FaultError, Memory, Resolved};
+use crate::regions::{Change, RegionError};
 use crate::state::CpuState;
 use crate::vcpu::VcpuShared;
 use alloc::boxed::Box;
@@ -109,7 +110,7 @@ impl<H: Host> VmShared<H> {
             irqs: self,
             memory: &self.memory,
             power: &self.power,
-            translations: self,
+            memory_control: self,
         }
     }
 
@@ -132,8 +133,23 @@ impl<H: Host> VmShared<H> {
     }
 }
 
-impl<H: Host> Translations for VmShared<H> {
+impl<H: Host> MemoryControl for VmShared<H> {
     fn forget(&self, at: Gpa) {
         self.with_memory(|memory, flush| memory.revoke(at.page(), PAGE_SIZE, flush));
+    }
+    fn change(&self, changes: &[Change]) -> Result<(), RegionError> {
+        self.with_memory(|memory, flush| memory.change_until_reset(changes, flush))
+    }
+    fn discard(&self, at: Gpa, bytes: u64) -> u64 {
+        self.with_memory(|memory, flush| memory.discard(at, bytes, flush))
+    }
+    fn begin_log(&self) -> Result<(), LogError> {
+        self.with_memory(|memory, flush| memory.begin_log(flush))
+    }
+    fn take_dirty(&self, first: u64, words: &mut [u64]) {
+        self.with_memory(|memory, flush| memory.take_dirty(first, words, flush));
+    }
+    fn end_log(&self) {
+        self.with_memory(|memory, flush| memory.end_log(flush));
     }
 }

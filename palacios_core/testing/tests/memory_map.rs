@@ -5,7 +5,8 @@
 use palacios_core::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{Host, PageRequest, PageSize};
 use palacios_core::interfaces::GuestMemory;
-use palacios_core::memory::{Cache, Change, Region, RegionError, Writes, PAGES_PER_WORD};
+use palacios_core::memory::PAGES_PER_WORD;
+use palacios_core::regions::{Cache, Change, Region, RegionError, Writes};
 use palacios_core::stats::Counter;
 use palacios_core::vm::{State, StopReason};
 use palacios_testing::guests::{self, memory as kernels};

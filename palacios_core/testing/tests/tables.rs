@@ -4,7 +4,7 @@
 use palacios_core::addr::{Gpa, Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{NoMemory, PageSize};
 use palacios_core::memory::nested::{Format, Leaf, Made, NestedTables};
-use palacios_core::memory::Cache;
+use palacios_core::regions::Cache;
 use palacios_testing::{formats, heap, Config, TestHost};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};

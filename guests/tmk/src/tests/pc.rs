@@ -124,7 +124,11 @@ fn test_lines() -> Outcome {
     apic::on();
     // Not the timer's two inputs, nor the serial port's and the power management's. QEMU takes none above 15.
     let pins: [u16; 9] = [1, 5, 7, 10, 11, 15, 16, 19, 23];
-    let some = if boot_info::judged_by_another_machine() { 6 } else { 9 };
+    let some = if boot_info::judged_by_another_machine() {
+        6
+    } else {
+        9
+    };
     for pin in pins.into_iter().take(some) {
         set_pin(pin.into(), VECTOR.into());
         trap::reset_counts();

@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Regions: what lies where in guest-physical space. A region shows pages of the VM's memory; where there is none, a device may
-//! answer.
+//! Regions: what lies where in guest-physical space, and how that may change. A region shows pages of the VM's memory; where there
+//! is none, a device may answer.
 #![forbid(unsafe_code)]
 
-use super::gate::Inside;
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::alloc_ext::{NoMemory, TryPush};
 use crate::ram::RamLayout;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::{
-    AtomicU64, AtomicUsize,
-    Ordering::{Acquire, Relaxed, Release},
-};
 
 /// How many regions a VM may have.
 pub const MAX_REGIONS: usize = 64;
@@ -205,12 +200,13 @@ pub enum Change {
 }
 
 /// Regions by ascending address, none over another.
-pub(super) struct Regions(Vec<Region>);
+#[derive(PartialEq, Eq)]
+pub(crate) struct Regions(Vec<Region>);
 
 impl Regions {
     /// Those of a PC with this RAM. The holes of a PC below 1 MiB are RAM too, which keeps what is written to a screen that is not there,
     /// until a device or firmware puts something else in their place.
-    pub(super) fn of_ram(ram: RamLayout) -> Result<Self, NoMemory> {
+    pub(crate) fn of_ram(ram: RamLayout) -> Result<Self, NoMemory> {
         let mut all = Vec::new();
         for range in ram.ranges().into_iter().filter(|range| !range.is_empty()) {
             let page = ram.offset(Gpa(range.start)).unwrap_or(0) / PAGE_SIZE;
@@ -220,12 +216,23 @@ impl Regions {
         Ok(Self(all))
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Region> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Region> {
         self.0.iter()
+    }
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+    /// The same once more.
+    pub(crate) fn try_clone(&self) -> Result<Self, NoMemory> {
+        let mut all = Vec::new();
+        for region in self.iter() {
+            all.try_push(*region)?;
+        }
+        Ok(Self(all))
     }
 
     /// These, changed; for a guest-physical space that ends at `end`, and a VM with so many pages.
-    pub(super) fn changed(
+    pub(crate) fn changed(
         &self,
         change: &Change,
         end: Gpa,
@@ -297,122 +304,162 @@ impl Regions {
     }
 }
 
-/// The regions as all look at them, without a lock, from inside the gate.
-///
-/// There are two sides. One is shown; a change is written to the other, which is shown then. Who was inside may still look at the first
-/// side, so a change waits until they have left, and the next one finds nobody there.
-pub(super) struct RegionMap {
-    shown: AtomicUsize,
-    sides: [Side; 2],
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
-/// Regions, packed, and how many they are.
-struct Side {
-    count: AtomicUsize,
-    packed: Vec<[AtomicU64; 4]>,
-}
+    const PAGES: u64 = 100;
+    const END: Gpa = Gpa(64 * PAGE_SIZE);
 
-impl Side {
-    fn new() -> Result<Self, NoMemory> {
-        let mut packed = Vec::new();
-        packed
-            .try_reserve_exact(MAX_REGIONS)
-            .map_err(|_| NoMemory)?;
-        for _ in 0..MAX_REGIONS {
-            packed.try_push([0; 4].map(AtomicU64::new))?;
-        }
-        let count = AtomicUsize::new(0);
-        Ok(Self { count, packed })
+    fn none() -> Regions {
+        Regions(Vec::new())
     }
 
-    fn write(&self, regions: &Regions) {
-        for (slot, region) in self.packed.iter().zip(regions.iter()) {
-            for (word, value) in slot.iter().zip(pack(region)) {
-                word.store(value, Relaxed);
+    #[test]
+    fn ram_is_where_a_pc_has_it() {
+        let layout = RamLayout::new((3 << 30) + 5 * PAGE_SIZE);
+        let regions = Regions::of_ram(layout).unwrap();
+        let low = Region::ram(Gpa(0), 3 << 30, 0);
+        let high = Region::ram(Gpa(1 << 32), 5 * PAGE_SIZE, (3 << 30) / PAGE_SIZE);
+        assert_eq!(regions.0, [low, high]);
+        let small = Regions::of_ram(RamLayout::new(2 << 20)).unwrap();
+        assert_eq!(small.0, [Region::ram(Gpa(0), 2 << 20, 0)]);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_reason() {
+        let regions = none().changed(
+            &Change::Add(Region::ram(Gpa(0x4000), 0x2000, 3)),
+            END,
+            PAGES,
+        );
+        let regions = regions.unwrap();
+        let add = |at, bytes, page, writes| {
+            let region = Region {
+                writes,
+                ..Region::ram(Gpa(at), bytes, page)
+            };
+            regions.changed(&Change::Add(region), END, PAGES).err()
+        };
+        let plain = |at, bytes, page| add(at, bytes, page, Writes::Allowed);
+        for (at, bytes, page, why) in [
+            (0x1001, 0x1000, 0, RegionError::Unaligned),
+            (0x1000, 0xfff, 0, RegionError::Unaligned),
+            (0x1000, 0, 0, RegionError::Empty),
+            (END.0, 0x1000, 0, RegionError::OutOfReach),
+            (END.0 - 0x1000, 0x2000, 0, RegionError::OutOfReach),
+            (u64::MAX - 0xfff, 0x1000, 0, RegionError::OutOfReach),
+            (0x1000, u64::MAX - 0xfff, 0, RegionError::OutOfReach),
+            (0x3000, 0x2000, 0, RegionError::Overlaps(Gpa(0x4000))),
+            (0x5000, 0x1000, 0, RegionError::Overlaps(Gpa(0x4000))),
+            (0x1000, 0x1000, PAGES, RegionError::NoSuchPages),
+            (0x1000, 0x2000, PAGES - 1, RegionError::NoSuchPages),
+            (0x1000, 0x1000, u64::MAX, RegionError::NoSuchPages),
+        ] {
+            assert_eq!(
+                plain(at, bytes, page),
+                Some(why),
+                "{at:#x} {bytes:#x} {page}"
+            );
+        }
+        assert_eq!(
+            add(0x1000, 0x1000, 0, Writes::ToPage(PAGES)),
+            Some(RegionError::NoSuchPages)
+        );
+        assert_eq!(plain(0x3000, 0x1000, PAGES - 1), None);
+        assert_eq!(plain(0x6000, 0x1000, 0), None);
+        let remove = |at, bytes| {
+            regions
+                .changed(&Change::Remove { at: Gpa(at), bytes }, END, PAGES)
+                .err()
+        };
+        assert_eq!(remove(0x6000, 0x1000), Some(RegionError::NotThere));
+        assert_eq!(remove(0x4000, 0), Some(RegionError::Empty));
+        assert_eq!(remove(0x4000, 0x800), Some(RegionError::Unaligned));
+        assert_eq!(remove(0, END.0), None);
+        for error in [
+            RegionError::Overlaps(Gpa(0)),
+            RegionError::TooMany,
+            RegionError::Pinned,
+        ] {
+            assert!(!std::format!("{error}").is_empty());
+        }
+    }
+
+    #[test]
+    fn there_is_a_bound() {
+        let mut regions = none();
+        for n in 0..MAX_REGIONS as u64 {
+            let region = Region::ram(Gpa(2 * n * PAGE_SIZE), PAGE_SIZE, 0);
+            regions = regions
+                .changed(&Change::Add(region), Gpa(1 << 40), PAGES)
+                .unwrap();
+        }
+        let more = Region::ram(Gpa(1 << 30), PAGE_SIZE, 0);
+        let refused = regions
+            .changed(&Change::Add(more), Gpa(1 << 40), PAGES)
+            .err();
+        assert_eq!(refused, Some(RegionError::TooMany));
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let writes = prop_oneof![
+            Just(Writes::Allowed),
+            Just(Writes::Dropped),
+            (0..90u64).prop_map(Writes::ToPage)
+        ];
+        let region =
+            (0..60u64, 1..5u64, 0..95u64, writes).prop_map(|(at, pages, page, writes)| Region {
+                writes,
+                ..Region::ram(Gpa(at * PAGE_SIZE), pages * PAGE_SIZE, page)
+            });
+        let remove = (0..60u64, 1..20u64).prop_map(|(at, pages)| Change::Remove {
+            at: Gpa(at * PAGE_SIZE),
+            bytes: pages * PAGE_SIZE,
+        });
+        prop_oneof![3 => region.prop_map(Change::Add), 1 => remove]
+    }
+
+    proptest! {
+        /// Against a map from each page's address to what is shown there.
+        #[test]
+        fn changes_follow_a_model(changes in prop::collection::vec(change(), 1..60)) {
+            let (mut regions, mut model) = (none(), BTreeMap::new());
+            for change in changes {
+                let changed = regions.changed(&change, END, PAGES);
+                let at = |at: Gpa, n: u64| at.0 + n * PAGE_SIZE;
+                let worked = match change {
+                    Change::Add(new) => {
+                        let pages = new.bytes / PAGE_SIZE;
+                        let free = (0..pages).all(|n| !model.contains_key(&at(new.at, n)));
+                        let written = |n| new.written_page_at(Gpa(at(new.at, n)));
+                        let fits = at(new.at, pages) <= END.0
+                            && new.page + pages <= PAGES
+                            && written(pages - 1).is_none_or(|page| page < PAGES);
+                        if free && fits {
+                            model.extend((0..pages).map(|n| (at(new.at, n), (new.page + n, written(n)))));
+                        }
+                        free && fits
+                    }
+                    Change::Remove { at: from, bytes } => {
+                        let (before, fits) = (model.len(), from.0 + bytes <= END.0);
+                        model.retain(|at, _| !fits || !(from.0..from.0 + bytes).contains(at));
+                        model.len() < before
+                    }
+                };
+                prop_assert_eq!(changed.is_ok(), worked);
+                regions = changed.unwrap_or(regions);
+                let ascending = regions.0.windows(2).all(|pair| pair[0].end() <= pair[1].at.0);
+                prop_assert!(ascending);
+                let shown = regions.iter().flat_map(|region| {
+                    region.range().step_by(PAGE_SIZE as usize).map(|at| {
+                        (at, (region.page_at(Gpa(at)), region.written_page_at(Gpa(at))))
+                    })
+                });
+                prop_assert!(shown.eq(model.iter().map(|(at, page)| (*at, *page))));
             }
         }
-        self.count.store(regions.0.len(), Relaxed);
-    }
-
-    #[inline]
-    fn find(&self, gpa: Gpa) -> Option<Region> {
-        let there = self.packed.get(..self.count.load(Relaxed))?;
-        let behind = there.partition_point(|[at, ..]| at.load(Relaxed) <= gpa.0);
-        let [at, bytes, page, written] = there.get(behind.checked_sub(1)?)?;
-        let (at, bytes) = (at.load(Relaxed), bytes.load(Relaxed));
-        let unpacked = || unpack([at, bytes, page.load(Relaxed), written.load(Relaxed)]);
-        (gpa.0.wrapping_sub(at) < bytes).then(unpacked)
-    }
-}
-
-impl RegionMap {
-    pub(super) fn new(regions: &Regions) -> Result<Self, NoMemory> {
-        let map = Self {
-            shown: AtomicUsize::new(0),
-            sides: [Side::new()?, Side::new()?],
-        };
-        map.publish(regions);
-        Ok(map)
-    }
-
-    fn side(&self, number: usize) -> &Side {
-        let [even, odd] = &self.sides;
-        if number % 2 == 0 {
-            even
-        } else {
-            odd
-        }
-    }
-
-    /// Shows other regions from now on. One caller at a time, who then waits for those inside the gate.
-    pub(super) fn publish(&self, regions: &Regions) {
-        let next = self.shown.load(Relaxed).wrapping_add(1);
-        self.side(next).write(regions);
-        self.shown.store(next, Release);
-    }
-
-    /// The region in which `gpa` lies.
-    #[inline]
-    pub(super) fn find(&self, _: &Inside<'_>, gpa: Gpa) -> Option<Region> {
-        self.side(self.shown.load(Acquire)).find(gpa)
-    }
-}
-
-const WRITES_SHIFT: u32 = 60;
-const CACHE_SHIFT: u32 = 56;
-const PAGE_MASK: u64 = (1 << CACHE_SHIFT) - 1;
-
-fn pack(region: &Region) -> [u64; 4] {
-    let (writes, written) = match region.writes {
-        Writes::Allowed => (0, 0),
-        Writes::Dropped => (1, 0),
-        Writes::ToDevice => (2, 0),
-        Writes::ToPage(page) => (3, page),
-    };
-    let cache = match region.cache {
-        Cache::WriteBack => 0,
-        Cache::WriteCombining => 1,
-        Cache::Uncached => 2,
-    };
-    let page = region.page & PAGE_MASK | writes << WRITES_SHIFT | cache << CACHE_SHIFT;
-    [region.at.0, region.bytes, page, written]
-}
-
-fn unpack([at, bytes, page, written]: [u64; 4]) -> Region {
-    Region {
-        at: Gpa(at),
-        bytes,
-        page: page & PAGE_MASK,
-        writes: match page >> WRITES_SHIFT {
-            0 => Writes::Allowed,
-            1 => Writes::Dropped,
-            2 => Writes::ToDevice,
-            _ => Writes::ToPage(written),
-        },
-        cache: match page >> CACHE_SHIFT & 0xf {
-            0 => Cache::WriteBack,
-            1 => Cache::WriteCombining,
-            _ => Cache::Uncached,
-        },
     }
 }

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a test kernel may do to its own memory through the test device: what a chip set, a firmware or a host does otherwise.
+//!
+//! The kernel writes the address of a command to a port. A command is eight words of 64 bits in guest memory:
+//!
+//! | word | is |
+//! | --- | --- |
+//! | 0 | what to do: 1 show, 2 hide, 3 discard, 4 begin the log, 5 take what was logged, 6 end the log, 7 hide and show |
+//! | 1, 2 | an address and a number of bytes |
+//! | 3 | the number of the first page of RAM that is shown, or that the log is asked for, a multiple of 64 |
+//! | 4 | where writes go: 0 to those pages, 1 nowhere, 2 to the device there, 3 to other pages |
+//! | 5 | the first of those; or the address of the words that the log fills |
+//! | 6 | how many such words |
+//! | 7 | is written: 0, or why it was refused; for a discard how many frames went |
+#![forbid(unsafe_code)]
+
+use super::Cx;
+use crate::addr::{Gpa, NotRam};
+use crate::regions::{Change, Region, RegionError, Writes};
+
+/// Words of a command.
+const WORDS: usize = 8;
+/// Where in it the answer goes.
+const ANSWER: u64 = 7 * 8;
+/// The log is taken so many words at a time.
+const BATCH: usize = 16;
+
+/// A command as the guest wrote it.
+struct Command {
+    what: u64,
+    at: Gpa,
+    bytes: u64,
+    page: u64,
+    writes: u64,
+    other: u64,
+    count: u64,
+}
+
+/// Does what the command at `at` says. One that is not in guest memory does nothing.
+pub(super) fn command(cx: &Cx<'_>, at: Gpa) {
+    let Ok(command) = read(cx, at) else {
+        return;
+    };
+    let answer = command.run(cx);
+    if let Some(to) = at.checked_add(ANSWER) {
+        // Where it was read from it can be written, or the guest took that away meanwhile.
+        let _ = cx.memory.write(to, &answer.to_le_bytes());
+    }
+}
+
+fn read(cx: &Cx<'_>, at: Gpa) -> Result<Command, NotRam> {
+    let mut words = [0; WORDS];
+    for (n, word) in (0..).zip(&mut words) {
+        let mut bytes = [0; 8];
+        let from = at.checked_add(8 * n).ok_or(NotRam(at))?;
+        cx.memory.read(from, &mut bytes)?;
+        *word = u64::from_le_bytes(bytes);
+    }
+    let [what, at, bytes, page, writes, other, count, _] = words;
+    let at = Gpa(at);
+    Ok(Command {
+        what,
+        at,
+        bytes,
+        page,
+        writes,
+        other,
+        count,
+    })
+}
+
+impl Command {
+    fn run(&self, cx: &Cx<'_>) -> u64 {
+        let control = cx.memory_control;
+        let hide = Change::Remove {
+            at: self.at,
+            bytes: self.bytes,
+        };
+        let show = Change::Add(self.region());
+        match self.what {
+            1 => answer(control.change(&[show])),
+            2 => answer(control.change(&[hide])),
+            3 => control.discard(self.at, self.bytes),
+            4 => control.begin_log().map_or(REFUSED, |()| 0),
+            5 => self.take_dirty(cx).map_or(REFUSED, |()| 0),
+            6 => {
+                control.end_log();
+                0
+            }
+            7 => answer(control.change(&[hide, show])),
+            _ => REFUSED,
+        }
+    }
+
+    fn region(&self) -> Region {
+        Region {
+            writes: match self.writes {
+                0 => Writes::Allowed,
+                1 => Writes::Dropped,
+                2 => Writes::ToDevice,
+                _ => Writes::ToPage(self.other),
+            },
+            ..Region::ram(self.at, self.bytes, self.page)
+        }
+    }
+
+    fn take_dirty(&self, cx: &Cx<'_>) -> Result<(), NotRam> {
+        let mut done = 0;
+        while done < self.count {
+            let mut words = [0; BATCH];
+            let count = self.count.saturating_sub(done).min(BATCH as u64);
+            let words = words.get_mut(..count as usize).unwrap_or_default();
+            let first = self.page.saturating_add(done.saturating_mul(64));
+            cx.memory_control.take_dirty(first, words);
+            for (n, word) in (done..).zip(words) {
+                let to = Gpa(self.other)
+                    .checked_add(n.saturating_mul(8))
+                    .ok_or(NotRam(Gpa(self.other)))?;
+                cx.memory.write(to, &word.to_le_bytes())?;
+            }
+            done = done.saturating_add(count);
+        }
+        Ok(())
+    }
+}
+
+/// Refused for another reason than those of a region.
+const REFUSED: u64 = 100;
+
+/// A number for each reason.
+fn answer(changed: Result<(), RegionError>) -> u64 {
+    match changed {
+        Ok(()) => 0,
+        Err(RegionError::Unaligned) => 1,
+        Err(RegionError::Empty) => 2,
+        Err(RegionError::OutOfReach) => 3,
+        Err(RegionError::Overlaps(_)) => 4,
+        Err(RegionError::NoSuchPages) => 5,
+        Err(RegionError::NotThere) => 6,
+        Err(RegionError::TooMany) => 7,
+        Err(RegionError::Pinned) => 8,
+        Err(RegionError::NoMemory) => 9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::testing::TestMachine;
+
+    fn with_ram() -> TestMachine {
+        let machine = TestMachine::new();
+        machine.ram.borrow_mut().resize(0x1000, 0);
+        machine
+    }
+
+    /// Carries out a command; gives the answer.
+    fn run(machine: &TestMachine, words: [u64; 7]) -> u64 {
+        let at = Gpa(0x100);
+        for (n, word) in (0..).zip(words.into_iter().chain([u64::MAX])) {
+            machine
+                .cx()
+                .memory
+                .write(Gpa(at.0 + 8 * n), &word.to_le_bytes())
+                .unwrap();
+        }
+        command(&machine.cx(), at);
+        let mut answer = [0; 8];
+        machine
+            .cx()
+            .memory
+            .read(Gpa(at.0 + ANSWER), &mut answer)
+            .unwrap();
+        u64::from_le_bytes(answer)
+    }
+
+    #[test]
+    fn regions_are_shown_and_hidden() {
+        let machine = with_ram();
+        assert_eq!(run(&machine, [1, 0x8000_0000, 0x2000, 5, 3, 9, 0]), 0);
+        assert_eq!(run(&machine, [2, 0x8000_0000, 0x1000, 0, 0, 0, 0]), 0);
+        let shown = Region {
+            writes: Writes::ToPage(9),
+            ..Region::ram(Gpa(0x8000_0000), 0x2000, 5)
+        };
+        let hidden = Change::Remove {
+            at: Gpa(0x8000_0000),
+            bytes: 0x1000,
+        };
+        assert_eq!(*machine.changes.borrow(), [Change::Add(shown), hidden]);
+    }
+
+    #[test]
+    fn the_log_is_taken_in_words() {
+        let machine = with_ram();
+        assert_eq!(run(&machine, [4, 0, 0, 0, 0, 0, 0]), 0);
+        assert_eq!(run(&machine, [4, 0, 0, 0, 0, 0, 0]), REFUSED);
+        assert_eq!(run(&machine, [5, 0, 0, 128, 0, 0x400, 18]), 0);
+        let mut word = [0; 8];
+        machine
+            .cx()
+            .memory
+            .read(Gpa(0x400 + 8 * 17), &mut word)
+            .unwrap();
+        assert_eq!(u64::from_le_bytes(word), 128 + 16 * 64);
+        assert_eq!(run(&machine, [5, 0, 0, 0, 0, u64::MAX - 4, 1]), REFUSED);
+        assert_eq!(run(&machine, [6, 0, 0, 0, 0, 0, 0]), 0);
+        assert_eq!(run(&machine, [99, 0, 0, 0, 0, 0, 0]), REFUSED);
+        // Not in memory: nothing happens.
+        command(&machine.cx(), Gpa(u64::MAX - 3));
+    }
+}
