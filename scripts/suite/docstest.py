@@ -34,10 +34,17 @@ def run(results: Results) -> None:
             ("a file that is not there fails", f"rust nowhere.rs#outer\n{OUTER}", False),
             ("code that is in no source fails", f"rust\n{OUTER}", False),
         ):
-            results.check(f"docs-check: {name}", passes(Path(folder) / "page.md", block) == good)
+            results.check(f"docs-check: {name}", passes(Path(folder) / "page.md", f"```{block}```\n") == good)
+        for name, text, good in (
+            ("names that are in the sources pass", "`Memory::fault` in `memory/gate.rs`, `FrameWord`, `take_dirty`", True),
+            ("a method that is not there fails", "`Memory::" + "no" + "_such_method`", False),
+            ("a type that is not there fails", "`NoSuch" + "Thing`", False),
+            ("a source file that is not there fails", "`memory/no_such_" + "file.rs`", False),
+        ):
+            results.check(f"docs-check: {name}", passes(Path(folder) / "page.md", f"{text}\n") == good)
 
 
-def passes(page: Path, block: str) -> bool:
-    page.write_text(f"```{block}```\n")
+def passes(page: Path, text: str) -> bool:
+    page.write_text(text)
     done = subprocess.run([TOP / "scripts/docs-check", "--quick", page], stdout=subprocess.DEVNULL, check=False)
     return done.returncode == 0

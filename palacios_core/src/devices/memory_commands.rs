@@ -10,7 +10,7 @@
 //! | 3 | the number of the first page of RAM that is shown, or that the log is asked for, a multiple of 64 |
 //! | 4 | where writes go: 0 to those pages, 1 nowhere, 2 to the device there, 3 to other pages |
 //! | 5 | the first of those; or the address of the words that the log fills |
-//! | 6 | how many such words |
+//! | 6 | how many such words, up to 32 |
 //! | 7 | is written: 0, or why it was refused; for a discard how many frames went |
 #![forbid(unsafe_code)]
 
@@ -22,8 +22,8 @@ use crate::regions::{Change, Region, RegionError, Writes};
 const WORDS: usize = 8;
 /// Where in it the answer goes.
 const ANSWER: u64 = 7 * 8;
-/// The log is taken so many words at a time.
-const BATCH: usize = 16;
+/// So many words of the log at most.
+const MOST_LOGGED: usize = 32;
 
 /// A command as the guest wrote it.
 struct Command {
@@ -49,12 +49,12 @@ pub(super) fn command(cx: &Cx<'_>, at: Gpa) {
 }
 
 fn read(cx: &Cx<'_>, at: Gpa) -> Result<Command, NotRam> {
-    let mut words = [0; WORDS];
-    for (n, word) in (0..).zip(&mut words) {
+    let (mut words, mut from) = ([0; WORDS], at);
+    for word in &mut words {
         let mut bytes = [0; 8];
-        let from = at.checked_add(8 * n).ok_or(NotRam(at))?;
         cx.memory.read(from, &mut bytes)?;
         *word = u64::from_le_bytes(bytes);
+        from = from.checked_add(8).ok_or(NotRam(at))?;
     }
     let [what, at, bytes, page, writes, other, count, _] = words;
     let at = Gpa(at);
@@ -105,20 +105,14 @@ impl Command {
     }
 
     fn take_dirty(&self, cx: &Cx<'_>) -> Result<(), NotRam> {
-        let mut done = 0;
-        while done < self.count {
-            let mut words = [0; BATCH];
-            let count = self.count.saturating_sub(done).min(BATCH as u64);
-            let words = words.get_mut(..count as usize).unwrap_or_default();
-            let first = self.page.saturating_add(done.saturating_mul(64));
-            cx.memory_control.take_dirty(first, words);
-            for (n, word) in (done..).zip(words) {
-                let to = Gpa(self.other)
-                    .checked_add(n.saturating_mul(8))
-                    .ok_or(NotRam(Gpa(self.other)))?;
-                cx.memory.write(to, &word.to_le_bytes())?;
-            }
-            done = done.saturating_add(count);
+        let mut words = [0; MOST_LOGGED];
+        let words = words.get_mut(..self.count as usize);
+        let words = words.ok_or(NotRam(Gpa(self.other)))?;
+        cx.memory_control.take_dirty(self.page, words);
+        let mut to = Gpa(self.other);
+        for word in words {
+            cx.memory.write(to, &word.to_le_bytes())?;
+            to = to.checked_add(8).ok_or(NotRam(to))?;
         }
         Ok(())
     }
@@ -202,7 +196,8 @@ mod tests {
             .memory
             .read(Gpa(0x400 + 8 * 17), &mut word)
             .unwrap();
-        assert_eq!(u64::from_le_bytes(word), 128 + 16 * 64);
+        assert_eq!(u64::from_le_bytes(word), 128);
+        assert_eq!(run(&machine, [5, 0, 0, 128, 0, 0x400, 33]), REFUSED);
         assert_eq!(run(&machine, [5, 0, 0, 0, 0, u64::MAX - 4, 1]), REFUSED);
         assert_eq!(run(&machine, [6, 0, 0, 0, 0, 0, 0]), 0);
         assert_eq!(run(&machine, [99, 0, 0, 0, 0, 0, 0]), REFUSED);

@@ -6,6 +6,7 @@
 //! may write such a page until the flush, and whoever took the set copies it only behind that; and a write of the VMM's is noted behind the
 //! write, so that it is in this set or in the next one.
 
+use super::arrangement::Arrangement;
 use super::page_set::PAGES_PER_WORD;
 use super::Memory;
 use crate::host::{Host, Lock};
@@ -20,8 +21,10 @@ impl<H: Host> Memory<H> {
         }
         self.log.make_room()?;
         let all = 0..self.frames.ram_pages();
-        for first in (all.start..all.end).step_by(PAGES_PER_WORD as usize) {
+        let mut first = 0u64;
+        while first < all.end {
             self.log.take_word(first);
+            first = first.saturating_add(PAGES_PER_WORD);
         }
         self.log.set_active(true);
         self.wait_for_those_inside();
@@ -47,25 +50,27 @@ impl<H: Host> Memory<H> {
     /// of 64. When this returns, what is written to the pages from now on is noted again. Sleeps.
     pub fn take_dirty(&self, first: u64, words: &mut [u64], flush: &dyn Fn()) {
         let changes = self.changes.lock();
-        let mut closed = false;
-        for (word, first) in words
-            .iter_mut()
-            .zip((first..).step_by(PAGES_PER_WORD as usize))
-        {
+        let (mut closed, mut first) = (false, first);
+        for word in words {
             *word = self.log.take_word(first);
-            for page in (first..)
-                .take(64)
-                .enumerate()
-                .filter(|(n, _)| *word >> n & 1 != 0)
-                .map(|(_, page)| page)
-            {
-                changes.each_place(&(page..page.saturating_add(1)), |place| {
-                    closed |= self.nested.forbid_writes(place);
-                });
-            }
+            closed |= self.close(&changes, first, *word);
+            first = first.saturating_add(PAGES_PER_WORD);
         }
         if closed {
             self.flush(flush);
         }
+    }
+
+    /// Lets the guest write to these pages no more: a bit for each from `first` on. Returns whether it might.
+    fn close(&self, changes: &Arrangement, first: u64, mut bits: u64) -> bool {
+        let mut closed = false;
+        while bits != 0 {
+            let page = first.saturating_add(bits.trailing_zeros().into());
+            changes.each_place(&(page..page.saturating_add(1)), |place| {
+                closed |= self.nested.forbid_writes(place);
+            });
+            bits &= bits.wrapping_sub(1);
+        }
+        closed
     }
 }
