@@ -123,6 +123,11 @@ pub(crate) fn stats(vm: &Vm, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v3_st
         format_args!("memory_table_bytes"),
         memory.table_bytes(),
     )?;
+    add(
+        abi::V3_STAT_VM,
+        format_args!("memory_image_bytes"),
+        vm.image_bytes(),
+    )?;
     for stream in streams {
         let name = stream.name();
         add(

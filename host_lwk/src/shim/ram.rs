@@ -20,7 +20,7 @@ impl Ram {
     /// All of it in one piece.
     pub fn new(bytes: u64) -> Result<Self, NoMemory> {
         let used = try_vec(0, bytes.div_ceil(PAGE_BYTES).div_ceil(64) as usize)?;
-        let at = memory::take_run(bytes, LARGE_PAGE_BYTES, false)?;
+        let at = take_run(bytes)?;
         Ok(Self {
             at,
             bytes,
@@ -52,6 +52,16 @@ impl Ram {
                 f(page * PAGE_BYTES);
             }
         }
+    }
+}
+
+/// A piece of memory, aligned so that its pages of 1 GiB are some in physical memory too, if there is one.
+fn take_run(bytes: u64) -> Result<u64, NoMemory> {
+    let huge = PageSize::Huge.bytes();
+    let aligned = (bytes >= huge).then(|| memory::take_run(bytes, huge, false).ok());
+    match aligned.flatten() {
+        Some(at) => Ok(at),
+        None => memory::take_run(bytes, LARGE_PAGE_BYTES, false),
     }
 }
 

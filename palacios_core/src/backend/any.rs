@@ -150,6 +150,10 @@ impl<H: Host> AnyVm<H> {
     pub fn input_ready(&self) {
         each!(Self, self, vm => vm.input_ready())
     }
+    /// How long its image is: [`Vm::image_bytes`].
+    pub fn image_bytes(&self) -> u64 {
+        each!(Self, self, vm => vm.image_bytes())
+    }
     /// Does something to its memory that makes translations stale: [`Vm::with_memory`].
     pub fn with_memory<R>(&self, act: impl FnOnce(&Memory<H>, &dyn Fn()) -> R) -> R {
         each!(Self, self, vm => vm.with_memory(act))

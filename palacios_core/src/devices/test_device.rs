@@ -6,7 +6,7 @@
 //! | ports 0xe0 to 0xe3 | a double word, read and written at any width |
 //! | ports 0xe4 to 0xe7 | an address that is written: the processors forget the translation of its page |
 //! | ports 0xe8 to 0xeb | the same double word, byte by byte: wider accesses are split |
-//! | ports 0x2040 to 0x2043 | the address of a command that changes what is where in memory ([`super::memory_commands`]); of this project alone, reads give "v3me" |
+//! | ports 0x2040 to 0x2043 | the address of a command that changes what is where in memory (`memory_commands.rs`); of this project alone, reads give "v3me" |
 //! | ports 0x2000 to 0x2017 | a byte that is written drives the line of that number |
 //! | memory from 0xff00_0000 | 64 KiB that keep what is written, and are no RAM |
 #![forbid(unsafe_code)]

@@ -45,7 +45,7 @@ impl<H: Host> Memory<H> {
         let base = self.host.phys_to_virt(frame.page(page)).as_ptr();
         let result = f(base.wrapping_add(gpa.page_offset() as usize));
         if write {
-            self.log.note(page);
+            self.note_write(page);
         }
         Ok(result)
     }

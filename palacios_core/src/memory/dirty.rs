@@ -26,14 +26,10 @@ impl<H: Host> DirtyLog<H> {
     pub(super) fn table_pages(&self) -> u64 {
         self.written.table_pages()
     }
-    /// Adds a page.
-    pub(super) fn add(&self, page: u64) {
-        self.written.add(page);
-    }
-    /// The VMM or a device has written a page. From inside the gate, so that a log which begins now knows of the write or has it in it.
+    /// A page is written.
     pub(super) fn note(&self, page: u64) {
         if self.is_active() {
-            self.add(page);
+            self.written.add(page);
         }
     }
 

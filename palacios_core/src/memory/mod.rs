@@ -30,17 +30,20 @@ mod pin;
 mod region_map;
 mod take;
 pub mod walk;
+mod watch;
 mod words;
 
 pub use access::Resident;
 pub use page_set::PAGES_PER_WORD;
 pub use pin::{Pin, PinError};
+pub use watch::WriteWatcher;
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::host::{Host, LockClass, NoMemory, PageSize};
 use crate::ram::RamLayout;
 use crate::regions::{Region, Regions, Writes};
 use arrangement::Arrangement;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 use dirty::DirtyLog;
 use frame_word::Refused;
@@ -49,6 +52,7 @@ use gate::{Gate, Inside};
 use nested::{Format, Leaf, Made, NestedTables, Spare};
 use region_map::RegionMap;
 use walk::AccessKind;
+use watch::Watch;
 
 /// How many pages of a VM may be something else than RAM: ROMs, frame buffers, shared pages. 64 GiB of them.
 const OTHER_PAGES: u64 = 64 << 18;
@@ -62,6 +66,7 @@ pub struct Memory<H: Host> {
     map: RegionMap,
     nested: NestedTables<H>,
     log: DirtyLog<H>,
+    watch: Watch<H>,
     /// Those inside use frames, and make translations by the map and the log as they are.
     gate: Gate,
     /// Held over each change of the map, revocation, and step of the log: one at a time.
@@ -85,6 +90,12 @@ impl From<NoMemory> for FaultError {
     fn from(_: NoMemory) -> Self {
         Self::NoMemory
     }
+}
+
+/// The addresses of the page in which `gpa` lies.
+fn page_of(gpa: Gpa) -> Range<u64> {
+    let at = gpa.page().0;
+    at..at.saturating_add(PAGE_SIZE)
 }
 
 /// What the guest's access found.
@@ -125,6 +136,7 @@ impl<H: Host> Memory<H> {
             map: RegionMap::new(&regions)?,
             nested: NestedTables::new(host, format)?,
             log: DirtyLog::new(host, ram_pages)?,
+            watch: Watch::new(host, ram_pages)?,
             gate: Gate::new(),
             changes: host.mutex(LockClass::GuestRam, Arrangement::new(regions)?)?,
             generation: AtomicU64::new(0),
@@ -153,6 +165,7 @@ impl<H: Host> Memory<H> {
             self.frames.table_pages(),
             self.nested.table_pages(),
             self.log.table_pages(),
+            self.watch.table_pages(),
         ];
         pages.into_iter().sum::<u64>().saturating_mul(PAGE_SIZE)
     }
@@ -189,10 +202,7 @@ impl<H: Host> Memory<H> {
                 Attempt::NoFrame(page) => self.fill(page)?,
                 Attempt::NeedsTable => spare.fill()?,
                 Attempt::Again => self.host.yield_now(),
-                Attempt::Covered => self.forget(
-                    &(gpa.page().0..gpa.page().0.saturating_add(PAGE_SIZE)),
-                    flush,
-                ),
+                Attempt::Covered => self.forget(&page_of(gpa), flush),
             }
         }
     }
@@ -235,9 +245,8 @@ impl<H: Host> Memory<H> {
             Err(Refused::Empty) => return Ok(Attempt::NoFrame(page)),
             Err(_) => return Ok(Attempt::Again),
         };
-        let logs = self.log.is_active() && page < self.frames.ram_pages();
         for size in PageSize::ALL.into_iter().rev() {
-            let Some(leaf) = self.leaf(gpa, &region, &frame, access, logs, size) else {
+            let Some(leaf) = self.leaf(gpa, access, &region, &frame, size) else {
                 continue;
             };
             let resolved = match self.nested.make(&leaf, spare) {
@@ -247,9 +256,9 @@ impl<H: Host> Memory<H> {
                 Made::NeedsTable => return Ok(Attempt::NeedsTable),
                 Made::Split | Made::OutOfReach => continue,
             };
-            if leaf.write && logs {
-                // Behind the leaf: what is written through it is taken with the next set, if not with this one.
-                self.log.add(page);
+            if access == AccessKind::Write {
+                // Behind the leaf: what is written through it is logged with the next set, if not with this one.
+                self.note_write(page);
             }
             return Ok(Attempt::Done(resolved));
         }
@@ -260,34 +269,47 @@ impl<H: Host> Memory<H> {
     fn leaf(
         &self,
         gpa: Gpa,
+        access: AccessKind,
         region: &Region,
         frame: &Frame,
-        access: AccessKind,
-        logs: bool,
         size: PageSize,
     ) -> Option<Leaf> {
-        let format = self.nested.format();
-        let small = size == PageSize::Small;
+        let (format, small) = (self.nested.format(), size == PageSize::Small);
         let at = Gpa(gpa.0 & !size.bytes().wrapping_sub(1));
-        let execute = small || format.large_executable;
         let fits = frame.size >= size
             && (size != PageSize::Huge || format.huge)
             && region.at <= at
-            && at.0.wrapping_sub(region.at.0) <= region.bytes.wrapping_sub(size.bytes())
-            && region.bytes >= size.bytes();
-        let allowed = small || !logs && (execute || access != AccessKind::Execute);
-        if !fits || !allowed {
+            && region.bytes >= size.bytes()
+            && at.0.wrapping_sub(region.at.0) <= region.bytes.wrapping_sub(size.bytes());
+        if !fits {
             return None;
         }
-        let frame = frame.page(region.page_at(at));
-        (frame.0 % size.bytes() == 0).then_some(Leaf {
+        let first = region.page_at(at);
+        let closed = self.is_closed(&(first..first.saturating_add(size.pages())));
+        let execute = small || format.large_executable;
+        let frame = frame.page(first);
+        let allowed = small || !closed && (execute || access != AccessKind::Execute);
+        let aligned = frame.0 % size.bytes() == 0;
+        (allowed && aligned).then_some(Leaf {
             gpa: at,
             frame,
             size,
-            write: region.writes == Writes::Allowed && (!logs || access == AccessKind::Write),
+            write: region.writes == Writes::Allowed && (!closed || access == AccessKind::Write),
             execute,
             cache: region.cache,
         })
+    }
+
+    /// Whether the guest may write to these pages only after it was noted.
+    fn is_closed(&self, pages: &Range<u64>) -> bool {
+        let logged = self.log.is_active() && pages.start < self.frames.ram_pages();
+        logged || self.watch.closes(pages)
+    }
+
+    /// A page is written. From inside the gate: so a log or a watch that begins now knows of the write, or has it in it.
+    fn note_write(&self, page: u64) {
+        self.log.note(page);
+        self.watch.note(page);
     }
 
     /// Waits until nobody acts on what was before a change that is published.
@@ -296,7 +318,7 @@ impl<H: Host> Memory<H> {
     }
 
     /// Has all processors forget what they know of these addresses.
-    fn forget(&self, range: &core::ops::Range<u64>, flush: &dyn Fn()) {
+    fn forget(&self, range: &Range<u64>, flush: &dyn Fn()) {
         if self.nested.forget(range) {
             self.flush(flush);
         }

@@ -6,6 +6,7 @@ use crate::addr::Hpa;
 use crate::alloc_ext::{NoMemory, TryPush};
 use crate::host::Host;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{
     AtomicU64,
     Ordering::{AcqRel, Acquire, Relaxed, Release},
@@ -71,6 +72,34 @@ impl<H: Host> PageSet<H> {
         if let Some(word) = self.word(page) {
             word.fetch_or(1 << (page % PAGES_PER_WORD), AcqRel);
         }
+    }
+
+    /// Takes a page out of the set; whether it was in it.
+    pub(super) fn take(&self, page: u64) -> bool {
+        let bit = 1 << (page % PAGES_PER_WORD);
+        let taken = |word: &AtomicU64| word.fetch_and(!bit, AcqRel) & bit != 0;
+        self.word(page).is_some_and(taken)
+    }
+
+    /// Whether one of these pages is in the set. They begin at a multiple of 64, or are one.
+    pub(super) fn has_one_of(&self, pages: &Range<u64>) -> bool {
+        let one = pages.end.wrapping_sub(pages.start) == 1;
+        let mask = if one {
+            1 << (pages.start % PAGES_PER_WORD)
+        } else {
+            u64::MAX
+        };
+        let mut page = pages.start;
+        while page < pages.end {
+            if self
+                .word(page)
+                .is_some_and(|word| word.load(Acquire) & mask != 0)
+            {
+                return true;
+            }
+            page = page.saturating_add(PAGES_PER_WORD);
+        }
+        false
     }
 
     /// Takes the 64 pages from `first` on, a multiple of 64, out of the set. A bit for each that was in it.

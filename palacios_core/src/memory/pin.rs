@@ -116,7 +116,7 @@ impl<H: Host> Drop for Pin<'_, H> {
         if self.write {
             let _inside = self.memory.gate.enter();
             let pages = self.pages.clone();
-            pages.for_each(|page| self.memory.log.note(page));
+            pages.for_each(|page| self.memory.note_write(page));
         }
     }
 }

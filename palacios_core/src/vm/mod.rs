@@ -186,6 +186,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let vcpu = slot.lock();
         vcpu.as_ref().map(|vcpu| vcpu.report(self.memory()))
     }
+    /// How long its image is, which is kept for resets.
+    pub fn image_bytes(&self) -> u64 {
+        (*self.image).as_ref().len() as u64
+    }
     /// Its devices, on the buses. The interrupt controllers are not among them.
     pub fn bus(&self) -> &Bus<H> {
         self.shared.bus()

@@ -5,8 +5,9 @@ use palacios_core::addr::{Gpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{CpuId, Host, NoMemory, PageSize, Thread};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::nested::Format;
-use palacios_core::memory::{FaultError, Memory};
+use palacios_core::memory::{FaultError, Memory, PinError};
 use palacios_core::ram::{RamLayout, HIGH_RAM, LOW_RAM_END};
+use palacios_core::regions::{Change, Region, Writes};
 use palacios_testing::host::{LargePages, TestRam};
 use palacios_testing::{formats, heap, map_page, Config, TestHost};
 use proptest::prelude::*;
@@ -331,6 +332,116 @@ fn resident_memory_is_read_and_written_without_allocation() {
         }
         assert_eq!(heap::allocations(), before);
     });
+}
+
+/// A frame that is pinned stays where it is, whatever the host wants back; its neighbours go.
+#[test]
+fn a_pin_outlives_a_revocation() {
+    for large in [LargePages::Always, LargePages::Never] {
+        with_memory(large, 8 * LARGE, |memory, ram| {
+            let frame = if large == LargePages::Always {
+                LARGE
+            } else {
+                PAGE_SIZE
+            };
+            let at = Gpa(2 * LARGE - 12);
+            memory.write(at, b"pinned over a page").unwrap();
+            memory.write(Gpa(0), b"gone").unwrap();
+            let pin = memory.pin(at, 18, false).unwrap();
+            let pieces = || pin.pieces().collect::<Vec<_>>();
+            let before = pieces();
+            assert_eq!(
+                before.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(),
+                [12, 6]
+            );
+            assert_eq!(memory.revoke(Gpa(0), u64::MAX, &|| ()), 1);
+            assert_eq!(memory.discard(Gpa(0), u64::MAX, &|| ()), 0);
+            assert_eq!((memory.resident_bytes(), pieces()), (2 * frame, before));
+            let mut bytes = [0; 18];
+            memory.read(at, &mut bytes).unwrap();
+            assert_eq!(&bytes, b"pinned over a page");
+            drop(pin);
+            assert_eq!(memory.revoke(Gpa(0), u64::MAX, &|| ()), 2);
+            assert_eq!(frames(memory), ram.given());
+        });
+    }
+}
+
+/// What cannot be pinned is refused, and leaves nothing pinned.
+#[test]
+fn pins_have_bounds() {
+    let bytes = LOW_RAM_END + LARGE;
+    with_memory(LargePages::Sometimes, bytes, |memory, _| {
+        let refused = |gpa, bytes, write| memory.pin(Gpa(gpa), bytes, write).err().unwrap();
+        assert_eq!(
+            refused(LOW_RAM_END, 1, false),
+            PinError::NotMemory(Gpa(LOW_RAM_END))
+        );
+        assert_eq!(
+            refused(u64::MAX, 1, false),
+            PinError::NotMemory(Gpa(u64::MAX))
+        );
+        assert_eq!(refused(LOW_RAM_END - 4, 5, false), PinError::CrossesRegions);
+        assert_eq!(refused(0, u64::MAX, true), PinError::CrossesRegions);
+        let rom = Region {
+            writes: Writes::Dropped,
+            ..Region::ram(Gpa(LOW_RAM_END), PAGE_SIZE, 0)
+        };
+        memory.change(&[Change::Add(rom)], &|| ()).unwrap();
+        assert_eq!(
+            refused(LOW_RAM_END, 1, true),
+            PinError::NotMemory(Gpa(LOW_RAM_END))
+        );
+        assert!(memory.pin(Gpa(LOW_RAM_END), 1, false).is_ok());
+        let pins = std::iter::from_fn(|| memory.pin(Gpa(8), 8, false).ok());
+        let pins = pins.collect::<Vec<_>>();
+        assert_eq!(
+            (pins.len(), refused(8, 8, false)),
+            (2047, PinError::TooMany)
+        );
+        // The second page of this one cannot be pinned again.
+        assert_eq!(
+            refused(HIGH_RAM - 4, 8, false),
+            PinError::NotMemory(Gpa(HIGH_RAM - 4))
+        );
+        drop(pins);
+        let taken = memory.revoke(Gpa(0), u64::MAX, &|| ());
+        assert!(taken > 0);
+        assert_eq!(memory.resident_bytes(), 0);
+        assert_eq!(memory.pin(Gpa(0), 0, true).unwrap().pieces().count(), 0);
+    });
+}
+
+/// RAM of sizes at and around each of a PC's holes: what is RAM, and its last byte.
+#[test]
+fn ram_may_end_anywhere() {
+    const MIB: u64 = 1 << 20;
+    let near = [
+        640 << 10,
+        MIB,
+        2 * MIB,
+        15 * MIB,
+        16 * MIB,
+        LOW_RAM_END,
+        LOW_RAM_END + MIB,
+        LOW_RAM_END + (1 << 30),
+    ];
+    for bytes in near
+        .into_iter()
+        .flat_map(|at| [at - PAGE_SIZE, at, at + PAGE_SIZE])
+    {
+        with_memory(LargePages::Sometimes, bytes, |memory, _| {
+            let layout = RamLayout::new(bytes);
+            let last = layout.gpa(bytes - 1).unwrap();
+            memory.write(last, &[7]).unwrap();
+            assert!(map_page(memory, last).is_ok());
+            assert_eq!(memory.write(last, &[7, 7]).is_ok(), false);
+            let behind = Gpa(last.0 + 1);
+            assert_eq!(memory.region(behind), None);
+            assert_eq!(map_page(memory, behind), Err(FaultError::NotMemory));
+            assert_eq!(memory.revoke(Gpa(0), u64::MAX, &|| ()), 1);
+        });
+    }
 }
 
 const COUNTERS: u64 = 24;

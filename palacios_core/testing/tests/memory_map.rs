@@ -10,7 +10,7 @@ use palacios_core::regions::{Cache, Change, Region, RegionError, Writes};
 use palacios_core::stats::Counter;
 use palacios_core::vm::{State, StopReason};
 use palacios_testing::guests::{self, memory as kernels};
-use palacios_testing::host::LargePages;
+use palacios_testing::host::{LargePages, Record};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{on_all_backends, processor, Config, TestHost};
 use std::collections::BTreeSet;
@@ -330,6 +330,54 @@ fn memory_is_discarded_and_comes_back<B: TestBackend>() {
     }
 }
 
+/// A page is touched for the first time without a lock of the VM's, and without a flush.
+fn a_first_touch_takes_no_lock<B: TestBackend>() {
+    for large in [LargePages::Always, LargePages::Never] {
+        let config = Config {
+            cpus: 1,
+            processor: B::adapt(processor::Config::default()),
+            ..Config::default()
+        };
+        let usages = TestHost::run(config, |host| {
+            let hypervisor = Hypervisor::<B>::new(host);
+            let vm = hypervisor.launch(&smp(kernels::first_touches(&[600]), 1, large));
+            assert_eq!(vm.wait(), GOOD);
+            drop(vm);
+            let marks = |record: &Record| match record.marks.as_slice() {
+                [(1, begin), (2, end)] => end.since(begin),
+                marks => panic!("{marks:?}"),
+            };
+            host.records().iter().map(marks).collect::<Vec<_>>()
+        });
+        for usage in usages {
+            assert_eq!(
+                (usage.locks.len(), usage.flushes),
+                (0, 0),
+                "{:?}",
+                usage.locks
+            );
+        }
+    }
+}
+
+/// The owner takes away the memory in which the kernel lies: the guest stops, and the address is named.
+fn a_kernel_whose_memory_went_is_named<B: TestBackend>() {
+    on_host::<B>(1, |_, hypervisor| {
+        let vm = hypervisor.create(&Spec::new(guests::spin(&[]))).unwrap();
+        let kernel = u64::from(guests::BASE)..u64::from(guests::BASE) + 4 * PAGE_SIZE;
+        let hole = Change::Remove {
+            at: Gpa(kernel.start),
+            bytes: 4 * PAGE_SIZE,
+        };
+        change(&vm, &[hole]).unwrap();
+        vm.launch();
+        match vm.wait() {
+            StopReason::NoMemoryAt { gpa, .. } => assert!(kernel.contains(&gpa), "{gpa:#x}"),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
 /// Regions are added and removed as fast as it goes while vCPUs use other memory, and pages are revoked: nothing is lost.
 fn a_storm_of_changes_disturbs_nobody<B: TestBackend>() {
     on_host::<B>(2, |host, hypervisor| {
@@ -373,4 +421,6 @@ on_all_backends! {
     a_slow_page_delays_only_who_wants_it,
     memory_is_discarded_and_comes_back,
     a_storm_of_changes_disturbs_nobody,
+    a_first_touch_takes_no_lock,
+    a_kernel_whose_memory_went_is_named,
 }

@@ -147,7 +147,19 @@ fn write_back(frames: u64) -> Outcome {
 
 /// Reads come from the ROM, writes go to RAM behind it; then that is shown.
 fn a_rom_shadows_ram() -> Outcome {
-    let frames = rom_frames()?;
+    let (frames, kept) = (rom_frames()?, paging::frames(ROM_BYTES / PAGE)?);
+    // What the firmware left there: tables that others look for.
+    copy(kept, ROM);
+    let done = shadow(frames);
+    copy(ROM, kept);
+    done
+}
+
+fn copy(to: u64, from: u64) {
+    (0..ROM_BYTES).step_by(8).for_each(|at| write(to + at, read(from + at)));
+}
+
+fn shadow(frames: u64) -> Outcome {
     show(true, ROM, ROM_BYTES, frames, TO_PAGE, ROM)?;
     for at in (0..ROM_BYTES).step_by(504) {
         write(ROM + (at & !7), !at);

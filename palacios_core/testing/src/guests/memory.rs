@@ -210,6 +210,20 @@ guest! {
 }
 
 guest! {
+    /// Between the marks 1 and 2 it touches `p0` pages from [`WRITTEN`] on for the first time. Status 0.
+    pub fn first_touches =
+    "mov edi, 0x400000"
+    "mov ecx, [0x100020]"
+    "prefetchnta [1]"
+    "2: mov [edi], edi"
+    "add edi, 0x1000"
+    "dec ecx"
+    "jnz 2b"
+    "prefetchnta [2]"
+    "exit 0"
+}
+
+guest! {
     /// Writes a word to each of `p0` pages from [`WRITTEN`] on, prints a byte, waits for the word at 0x7004, and counts the pages whose word is
     /// 0 then, which it writes again. Their number is printed, in bits of 8 from the lowest on. Status 0.
     pub fn finds_zeroes =
