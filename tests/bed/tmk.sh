@@ -15,6 +15,8 @@ by_name() {
 }
 run 60 test=list >list
 [ "$(wc -l <list)" -gt 100 ] || echo "not ok tmk lists its tests"
+# A kind that nobody knows would be left out.
+grep '^test ' list | grep -qvE '^test (always|ours|device|memory-control|several|named) ' && echo "not ok tmk's kinds of tests are known"
 # What this machine cannot do stands in scripts/skips.
 names=
 for name in $(sed -nE 's/^test (always|ours|device|memory-control) //p' list); do
