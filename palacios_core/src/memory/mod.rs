@@ -31,12 +31,13 @@ mod region_map;
 mod take;
 pub mod walk;
 mod watch;
+mod watched;
 mod words;
 
 pub use access::Resident;
 pub use page_set::PAGES_PER_WORD;
 pub use pin::{Pin, PinError};
-pub use watch::WriteWatcher;
+pub use watched::WriteWatcher;
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::host::{Host, LockClass, NoMemory, PageSize};
@@ -52,7 +53,7 @@ use gate::{Gate, Inside};
 use nested::{Format, Leaf, Made, NestedTables, Spare};
 use region_map::RegionMap;
 use walk::AccessKind;
-use watch::Watch;
+use watched::Watched;
 
 /// How many pages of a VM may be something else than RAM: ROMs, frame buffers, shared pages. 64 GiB of them.
 const OTHER_PAGES: u64 = 64 << 18;
@@ -66,7 +67,7 @@ pub struct Memory<H: Host> {
     map: RegionMap,
     nested: NestedTables<H>,
     log: DirtyLog<H>,
-    watch: Watch<H>,
+    watched: Watched<H>,
     /// Those inside use frames, and make translations by the map and the log as they are.
     gate: Gate,
     /// Held over each change of the map, revocation, and step of the log: one at a time.
@@ -136,7 +137,7 @@ impl<H: Host> Memory<H> {
             map: RegionMap::new(&regions)?,
             nested: NestedTables::new(host, format)?,
             log: DirtyLog::new(host, ram_pages)?,
-            watch: Watch::new(host, ram_pages)?,
+            watched: Watched::new(host, ram_pages)?,
             gate: Gate::new(),
             changes: host.mutex(LockClass::GuestRam, Arrangement::new(regions)?)?,
             generation: AtomicU64::new(0),
@@ -165,7 +166,7 @@ impl<H: Host> Memory<H> {
             self.frames.table_pages(),
             self.nested.table_pages(),
             self.log.table_pages(),
-            self.watch.table_pages(),
+            self.watched.table_pages(),
         ];
         pages.into_iter().sum::<u64>().saturating_mul(PAGE_SIZE)
     }
@@ -303,13 +304,13 @@ impl<H: Host> Memory<H> {
     /// Whether the guest may write to these pages only after it was noted.
     fn is_closed(&self, pages: &Range<u64>) -> bool {
         let logged = self.log.is_active() && pages.start < self.frames.ram_pages();
-        logged || self.watch.closes(pages)
+        logged || self.watched.closes(pages)
     }
 
     /// A page is written. From inside the gate: so a log or a watch that begins now knows of the write, or has it in it.
     fn note_write(&self, page: u64) {
         self.log.note(page);
-        self.watch.note(page);
+        self.watched.note(page);
     }
 
     /// Waits until nobody acts on what was before a change that is published.

@@ -6,71 +6,27 @@
 //! write is done, it is closed again, and the write faults again. A write of the VMM's is told of behind it, from inside the gate, so that
 //! what is made of the page after that has the write in it.
 
-use super::page_set::PageSet;
+use super::watched::WriteWatcher;
 use super::Memory;
 use crate::addr::Gpa;
 use crate::alloc_ext::NoMemory;
 use crate::host::{Host, Lock, PageSize};
 use alloc::boxed::Box;
-use core::ops::Range;
-use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
-
-/// Who wants to know of writes.
-pub trait WriteWatcher: Send + Sync {
-    /// A watched page is written, and is watched no more. Does not sleep, and uses no memory of the guest.
-    fn written(&self, page: u64);
-}
-
-/// Pages that are watched.
-pub(super) struct Watch<H: Host> {
-    watcher: Option<Box<dyn WriteWatcher>>,
-    /// A page was watched at some time.
-    used: AtomicBool,
-    pages: PageSet<H>,
-}
-
-impl<H: Host> Watch<H> {
-    pub(super) fn new(host: &H, pages: u64) -> Result<Self, NoMemory> {
-        Ok(Self {
-            watcher: None,
-            used: AtomicBool::new(false),
-            pages: PageSet::new(host, pages)?,
-        })
-    }
-    pub(super) fn table_pages(&self) -> u64 {
-        self.pages.table_pages()
-    }
-
-    /// Whether a leaf for these pages must not be writable.
-    pub(super) fn closes(&self, pages: &Range<u64>) -> bool {
-        self.used.load(SeqCst) && self.pages.has_one_of(pages)
-    }
-
-    /// A page is written. From inside the gate.
-    pub(super) fn note(&self, page: u64) {
-        if self.used.load(SeqCst) && self.pages.take(page) {
-            if let Some(watcher) = &self.watcher {
-                watcher.written(page);
-            }
-        }
-    }
-}
 
 impl<H: Host> Memory<H> {
     /// Says who is told of writes to watched pages, before anybody uses the memory.
     pub fn set_watcher(&mut self, watcher: Box<dyn WriteWatcher>) {
-        self.watch.watcher = Some(watcher);
+        self.watched.set_watcher(watcher);
     }
 
     /// Has the watcher told of the next write to a page of RAM that is not done yet when this returns. `flush` is as for [`Memory::fault`].
     /// Sleeps.
     pub fn watch(&self, page: u64, flush: &dyn Fn()) -> Result<(), NoMemory> {
         let changes = self.changes.lock();
-        self.watch.pages.make_room()?;
-        self.watch.used.store(true, SeqCst);
+        self.watched.make_room()?;
         let pages = page..page.saturating_add(1);
-        while !self.watch.pages.has_one_of(&pages) {
-            self.watch.pages.add(page);
+        while !self.watched.closes(&pages) {
+            self.watched.add(page);
             // Who writes just now may take it out again, and tell.
             self.wait_for_those_inside();
         }

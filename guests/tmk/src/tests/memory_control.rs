@@ -156,7 +156,9 @@ fn a_rom_shadows_ram() -> Outcome {
 }
 
 fn copy(to: u64, from: u64) {
-    (0..ROM_BYTES).step_by(8).for_each(|at| write(to + at, read(from + at)));
+    (0..ROM_BYTES)
+        .step_by(8)
+        .for_each(|at| write(to + at, read(from + at)));
 }
 
 fn shadow(frames: u64) -> Outcome {
