@@ -241,6 +241,13 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
             let walked = walk::translate(&paging, access, at, resident);
             return translated(at, walked, |_| Fault::Retry);
         }
+        // Nearly always all tables have frames, and then the walk is one look at memory. If one has none, it may have to come from far away.
+        let mut resident = self.context.vm.memory().resident();
+        match walk::translate(&paging, access, at, &mut resident) {
+            Err(WalkError::Tables(_)) => {}
+            walked => return translated(at, walked, |_| Fault::Retry),
+        }
+        drop(resident);
         translated(at, walk::translate(&paging, access, at, self), |fault| {
             fault
         })
@@ -254,6 +261,9 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
             return resident.read(at, buf).map_err(|_| Fault::Retry);
         }
         let memory = self.context.vm.memory();
+        if memory.resident().read(at, buf).is_ok() {
+            return Ok(());
+        }
         memory.read(at, buf).map_err(|_| Fault::Memory(at))
     }
 
