@@ -252,9 +252,10 @@ impl Table {
                 return Err(error);
             }
         }
-        self.put(first, small(0))?;
         // SAFETY: A run of that order which only this table knows.
         unsafe { ffi::v3vee_pages_split(virt(large.at).cast(), LARGE_ORDER) };
+        // Last: whoever finds a small one there takes the others for small too.
+        self.put(first, small(0))?;
         LARGE_PAGES.sub(1);
         PAGES.add(SMALL_PER_LARGE);
         Ok(())

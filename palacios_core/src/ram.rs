@@ -43,8 +43,7 @@ impl RamLayout {
         let bytes = self.bytes.saturating_sub(LOW_RAM_END);
         HIGH_RAM..HIGH_RAM.saturating_add(bytes)
     }
-    /// Both, in ascending order.
-    /// Both ranges; a machine with little RAM has an empty second one.
+    /// Both, in ascending order; a machine with little RAM has an empty second one.
     pub fn ranges(self) -> [Range<u64>; 2] {
         [self.low(), self.high()]
     }

@@ -159,6 +159,16 @@ impl Region {
         (first < end).then(|| at(first)..at(end))
     }
 
+    /// Whether it is to `gpa` what another region is, which has that address too.
+    fn shows_alike(&self, other: &Self, gpa: Gpa) -> bool {
+        let of = |region: &Self| {
+            let device = region.writes == Writes::ToDevice;
+            let written = region.written_page_at(gpa);
+            (region.page_at(gpa), written, device, region.cache)
+        };
+        of(self) == of(other)
+    }
+
     /// Whether it may be, in a guest-physical space that ends at `end` and a VM with so many pages.
     fn check(&self, end: Gpa, pages: u64) -> Result<(), RegionError> {
         let aligned = |address| address % PAGE_SIZE == 0;
@@ -221,6 +231,26 @@ impl Regions {
     }
     pub(crate) fn len(&self) -> usize {
         self.0.len()
+    }
+    /// Calls `f` for the addresses at which `before` showed something that these do not show, or not in the same way.
+    pub(crate) fn each_difference(&self, before: &Self, mut f: impl FnMut(Range<u64>)) {
+        for old in before.iter() {
+            let mut at = old.at.0;
+            while at < old.end() {
+                // The region that has `at`, or the next one.
+                let new = self.iter().find(|new| new.end() > at);
+                let (end, same) = match new {
+                    Some(new) if new.at.0 <= at => (new.end(), new.shows_alike(old, Gpa(at))),
+                    Some(new) => (new.at.0, false),
+                    None => (old.end(), false),
+                };
+                let end = end.min(old.end());
+                if !same {
+                    f(at..end);
+                }
+                at = end;
+            }
+        }
     }
     /// The same once more.
     pub(crate) fn try_clone(&self) -> Result<Self, NoMemory> {
@@ -422,6 +452,25 @@ mod tests {
         prop_oneof![3 => region.prop_map(Change::Add), 1 => remove]
     }
 
+    /// The pages' addresses at which something was shown that is not any more, page by page.
+    fn differences(now: &Regions, before: &Regions) -> Vec<u64> {
+        let shown = |regions: &Regions, at: u64| {
+            let region = regions.iter().find(|region| region.range().contains(&at))?;
+            Some((region.page_at(Gpa(at)), region.written_page_at(Gpa(at))))
+        };
+        let pages = (0..END.0).step_by(PAGE_SIZE as usize);
+        let differs = |at: &u64| shown(before, *at).is_some_and(|was| shown(now, *at) != Some(was));
+        pages.filter(differs).collect()
+    }
+
+    fn forgotten(now: &Regions, before: &Regions) -> Vec<u64> {
+        let mut all = Vec::new();
+        now.each_difference(before, |range| {
+            all.extend(range.step_by(PAGE_SIZE as usize))
+        });
+        all
+    }
+
     proptest! {
         /// Against a map from each page's address to what is shown there.
         #[test]
@@ -450,7 +499,9 @@ mod tests {
                     }
                 };
                 prop_assert_eq!(changed.is_ok(), worked);
-                regions = changed.unwrap_or(regions);
+                let before = std::mem::replace(&mut regions, none());
+                regions = changed.unwrap_or_else(|_| before.try_clone().unwrap());
+                prop_assert_eq!(differences(&regions, &before), forgotten(&regions, &before));
                 let ascending = regions.0.windows(2).all(|pair| pair[0].end() <= pair[1].at.0);
                 prop_assert!(ascending);
                 let shown = regions.iter().flat_map(|region| {

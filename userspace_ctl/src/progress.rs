@@ -10,9 +10,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Does `work` that reads files, and shows how far it is. The work says how many bytes were read, of how many.
 pub fn reading<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
-    let bar = hidden("reading files {bar:30} {bytes}/{total_bytes}");
+    let bar = hidden("{spinner} reading files");
     let mut step = |done, total| {
-        bar.set_length(total);
+        if total != 0 && bar.length() != Some(total) {
+            // Now it is known how much there is.
+            bar.set_length(total);
+            set_style(&bar, "reading files {bar:30} {bytes}/{total_bytes}");
+        }
         bar.set_position(done);
     };
     shown_during(&bar, PATIENCE, show, || work(&mut step))
@@ -27,10 +31,14 @@ pub fn during<T>(what: &str, work: impl FnOnce() -> T) -> T {
 /// A bar that nobody sees yet.
 fn hidden(template: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden());
+    set_style(&bar, template);
+    bar
+}
+
+fn set_style(bar: &ProgressBar, template: &str) {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    bar
 }
 
 /// Shows a bar, if standard error is a terminal that can draw a line over another.

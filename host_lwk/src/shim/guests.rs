@@ -158,7 +158,7 @@ impl Guest {
     /// Maps all its memory and moves its vCPUs to their cores, before it runs: nothing is allocated later, and nothing moves.
     fn fill_and_place(&self, cores: &[CpuId]) -> Result<(), Refusal> {
         let filled = self.vm.with_memory(|memory, flush| memory.populate(flush));
-        filled.map_err(|_| CreateError::NoMemory)?;
+        filled?;
         for (vcpu, core) in (0..self.vm.vcpus()).zip(cores.iter().cycle()) {
             let moved = self.vm.move_vcpu(vcpu, Some(*core));
             moved.map_err(|_| CreateError::NoSuchCpu(*core))?;

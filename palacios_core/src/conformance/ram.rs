@@ -21,7 +21,7 @@ pub struct Subject<'a, H, F> {
 }
 
 /// All checks of a provider.
-pub fn checks<'a, H: Host, F: Fn() -> Option<H::Ram>>() -> [Check<Subject<'a, H, F>>; 4] {
+pub fn checks<'a, H: Host, F: Fn() -> Option<H::Ram>>() -> [Check<Subject<'a, H, F>>; 5] {
     [
         Check::new(
             "guest RAM: zeroed, apart, forgotten at the end",
@@ -29,6 +29,9 @@ pub fn checks<'a, H: Host, F: Fn() -> Option<H::Ram>>() -> [Check<Subject<'a, H,
         ),
         Check::new("guest RAM: kept when revoked", |subject| {
             subject.with_ram(keeps_revoked)
+        }),
+        Check::new("guest RAM: zeroed behind a discard", |subject| {
+            subject.with_ram(forgets_discarded)
         }),
         Check::new("guest RAM: large pages", |subject| {
             subject.with_ram(large_pages)
@@ -54,7 +57,7 @@ const SMALL_TOO_LARGE: Failure = broken(Page, "4 KiB is not too large a page");
 struct Frame<'a, H: Host> {
     host: &'a H,
     ram: &'a H::Ram,
-    gfn: u64,
+    page: u64,
     at: Hpa,
     size: PageSize,
 }
@@ -64,10 +67,10 @@ impl<'a, H: Host> Frame<'a, H> {
     fn new(
         host: &'a H,
         ram: &'a H::Ram,
-        gfn: u64,
+        page: u64,
         size: PageSize,
     ) -> Result<Option<Self>, Failure> {
-        let at = match ram.page(gfn, size) {
+        let at = match ram.page(page, size) {
             Ok(at) => at,
             Err(RamError::TooLarge) if size == LARGE => return Ok(None),
             Err(RamError::TooLarge) => return Err(SMALL_TOO_LARGE),
@@ -76,7 +79,7 @@ impl<'a, H: Host> Frame<'a, H> {
         let frame = Self {
             host,
             ram,
-            gfn,
+            page,
             at,
             size,
         };
@@ -87,13 +90,19 @@ impl<'a, H: Host> Frame<'a, H> {
         )?;
         Ok(Some(frame))
     }
-    fn small(host: &'a H, ram: &'a H::Ram, gfn: u64) -> Result<Self, Failure> {
-        Self::new(host, ram, gfn, SMALL)?.ok_or(SMALL_TOO_LARGE)
+    fn small(host: &'a H, ram: &'a H::Ram, page: u64) -> Result<Self, Failure> {
+        Self::new(host, ram, page, SMALL)?.ok_or(SMALL_TOO_LARGE)
     }
     /// The host takes it back, the guest still wants its contents.
     fn revoke(self) {
-        self.ram
-            .release(self.gfn, self.at, self.size, host::Release::Revoked);
+        self.leave(host::Release::Revoked);
+    }
+    /// The host takes it back, and the guest does not want its contents.
+    fn discard(self) {
+        self.leave(host::Release::Discarded);
+    }
+    fn leave(self, why: host::Release) {
+        self.ram.release(self.page, self.at, self.size, why);
         core::mem::forget(self);
     }
     fn words(&self) -> impl Iterator<Item = *mut u64> {
@@ -121,7 +130,7 @@ impl<'a, H: Host> Frame<'a, H> {
 impl<H: Host> Drop for Frame<'_, H> {
     fn drop(&mut self) {
         self.ram
-            .release(self.gfn, self.at, self.size, host::Release::Ended);
+            .release(self.page, self.at, self.size, host::Release::Ended);
     }
 }
 
@@ -154,15 +163,15 @@ fn small_pages<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
 }
 
 fn keeps_revoked<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
-    for gfn in 0..8 {
-        let frame = Frame::small(host, ram, gfn)?;
-        frame.fill(gfn << 32);
+    for page in 0..8 {
+        let frame = Frame::small(host, ram, page)?;
+        frame.fill(page << 32);
         frame.revoke();
     }
-    for gfn in (0..8).rev() {
-        let frame = Frame::small(host, ram, gfn)?;
+    for page in (0..8).rev() {
+        let frame = Frame::small(host, ram, page)?;
         ensure(
-            frame.holds(gfn << 32),
+            frame.holds(page << 32),
             Release,
             "a revoked page keeps its contents",
         )?;
@@ -170,9 +179,28 @@ fn keeps_revoked<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
     Ok(())
 }
 
+fn forgets_discarded<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
+    let kept = Frame::small(host, ram, 9)?;
+    kept.fill(5);
+    for size in [SMALL, LARGE] {
+        let Some(frame) = Frame::new(host, ram, 4 * SMALL_PER_LARGE, size)? else {
+            continue;
+        };
+        frame.fill(1);
+        frame.discard();
+        let again = Frame::new(host, ram, 4 * SMALL_PER_LARGE, size)?;
+        ensure(
+            again.is_none_or(|again| again.zeroed()),
+            Release,
+            "a page that was discarded is zeroed when it is wanted again",
+        )?;
+    }
+    ensure(kept.holds(5), Release, "a discard leaves other pages alone")
+}
+
 fn large_pages<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
-    let gfn = SMALL_PER_LARGE;
-    let Some(frame) = Frame::new(host, ram, gfn, LARGE)? else {
+    let page = SMALL_PER_LARGE;
+    let Some(frame) = Frame::new(host, ram, page, LARGE)? else {
         return Ok(());
     };
     ensure(
@@ -183,7 +211,7 @@ fn large_pages<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
     frame.fill(7);
     ensure(frame.holds(7), Page, "a large page is memory, end to end")?;
     frame.revoke();
-    let again = Frame::new(host, ram, gfn, LARGE)?;
+    let again = Frame::new(host, ram, page, LARGE)?;
     ensure(
         again.is_none_or(|again| again.holds(7)),
         Release,

@@ -260,24 +260,39 @@ pub fn storm<H: Host>(host: &H) -> Outcome {
     struct Work {
         posted: AtomicU32,
         taken: AtomicU32,
+        /// It has found nothing, and sleeps unless it is woken.
+        sleeps: AtomicBool,
     }
     const BURSTS: u32 = 60;
     const POSTS: u32 = 5;
     let run = |crew: &Crew<H, Work>, me| {
         let work = &crew.state;
         for burst in 1..=BURSTS {
-            let end = 3 * POSTS * burst;
+            // Those of all posters, and one that surely finds it asleep.
+            let end = (3 * POSTS + 1) * burst;
             let taken = || work.taken.load(SeqCst);
             if me == 0 {
                 while taken() < end && !crew.stopped() {
-                    crew.park_until(me, || work.posted.load(SeqCst) != taken());
+                    crew.park_until(me, || {
+                        let nothing = work.posted.load(SeqCst) == taken();
+                        work.sleeps.store(nothing, SeqCst);
+                        !nothing
+                    });
                     work.taken.store(work.posted.load(SeqCst), SeqCst);
                 }
                 continue;
             }
-            for _ in 0..POSTS {
+            let post = || {
                 work.posted.fetch_add(1, SeqCst);
                 crew.unpark(0);
+            };
+            (0..POSTS).for_each(|_| post());
+            if me == 1 {
+                let all_taken = || taken() == end - 1 && work.sleeps.load(SeqCst);
+                while !all_taken() && !crew.stopped() {
+                    crew.host.yield_now();
+                }
+                post();
             }
             while taken() < end && !crew.stopped() {
                 crew.host.yield_now();

@@ -202,6 +202,11 @@ impl<H: Host> GuestTables for Resident<'_, H> {
         new: u64,
     ) -> Result<bool, NotRam> {
         let first = aligned(at, size);
+        let region = self.memory.map.find(&self.inside, first);
+        if region.is_some_and(|region| region.writes != Writes::Allowed) {
+            // A ROM keeps what it has, and the processor walks on.
+            return Ok(true);
+        }
         // SAFETY: as above.
         let exchanged = self.memory.reach(&self.inside, first, true, |at| unsafe {
             compare_exchange(at, size, old, new)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Arrangement of what is where: regions come, move and go while the guest runs, and with them pages that are not RAM.
+//! Changes of what is where: regions come, move and go while the guest runs, and with them pages that are not RAM.
 
 use super::arrangement::Arrangement;
 use super::frame_word::Refused;
@@ -10,75 +10,69 @@ use crate::host::{Host, Lock};
 use crate::regions::{Change, RegionError, Regions};
 use core::ops::Range;
 
+/// No processor has physical addresses of more than 52 bits.
+const PHYSICAL_END: u64 = 1 << 52;
+
 impl<H: Host> Memory<H> {
-    /// Arrangement what is where, now and behind a reset: all `changes` in their order, and for everybody at once; or none of them. When this
-    /// returns, no access of a vCPU goes where it went before. `flush` is as for [`Memory::fault`]. Sleeps.
+    /// Changes what is where: all `changes` in their order, and for everybody at once; or none of them. It stays so behind a reset. What
+    /// the guest itself has changed is undone. When this returns, no access of a vCPU goes where it went before. `flush` is as for
+    /// [`Memory::fault`]. Sleeps.
     pub fn change(&self, changes: &[Change], flush: &dyn Fn()) -> Result<(), RegionError> {
         let mut now = self.changes.lock();
-        let at_reset = self.changed(&now.at_reset, changes)?;
-        self.show(&mut now, changes, flush)?;
+        let end = self.frames.other_pages().end;
+        let at_reset = self.changed(&now.at_reset, changes, end)?;
+        let shown = at_reset.try_clone()?;
         now.at_reset = at_reset;
+        self.show(&mut now, shown, flush);
         Ok(())
     }
 
-    /// The same until a reset: a change that the guest asked for.
+    /// A change that the guest asked for: of pages of RAM, until a reset.
     pub fn change_until_reset(
         &self,
         changes: &[Change],
         flush: &dyn Fn(),
     ) -> Result<(), RegionError> {
-        self.show(&mut self.changes.lock(), changes, flush)
+        let mut now = self.changes.lock();
+        let new = self.changed(&now.regions, changes, self.frames.ram_pages())?;
+        self.show(&mut now, new, flush);
+        Ok(())
     }
 
     /// Everything is where it was before the guest changed it. Sleeps.
     pub fn reset_map(&self, flush: &dyn Fn()) -> Result<(), NoMemory> {
         let mut now = self.changes.lock();
-        if now.regions == now.at_reset {
-            return Ok(());
+        if now.regions != now.at_reset {
+            let regions = now.at_reset.try_clone()?;
+            self.show(&mut now, regions, flush);
         }
-        let regions = now.at_reset.try_clone()?;
-        self.publish(&mut now, regions);
-        self.forget(&(0..self.nested.format().end().0), flush);
         Ok(())
     }
 
-    fn changed(&self, before: &Regions, changes: &[Change]) -> Result<Regions, RegionError> {
+    /// `before`, changed. Regions may show the pages below `pages`.
+    fn changed(
+        &self,
+        before: &Regions,
+        changes: &[Change],
+        pages: u64,
+    ) -> Result<Regions, RegionError> {
         let mut new = before.try_clone()?;
         for change in changes {
-            new = new.changed(
-                change,
-                self.nested.format().end(),
-                self.frames.other_pages().end,
-            )?;
+            new = new.changed(change, self.nested.format().end(), pages)?;
         }
         Ok(new)
     }
 
-    fn show(
-        &self,
-        now: &mut Arrangement,
-        changes: &[Change],
-        flush: &dyn Fn(),
-    ) -> Result<(), RegionError> {
-        let new = self.changed(&now.regions, changes)?;
-        self.publish(now, new);
-        let mut forgot = false;
-        for change in changes {
-            if let Change::Remove { at, bytes } = change {
-                forgot |= self.nested.forget(&(at.0..at.0.saturating_add(*bytes)));
-            }
-        }
-        if forgot {
-            self.flush(flush);
-        }
-        Ok(())
-    }
-
-    /// Shows other regions, and waits for those who act on what was shown before.
-    fn publish(&self, now: &mut Arrangement, regions: Regions) {
+    /// Shows other regions, waits for those who act on what was shown before, and has processors forget it. The flush is needed
+    /// even if no leaf is there any more: another vCPU may have split a large one just now, and not have flushed yet.
+    fn show(&self, now: &mut Arrangement, regions: Regions, flush: &dyn Fn()) {
         self.map.publish(&regions);
-        now.regions = regions;
+        let before = core::mem::replace(&mut now.regions, regions);
         self.wait_for_those_inside();
+        now.regions.each_difference(&before, |range| {
+            self.nested.forget(&range);
+        });
+        self.flush(flush);
     }
 
     /// Takes pages into the VM's memory that are not RAM: a ROM, a frame buffer, a page that is shared. They are one piece of physical
@@ -89,6 +83,11 @@ impl<H: Host> Memory<H> {
         }
         if at.page_offset() != 0 {
             return Err(RegionError::Unaligned);
+        }
+        let bytes = count.checked_mul(PAGE_SIZE);
+        let end = bytes.and_then(|bytes| at.checked_add(bytes));
+        if end.is_none_or(|end| end.0 > PHYSICAL_END) {
+            return Err(RegionError::OutOfReach);
         }
         let mut now = self.changes.lock();
         let first = now.free_numbers(&self.frames.other_pages(), count);

@@ -35,7 +35,7 @@ impl<H: Host> Memory<H> {
         Ok(())
     }
 
-    /// Ends the log: large pages come back as they are touched. Sleeps.
+    /// Ends the log: pages are opened as they are touched. Leaves stay small where they became so. Sleeps.
     pub fn end_log(&self, flush: &dyn Fn()) {
         let changes = self.changes.lock();
         self.log.set_active(false);
@@ -50,27 +50,28 @@ impl<H: Host> Memory<H> {
     /// of 64. When this returns, what is written to the pages from now on is noted again. Sleeps.
     pub fn take_dirty(&self, first: u64, words: &mut [u64], flush: &dyn Fn()) {
         let changes = self.changes.lock();
-        let (mut closed, mut first) = (false, first);
+        // Who has written, and not noted it yet, notes it first: there may be no next set.
+        self.wait_for_those_inside();
+        let (mut taken, mut first) = (0, first & !PAGES_PER_WORD.wrapping_sub(1));
         for word in words {
             *word = self.log.take_word(first);
-            closed |= self.close(&changes, first, *word);
+            self.close(&changes, first, *word);
+            taken |= *word;
             first = first.saturating_add(PAGES_PER_WORD);
         }
-        if closed {
+        if taken != 0 {
             self.flush(flush);
         }
     }
 
-    /// Lets the guest write to these pages no more: a bit for each from `first` on. Returns whether it might.
-    fn close(&self, changes: &Arrangement, first: u64, mut bits: u64) -> bool {
-        let mut closed = false;
+    /// Lets the guest write to these pages no more: a bit for each from `first` on.
+    fn close(&self, changes: &Arrangement, first: u64, mut bits: u64) {
         while bits != 0 {
             let page = first.saturating_add(bits.trailing_zeros().into());
             changes.each_place(&(page..page.saturating_add(1)), |place| {
-                closed |= self.nested.forbid_writes(place);
+                self.nested.forbid_writes(place);
             });
             bits &= bits.wrapping_sub(1);
         }
-        closed
     }
 }

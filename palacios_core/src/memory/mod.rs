@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   guest-physical address
-//!        │  regions: which page is shown there, and where writes go        region.rs
+//!        │  regions: which page is shown there, and where writes go        regions.rs, region_map.rs
 //!        ▼
 //!   page number
 //!        │  frames: where the page is, who holds or pins it                 frames.rs, frame_word.rs
@@ -93,12 +93,6 @@ impl From<NoMemory> for FaultError {
     }
 }
 
-/// The addresses of the page in which `gpa` lies.
-fn page_of(gpa: Gpa) -> Range<u64> {
-    let at = gpa.page().0;
-    at..at.saturating_add(PAGE_SIZE)
-}
-
 /// What the guest's access found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolved {
@@ -118,7 +112,7 @@ enum Attempt {
     NeedsTable,
     /// The frame comes or goes just now.
     Again,
-    /// A larger leaf has to be forgotten first.
+    /// A larger leaf has to give way first.
     Covered,
 }
 
@@ -198,23 +192,44 @@ impl<H: Host> Memory<H> {
     ) -> Result<Resolved, FaultError> {
         let mut spare = self.nested.spare();
         loop {
-            match self.translate(&self.gate.enter(), gpa, access, &mut spare)? {
+            // A statement of its own: what follows must not happen inside the gate.
+            let attempt = self.translate(&self.gate.enter(), gpa, access, &mut spare)?;
+            match attempt {
                 Attempt::Done(resolved) => return Ok(resolved),
                 Attempt::NoFrame(page) => self.fill(page)?,
+                Attempt::NeedsTable if self.nested.table_pages() >= self.most_tables() => {
+                    return Err(FaultError::NoMemory);
+                }
                 Attempt::NeedsTable => spare.fill()?,
                 Attempt::Again => self.host.yield_now(),
-                Attempt::Covered => self.forget(&page_of(gpa), flush),
+                Attempt::Covered => {
+                    spare.fill()?;
+                    if self.nested.split(gpa, &mut spare) {
+                        self.flush(flush);
+                    }
+                }
             }
         }
     }
 
+    /// How many pages nested tables may take: twice what all of RAM needs in small pages, and 4 MiB. A guest that moves what it sees about
+    /// gets no more.
+    fn most_tables(&self) -> u64 {
+        let of_ram = self.frames.ram_pages() / PageSize::Large.pages();
+        of_ram.saturating_mul(2).saturating_add(1024)
+    }
+
     /// Gives all RAM its frames and translations before the guest asks for them, as a host does that wants no faults later.
     /// `flush` is as for [`Memory::fault`]. Sleeps.
-    pub fn populate(&self, flush: &dyn Fn()) -> Result<(), FaultError> {
+    pub fn populate(&self, flush: &dyn Fn()) -> Result<(), NoMemory> {
         for range in self.layout.ranges() {
             let mut at = range.start;
             while at < range.end {
-                self.fault(Gpa(at), AccessKind::Write, flush)?;
+                match self.fault(Gpa(at), AccessKind::Write, flush) {
+                    // The owner has put something else there.
+                    Ok(_) | Err(FaultError::NotMemory | FaultError::NotWritable) => {}
+                    Err(FaultError::NoMemory) => return Err(NoMemory),
+                }
                 let leaf = self.nested.find(Gpa(at));
                 let size = leaf.map_or(PageSize::Small, |leaf| leaf.size);
                 at = (at | size.bytes().wrapping_sub(1)).wrapping_add(1);
@@ -316,13 +331,6 @@ impl<H: Host> Memory<H> {
     /// Waits until nobody acts on what was before a change that is published.
     fn wait_for_those_inside(&self) {
         self.gate.wait_for_those_inside(|| self.host.yield_now());
-    }
-
-    /// Has all processors forget what they know of these addresses.
-    fn forget(&self, range: &Range<u64>, flush: &dyn Fn()) {
-        if self.nested.forget(range) {
-            self.flush(flush);
-        }
     }
 
     /// Returns when no vCPU uses a translation that the tables no longer have.

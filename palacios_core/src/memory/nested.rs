@@ -222,11 +222,12 @@ impl<H: Host> NestedTables<H> {
     }
 
     fn put(&self, entry: &AtomicU64, leaf: &Leaf, level: u8) -> Made {
-        let (new, mut old) = (self.format.entry(leaf), entry.load(Acquire));
+        let mut old = entry.load(Acquire);
         loop {
             if self.format.is_present(old) && !self.format.is_leaf(old, level) {
                 return Made::Split;
             }
+            let new = self.format.entry(&self.with_rights_of(leaf, old, level));
             match entry.compare_exchange_weak(old, new, AcqRel, Acquire) {
                 Ok(_) if self.format.is_present(old) => return Made::Changed,
                 Ok(_) => return Made::New,
@@ -235,10 +236,42 @@ impl<H: Host> NestedTables<H> {
         }
     }
 
-    /// Puts a table into an entry that was `absent`. Gives the entry; another's, if that one was faster. `None`: there is no spare page.
-    fn new_table(&self, entry: &AtomicU64, absent: u64, spare: &mut Spare<'_, H>) -> Option<u64> {
+    /// The leaf, with what the entry that it replaces allows. Nobody but [`NestedTables::forbid_writes`] takes rights away, and flushes: another
+    /// vCPU may have got them just now, and uses them.
+    fn with_rights_of(&self, leaf: &Leaf, old: u64, level: u8) -> Leaf {
+        let before = self.leaf(old, leaf.gpa, level);
+        let same = self.format.is_present(old) && before.frame == leaf.frame;
+        Leaf {
+            write: leaf.write || same && before.write,
+            execute: leaf.execute || same && before.execute,
+            ..*leaf
+        }
+    }
+
+    /// Replaces a leaf that is larger than a page, and has `gpa`, by a table of nothing: smaller leaves can be made there then. `true`: it did,
+    /// and processors may still know the leaf.
+    pub fn split(&self, gpa: Gpa, spare: &mut Spare<'_, H>) -> bool {
+        let (mut level, mut table) = (self.format.levels, self.root);
+        while level > 1 && gpa < self.format.end() {
+            let entry = self.entry(table, gpa, level);
+            let seen = entry.load(Acquire);
+            if !self.format.is_present(seen) {
+                return false;
+            }
+            if self.format.is_leaf(seen, level) {
+                // Others may change it just now. Then it is tried again.
+                let now = self.new_table(entry, seen, spare);
+                return now.is_some_and(|now| !self.format.is_leaf(now, level));
+            }
+            (table, level) = (Hpa(seen & self.format.address), level.wrapping_sub(1));
+        }
+        false
+    }
+
+    /// Puts a table in place of the entry `old`. Gives the entry; another's, if that one was faster. `None`: there is no spare page.
+    fn new_table(&self, entry: &AtomicU64, old: u64, spare: &mut Spare<'_, H>) -> Option<u64> {
         let new = spare.page?.0 | self.format.table;
-        match entry.compare_exchange(absent, new, AcqRel, Acquire) {
+        match entry.compare_exchange(old, new, AcqRel, Acquire) {
             Ok(_) => {
                 spare.page = None;
                 self.pages.fetch_add(1, Relaxed);

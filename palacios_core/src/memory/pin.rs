@@ -13,7 +13,7 @@ use core::ops::Range;
 pub enum PinError {
     /// At this address is no memory, or none that takes writes.
     NotMemory(Gpa),
-    /// The range crosses from one region to another.
+    /// The range crosses from one region to another, or the region changed just now.
     CrossesRegions,
     /// The memory there is pinned as often as can be counted.
     TooMany,
@@ -70,7 +70,11 @@ impl<H: Host> Memory<H> {
             pin.pages.end = self.pin_frame(pin.pages.end)?;
         }
         pin.pages.end = first.saturating_add(pages);
-        Ok(pin)
+        // Else the pages may have been given to another region meanwhile.
+        match self.region(gpa) == Some(region) {
+            true => Ok(pin),
+            false => Err(PinError::CrossesRegions),
+        }
     }
 
     /// Pins the frame of a page; returns the first page behind that frame.

@@ -67,6 +67,8 @@ impl<H: Host> Memory<H> {
             self.forget_batch(changes, &batch, flush);
             self.release_batch(batch, why);
             taken = taken.saturating_add(count);
+            // There may be many.
+            self.host.yield_now();
         }
     }
 
@@ -99,6 +101,11 @@ impl<H: Host> Memory<H> {
 
     fn release_batch(&self, batch: Batch<'_>, why: Release) {
         for (slot, frame) in batch.into_iter().flatten() {
+            if why == Release::Discarded {
+                // Zeroes are other contents.
+                let _inside = self.gate.enter();
+                slot.pages().for_each(|page| self.note_write(page));
+            }
             self.provider.release(slot.first, frame, slot.size, why);
             slot.word.clear();
         }

@@ -12,6 +12,7 @@ use crate::addr::Gpa;
 use crate::alloc_ext::NoMemory;
 use crate::host::{Host, Lock, PageSize};
 use alloc::boxed::Box;
+use core::ops::Range;
 
 impl<H: Host> Memory<H> {
     /// Says who is told of writes to watched pages, before anybody uses the memory.
@@ -20,26 +21,31 @@ impl<H: Host> Memory<H> {
     }
 
     /// Has the watcher told of the next write to a page of RAM that is not done yet when this returns. `flush` is as for [`Memory::fault`].
-    /// Sleeps.
+    /// Nobody writes to a page that is no RAM, of which nothing is told. Sleeps.
     pub fn watch(&self, page: u64, flush: &dyn Fn()) -> Result<(), NoMemory> {
+        if page >= self.frames.ram_pages() {
+            return Ok(());
+        }
         let changes = self.changes.lock();
         self.watched.make_room()?;
         let pages = page..page.saturating_add(1);
-        while !self.watched.closes(&pages) {
+        loop {
             self.watched.add(page);
-            // Who writes just now may take it out again, and tell.
             self.wait_for_those_inside();
-        }
-        let mut closed = false;
-        changes.each_place(&pages, |place| {
-            closed |= match self.nested.find(Gpa(place.start)) {
-                Some(leaf) if leaf.size != PageSize::Small => self.nested.forget(place),
-                _ => self.nested.forbid_writes(place),
-            };
-        });
-        if closed {
+            changes.each_place(&pages, |place| self.close_place(place));
             self.flush(flush);
+            // Who wrote just then took it out again, and told.
+            if self.watched.closes(&pages) {
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    /// Lets the guest write at the addresses of a page no more.
+    fn close_place(&self, place: &Range<u64>) {
+        match self.nested.find(Gpa(place.start)) {
+            Some(leaf) if leaf.size != PageSize::Small => self.nested.forget(place),
+            _ => self.nested.forbid_writes(place),
+        };
     }
 }

@@ -8,6 +8,7 @@ use super::stop_reason::StopReason;
 use super::Vm;
 use crate::backend::Backend;
 use crate::host::{Host, Level, Lock, NoMemory, Thread};
+use crate::interfaces::MemoryControl;
 use crate::interrupts::chipset::Chipset;
 use crate::vcpu::{self, RunContext};
 use core::sync::atomic::Ordering;
@@ -204,6 +205,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         *self.shared.chipset.lock() = Chipset::new();
         self.shared.bus.reset();
         self.reset_shared();
+        self.shared.end_log();
         self.with_memory(|memory, flush| memory.reset_map(flush))
             .map_err(|NoMemory| ())?;
         self.load_image().map_err(|error| {

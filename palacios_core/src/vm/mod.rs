@@ -120,6 +120,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
                 on_triple_fault: machine.on_triple_fault,
                 stuck: Stuck::new(),
                 told_dead: AtomicBool::new(false),
+                guest_logs: AtomicBool::new(false),
                 name: parts.name,
                 host: host.clone(),
                 observer: parts.observer,

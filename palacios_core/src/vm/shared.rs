@@ -24,7 +24,7 @@ use crate::vcpu::VcpuShared;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// A VM as its vCPUs see it.
 pub(crate) struct VmShared<H: Host> {
@@ -44,6 +44,8 @@ pub(crate) struct VmShared<H: Host> {
     pub(super) stuck: Stuck,
     /// It was written to the log that the VM is dead.
     pub(super) told_dead: AtomicBool,
+    /// The dirty log runs because the guest asked for it: the owner's is none of its business.
+    pub(super) guest_logs: AtomicBool,
 }
 
 /// The part of a VM's state that a lock guards.
@@ -144,12 +146,19 @@ impl<H: Host> MemoryControl for VmShared<H> {
         self.with_memory(|memory, flush| memory.discard(at, bytes, flush))
     }
     fn begin_log(&self) -> Result<(), LogError> {
-        self.with_memory(|memory, flush| memory.begin_log(flush))
+        self.with_memory(|memory, flush| memory.begin_log(flush))?;
+        self.guest_logs.store(true, Ordering::SeqCst);
+        Ok(())
     }
     fn take_dirty(&self, first: u64, words: &mut [u64]) {
-        self.with_memory(|memory, flush| memory.take_dirty(first, words, flush));
+        words.fill(0);
+        if self.guest_logs.load(Ordering::SeqCst) {
+            self.with_memory(|memory, flush| memory.take_dirty(first, words, flush));
+        }
     }
     fn end_log(&self) {
-        self.with_memory(|memory, flush| memory.end_log(flush));
+        if self.guest_logs.swap(false, Ordering::SeqCst) {
+            self.with_memory(|memory, flush| memory.end_log(flush));
+        }
     }
 }

@@ -216,7 +216,6 @@ fn vt_x(new: bool) -> processor::VmxConfig {
     const TRUE_CONTROLS: (u32, u64) = (0x480, 1 << 55);
     const PREEMPTION_TIMER: (u32, u64) = (0x481, 1 << 38);
     const RDTSCP_SPIN_EXITS_INVPCID: (u32, u64) = (0x48b, (1 << 3 | 1 << 10 | 1 << 12) << 32);
-    const ACCESSED_DIRTY: (u32, u64) = (0x48c, 1 << 21);
     const MEMORY_CTRL: (u32, u64) = (0x33, u64::MAX);
     const PEBS_ENABLE: (u32, u64) = (0x3f1, u64::MAX);
     let optional = [
@@ -225,7 +224,6 @@ fn vt_x(new: bool) -> processor::VmxConfig {
         TRUE_CONTROLS,
         PREEMPTION_TIMER,
         RDTSCP_SPIN_EXITS_INVPCID,
-        ACCESSED_DIRTY,
     ];
     processor::VmxConfig {
         lacks: if new { Vec::new() } else { optional.into() },

@@ -256,7 +256,7 @@ const RASH: f64 = 100.0;
 type Case = (Broken, f64, &'static str, Method, &'static str);
 
 #[rustfmt::skip]
-const CASES: [Case; 50] = [
+const CASES: [Case; 51] = [
     (Broken::ClockStandsStill, 1.0, "time: passes", NowNs, "goes on"),
     (Broken::WallClockInMicroseconds, 1.0, "time: the wall clock and TSC rate are sane", WallNs, "nanoseconds"),
     (Broken::TscRateInMhz, 1.0, "time: the wall clock and TSC rate are sane", TscHz, "in Hz"),
@@ -300,6 +300,7 @@ const CASES: [Case; 50] = [
     (Broken::LockOftenStuck, IMPATIENT, "locks: a spin lock excludes", SpinLock, "free is had"),
     (Broken::RamNotZeroed, 1.0, "guest RAM: zeroed, apart, forgotten at the end", Page, "zeroed at first touch"),
     (Broken::RamRemembers, 1.0, "guest RAM: zeroed, apart, forgotten at the end", Release, "ended guest"),
+    (Broken::RamRemembers, 1.0, "guest RAM: zeroed behind a discard", Release, "discarded is zeroed"),
     (Broken::RamForgets, 1.0, "guest RAM: kept when revoked", Release, "keeps its contents"),
     (Broken::RamForgets, 1.0, "guest RAM: large pages", Release, "keeps its contents"),
     (Broken::RamForgets, 1.0, "guest RAM: a large page comes back as small ones", Release, "for small ones"),

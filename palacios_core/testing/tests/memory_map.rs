@@ -91,6 +91,15 @@ fn a_rom_stays_as_it_is<B: TestBackend>() {
         let vm = hypervisor
             .create(&Spec::new(kernels::rom_writer(&[MARK, SECOND])))
             .unwrap();
+        for (at, count, why) in [
+            (rom.at, 0, RegionError::Empty),
+            (Hpa(rom.at.0 + 1), 1, RegionError::Unaligned),
+            (Hpa((1 << 52) - PAGE_SIZE), 2, RegionError::OutOfReach),
+            (rom.at, u64::MAX, RegionError::OutOfReach),
+            (Hpa(0), 1 << 30, RegionError::NoSuchPages),
+        ] {
+            assert_eq!(vm.memory().add_pages(at, count), Err(why));
+        }
         let page = vm.memory().add_pages(rom.at, 16).unwrap();
         insert_rom(&vm, page, Writes::Dropped);
         vm.launch();

@@ -14,6 +14,7 @@ enum Op {
     Make(Gpa, PageSize, Rights),
     Forget(Gpa, u64),
     ForbidWrites(Gpa, u64),
+    Split(Gpa),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +66,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (gpa(), size, rights()).prop_map(|(gpa, size, rights)| Op::Make(gpa, size, rights)),
         2 => (gpa(), bytes()).prop_map(|(gpa, bytes)| Op::Forget(gpa, bytes)),
         1 => (gpa(), bytes()).prop_map(|(gpa, bytes)| Op::ForbidWrites(gpa, bytes)),
+        1 => gpa().prop_map(Op::Split),
     ]
 }
 
@@ -97,10 +99,25 @@ impl Model {
         if self.split.contains(&(leaf.gpa.0, leaf.size)) {
             return Made::Split;
         }
-        match self.leaves.insert(leaf.gpa.0, leaf) {
+        // What it replaces of the same frame keeps its rights.
+        let same = self.find(leaf.gpa).filter(|old| old.frame == leaf.frame);
+        let kept = Leaf {
+            write: leaf.write || same.is_some_and(|old| old.write),
+            execute: leaf.execute || same.is_some_and(|old| old.execute),
+            ..leaf
+        };
+        match self.leaves.insert(leaf.gpa.0, kept) {
             Some(_) => Made::Changed,
             None => Made::New,
         }
+    }
+    /// Replaces the large leaf at `gpa` by a table.
+    fn split(&mut self, gpa: Gpa) -> bool {
+        let Some(leaf) = self.find(gpa).filter(|leaf| leaf.size != PageSize::Small) else {
+            return false;
+        };
+        self.leaves.remove(&leaf.gpa.0);
+        self.split.insert((leaf.gpa.0, leaf.size))
     }
     /// The leaves that have one of these addresses.
     fn overlapping(&self, from: Gpa, bytes: u64) -> Vec<u64> {
@@ -115,7 +132,8 @@ impl Model {
 fn leaf(gpa: Gpa, size: PageSize, n: usize, rights: Rights) -> Leaf {
     Leaf {
         gpa: Gpa(gpa.0 & !(size.bytes() - 1)),
-        frame: Hpa((n as u64 + 1) << 30),
+        // Now and then the same frame again.
+        frame: Hpa((n as u64 / 4 + 1) << 30),
         size,
         write: rights.write,
         execute: rights.execute,
@@ -166,6 +184,12 @@ fn follows_model(format: Format, ops: &[Op]) {
                     }
                     let range = gpa.0..gpa.0.saturating_add(bytes);
                     assert_eq!(tables.forbid_writes(&range), changed);
+                    gpa
+                }
+                Op::Split(gpa) => {
+                    let mut spare = tables.spare();
+                    spare.fill().unwrap();
+                    assert_eq!(tables.split(gpa, &mut spare), model.split(gpa));
                     gpa
                 }
             };

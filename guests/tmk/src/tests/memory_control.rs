@@ -9,7 +9,7 @@ use crate::{check, check_eq, tests, Outcome};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 
-tests!(; memory_control: a_rom_stays_as_it_is, a_rom_shadows_ram, a_flash_is_a_rom_and_a_device, page_tables_in_a_rom, marks_in_a_rom_are_lost, page_tables_in_a_hole,
+tests!(; memory_control: a_rom_stays_as_it_is, a_rom_shadows_ram, a_flash_is_a_rom_and_a_device, page_tables_in_a_rom, marks_in_a_rom_are_lost, page_tables_before_ram, page_tables_in_a_hole,
     regions_that_cannot_be, a_region_moves_under_others, the_dirty_log_is_exact, discarded_memory_is_zero);
 
 const COMMAND: u16 = 0x2040;
@@ -242,6 +242,21 @@ fn marks_in_a_rom_are_lost() -> Outcome {
     with_root(HOLE, paging::frame()?);
     hide(HOLE, PAGE)?;
     check!((0..512).all(|entry| read(frame + 8 * entry) & 0x20 == 0));
+    Ok(())
+}
+
+/// The same where writes go to other pages: marks go nowhere, so those stay as they are.
+fn page_tables_before_ram() -> Outcome {
+    let (frame, behind) = (copy_of_root()?, paging::frame()?);
+    (0..512).for_each(|entry| write(frame + 8 * entry, read(frame + 8 * entry) & !0x20));
+    (0..512).for_each(|entry| write(behind + 8 * entry, entry));
+    let word = paging::frame()?;
+    write(word, 7);
+    show(false, HOLE, PAGE, frame, TO_PAGE, behind)?;
+    let value = with_root(HOLE, word);
+    hide(HOLE, PAGE)?;
+    check_eq!((value, read(word)), (7, 8));
+    check!((0..512).all(|entry| read(behind + 8 * entry) == entry));
     Ok(())
 }
 

@@ -48,7 +48,6 @@ mod ept {
     pub const LARGE_PAGES: u64 = 1 << 16;
     pub const HUGE_PAGES: u64 = 1 << 17;
     pub const INVEPT: u64 = 1 << 20;
-    pub const ACCESSED_DIRTY: u64 = 1 << 21;
     pub const INVEPT_ONE: u64 = 1 << 25;
     pub const INVEPT_ALL: u64 = 1 << 26;
     pub const INVVPID: u64 = 1 << 32;
@@ -100,7 +99,6 @@ pub(super) struct Caps {
     pub stay: u32,
     /// 4, or 5 where guest-physical addresses need it and the processor has it.
     pub levels: u8,
-    pub accessed_dirty: bool,
     /// A large leaf of nested tables may be executed: see [`bears_large_code`].
     pub large_executable: bool,
     /// There are leaves of 1 GiB.
@@ -186,7 +184,6 @@ impl Caps {
             } else {
                 4
             },
-            accessed_dirty: ept & ept::ACCESSED_DIRTY != 0,
             large_executable: bears_large_code(arch),
             huge_pages: ept & ept::HUGE_PAGES != 0,
             physical_bits,
@@ -280,10 +277,12 @@ impl Caps {
     }
 
     /// The EPT pointer for tables with this root (SDM 3C: 24.6.11): the tables are write-back memory too.
+    /// Accessed and dirty flags stay off: nobody reads them, and with them the processor's walks of the guest's own tables count as
+    /// writes (SDM 3C: 28.2.4), to ROMs and to pages that are logged.
     pub(super) fn ept_pointer(&self, root: u64) -> u64 {
         const WRITE_BACK: u64 = 6;
         let levels = u64::from(self.levels.saturating_sub(1)) << 3;
-        root | WRITE_BACK | levels | u64::from(self.accessed_dirty) << 6
+        root | WRITE_BACK | levels
     }
 }
 
