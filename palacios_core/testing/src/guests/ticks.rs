@@ -136,7 +136,7 @@ guest! {
 
 guest! {
     /// As [`works_beside_8254`] by the I/O APIC, but the second vCPU works and is interrupted, while the first halts. It begins
-    /// with the word at [`super::GO`].
+    /// with the word at [`super::GO`], and works when the first tick has come.
     pub fn another_works_beside_8254 =
     "trampoline start_rd, 64"
     "lapic_write 0x300, 0xc4500"
@@ -158,6 +158,11 @@ guest! {
     "out 0x40, al"
     "mov al, ah"
     "out 0x40, al"
+    // Time passes by entries.
+    "sti"
+    "3: in al, 0x61"
+    "cmp dword ptr [0x7000], 0"
+    "je 3b"
     "work"
     "tick_rd:"
     "inc dword ptr [0x7000]"
