@@ -24,6 +24,11 @@ for name in $(sed -nE 's/^test (always|ours|device|memory-control) //p' list); d
 done
 by_name $names
 
+# What is where changes under four CPUs, and all four write while writes are logged.
+run 300 "cpus=4 test=a_region_moves_under_others,the_dirty_log_is_exact" --cpus 4 >log
+sed -nE 's/^((not )?ok [a-z_]+)/\1 with 4 CPUs/p' log
+grep -q '^2 passed, 0 failed' log || echo "not ok memory changes under 4 CPUs"
+
 # A Multiboot kernel with a module and a command line; its exit status comes back as 2 × value + 1.
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 echo "a module's words" >words
