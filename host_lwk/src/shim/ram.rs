@@ -12,6 +12,7 @@ use palacios_core::host::{GuestRam, NoMemory, PageSize, RamError, Release};
 pub struct Ram {
     at: u64,
     bytes: u64,
+    align_bytes: u64,
     /// A bit for each small page that the guest was given and has not released.
     used: SpinLock<Vec<u64>>,
 }
@@ -20,10 +21,11 @@ impl Ram {
     /// All of it in one piece.
     pub fn new(bytes: u64) -> Result<Self, NoMemory> {
         let used = try_vec(0, bytes.div_ceil(PAGE_BYTES).div_ceil(64) as usize)?;
-        let at = take_run(bytes)?;
+        let (at, align_bytes) = take_run(bytes)?;
         Ok(Self {
             at,
             bytes,
+            align_bytes,
             used: SpinLock::new(used),
         })
     }
@@ -55,13 +57,16 @@ impl Ram {
     }
 }
 
-/// A piece of memory, aligned so that its pages of 1 GiB are some in physical memory too, if there is one.
-fn take_run(bytes: u64) -> Result<u64, NoMemory> {
+/// A piece of memory and its alignment: such that its pages of 1 GiB are some in physical memory too, if there is one.
+fn take_run(bytes: u64) -> Result<(u64, u64), NoMemory> {
     let huge = PageSize::Huge.bytes();
     let aligned = (bytes >= huge).then(|| memory::take_run(bytes, huge, false).ok());
     match aligned.flatten() {
-        Some(at) => Ok(at),
-        None => memory::take_run(bytes, LARGE_PAGE_BYTES, false),
+        Some(at) => Ok((at, huge)),
+        None => Ok((
+            memory::take_run(bytes, LARGE_PAGE_BYTES, false)?,
+            LARGE_PAGE_BYTES,
+        )),
     }
 }
 
@@ -89,6 +94,6 @@ impl GuestRam for Ram {
 impl Drop for Ram {
     fn drop(&mut self) {
         // SAFETY: taken with these; the guest is gone, and its nested tables with it.
-        unsafe { memory::free_run(self.at, self.bytes, LARGE_PAGE_BYTES) };
+        unsafe { memory::free_run(self.at, self.bytes, self.align_bytes) };
     }
 }

@@ -222,10 +222,15 @@ impl<H: Host> Memory<H> {
     /// Gives all RAM its frames and translations before the guest asks for them, as a host does that wants no faults later.
     /// `flush` is as for [`Memory::fault`]. Sleeps.
     pub fn populate(&self, flush: &dyn Fn()) -> Result<(), NoMemory> {
+        // A leaf that may not be executed would be split later.
+        let access = match self.nested.format().large_executable {
+            true => AccessKind::Write,
+            false => AccessKind::Execute,
+        };
         for range in self.layout.ranges() {
             let mut at = range.start;
             while at < range.end {
-                match self.fault(Gpa(at), AccessKind::Write, flush) {
+                match self.fault(Gpa(at), access, flush) {
                     // The owner has put something else there.
                     Ok(_) | Err(FaultError::NotMemory | FaultError::NotWritable) => {}
                     Err(FaultError::NoMemory) => return Err(NoMemory),
