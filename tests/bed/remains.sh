@@ -39,7 +39,7 @@ check "an unknown instruction ends the guest" dies 127 unknown_instruction
 check "its name" says '^    0x[0-9a-f]+ +dd00 +fld' ' exit_mmio +it touched a device'
 check "for programs" has '"text":"fld'
 
-check "a storm of interrupts is stopped" dies 124 interrupt_storm --timeout=5
+check "a storm of interrupts is stopped" dies 124 'interrupt_storm rounds=1000000000' --timeout=5
 check "all of it is there" everything
 
 check "a guest that hangs on two CPUs is stopped" dies 124 all_spin_without_interrupts --cpus=2 --timeout=20

@@ -58,15 +58,18 @@ fn target(dir: &Path, program: &Path) -> PathBuf {
     }
 }
 
-/// Makes a link, also in place of another link.
+/// Makes a link, also in place of another link. At no moment is there none: another call may be making the same links.
 fn replace(link: &Path, target: &Path) -> Result<(), Error> {
     if link
         .symlink_metadata()
-        .is_ok_and(|found| found.is_symlink())
+        .is_ok_and(|found| !found.is_symlink())
     {
-        fs::remove_file(link)?;
+        return Err(ErrorKind::AlreadyExists.into());
     }
-    symlink(target, link)
+    let mut unfinished = link.as_os_str().to_owned();
+    unfinished.push(format!(".{}", std::process::id()));
+    symlink(target, &unfinished)?;
+    fs::rename(&unfinished, link)
 }
 
 #[cfg(test)]
@@ -89,6 +92,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_link_is_always_there_while_it_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("v3");
+        let make_all = || {
+            for _ in 0..50 {
+                replace(&dir.path().join("v3_stop"), &program).unwrap();
+            }
+        };
+        make_all();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..1000 {
+                    let link = dir.path().join("v3_stop");
+                    assert!(link.symlink_metadata().unwrap().is_symlink());
+                }
+            });
+            make_all();
+        });
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
