@@ -38,7 +38,7 @@ pub(crate) fn of_create(error: &CreateError) -> Error {
     let beyond_us = errno(bindings::EOPNOTSUPP);
     match error {
         CreateError::NoMemory => ENOMEM,
-        CreateError::NoSuchCpu(_) => beyond_us,
+        CreateError::NoSuchCpu(_) | CreateError::Attach(_) => beyond_us,
         CreateError::Image(ImageError::TooBig { .. })
         | CreateError::Image(ImageError::UnknownFeature(_))
         | CreateError::Image(ImageError::UnknownCpuFeature(_))

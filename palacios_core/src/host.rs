@@ -165,6 +165,8 @@ pub trait Lock<T>: Send + Sync {
 pub enum LockClass {
     /// A VM's launch and the like, one at a time (mutex).
     VmControl,
+    /// What is attached to a VM's buses, held over changes (mutex).
+    BusMap,
     /// A device's bus slot (mutex).
     BusSlot,
     /// A vCPU that is not with its thread (mutex).
@@ -179,7 +181,7 @@ pub enum LockClass {
 
 impl LockClass {
     /// How many there are.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 7;
 }
 
 /// A vCPU's thread. It exists before it runs and after it ended, and others may call it throughout. The thread may drop

@@ -9,23 +9,26 @@ use crate::regions::{Change, RegionError};
 use core::fmt;
 
 /// Time as the guest lives it.
-pub trait Clock {
+pub trait Clock: Send {
     /// Nanoseconds since the VM first ran; stands still while the VM is paused.
     fn now_ns(&self) -> u64;
     /// Nanoseconds since 1970-01-01 UTC, which a real-time clock needs to say when its second ends.
     fn wall_ns(&self) -> u64;
 }
 
-/// The inputs of the interrupt controllers.
-pub trait IrqSink {
-    /// Drives line `irq`, a global system interrupt number: 0–15 are the ISA lines, seen by PIC and I/O APIC alike.
-    fn set_irq(&self, irq: u32, level: bool);
+/// The interrupt lines of a machine. Several sources may share one: it is high as long as one of them holds it high.
+pub trait InterruptLines: Send {
+    /// One more source holds line `number` high. That is a global system interrupt: 0–15 are the ISA lines, which PIC and I/O APIC
+    /// both see.
+    fn raise(&self, number: u32);
+    /// One of the sources that held it high lets go of it.
+    fn lower(&self, number: u32);
     /// Legacy replacement: two lines of the HPET's take the place of lines 0 and 8, of which nothing is heard while it is on.
     fn set_legacy_replacement(&self, on: bool);
 }
 
 /// Guest-physical memory. Shared with a hostile guest: each access is a bounds-checked volatile copy.
-pub trait GuestMemory {
+pub trait GuestMemory: Send {
     /// Copies out of guest RAM; fails where any byte is not RAM, having copied nothing that may be used.
     fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam>;
     /// Copies into guest RAM; on failure a prefix may have been written.
@@ -34,7 +37,7 @@ pub trait GuestMemory {
 
 /// What is where in the guest's memory, and what processors know of it. Each call returns when no processor acts on what was before. All may
 /// sleep.
-pub trait MemoryControl {
+pub trait MemoryControl: Send {
     /// Has all processors forget the page at `at`. The guest finds it as it was when it next touches it.
     fn forget(&self, at: Gpa);
     /// Changes what is where: all `changes`, in their order and at once, or none of them.
@@ -86,7 +89,7 @@ pub enum PowerRequest {
 }
 
 /// Takes the guest's power requests; they are honoured before the calling vCPU enters the guest again.
-pub trait PowerSink {
+pub trait PowerSink: Send {
     /// Posts the request. The first one posted wins.
     fn request(&self, what: PowerRequest);
 }

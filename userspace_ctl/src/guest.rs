@@ -380,7 +380,7 @@ impl Guest {
             let device = fdt.begin_node(&format!("serial@{base:x}"))?;
             fdt.property_string("compatible", "ns16550a")?;
             fdt.property_array_u64("reg", &[base.into(), 8])?;
-            fdt.property_u32("interrupts", serial.port.irq().0)?;
+            fdt.property_u32("interrupts", serial.port.irq())?;
             fdt.property_string("v3vee,stream", &serial.stream)?;
             fdt.end_node(device)?;
         }

@@ -4,7 +4,6 @@
 #![forbid(unsafe_code)]
 
 use crate::Target;
-use palacios_core::addr::Gpa;
 use palacios_core::devices::acpi::{AcpiPm, TimerWidth};
 use palacios_core::devices::crtc::Crtc;
 use palacios_core::devices::debug::DebugPorts;
@@ -15,7 +14,7 @@ use palacios_core::devices::reset::ResetPorts;
 use palacios_core::devices::rtc::Rtc;
 use palacios_core::devices::testing::{assert_restores, assert_survives, saved};
 use palacios_core::devices::testing::{TestMachine, TestStream};
-use palacios_core::devices::{Device, IrqLine};
+use palacios_core::devices::{Device, Space};
 use palacios_core::interrupts::apic_timer::Now;
 use palacios_core::interrupts::ioapic::IoApic;
 use palacios_core::interrupts::lapic::{LocalApic, Lvt, MSR_X2APIC};
@@ -38,24 +37,23 @@ fn run(data: &[u8]) {
     let Some((which, rest)) = data.split_first() else {
         return;
     };
-    let (steps, record) = crate::steps(rest);
-    let (steps, irq) = (steps.as_slice(), IrqLine(9));
+    let (steps, record): (Vec<Step>, _) = crate::steps(rest);
+    let machine = TestMachine::new();
+    machine.wall_at_zero_ns.set(1_700_000_000_000_000_000);
+    let device = |tested: &mut dyn Device| device(&machine, tested, &steps, record);
+    let (stream, ram) = (TestStream::default(), RamLayout::new(1 << 30));
     match which % 11 {
-        0 => device(&mut Pit::new(irq), steps, record),
-        1 => device(&mut Rtc::new(irq, RamLayout::new(1 << 30)), steps, record),
-        2 => device(&mut AcpiPm::new(irq, TimerWidth::Bits24), steps, record),
-        3 => device(&mut ResetPorts::new(), steps, record),
-        4 => device(
-            &mut DebugPorts::new(Box::new(TestStream::default())),
-            steps,
-            record,
-        ),
-        5 => pic(steps, record),
-        6 => ioapic(steps, record),
-        7 => lapic(steps, record),
-        8 => device(&mut Crtc::new(), steps, record),
-        9 => device(&mut KeyboardController::new(), steps, record),
-        _ => device(&mut Hpet::new(), steps, record),
+        0 => device(&mut Pit::new(&machine).unwrap()),
+        1 => device(&mut Rtc::new(&machine, ram).unwrap()),
+        2 => device(&mut AcpiPm::new(&machine, TimerWidth::Bits24).unwrap()),
+        3 => device(&mut ResetPorts::new(&machine).unwrap()),
+        4 => device(&mut DebugPorts::new(&machine, Box::new(stream)).unwrap()),
+        5 => pic(&steps, record),
+        6 => ioapic(&steps, record),
+        7 => lapic(&steps, record),
+        8 => device(&mut Crtc::new()),
+        9 => device(&mut KeyboardController::new(&machine).unwrap()),
+        _ => device(&mut Hpet::new(&machine).unwrap()),
     }
 }
 
@@ -67,16 +65,14 @@ fn size(step: &Step) -> u8 {
     1 << (step[2] & 3).min(2)
 }
 
-fn device(device: &mut dyn Device, steps: &[Step], record: &[u8]) {
-    let machine = TestMachine::new();
-    machine.wall_at_zero_ns.set(1_700_000_000_000_000_000);
+fn device(machine: &TestMachine, device: &mut dyn Device, steps: &[Step], record: &[u8]) {
     for step in steps {
         match step[0] % 5 {
-            0 => access(&machine, device, step, false),
-            1 | 2 => access(&machine, device, step, true),
+            0 => access(device, step, false),
+            1 | 2 => access(device, step, true),
             3 => {
                 machine.advance_ns(u64::from(value(step)) << (step[1] & 31));
-                tick(&machine, device);
+                tick(machine, device);
             }
             _ => {
                 let record = saved(|w| device.save(w));
@@ -85,37 +81,35 @@ fn device(device: &mut dyn Device, steps: &[Step], record: &[u8]) {
         }
     }
     assert_survives(record, device);
-    tick(&machine, device);
+    tick(machine, device);
 }
 
-/// Reads or writes one of the device's ports, or of its addresses if it has no ports.
-fn access(machine: &TestMachine, device: &mut dyn Device, step: &Step, write: bool) {
-    let (cx, size) = (machine.cx(), size(step));
-    if let Some(io) = device.port_io() {
-        let ranges = io.ports();
-        let range = &ranges[usize::from(step[3]) % ranges.len()];
-        let port = range.start + u16::from(step[1]) % range.len() as u16;
-        match write {
-            true => io.port_write(&cx, port, size, value(step)),
-            false => _ = io.port_read(&cx, port, size),
+/// Reads or writes in one of the device's regions.
+fn access(device: &mut dyn Device, step: &Step, write: bool) {
+    let regions = device.regions();
+    let number = usize::from(step[3]) % regions.len();
+    let region = regions[number];
+    let (mut size, mut value) = (size(step), u64::from(value(step)));
+    let mut offset = u64::from(step[1]);
+    match region.space {
+        Space::Ports => offset %= region.length,
+        Space::Memory => {
+            size <<= step[2] >> 2 & 1;
+            offset |= u64::from(step[3] & 1) << 8;
+            offset %= region.length - u64::from(size);
+            // The low byte of a comparator in a high place, too.
+            value <<= step[2] & 0x30;
         }
-    } else if let Some(io) = device.mmio() {
-        let size = size << (step[2] >> 2 & 1);
-        let range = io.ranges()[0].clone();
-        let offset = u64::from(step[3] & 1) << 8 | u64::from(step[1]);
-        let at = Gpa(range.start + offset % (range.end - range.start - u64::from(size)));
-        // The low byte of a comparator in a high place, too.
-        let value = u64::from(value(step)) << (step[2] & 0x30);
-        match write {
-            true => io.mmio_write(&cx, at, size, value),
-            false => _ = io.mmio_read(&cx, at, size),
-        }
+    }
+    match write {
+        true => device.write(number, offset, size, value),
+        false => _ = device.read(number, offset, size),
     }
 }
 
 fn tick(machine: &TestMachine, device: &mut dyn Device) {
     if let Some(timed) = device.timed() {
-        timed.tick(&machine.cx());
+        timed.tick();
         let now = machine.now_ns.get();
         assert!(timed
             .deadline_ns()
@@ -126,11 +120,11 @@ fn tick(machine: &TestMachine, device: &mut dyn Device) {
 fn pic(steps: &[Step], record: &[u8]) {
     let mut pic = Pic::new();
     for step in steps {
-        let range = &pic::PORTS[usize::from(step[3]) % pic::PORTS.len()];
-        let port = range.start + u16::from(step[1]) % range.len() as u16;
+        let region = usize::from(step[3]) % pic::REGIONS.len();
+        let offset = u64::from(step[1]) % pic::REGIONS[region].length;
         match step[0] % 6 {
-            0 => _ = pic.port_read(port, size(step)),
-            1 | 2 => pic.port_write(port, size(step), value(step)),
+            0 => _ = pic.read(region, offset, size(step)),
+            1 | 2 => pic.write(region, offset, size(step), value(step).into()),
             3 => pic.set_line(step[1], step[4] & 1 != 0),
             4 => _ = pic.acknowledge(),
             _ => {
@@ -156,11 +150,11 @@ fn ioapic(steps: &[Step], record: &[u8]) {
     for step in steps {
         let offset = u64::from(step[1]);
         match step[0] % 6 {
-            0 => _ = apic.mmio_read(offset, size(step)),
-            1 => apic.mmio_write(offset, size(step), value(step).into(), &Nowhere),
+            0 => _ = apic.read(offset, size(step)),
+            1 => apic.write(offset, size(step), value(step).into(), &Nowhere),
             2 => {
-                apic.mmio_write(0, 4, offset, &Nowhere);
-                apic.mmio_write(0x10, 4, value(step).into(), &Nowhere);
+                apic.write(0, 4, offset, &Nowhere);
+                apic.write(0x10, 4, value(step).into(), &Nowhere);
             }
             3 => apic.set_line(step[1], step[4] & 1 != 0, &Nowhere),
             4 => apic.eoi(step[1], &Nowhere),

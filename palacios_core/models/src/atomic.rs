@@ -83,4 +83,11 @@ macro_rules! atomics {
     )*};
 }
 
-atomics!(AtomicU8: u8, AtomicU32: u32, AtomicU64: u64);
+atomics!(AtomicU8: u8, AtomicU32: u32, AtomicU64: u64, AtomicUsize: usize);
+
+pub fn fence(asked: Ordering) {
+    match order(asked) {
+        Ordering::Relaxed => {}
+        asked => strong::fence(asked),
+    }
+}

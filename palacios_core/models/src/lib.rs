@@ -1,19 +1,28 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Proofs that no call to a vCPU is lost, and none made without need, and that no frame goes while somebody uses it: loom runs every
-//! order of the steps, and every value that a weakly ordered processor could read.
+//! order of the steps, and every value that a weakly ordered processor could read. And that no access reaches a device that is gone.
 //!
-//! What is proved is the core's own source: `pending.rs`, `presence.rs`, `stuck.rs`, and of the memory `frame_word.rs` and `gate.rs`,
-//! compiled against loom's atomics. What stands
+//! What is proved is the core's own source: `pending.rs`, `presence.rs`, `stuck.rs`, of the memory `frame_word.rs` and `gate.rs`, and of
+//! the buses `map.rs`, compiled against loom's atomics. What stands
 //! around them here, a vCPU's loop and a host's kick, is cut down to the order of its steps. Each model runs again with all
 //! orderings relaxed or a step left out, and must then fail: it proves something.
 #![cfg(test)]
+extern crate alloc;
 
+#[path = "../../src/alloc_ext.rs"]
+#[expect(dead_code, reason = "the models need a part of it")]
+mod alloc_ext;
 mod atomic;
+mod bus;
 #[path = "../../src/memory/frame_word.rs"]
 #[expect(dead_code, reason = "the models need a part of it")]
 mod frame_word;
 #[path = "../../src/memory/gate.rs"]
 mod gate;
+#[path = "../../src/devices/layout.rs"]
+mod layout;
+#[path = "../../src/devices/map.rs"]
+mod map;
 mod memory;
 mod models;
 #[path = "../../src/interrupts/pending.rs"]
@@ -21,6 +30,9 @@ mod models;
 mod pending;
 #[path = "../../src/vcpu/presence.rs"]
 mod presence;
+#[path = "../../src/devices/region.rs"]
+#[expect(dead_code, reason = "the models need a part of it")]
+mod region;
 #[path = "../../src/vm/stuck.rs"]
 mod stuck;
 mod vcpu;

@@ -32,6 +32,7 @@ pub mod vendor_msrs;
 pub mod vmx;
 
 use crate::addr::{Gpa, Hpa};
+use crate::devices::IoAddress;
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::nested::Format;
@@ -303,6 +304,13 @@ pub struct PortAccess {
     pub write: bool,
     /// `INS` or `OUTS`, for the emulator.
     pub string: bool,
+}
+
+impl PortAccess {
+    /// Which ports it is to.
+    pub const fn address(&self) -> IoAddress {
+        IoAddress::port(self.port, self.size)
+    }
 }
 
 /// A nested page fault.

@@ -306,7 +306,7 @@ fn dsdt(machine: &Machine<'_>) -> Table {
         for serial in machine.serials() {
             let (port, number) = (serial.port, serial.port.number());
             let name = [b'C', b'O', b'M', b'0'.wrapping_add(number)];
-            let resources = (port.base(), 8, port.irq().0);
+            let resources = (port.base(), 8, port.irq());
             // PNP0501, a 16550.
             device(t, &name, [0x41, 0xd0, 0x05, 0x01], number, resources);
         }

@@ -5,11 +5,13 @@
 //! S5: power off. The only fixed event is the timer's; there are no buttons.
 #![forbid(unsafe_code)]
 
+use super::links::{Line, Links};
 use super::ticks::Frequency;
-use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, Timed};
-use crate::interfaces::PowerRequest;
+use super::{read_bytewise, write_bytewise, Device, IoRegion, Timed};
+use crate::alloc_ext::NoMemory;
+use crate::interfaces::{Clock, PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
-use core::ops::Range;
+use alloc::boxed::Box;
 
 /// First port of the PM1a event registers: status and enable, 2 bytes each.
 pub const PM1_EVENT_PORT: u16 = 0x600;
@@ -25,10 +27,14 @@ pub const S5_SLEEP_TYPE: u8 = 5;
 pub const CRYSTAL: Frequency = Frequency(3_579_545);
 
 const STATE_VERSION: u32 = 1;
-static PORTS: [Range<u16>; 2] = [
-    PM1_EVENT_PORT..PM1_CONTROL_PORT + 2,
-    PM_TIMER_PORT..PM_TIMER_PORT + 4,
+static REGIONS: [IoRegion; 2] = [
+    IoRegion::ports(PM1_EVENT_PORT, 6),
+    IoRegion::ports(PM_TIMER_PORT, 4),
 ];
+/// The timer's number among them.
+const TIMER_REGION: usize = 1;
+/// How far it is from the first event register.
+const TIMER_OFFSET: u64 = PM_TIMER_PORT as u64 - PM1_EVENT_PORT as u64;
 
 /// The timer's event, in the status and the enable register.
 const TIMER: u16 = 1 << 0;
@@ -52,11 +58,9 @@ pub enum TimerWidth {
     Bits32 = 32,
 }
 
-/// The PM1a block and the timer.
-#[derive(Clone, Debug)]
-pub struct AcpiPm {
-    irq: IrqLine,
-    width: TimerWidth,
+/// The registers.
+#[derive(Clone, Copy, Debug)]
+struct State {
     status: u16,
     enable: u16,
     control: u16,
@@ -64,31 +68,49 @@ pub struct AcpiPm {
     half_wraps: u64,
 }
 
-impl AcpiPm {
-    /// The registers after a reset.
-    pub const fn new(irq: IrqLine, width: TimerWidth) -> Self {
+impl State {
+    /// As they are after power-on.
+    const fn new() -> Self {
         Self {
-            irq,
-            width,
             status: 0,
             enable: 0,
             control: control::SCI_EN,
             half_wraps: 0,
         }
     }
+}
+
+/// The PM1a block and the timer.
+pub struct AcpiPm {
+    clock: Box<dyn Clock>,
+    power: Box<dyn PowerSink>,
+    line: Line,
+    width: TimerWidth,
+    state: State,
+}
+
+impl AcpiPm {
+    /// The registers after a reset.
+    pub fn new(links: &dyn Links, width: TimerWidth) -> Result<Self, NoMemory> {
+        Ok(Self {
+            clock: links.clock()?,
+            power: links.power()?,
+            line: links.line(SCI_IRQ.into())?,
+            width,
+            state: State::new(),
+        })
+    }
 
     const fn half_wrap_bits(&self) -> u32 {
         self.width as u32 - 1
     }
 
-    /// Each change of the timer's highest bit is an event (ACPI 6.5: 4.8.2.3). `true`: there was one.
-    fn settle(&mut self, now_ns: u64) -> bool {
+    /// Each change of the timer's highest bit is an event (ACPI 6.5: 4.8.2.3).
+    fn settle(&mut self, now_ns: u64) {
         let half_wraps = CRYSTAL.ticks_at(now_ns) >> self.half_wrap_bits();
-        let event = core::mem::replace(&mut self.half_wraps, half_wraps) != half_wraps;
-        if event {
-            self.status |= TIMER;
+        if core::mem::replace(&mut self.state.half_wraps, half_wraps) != half_wraps {
+            self.state.status |= TIMER;
         }
-        event
     }
 
     fn timer(&self, now_ns: u64) -> u32 {
@@ -96,10 +118,11 @@ impl AcpiPm {
         CRYSTAL.ticks_at(now_ns) as u32 & u32::MAX >> unused_bits
     }
 
-    fn read(&self, port: u16, now_ns: u64) -> u8 {
-        let [status, status_high] = self.status.to_le_bytes();
-        let [enable, enable_high] = self.enable.to_le_bytes();
-        let [control, control_high] = self.control.to_le_bytes();
+    /// The byte at `offset` from the first event register.
+    fn register(&self, offset: u64, now_ns: u64) -> u8 {
+        let [status, status_high] = self.state.status.to_le_bytes();
+        let [enable, enable_high] = self.state.enable.to_le_bytes();
+        let [control, control_high] = self.state.control.to_le_bytes();
         let block = [
             status,
             status_high,
@@ -109,33 +132,43 @@ impl AcpiPm {
             control_high,
         ];
         let timer = self.timer(now_ns).to_le_bytes();
-        let in_block = block.get(usize::from(port.wrapping_sub(PM1_EVENT_PORT)));
-        let in_timer = timer.get(usize::from(port.wrapping_sub(PM_TIMER_PORT)));
+        let in_block = block.get(offset as usize);
+        let in_timer = timer.get(offset.wrapping_sub(TIMER_OFFSET) as usize);
         in_block.or(in_timer).copied().unwrap_or(0xff)
     }
 
-    fn write(&mut self, port: u16, value: u8, cx: &Cx<'_>) {
+    /// Writes the byte at `offset` from the first event register.
+    fn set_register(&mut self, offset: u64, value: u8) {
+        let state = &mut self.state;
         let (low, high) = (u16::from(value), u16::from(value) << 8);
-        match port.wrapping_sub(PM1_EVENT_PORT) {
+        match offset {
             // Writing ones clears.
-            0 => self.status &= !low,
-            1 => self.status &= !high,
-            2 => self.enable = self.enable & 0xff00 | low & ENABLE_WRITABLE,
-            3 => self.enable = self.enable & 0x00ff | high & ENABLE_WRITABLE,
-            4 => self.control = self.control & !control::BM_RLD | low & control::BM_RLD,
+            0 => state.status &= !low,
+            1 => state.status &= !high,
+            2 => state.enable = state.enable & 0xff00 | low & ENABLE_WRITABLE,
+            3 => state.enable = state.enable & 0x00ff | high & ENABLE_WRITABLE,
+            4 => state.control = state.control & !control::BM_RLD | low & control::BM_RLD,
             5 => {
-                self.control = self.control & !control::SLP_TYP | high & control::SLP_TYP;
+                state.control = state.control & !control::SLP_TYP | high & control::SLP_TYP;
                 let sleep_type = (high & control::SLP_TYP) >> 10;
                 if high & control::SLP_EN != 0 && sleep_type == u16::from(S5_SLEEP_TYPE) {
-                    cx.power.request(PowerRequest::Off);
+                    self.power.request(PowerRequest::Off);
                 }
             }
             _ => {}
         }
     }
 
-    fn drive_line(&self, cx: &Cx<'_>) {
-        self.irq.set(cx, self.status & self.enable != 0);
+    fn drive_line(&mut self) {
+        self.line.set(self.state.status & self.state.enable != 0);
+    }
+}
+
+/// How far from the first event register an access begins: one may run from the PM1a block into the timer.
+const fn block_offset(region: usize, offset: u64) -> u64 {
+    match region {
+        TIMER_REGION => TIMER_OFFSET.wrapping_add(offset),
+        _ => offset,
     }
 }
 
@@ -146,77 +179,75 @@ impl Device for AcpiPm {
 
     fn reset(&mut self) {
         // The timer runs on, so that which half it is in is no event.
-        *self = Self {
-            half_wraps: self.half_wraps,
-            ..Self::new(self.irq, self.width)
+        self.state = State {
+            half_wraps: self.state.half_wraps,
+            ..State::new()
         };
+        self.drive_line();
     }
 
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
         to.u32(STATE_VERSION)?;
-        to.u16(self.status)?;
-        to.u16(self.enable)?;
-        to.u16(self.control)?;
-        to.u64(self.half_wraps)
+        to.u16(self.state.status)?;
+        to.u16(self.state.enable)?;
+        to.u16(self.state.control)?;
+        to.u64(self.state.half_wraps)
     }
 
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
-        let mut new = self.clone();
-        new.status = from.u16()?;
-        new.enable = from.u16()?;
-        new.control = from.u16()?;
-        new.half_wraps = from.u64()?;
+        let new = State {
+            status: from.u16()?,
+            enable: from.u16()?,
+            control: from.u16()?,
+            half_wraps: from.u64()?,
+        };
         let kept = control::SCI_EN | control::BM_RLD | control::SLP_TYP;
         let control_legal = new.control & !kept == 0 && new.control & control::SCI_EN != 0;
         if new.status & !TIMER != 0 || new.enable & !ENABLE_WRITABLE != 0 || !control_legal {
             return Err(StateError::Value("acpi"));
         }
-        *self = new;
+        self.state = new;
+        self.drive_line();
         Ok(())
     }
 
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
     }
+
+    fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {
+        let now_ns = self.clock.now_ns();
+        self.settle(now_ns);
+        self.drive_line();
+        let first = block_offset(region, offset);
+        read_bytewise(first, size, |at| self.register(at, now_ns))
+    }
+
+    fn write(&mut self, region: usize, offset: u64, size: u8, value: u64) {
+        self.settle(self.clock.now_ns());
+        let first = block_offset(region, offset);
+        write_bytewise(first, size, value, |at, byte| self.set_register(at, byte));
+        self.drive_line();
+    }
+
     fn timed(&mut self) -> Option<&mut dyn Timed> {
         Some(self)
     }
 }
 
-impl PortIo for AcpiPm {
-    fn ports(&self) -> &'static [Range<u16>] {
-        &PORTS
-    }
-
-    fn port_read(&mut self, cx: &Cx<'_>, port: u16, size: u8) -> u32 {
-        let now_ns = cx.clock.now_ns();
-        // Kernels read the timer often: the line is left alone unless it may change.
-        if self.settle(now_ns) {
-            self.drive_line(cx);
-        }
-        read_bytewise(port, size, |port| self.read(port, now_ns))
-    }
-
-    fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
-        self.settle(cx.clock.now_ns());
-        write_bytewise(port, size, value, |port, byte| self.write(port, byte, cx));
-        self.drive_line(cx);
-    }
-}
-
 impl Timed for AcpiPm {
     fn deadline_ns(&self) -> Option<u64> {
-        let wanted = self.enable & !self.status & TIMER != 0;
-        let next = self.half_wraps.saturating_add(1);
+        let wanted = self.state.enable & !self.state.status & TIMER != 0;
+        let next = self.state.half_wraps.saturating_add(1);
         // What lies beyond the end of time never comes.
         let tick = next.checked_mul(1 << self.half_wrap_bits());
         wanted.then(|| CRYSTAL.ns_of(tick.unwrap_or(u64::MAX)))
     }
 
-    fn tick(&mut self, cx: &Cx<'_>) {
-        self.settle(cx.clock.now_ns());
-        self.drive_line(cx);
+    fn tick(&mut self) {
+        self.settle(self.clock.now_ns());
+        self.drive_line();
     }
 }
 
@@ -226,24 +257,25 @@ mod tests {
     use crate::devices::testing::{assert_restores, assert_survives, saved, TestMachine};
     use proptest::prelude::*;
 
-    const IRQ: IrqLine = IrqLine(SCI_IRQ as u32);
-
     fn bench(width: TimerWidth) -> (TestMachine, AcpiPm) {
-        (TestMachine::new(), AcpiPm::new(IRQ, width))
+        let machine = TestMachine::new();
+        let pm = AcpiPm::new(&machine, width).unwrap();
+        (machine, pm)
     }
 
     #[test]
     fn s5_powers_off_and_nothing_else_does() {
         let (machine, mut pm) = bench(TimerWidth::Bits24);
-        let cx = machine.cx();
-        assert_eq!(pm.port_read(&cx, PM1_CONTROL_PORT, 2), 1, "ACPI mode");
+        let control = machine.port_read(&mut pm, PM1_CONTROL_PORT, 2);
+        assert_eq!(control, 1, "ACPI mode");
         for sleep_type in 0..8 {
-            pm.port_write(&cx, PM1_CONTROL_PORT, 2, sleep_type << 10);
+            machine.port_write(&mut pm, PM1_CONTROL_PORT, 2, sleep_type << 10);
             assert!(machine.power.borrow().is_empty());
-            pm.port_write(&cx, PM1_CONTROL_PORT, 2, sleep_type << 10 | 1 << 13);
+            machine.port_write(&mut pm, PM1_CONTROL_PORT, 2, sleep_type << 10 | 1 << 13);
             let expected = (sleep_type == 5).then_some(PowerRequest::Off);
             assert_eq!(machine.power.take(), Vec::from_iter(expected));
-            assert_eq!(pm.port_read(&cx, PM1_CONTROL_PORT, 2), sleep_type << 10 | 1);
+            let control = machine.port_read(&mut pm, PM1_CONTROL_PORT, 2);
+            assert_eq!(control, sleep_type << 10 | 1);
         }
     }
 
@@ -253,11 +285,23 @@ mod tests {
         for seconds in [1u32, 2, 5, 3600] {
             machine.now_ns.set(u64::from(seconds) * 1_000_000_000);
             let expected = seconds.wrapping_mul(3_579_545) & 0xff_ffff;
-            assert_eq!(pm.port_read(&machine.cx(), PM_TIMER_PORT, 4), expected);
+            assert_eq!(machine.port_read(&mut pm, PM_TIMER_PORT, 4), expected);
         }
         let (machine, mut pm) = bench(TimerWidth::Bits32);
         machine.now_ns.set(5_000_000_000);
-        assert_eq!(pm.port_read(&machine.cx(), PM_TIMER_PORT, 4), 5 * 3_579_545);
+        let timer = machine.port_read(&mut pm, PM_TIMER_PORT, 4);
+        assert_eq!(timer, 5 * 3_579_545);
+    }
+
+    #[test]
+    fn a_read_runs_from_the_block_into_the_timer() {
+        let (machine, mut pm) = bench(TimerWidth::Bits32);
+        machine.now_ns.set(CRYSTAL.ns_of(0x1234));
+        machine.port_write(&mut pm, PM1_CONTROL_PORT, 2, 3 << 10);
+        let read = machine.port_read(&mut pm, PM1_CONTROL_PORT + 1, 4);
+        assert_eq!(read, 0x34ff_ff0c);
+        let read = machine.port_read(&mut pm, PM_TIMER_PORT + 1, 4);
+        assert_eq!(read, 0xff00_0012);
     }
 
     #[test]
@@ -282,7 +326,7 @@ mod tests {
         let (machine, mut pm) = bench(TimerWidth::Bits24);
         machine.outb(&mut pm, PM1_EVENT_PORT + 2, 1);
         machine.now_ns.set(CRYSTAL.ns_of(1 << 23));
-        pm.port_read(&machine.cx(), PM_TIMER_PORT, 4);
+        machine.port_read(&mut pm, PM_TIMER_PORT, 4);
         assert_eq!(pm.deadline_ns(), None);
         assert!(machine.line(9));
     }
@@ -299,11 +343,21 @@ mod tests {
     #[test]
     fn reset_clears_the_registers() {
         let (machine, mut pm) = bench(TimerWidth::Bits24);
-        pm.port_write(&machine.cx(), PM1_EVENT_PORT, 4, 0xffff_ffff);
-        pm.port_write(&machine.cx(), PM1_CONTROL_PORT, 2, 0xdfff);
+        machine.port_write(&mut pm, PM1_EVENT_PORT, 4, 0xffff_ffff);
+        machine.port_write(&mut pm, PM1_CONTROL_PORT, 2, 0xdfff);
         pm.reset();
-        let fresh = saved(|w| AcpiPm::new(IRQ, TimerWidth::Bits24).save(w));
-        assert_eq!(saved(|w| pm.save(w)), fresh);
+        let (_, fresh) = bench(TimerWidth::Bits24);
+        assert_eq!(saved(|w| pm.save(w)), saved(|w| fresh.save(w)));
+    }
+
+    #[test]
+    fn reset_lowers_the_line() {
+        let (machine, mut pm) = bench(TimerWidth::Bits24);
+        machine.outb(&mut pm, PM1_EVENT_PORT + 2, 1);
+        machine.run_until(&mut pm, CRYSTAL.ns_of(1 << 23));
+        assert!(machine.line(9));
+        pm.reset();
+        assert!(!machine.line(9));
     }
 
     #[derive(Clone, Debug)]
@@ -332,17 +386,16 @@ mod tests {
             .deadline_ns()
             .is_some_and(|at| at <= machine.now_ns.get())
         {
-            pm.tick(&machine.cx());
+            pm.tick();
         }
     }
 
     fn run(machine: &TestMachine, pm: &mut AcpiPm, steps: &[Step]) -> Vec<(u32, Option<u64>)> {
-        let cx = machine.cx();
         let one = |step: &Step| {
             let mut read = 0;
             match *step {
-                Step::Read(port, size) => read = pm.port_read(&cx, port, size),
-                Step::Write(port, size, value) => pm.port_write(&cx, port, size, value),
+                Step::Read(port, size) => read = machine.port_read(pm, port, size),
+                Step::Write(port, size, value) => machine.port_write(pm, port, size, value),
                 Step::Wait(ns) => machine.advance_ns(ns),
                 Step::CatchUp => catch_up(machine, pm),
             }
@@ -356,12 +409,12 @@ mod tests {
         fn a_restored_one_goes_on_as_the_saved_one(before in steps(), after in steps()) {
             let (machine, mut pm) = bench(TimerWidth::Bits24);
             run(&machine, &mut pm, &before);
-            let (then, record) = (machine.now_ns.get(), saved(|w| pm.save(w)));
-            let mut twin = AcpiPm::new(IRQ, TimerWidth::Bits24);
-            assert_restores(&record, &mut twin);
-            let seen = run(&machine, &mut pm, &after);
-            machine.now_ns.set(then);
-            prop_assert_eq!(run(&machine, &mut twin, &after), seen);
+            let (other, mut twin) = bench(TimerWidth::Bits24);
+            other.now_ns.set(machine.now_ns.get());
+            assert_restores(&saved(|w| pm.save(w)), &mut twin);
+            prop_assert_eq!(other.line(9), machine.line(9));
+            prop_assert_eq!(run(&other, &mut twin, &after), run(&machine, &mut pm, &after));
+            prop_assert_eq!(other.line(9), machine.line(9));
         }
 
         #[test]

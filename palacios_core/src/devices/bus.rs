@@ -1,119 +1,281 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The buses: which device answers a port or an address. Each device sits in a slot of its own, behind the slot's lock.
+//! The buses: which device answers a port or an address. Each device sits in a slot of its own, behind the slot's lock. An access
+//! looks up the slot without a lock, and takes that of the slot alone: two vCPUs at two devices do not wait for each other.
 //!
-//! Any call into a device may bring its deadline nearer: a read that acknowledges, as well as a write. Whoever makes the
-//! call is told, and tells the vCPU that keeps the devices' time.
+//! Any call into a device may change its deadline: a read that acknowledges, as well as a write. Whoever makes the call is told
+//! if the earliest of all may have changed, and tells the vCPU that keeps the devices' time.
+//!
+//! Devices come and go while the machine runs. The map may change between a look-up and the slot's lock, so the look-up is
+//! checked under the lock, and done again. Who takes a device away shows a map without it first and then waits for the slot's lock;
+//! behind that, nobody calls it.
 #![forbid(unsafe_code)]
 
-use super::{Cx, Device};
-use crate::addr::Gpa;
+use super::layout::{AttachError, Layout, Named, Target};
+pub use super::map::Found;
+use super::map::Map;
+use super::{Device, IoAddress, IoRegion, WindowDevice};
 use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass, NoMemory};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+/// The most devices that a machine has.
+pub const MAX_DEVICES: usize = 64;
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
+/// A place for a device. It stays where it is as long as the machine.
 struct Slot<H: Host> {
-    device: H::Mutex<Box<dyn Device>>,
+    device: H::Mutex<Option<Box<dyn Device>>>,
     /// Mirror of the device's own, readable without its lock.
     deadline_ns: AtomicU64,
 }
 
-/// All devices of a machine. What answers where is fixed once the machine is built.
+/// The slot of a device on a bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotNumber(u16);
+
+impl SlotNumber {
+    fn bit(self) -> u64 {
+        1u64.checked_shl(self.0.into()).unwrap_or(0)
+    }
+}
+
+/// All devices of a machine.
 pub struct Bus<H: Host> {
     slots: Vec<Slot<H>>,
-    ports: Vec<(Range<u16>, usize)>,
-    mmio: Vec<(Range<u64>, usize)>,
+    /// These have the numbers behind those of the slots.
+    in_window: Vec<Box<dyn WindowDevice>>,
+    /// Slots from this one on never had a device.
+    used: AtomicUsize,
+    map: Map,
+    /// Held over changes.
+    attached: H::Mutex<Attached>,
+    /// The earliest deadline of all. While one is put off it may be too late; who does that has it told when it is right again.
+    earliest_ns: AtomicU64,
     /// No device does what its deadline asks for before this time.
     held_until_ns: AtomicU64,
 }
 
-impl<H: Host> Bus<H> {
-    /// An empty bus.
-    pub const fn new() -> Self {
+/// What is attached, as those see it who change it.
+struct Attached {
+    /// The slots that have a device, one bit each.
+    slots: u64,
+    /// The regions that the map shows.
+    regions: Vec<Named>,
+}
+
+/// What a device answered to an access.
+pub struct Answer {
+    /// What it read.
+    pub value: u64,
+    /// The earliest deadline may have changed.
+    pub new_deadline: bool,
+}
+
+impl Answer {
+    /// Where no device answers: all ones.
+    const NOBODY: Self = Self::same_deadline(u64::MAX);
+
+    const fn same_deadline(value: u64) -> Self {
         Self {
-            slots: Vec::new(),
-            ports: Vec::new(),
-            mmio: Vec::new(),
+            value,
+            new_deadline: false,
+        }
+    }
+}
+
+/// What an access does.
+#[derive(Clone, Copy)]
+enum Access {
+    Read,
+    Write(u64),
+}
+
+/// Where in a device it does it.
+#[derive(Clone, Copy)]
+struct Register {
+    region: usize,
+    offset: u64,
+    size: u8,
+}
+
+impl Access {
+    fn of_device(self, device: &mut dyn Device, at: Register) -> u64 {
+        match self {
+            Self::Read => device.read(at.region, at.offset, at.size),
+            Self::Write(value) => {
+                device.write(at.region, at.offset, at.size, value);
+                value
+            }
+        }
+    }
+    fn of_window_device(self, device: &dyn WindowDevice, at: Register) -> u64 {
+        match self {
+            Self::Read => device.read(at.region, at.offset, at.size),
+            Self::Write(value) => {
+                device.write(at.region, at.offset, at.size, value);
+                value
+            }
+        }
+    }
+}
+
+impl<H: Host> Bus<H> {
+    /// A bus with those devices alone that are called in the window.
+    ///
+    /// # Errors
+    /// If they overlap, or if there is no memory.
+    pub fn new(host: &H, in_window: Vec<Box<dyn WindowDevice>>) -> Result<Self, AttachError> {
+        let mut slots = Vec::new();
+        for _ in 0..MAX_DEVICES {
+            slots.try_push(Slot {
+                device: host.mutex(LockClass::BusSlot, None)?,
+                deadline_ns: AtomicU64::new(NEVER),
+            })?;
+        }
+        let mut regions = Vec::new();
+        for (number, device) in (MAX_DEVICES as u16..).zip(&in_window) {
+            for named in named(device.name(), device.regions(), number) {
+                regions.try_push(named)?;
+            }
+        }
+        let map = Map::new()?;
+        map.show(&Layout::new(&regions)?);
+        let attached = Attached { slots: 0, regions };
+        Ok(Self {
+            slots,
+            in_window,
+            used: AtomicUsize::new(0),
+            map,
+            attached: host.mutex(LockClass::BusMap, attached)?,
+            earliest_ns: AtomicU64::new(NEVER),
             held_until_ns: AtomicU64::new(0),
-        }
+        })
     }
 
-    /// Puts a device into the next slot. Where its ports or addresses overlap another's, the earlier device answers.
-    pub fn attach(&mut self, host: &H, mut device: Box<dyn Device>) -> Result<(), NoMemory> {
-        let slot = self.slots.len();
-        if let Some(io) = device.port_io() {
-            for ports in io.ports() {
-                self.ports.try_push((ports.clone(), slot))?;
+    /// Puts a device into a slot. From then on it answers, and its deadlines are met. *Thread.*
+    ///
+    /// # Errors
+    /// If it would answer where another does, or if there is no room for it. Then the machine is as it was.
+    pub fn attach(&self, device: Box<dyn Device>) -> Result<SlotNumber, AttachError> {
+        let mut attached = self.attached.lock();
+        let number = SlotNumber(attached.slots.trailing_ones() as u16);
+        let slot = self.slot(number).ok_or(AttachError::Full)?;
+        let mut regions = Vec::new();
+        let before = attached.regions.iter().copied();
+        let new = named(device.name(), device.regions(), number.0);
+        for named in before.chain(new) {
+            regions.try_push(named)?;
+        }
+        let layout = Layout::new(&regions)?;
+        self.look_at_deadline(slot, &mut **slot.device.lock().insert(device));
+        let used = usize::from(number.0).wrapping_add(1);
+        self.used.fetch_max(used, Ordering::Relaxed);
+        self.map.show(&layout);
+        attached.slots |= number.bit();
+        attached.regions = regions;
+        Ok(number)
+    }
+
+    /// Takes a device out of its slot. Nobody calls it any more. `None`: there is none. *Thread.*
+    ///
+    /// # Errors
+    /// If the host has no memory for the map without it. Then the machine is as it was.
+    pub fn detach(&self, number: SlotNumber) -> Result<Option<Box<dyn Device>>, NoMemory> {
+        let mut attached = self.attached.lock();
+        let mut regions = Vec::new();
+        let others = |named: &&Named| named.target.slot != number.0;
+        for named in attached.regions.iter().filter(others) {
+            regions.try_push(*named)?;
+        }
+        // What does not overlap does not begin to when some of it goes.
+        let layout = Layout::new(&regions).map_err(|_| NoMemory)?;
+        self.map.show(&layout);
+        attached.slots &= !number.bit();
+        attached.regions = regions;
+        let Some(slot) = self.slot(number) else {
+            return Ok(None);
+        };
+        let device = slot.device.lock().take();
+        slot.deadline_ns.store(NEVER, Ordering::Relaxed);
+        self.find_earliest();
+        Ok(device)
+    }
+
+    fn slot(&self, number: SlotNumber) -> Option<&Slot<H>> {
+        self.slots.get(usize::from(number.0))
+    }
+
+    /// A read. `last` is the caller's: what it found last on this bus. *Thread*, unless [`Bus::answers_in_window`].
+    #[must_use]
+    pub fn read(&self, last: &mut Option<Found>, at: IoAddress) -> Answer {
+        self.access(last, at, Access::Read)
+    }
+
+    /// A write of the low bytes of `value`; lost where no device answers. `true`: the earliest deadline may have changed.
+    /// *Thread*, unless [`Bus::answers_in_window`].
+    #[must_use]
+    pub fn write(&self, last: &mut Option<Found>, at: IoAddress, value: u64) -> bool {
+        self.access(last, at, Access::Write(value)).new_deadline
+    }
+
+    /// Whether an access goes to a device that is called in the window. *Any.*
+    pub fn answers_in_window(&self, last: &mut Option<Found>, at: IoAddress) -> bool {
+        let found = self.map.find(last, at);
+        found.is_some_and(|found| self.window_device(found.target()).is_some())
+    }
+
+    fn window_device(&self, target: Target) -> Option<&dyn WindowDevice> {
+        let index = usize::from(target.slot).checked_sub(MAX_DEVICES)?;
+        self.in_window.get(index).map(|device| &**device)
+    }
+
+    fn access(&self, last: &mut Option<Found>, at: IoAddress, access: Access) -> Answer {
+        loop {
+            let Some(found) = self.map.find(last, at) else {
+                return Answer::NOBODY;
+            };
+            let Target { slot, region } = found.target();
+            let register = Register {
+                region: region.into(),
+                offset: found.offset(at),
+                size: at.size,
+            };
+            let Some(slot) = self.slots.get(usize::from(slot)) else {
+                let device = self.window_device(found.target());
+                let value = device.map(|device| access.of_window_device(device, register));
+                return value.map_or(Answer::NOBODY, Answer::same_deadline);
+            };
+            let mut device = slot.device.lock();
+            if !self.map.still_shows(found) {
+                continue;
             }
+            let Some(device) = device.as_mut() else {
+                return Answer::NOBODY;
+            };
+            let value = access.of_device(&mut **device, register);
+            let new_deadline = self.look_at_deadline(slot, &mut **device);
+            return Answer {
+                value,
+                new_deadline,
+            };
         }
-        if let Some(io) = device.mmio() {
-            for range in io.ranges() {
-                self.mmio.try_push((range.clone(), slot))?;
-            }
-        }
-        let deadline_ns = AtomicU64::new(deadline(device.as_mut()));
-        let device = host.mutex(LockClass::BusSlot, device)?;
-        self.slots.try_push(Slot {
-            device,
-            deadline_ns,
-        })
     }
 
-    /// A read of `size` (1, 2 or 4) bytes; all ones where no device answers. Also whether the device's deadline came nearer.
-    #[must_use]
-    pub fn port_read(&self, cx: &Cx<'_>, port: u16, size: u8) -> (u32, bool) {
-        self.at_port(port, |device| {
-            device.port_io().map(|io| io.port_read(cx, port, size))
-        })
-        .unwrap_or((u32::MAX, false))
+    /// The slots that have, or had, a device.
+    fn used(&self) -> &[Slot<H>] {
+        let used = self.used.load(Ordering::Relaxed);
+        self.slots.get(..used).unwrap_or_default()
     }
 
-    /// A write of the `size` (1, 2 or 4) low bytes; lost where no device answers. `true`: the device's deadline came nearer.
-    #[must_use]
-    pub fn port_write(&self, cx: &Cx<'_>, port: u16, size: u8, value: u32) -> bool {
-        self.at_port(port, |device| {
-            device
-                .port_io()
-                .map(|io| io.port_write(cx, port, size, value))
-        })
-        .is_some_and(|((), nearer)| nearer)
-    }
-
-    /// A read of `size` (1, 2, 4 or 8) bytes; all ones where no device answers. Also whether the device's deadline came
-    /// nearer.
-    #[must_use]
-    pub fn mmio_read(&self, cx: &Cx<'_>, at: Gpa, size: u8) -> (u64, bool) {
-        self.at_address(at, size, |device| {
-            device.mmio().map(|io| io.mmio_read(cx, at, size))
-        })
-        .unwrap_or((u64::MAX, false))
-    }
-
-    /// A write of the `size` (1, 2, 4 or 8) low bytes; lost where no device answers. `true`: the device's deadline came
-    /// nearer.
-    #[must_use]
-    pub fn mmio_write(&self, cx: &Cx<'_>, at: Gpa, size: u8, value: u64) -> bool {
-        self.at_address(at, size, |device| {
-            device.mmio().map(|io| io.mmio_write(cx, at, size, value))
-        })
-        .is_some_and(|((), nearer)| nearer)
-    }
-
-    /// The earliest deadline of any device, or the end of a [`Bus::hold`].
+    /// When [`Bus::tick`] is to be called: at the earliest deadline of any device, or at the end of a [`Bus::hold`].
     pub fn deadline_ns(&self) -> Option<u64> {
-        let earliest = self
-            .slots
-            .iter()
-            .map(|slot| slot.deadline_ns.load(Ordering::Relaxed))
-            .min();
-        let earliest = earliest.filter(|at| *at != NEVER);
-        earliest.map(|at| at.max(self.held_until_ns.load(Ordering::Relaxed)))
+        let earliest_ns = self.earliest_ns.load(Ordering::Relaxed);
+        let held_until_ns = self.held_until_ns.load(Ordering::Relaxed);
+        (earliest_ns != NEVER).then(|| earliest_ns.max(held_until_ns))
     }
 
     /// Delays all devices: they meet their deadlines at `until_ns` at the earliest. `true`: the time that
@@ -122,107 +284,122 @@ impl<H: Host> Bus<H> {
         self.held_until_ns.swap(until_ns, Ordering::Relaxed) > until_ns
     }
 
-    /// Has all devices whose deadline is past do their work.
-    pub fn tick(&self, cx: &Cx<'_>) {
-        let now_ns = cx.clock.now_ns();
-        for slot in &self.slots {
-            if slot.deadline_ns.load(Ordering::Relaxed) <= now_ns {
-                slot.with(|device| device.timed().map(|timed| timed.tick(cx)));
-            }
-        }
+    /// Has all devices whose deadline is past at `now_ns` do their work. `false`: there was none.
+    pub fn tick(&self, now_ns: u64) -> bool {
+        self.tick_those(|deadline_ns| deadline_ns <= now_ns)
     }
 
     /// Has all devices look at the clocks, whatever their deadlines.
-    pub fn tick_all(&self, cx: &Cx<'_>) {
-        for slot in &self.slots {
-            slot.with(|device| device.timed().map(|timed| timed.tick(cx)));
+    pub fn tick_all(&self) {
+        self.tick_those(|_| true);
+    }
+
+    fn tick_those(&self, is_due: impl Fn(u64) -> bool) -> bool {
+        let mut any = false;
+        for slot in self.used() {
+            if is_due(slot.deadline_ns.load(Ordering::Relaxed)) {
+                self.call(slot, tick);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Looks at a device's deadline behind a call. `true`: the vCPU that keeps the devices' time is to look at it.
+    fn look_at_deadline(&self, slot: &Slot<H>, device: &mut dyn Device) -> bool {
+        let deadline_ns = device.timed().and_then(|timed| timed.deadline_ns());
+        let new_ns = deadline_ns.unwrap_or(NEVER);
+        let old_ns = slot.deadline_ns.swap(new_ns, Ordering::Relaxed);
+        if new_ns < old_ns {
+            self.earliest_ns.fetch_min(new_ns, Ordering::AcqRel);
+            return true;
+        }
+        let put_off = new_ns > old_ns && old_ns <= self.earliest_ns.load(Ordering::Relaxed);
+        if put_off {
+            self.find_earliest();
+        }
+        put_off
+    }
+
+    fn find_earliest(&self) {
+        // Who sets a deadline notes it in the slot first, and then here. If it was here before this line, it is found in the slot.
+        self.earliest_ns.swap(NEVER, Ordering::AcqRel);
+        for slot in self.used() {
+            let deadline_ns = slot.deadline_ns.load(Ordering::Relaxed);
+            self.earliest_ns.fetch_min(deadline_ns, Ordering::AcqRel);
         }
     }
 
-    /// Has all devices look at their input streams. `true`: a device's deadline came nearer.
+    /// Calls the device in a slot, if there is one. `true`: the earliest deadline may have changed.
+    fn call(&self, slot: &Slot<H>, call: impl FnOnce(&mut dyn Device)) -> bool {
+        let mut device = slot.device.lock();
+        device.as_mut().is_some_and(|device| {
+            call(&mut **device);
+            self.look_at_deadline(slot, &mut **device)
+        })
+    }
+
+    /// Has all devices look at their input streams. `true`: the earliest deadline may have changed.
     #[must_use]
-    pub fn input_ready(&self, cx: &Cx<'_>) -> bool {
+    pub fn input_ready(&self) -> bool {
         let look = |slot: &Slot<H>| {
-            let told = slot.with(|device| device.input().map(|input| input.input_ready(cx)));
-            told.is_some_and(|((), nearer)| nearer)
+            self.call(slot, |device| {
+                if let Some(input) = device.input() {
+                    input.input_ready();
+                }
+            })
         };
-        self.slots
+        self.used()
             .iter()
-            .fold(false, |nearer, slot| look(slot) | nearer)
+            .fold(false, |new_deadline, slot| look(slot) | new_deadline)
     }
 
     /// Power-on state for all.
     pub fn reset(&self) {
         self.held_until_ns.store(0, Ordering::Relaxed);
-        for slot in &self.slots {
-            slot.with(|device| {
-                device.reset();
-                Some(())
-            });
+        for slot in self.used() {
+            self.call(slot, |device| device.reset());
         }
     }
 
-    /// Saves all devices, in the order they were attached.
+    /// Saves all devices, in the order of their slots.
     pub fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
-        self.slots
+        self.used()
             .iter()
-            .try_for_each(|slot| slot.device.lock().save(to))
+            .filter_map(|slot| slot.device.lock().as_ref().map(|device| device.save(to)))
+            .collect()
     }
 
-    /// Restores all devices, in the order they were attached.
+    /// Restores all devices, in the order of their slots.
     pub fn restore(&self, from: &mut StateReader<'_>) -> Result<(), StateError> {
-        for slot in &self.slots {
-            let restored = slot.with(|device| Some(device.restore(from)));
-            restored.map_or(Ok(()), |(restored, _)| restored)?;
+        for slot in self.used() {
+            let mut restored = Ok(());
+            self.call(slot, |device| restored = device.restore(from));
+            restored?;
         }
         Ok(())
     }
-
-    fn at_port<R>(
-        &self,
-        port: u16,
-        f: impl FnOnce(&mut dyn Device) -> Option<R>,
-    ) -> Option<(R, bool)> {
-        let (_, slot) = self.ports.iter().find(|(ports, _)| ports.contains(&port))?;
-        self.slots.get(*slot)?.with(f)
-    }
-
-    fn at_address<R>(
-        &self,
-        at: Gpa,
-        size: u8,
-        f: impl FnOnce(&mut dyn Device) -> Option<R>,
-    ) -> Option<(R, bool)> {
-        let end = at.checked_add(u64::from(size))?;
-        let (_, slot) = self
-            .mmio
-            .iter()
-            .find(|(range, _)| range.start <= at.0 && end.0 <= range.end)?;
-        self.slots.get(*slot)?.with(f)
-    }
 }
 
-impl<H: Host> Default for Bus<H> {
-    fn default() -> Self {
-        Self::new()
-    }
+/// The regions of the device with a number.
+fn named<'a>(
+    name: &'static str,
+    regions: &'a [IoRegion],
+    slot: u16,
+) -> impl Iterator<Item = Named> + 'a {
+    let named = move |(region_number, region): (u16, &IoRegion)| Named {
+        name,
+        region: *region,
+        target: Target {
+            slot,
+            region: region_number,
+        },
+    };
+    (0..).zip(regions).map(named)
 }
 
-impl<H: Host> Slot<H> {
-    /// What `f` answers, and whether the deadline came nearer: than this device's own was, not than the earliest of all,
-    /// which others may just be taking away.
-    fn with<R>(&self, f: impl FnOnce(&mut dyn Device) -> Option<R>) -> Option<(R, bool)> {
-        let mut device = self.device.lock();
-        let answer = f(device.as_mut());
-        let new_ns = deadline(device.as_mut());
-        let old_ns = self.deadline_ns.swap(new_ns, Ordering::Relaxed);
-        answer.map(|answer| (answer, new_ns < old_ns))
+fn tick(device: &mut dyn Device) {
+    if let Some(timed) = device.timed() {
+        timed.tick();
     }
-}
-
-fn deadline(device: &mut dyn Device) -> u64 {
-    device
-        .timed()
-        .and_then(|timed| timed.deadline_ns())
-        .unwrap_or(NEVER)
 }

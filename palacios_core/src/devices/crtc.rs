@@ -5,9 +5,8 @@
 //! is RAM.
 #![forbid(unsafe_code)]
 
-use super::{read_bytewise, write_bytewise, Cx, Device, PortIo};
+use super::{read_bytewise, write_bytewise, Device, IoRegion};
 use crate::state_io::{StateError, StateReader, StateWriter};
-use core::ops::Range;
 
 /// Selects a register.
 pub const INDEX_PORT: u16 = 0x3d4;
@@ -17,7 +16,10 @@ pub const DATA_PORT: u16 = 0x3d5;
 /// The index has five bits; a VGA has registers up to 0x18, and those behind read back here too.
 const REGISTERS: usize = 32;
 const STATE_VERSION: u32 = 1;
-static PORT: Range<u16> = INDEX_PORT..DATA_PORT + 1;
+static REGIONS: [IoRegion; 1] = [IoRegion::ports(INDEX_PORT, 2)];
+/// Where the ports lie in it.
+const INDEX: u64 = 0;
+const DATA: u64 = 1;
 
 /// The controller.
 #[derive(Clone, Debug, Default)]
@@ -39,18 +41,18 @@ impl Crtc {
         self.registers.get_mut(usize::from(self.index))
     }
 
-    fn read(&mut self, port: u16) -> u8 {
-        match port {
-            INDEX_PORT => self.index,
-            DATA_PORT => self.selected().map_or(0xff, |register| *register),
+    fn read_byte(&mut self, offset: u64) -> u8 {
+        match offset {
+            INDEX => self.index,
+            DATA => self.selected().map_or(0xff, |register| *register),
             _ => 0xff,
         }
     }
 
-    fn write(&mut self, port: u16, value: u8) {
-        match (port, self.selected()) {
-            (INDEX_PORT, _) => self.index = value % REGISTERS as u8,
-            (DATA_PORT, Some(register)) => *register = value,
+    fn write_byte(&mut self, offset: u64, value: u8) {
+        match (offset, self.selected()) {
+            (INDEX, _) => self.index = value % REGISTERS as u8,
+            (DATA, Some(register)) => *register = value,
             _ => {}
         }
     }
@@ -78,20 +80,17 @@ impl Device for Crtc {
         *self = Self { index, registers };
         Ok(())
     }
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
-    }
-}
 
-impl PortIo for Crtc {
-    fn ports(&self) -> &'static [Range<u16>] {
-        core::slice::from_ref(&PORT)
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
     }
-    fn port_read(&mut self, _cx: &Cx<'_>, port: u16, size: u8) -> u32 {
-        read_bytewise(port, size, |port| self.read(port))
+    fn read(&mut self, _region: usize, offset: u64, size: u8) -> u64 {
+        read_bytewise(offset, size, |offset| self.read_byte(offset))
     }
-    fn port_write(&mut self, _cx: &Cx<'_>, port: u16, size: u8, value: u32) {
-        write_bytewise(port, size, value, |port, byte| self.write(port, byte));
+    fn write(&mut self, _region: usize, offset: u64, size: u8, value: u64) {
+        write_bytewise(offset, size, value, |offset, byte| {
+            self.write_byte(offset, byte)
+        });
     }
 }
 
@@ -119,8 +118,8 @@ mod tests {
     #[test]
     fn a_word_selects_a_register_and_writes_it() {
         let (machine, mut crtc) = (TestMachine::new(), Crtc::new());
-        crtc.port_write(&machine.cx(), INDEX_PORT, 2, 0x120e);
-        assert_eq!(crtc.port_read(&machine.cx(), INDEX_PORT, 2), 0x120e);
+        machine.port_write(&mut crtc, INDEX_PORT, 2, 0x120e);
+        assert_eq!(machine.port_read(&mut crtc, INDEX_PORT, 2), 0x120e);
     }
 
     proptest! {

@@ -3,11 +3,12 @@
 //! power-on self-test codes, whose writes are ignored.
 #![forbid(unsafe_code)]
 
-use super::{ByteStream, Cx, Device, PortIo};
-use crate::interfaces::PowerRequest;
+use super::links::Links;
+use super::{ByteStream, Device, IoRegion};
+use crate::alloc_ext::NoMemory;
+use crate::interfaces::{PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
-use core::ops::Range;
 
 /// Where firmware prints. Reads tell that someone listens.
 pub const FIRMWARE_PORT: u16 = 0x402;
@@ -21,17 +22,30 @@ pub const EXIT_PORT: u16 = 0xf4;
 pub const POST_PORT: u16 = 0x80;
 
 const STATE_VERSION: u32 = 1;
-static PORTS: [Range<u16>; 4] = [0x80..0x81, 0xe9..0xea, 0xf4..0xf5, 0x402..0x403];
+static REGIONS: [IoRegion; 4] = [
+    IoRegion::ports(POST_PORT, 1),
+    IoRegion::ports(BOCHS_PORT, 1),
+    IoRegion::ports(EXIT_PORT, 1),
+    IoRegion::ports(FIRMWARE_PORT, 1),
+];
+// Their numbers.
+const BOCHS: usize = 1;
+const EXIT: usize = 2;
+const FIRMWARE: usize = 3;
 
 /// The ports, printing to one stream.
 pub struct DebugPorts {
+    power: Box<dyn PowerSink>,
     stream: Box<dyn ByteStream>,
 }
 
 impl DebugPorts {
     /// Ports that print to `stream`.
-    pub const fn new(stream: Box<dyn ByteStream>) -> Self {
-        Self { stream }
+    pub fn new(links: &dyn Links, stream: Box<dyn ByteStream>) -> Result<Self, NoMemory> {
+        Ok(Self {
+            power: links.power()?,
+            stream,
+        })
     }
 }
 
@@ -46,35 +60,29 @@ impl Device for DebugPorts {
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)
     }
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
-    }
-}
 
-impl PortIo for DebugPorts {
-    fn ports(&self) -> &'static [Range<u16>] {
-        &PORTS
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
     }
 
-    fn port_read(&mut self, _cx: &Cx<'_>, port: u16, _size: u8) -> u32 {
-        match port {
-            FIRMWARE_PORT | BOCHS_PORT => LISTENING.into(),
-            _ => u32::MAX,
+    fn read(&mut self, region: usize, _offset: u64, _size: u8) -> u64 {
+        match region {
+            FIRMWARE | BOCHS => LISTENING.into(),
+            _ => u64::MAX,
         }
     }
 
-    fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
-        let [low, high, ..] = value.to_le_bytes();
-        match port {
-            FIRMWARE_PORT | BOCHS_PORT => self.stream.write(&[low]),
-            EXIT_PORT => {
+    fn write(&mut self, region: usize, _offset: u64, size: u8, value: u64) {
+        match region {
+            FIRMWARE | BOCHS => self.stream.write(&[value as u8]),
+            EXIT => {
                 let value = match size {
-                    1 => low.into(),
-                    2 => u16::from_le_bytes([low, high]).into(),
-                    _ => value,
+                    1 => (value as u8).into(),
+                    2 => (value as u16).into(),
+                    _ => value as u32,
                 };
                 let status = value.wrapping_mul(2).wrapping_add(1);
-                cx.power.request(PowerRequest::Exit(status));
+                self.power.request(PowerRequest::Exit(status));
             }
             _ => {}
         }
@@ -87,10 +95,15 @@ mod tests {
     use crate::devices::testing::{assert_restores, saved, TestMachine, TestStream};
     use proptest::prelude::*;
 
+    fn bench() -> (TestMachine, TestStream, DebugPorts) {
+        let (machine, stream) = (TestMachine::new(), TestStream::default());
+        let ports = DebugPorts::new(&machine, Box::new(stream.clone())).unwrap();
+        (machine, stream, ports)
+    }
+
     #[test]
     fn both_ports_print_and_say_that_someone_listens() {
-        let (machine, stream) = (TestMachine::new(), TestStream::default());
-        let mut ports = DebugPorts::new(Box::new(stream.clone()));
+        let (machine, stream, mut ports) = bench();
         for port in [FIRMWARE_PORT, BOCHS_PORT] {
             assert_eq!(machine.inb(&mut ports, port), 0xe9);
             for byte in *b"hi" {
@@ -102,11 +115,9 @@ mod tests {
 
     #[test]
     fn the_exit_status_is_odd() {
-        let machine = TestMachine::new();
-        let mut ports = DebugPorts::new(Box::new(TestStream::default()));
-        let cx = machine.cx();
+        let (machine, _, mut ports) = bench();
         for (size, value) in [(1, 0), (1, 0x1ff), (2, 0x1_0102), (4, 0x4000_0000)] {
-            ports.port_write(&cx, EXIT_PORT, size, value);
+            machine.port_write(&mut ports, EXIT_PORT, size, value);
         }
         let exits = [1, 0x1ff, 0x205, 0x8000_0001].map(PowerRequest::Exit);
         assert_eq!(*machine.power.borrow(), exits);
@@ -114,8 +125,7 @@ mod tests {
 
     #[test]
     fn post_codes_are_ignored() {
-        let (machine, stream) = (TestMachine::new(), TestStream::default());
-        let mut ports = DebugPorts::new(Box::new(stream.clone()));
+        let (machine, stream, mut ports) = bench();
         machine.outb(&mut ports, POST_PORT, 0x55);
         assert_eq!(machine.inb(&mut ports, POST_PORT), 0xff);
         assert_eq!(
@@ -126,12 +136,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_access_leaves_state(port: u16, size in prop::sample::select(vec![1u8, 2, 4]), value: u32) {
-            let machine = TestMachine::new();
-            let mut ports = DebugPorts::new(Box::new(TestStream::default()));
+        fn no_access_leaves_state(region in 0usize..5, size in prop::sample::select(vec![1u8, 2, 4]), value: u64) {
+            let (_, _, mut ports) = bench();
             let record = saved(|w| ports.save(w));
-            ports.port_write(&machine.cx(), port, size, value);
-            ports.port_read(&machine.cx(), port, size);
+            ports.write(region, 0, size, value);
+            ports.read(region, 0, size);
             assert_restores(&record, &mut ports);
         }
     }

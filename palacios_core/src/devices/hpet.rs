@@ -12,27 +12,29 @@
 //! counter to come around.
 #![forbid(unsafe_code)]
 
+use super::links::{Line, Links};
 use super::ticks::Frequency;
-use super::{Cx, Device, IrqLine, Mmio, Timed};
-use crate::addr::Gpa;
+use super::{Device, IoRegion, Timed};
+use crate::alloc_ext::NoMemory;
+use crate::interfaces::{Clock, InterruptLines};
 use crate::state_io::{StateError, StateReader, StateWriter};
-use core::ops::Range;
+use alloc::boxed::Box;
 
 /// Where the registers are.
 pub const BASE_GPA: u64 = 0xfed0_0000;
 const WINDOW_BYTES: u64 = 0x400;
 /// The counter's rate.
 pub const COUNTER: Frequency = Frequency(100_000_000);
-/// The lines of the first two timers under legacy replacement: see [`super::IrqSink::set_legacy_replacement`].
-pub const LEGACY_LINES: [IrqLine; 2] = [IrqLine(0x100), IrqLine(0x101)];
+/// The lines of the first two timers under legacy replacement: see [`InterruptLines::set_legacy_replacement`].
+pub const LEGACY_LINES: [u32; 2] = [0x100, 0x101];
 /// The inputs of the I/O APIC that a timer can be routed to.
-pub const INPUTS: [IrqLine; 4] = [IrqLine(20), IrqLine(21), IrqLine(22), IrqLine(23)];
+pub const INPUTS: [u32; 4] = [20, 21, 22, 23];
 /// The least distance of two interrupts of a timer: 20 µs.
 pub const MIN_SPACING_TICKS: u64 = 2_000;
 
 const STATE_VERSION: u32 = 1;
 const TIMERS: usize = 3;
-static RANGE: Range<u64> = BASE_GPA..BASE_GPA + WINDOW_BYTES;
+static REGIONS: [IoRegion; 1] = [IoRegion::memory(BASE_GPA, WINDOW_BYTES)];
 
 /// Registers, by their offset (2.3.1).
 mod register {
@@ -209,19 +211,19 @@ impl Timer {
 
 /// What a timer's configuration says of [`INPUTS`], one bit each, in its upper half.
 fn routes() -> u64 {
-    let bits = INPUTS.map(|input| 1u64.wrapping_shl(input.0));
+    let bits = INPUTS.map(|input| 1u64.wrapping_shl(input));
     bits.into_iter().fold(0, |all, bit| all | bit) << 32
 }
 
 /// The input of the I/O APIC that a timer's configuration names, if it can reach that.
-fn route(configuration: u64) -> Option<IrqLine> {
-    let input = IrqLine(((configuration & timer::ROUTE) >> 9) as u32);
+fn route(configuration: u64) -> Option<u32> {
+    let input = ((configuration & timer::ROUTE) >> 9) as u32;
     INPUTS.contains(&input).then_some(input)
 }
 
-/// The timers.
-#[derive(Clone, Debug)]
-pub struct Hpet {
+/// Everything a guest can observe.
+#[derive(Clone, Copy, Debug)]
+struct State {
     configuration: u64,
     /// Level-triggered interrupts that wait to be cleared, one bit a timer.
     status: u64,
@@ -230,15 +232,9 @@ pub struct Hpet {
     timers: [Timer; TIMERS],
 }
 
-impl Default for Hpet {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Hpet {
+impl State {
     /// A counter that stands at zero.
-    pub const fn new() -> Self {
+    const fn new() -> Self {
         Self {
             configuration: 0,
             status: 0,
@@ -273,52 +269,18 @@ impl Hpet {
     }
 
     /// The line of a timer. `None`: it is routed nowhere.
-    fn line(&self, index: usize) -> Option<IrqLine> {
+    fn line(&self, index: usize) -> Option<u32> {
         let legacy = LEGACY_LINES.get(index).filter(|_| self.is_legacy());
         let timer = self.timers.get(index)?;
         legacy.copied().or_else(|| route(timer.configuration))
     }
 
-    /// Fires those timers that are due and do not interrupt: so they show themselves to an access. Another one fires at its
-    /// deadline alone, which may be held.
-    fn settle(&mut self, cx: &Cx<'_>, tick: u64) {
-        self.fire(cx, tick, |timer| !timer.has(timer::INTERRUPTS));
-    }
-
-    /// Fires those of `which` timers that are due.
-    fn fire(&mut self, cx: &Cx<'_>, tick: u64, which: impl Fn(&Timer) -> bool) {
-        let counter = self.counter_at(tick);
-        for index in 0..TIMERS {
-            let line = self.line(index);
-            let Some(timer) = self.timers.get_mut(index).filter(|timer| which(timer)) else {
-                continue;
-            };
-            if !timer.settle(Instant { tick, counter }) {
-                continue;
-            }
-            if timer.has(timer::LEVEL) {
-                self.status |= bit(index);
-            } else if let (true, Some(line)) = (timer.has(timer::INTERRUPTS), line) {
-                line.pulse(cx);
-            }
-        }
-        self.drive_levels(cx, self.status);
-    }
-
-    /// Drives the lines of level-triggered timers: raises those of timers whose bit is set in `status` and that interrupt, and
-    /// lowers the others.
-    fn drive_levels(&self, cx: &Cx<'_>, status: u64) {
-        for (index, timer) in self.timers.iter().enumerate() {
-            if let (true, Some(line)) = (timer.has(timer::LEVEL), self.line(index)) {
-                let waits = status & bit(index) != 0;
-                line.set(cx, waits && timer.has(timer::INTERRUPTS));
-            }
-        }
-    }
-
-    /// Lowers them all, before their routes change.
-    fn lower_levels(&self, cx: &Cx<'_>) {
-        self.drive_levels(cx, 0);
+    /// The line that a timer holds high: that of a level-triggered one that interrupts and was not cleared.
+    fn held_line(&self, index: usize) -> Option<u32> {
+        let timer = self.timers.get(index)?;
+        let waits = self.status & bit(index) != 0;
+        let holds = waits && timer.has(timer::LEVEL) && timer.has(timer::INTERRUPTS);
+        self.line(index).filter(|_| holds)
     }
 
     /// The timer that a register at `offset` belongs to, and the register's offset in it.
@@ -352,84 +314,14 @@ impl Hpet {
         }
     }
 
-    /// Writes the bits of `written` of a register.
-    fn write(&mut self, cx: &Cx<'_>, offset: u64, written: u64, value: u64, tick: u64) {
-        let whole = self.read(offset, tick) & !written | value;
-        match (offset, Self::timer_at(offset)) {
-            (register::CONFIGURATION, _) => self.write_configuration(cx, whole, tick),
-            (register::STATUS, _) => self.status &= !value,
-            (register::COUNTER, _) => self.set_counter(whole, tick),
-            (_, Some((index, register::TIMER_CONFIGURATION))) => {
-                self.write_timer_configuration(cx, index, whole);
-            }
-            (_, Some((index, register::COMPARATOR))) => {
-                if let Some(timer) = self.timers.get_mut(index) {
-                    timer.write_comparator(written, value);
-                }
-            }
-            _ => {}
-        }
-        self.set_counter(self.counter_at(tick), tick);
-    }
-
-    fn write_configuration(&mut self, cx: &Cx<'_>, value: u64, tick: u64) {
-        self.lower_levels(cx);
-        let counter = self.counter_at(tick);
-        let before = self.configuration;
-        self.configuration = value & configuration::WRITABLE;
-        self.set_counter(counter, tick);
-        if (before ^ self.configuration) & configuration::LEGACY != 0 {
-            cx.irqs.set_legacy_replacement(self.is_legacy());
-        }
-    }
-
-    fn write_timer_configuration(&mut self, cx: &Cx<'_>, index: usize, value: u64) {
-        self.lower_levels(cx);
-        let Some(timer) = self.timers.get_mut(index) else {
-            return;
-        };
-        timer.write_configuration(value);
-        if !timer.has(timer::LEVEL) {
-            self.status &= !bit(index);
-        }
-    }
-}
-
-/// A timer's bit in the status register.
-const fn bit(index: usize) -> u64 {
-    1 << (index % TIMERS)
-}
-
-/// Where a piece of `size` bytes lies in its register of 64 bits: the mask, and by how much it is shifted. Only whole and
-/// half registers are read and written (2.2).
-fn piece(at: Gpa, size: u8) -> Option<(u64, u32)> {
-    match (at.0 % 8, size) {
-        (0, 8) => Some((u64::MAX, 0)),
-        (0, 4) => Some((u32::MAX.into(), 0)),
-        (4, 4) => Some((u32::MAX.into(), 32)),
-        _ => None,
-    }
-}
-
-impl Device for Hpet {
-    fn name(&self) -> &'static str {
-        "hpet"
-    }
-
-    fn reset(&mut self) {
-        *self = Self::new();
-    }
-
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
-        to.u32(STATE_VERSION)?;
         for word in [self.configuration, self.status, self.counter] {
             to.u64(word)?;
         }
         self.timers.iter().try_for_each(|timer| timer.save(to))
     }
 
-    fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
-        from.version(STATE_VERSION)?;
+    fn restored(from: &mut StateReader<'_>) -> Result<Self, StateError> {
         let mut new = Self::new();
         new.configuration = from.u64()?;
         new.status = from.u64()?;
@@ -446,42 +338,200 @@ impl Device for Hpet {
         {
             return Err(StateError::Value("hpet"));
         }
-        *self = new;
-        Ok(())
-    }
-
-    fn mmio(&mut self) -> Option<&mut dyn Mmio> {
-        Some(self)
-    }
-    fn timed(&mut self) -> Option<&mut dyn Timed> {
-        Some(self)
+        Ok(new)
     }
 }
 
-impl Mmio for Hpet {
-    fn ranges(&self) -> &[Range<u64>] {
-        core::slice::from_ref(&RANGE)
+/// The timers.
+pub struct Hpet {
+    clock: Box<dyn Clock>,
+    /// Switches the legacy replacement.
+    interrupts: Box<dyn InterruptLines>,
+    /// One a timer, low unless a level-triggered interrupt waits. It follows the timer's route when it is raised.
+    lines: [Line; TIMERS],
+    state: State,
+}
+
+impl Hpet {
+    /// A counter that stands at zero.
+    pub fn new(links: &dyn Links) -> Result<Self, NoMemory> {
+        let [first, ..] = INPUTS;
+        Ok(Self {
+            clock: links.clock()?,
+            interrupts: links.interrupt_lines()?,
+            lines: [links.line(first)?, links.line(first)?, links.line(first)?],
+            state: State::new(),
+        })
     }
 
-    fn mmio_read(&mut self, cx: &Cx<'_>, at: Gpa, size: u8) -> u64 {
-        let tick = COUNTER.ticks_at(cx.clock.now_ns());
-        self.settle(cx, tick);
-        let Some((mask, shift)) = piece(at, size) else {
-            return u64::MAX;
-        };
-        let offset = at.0.wrapping_sub(BASE_GPA) & !7;
-        self.read(offset, tick) >> shift & mask
+    /// The tick of the VM's clock.
+    fn now(&self) -> u64 {
+        COUNTER.ticks_at(self.clock.now_ns())
     }
 
-    fn mmio_write(&mut self, cx: &Cx<'_>, at: Gpa, size: u8, value: u64) {
-        let tick = COUNTER.ticks_at(cx.clock.now_ns());
-        self.settle(cx, tick);
-        let Some((mask, shift)) = piece(at, size) else {
+    /// Fires those timers that are due and do not interrupt: so they show themselves to an access. Another one fires at its
+    /// deadline alone, which may be held.
+    fn settle(&mut self, tick: u64) {
+        self.fire(tick, |timer| !timer.has(timer::INTERRUPTS));
+    }
+
+    /// Fires those of `which` timers that are due.
+    fn fire(&mut self, tick: u64, which: impl Fn(&Timer) -> bool) {
+        let Self { state, lines, .. } = self;
+        let counter = state.counter_at(tick);
+        for (index, line) in lines.iter_mut().enumerate() {
+            let number = state.line(index);
+            let Some(timer) = state.timers.get_mut(index).filter(|timer| which(timer)) else {
+                continue;
+            };
+            if !timer.settle(Instant { tick, counter }) {
+                continue;
+            }
+            if timer.has(timer::LEVEL) {
+                state.status |= bit(index);
+            } else if let (true, Some(number)) = (timer.has(timer::INTERRUPTS), number) {
+                line.move_to(number);
+                line.pulse();
+            }
+        }
+        self.drive_lines();
+    }
+
+    /// Drives the lines by the state. An edge-triggered timer's is low: it was pulsed.
+    fn drive_lines(&mut self) {
+        for (index, line) in self.lines.iter_mut().enumerate() {
+            match self.state.held_line(index) {
+                Some(number) => {
+                    line.move_to(number);
+                    line.set(true);
+                }
+                None => line.set(false),
+            }
+        }
+    }
+
+    /// Lowers them all, before their routes change.
+    fn lower_lines(&mut self) {
+        for line in &mut self.lines {
+            line.set(false);
+        }
+    }
+
+    /// Takes another state, and drives the lines by it.
+    fn replace(&mut self, state: State) {
+        if state.is_legacy() != self.state.is_legacy() {
+            self.lower_lines();
+            self.interrupts.set_legacy_replacement(state.is_legacy());
+        }
+        self.state = state;
+        self.drive_lines();
+    }
+
+    /// Writes the bits of `written` of a register.
+    fn write_register(&mut self, offset: u64, written: u64, value: u64, tick: u64) {
+        let whole = self.state.read(offset, tick) & !written | value;
+        match (offset, State::timer_at(offset)) {
+            (register::CONFIGURATION, _) => self.write_configuration(whole, tick),
+            (register::STATUS, _) => self.state.status &= !value,
+            (register::COUNTER, _) => self.state.set_counter(whole, tick),
+            (_, Some((index, register::TIMER_CONFIGURATION))) => {
+                self.write_timer_configuration(index, whole);
+            }
+            (_, Some((index, register::COMPARATOR))) => {
+                if let Some(timer) = self.state.timers.get_mut(index) {
+                    timer.write_comparator(written, value);
+                }
+            }
+            _ => {}
+        }
+        self.state.set_counter(self.state.counter_at(tick), tick);
+    }
+
+    fn write_configuration(&mut self, value: u64, tick: u64) {
+        self.lower_lines();
+        let state = &mut self.state;
+        let counter = state.counter_at(tick);
+        let before = state.configuration;
+        state.configuration = value & configuration::WRITABLE;
+        state.set_counter(counter, tick);
+        if (before ^ state.configuration) & configuration::LEGACY != 0 {
+            self.interrupts.set_legacy_replacement(state.is_legacy());
+        }
+    }
+
+    fn write_timer_configuration(&mut self, index: usize, value: u64) {
+        self.lower_lines();
+        let Some(timer) = self.state.timers.get_mut(index) else {
             return;
         };
-        let offset = at.0.wrapping_sub(BASE_GPA) & !7;
-        self.write(cx, offset, mask << shift, (value & mask) << shift, tick);
-        self.settle(cx, tick);
+        timer.write_configuration(value);
+        if !timer.has(timer::LEVEL) {
+            self.state.status &= !bit(index);
+        }
+    }
+}
+
+/// A timer's bit in the status register.
+const fn bit(index: usize) -> u64 {
+    1 << (index % TIMERS)
+}
+
+/// Where a piece of `size` bytes lies in its register of 64 bits: the mask, and by how much it is shifted. Only whole and
+/// half registers are read and written (2.2).
+fn piece(offset: u64, size: u8) -> Option<(u64, u32)> {
+    match (offset % 8, size) {
+        (0, 8) => Some((u64::MAX, 0)),
+        (0, 4) => Some((u32::MAX.into(), 0)),
+        (4, 4) => Some((u32::MAX.into(), 32)),
+        _ => None,
+    }
+}
+
+impl Device for Hpet {
+    fn name(&self) -> &'static str {
+        "hpet"
+    }
+
+    fn reset(&mut self) {
+        self.replace(State::new());
+    }
+
+    fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        to.u32(STATE_VERSION)?;
+        self.state.save(to)
+    }
+
+    fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
+        from.version(STATE_VERSION)?;
+        self.replace(State::restored(from)?);
+        Ok(())
+    }
+
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
+    }
+
+    fn read(&mut self, _region: usize, offset: u64, size: u8) -> u64 {
+        let tick = self.now();
+        self.settle(tick);
+        let Some((mask, shift)) = piece(offset, size) else {
+            return u64::MAX;
+        };
+        self.state.read(offset & !7, tick) >> shift & mask
+    }
+
+    fn write(&mut self, _region: usize, offset: u64, size: u8, value: u64) {
+        let tick = self.now();
+        self.settle(tick);
+        let Some((mask, shift)) = piece(offset, size) else {
+            return;
+        };
+        self.write_register(offset & !7, mask << shift, (value & mask) << shift, tick);
+        self.settle(tick);
+    }
+
+    fn timed(&mut self) -> Option<&mut dyn Timed> {
+        Some(self)
     }
 }
 
@@ -490,9 +540,9 @@ impl Timed for Hpet {
         // What a timer does that makes no interrupt, or none before its last one is cleared, shows when somebody looks.
         let interrupt = |index, timer: &Timer| {
             timer.has(timer::INTERRUPTS)
-                && !(timer.has(timer::LEVEL) && self.status & bit(index) != 0)
+                && !(timer.has(timer::LEVEL) && self.state.status & bit(index) != 0)
         };
-        let timers = self.timers.iter().enumerate();
+        let timers = self.state.timers.iter().enumerate();
         let first = timers
             .filter(|(index, timer)| interrupt(*index, timer))
             .filter_map(|(_, timer)| timer.due)
@@ -500,8 +550,8 @@ impl Timed for Hpet {
         first.map(|tick| COUNTER.ns_of(tick))
     }
 
-    fn tick(&mut self, cx: &Cx<'_>) {
-        self.fire(cx, COUNTER.ticks_at(cx.clock.now_ns()), |_| true);
+    fn tick(&mut self) {
+        self.fire(self.now(), |_| true);
     }
 }
 

@@ -7,10 +7,12 @@
 //! that kernels which read it do not wait for a keyboard.
 #![forbid(unsafe_code)]
 
-use super::{Cx, Device, PortIo};
-use crate::interfaces::PowerRequest;
+use super::links::Links;
+use super::{Device, IoRegion};
+use crate::alloc_ext::NoMemory;
+use crate::interfaces::{PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
-use core::ops::Range;
+use alloc::boxed::Box;
 
 /// What the controller answers, and what follows a command.
 pub const DATA_PORT: u16 = 0x60;
@@ -18,7 +20,12 @@ pub const DATA_PORT: u16 = 0x60;
 pub const COMMAND_PORT: u16 = 0x64;
 
 const STATE_VERSION: u32 = 1;
-static PORTS: [Range<u16>; 2] = [0x60..0x61, 0x64..0x65];
+static REGIONS: [IoRegion; 2] = [
+    IoRegion::ports(DATA_PORT, 1),
+    IoRegion::ports(COMMAND_PORT, 1),
+];
+/// The command port's number among them.
+const COMMAND: usize = 1;
 
 /// The status register.
 mod status {
@@ -75,9 +82,9 @@ const SELF_TEST_PASSED: u8 = 0x55;
 /// A test found the lines in order.
 const LINES_GOOD: u8 = 0;
 
-/// The controller.
-#[derive(Clone, Debug)]
-pub struct KeyboardController {
+/// What the controller holds.
+#[derive(Clone, Copy, Debug)]
+struct State {
     /// Keeps interrupts and clocks of keyboard and mouse.
     command_byte: u8,
     output_port: u8,
@@ -87,15 +94,9 @@ pub struct KeyboardController {
     last_was_command: bool,
 }
 
-impl Default for KeyboardController {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl KeyboardController {
-    /// A controller that has passed its self-test.
-    pub const fn new() -> Self {
+impl State {
+    /// It has passed its self-test.
+    const fn new() -> Self {
         Self {
             command_byte: COMMAND_BYTE,
             output_port: output::INITIAL,
@@ -122,52 +123,70 @@ impl KeyboardController {
             false => self.output_port & !output::A20,
         };
     }
+}
 
-    fn take_command(&mut self, cx: &Cx<'_>, value: u8) {
-        self.awaiting = None;
-        self.last_was_command = true;
+/// The controller.
+pub struct KeyboardController {
+    power: Box<dyn PowerSink>,
+    state: State,
+}
+
+impl KeyboardController {
+    /// A controller that has passed its self-test.
+    pub fn new(links: &dyn Links) -> Result<Self, NoMemory> {
+        Ok(Self {
+            power: links.power()?,
+            state: State::new(),
+        })
+    }
+
+    fn take_command(&mut self, value: u8) {
+        let state = &mut self.state;
+        state.awaiting = None;
+        state.last_was_command = true;
         match value {
-            command::READ_COMMAND_BYTE => self.answer = Some(self.command_byte),
+            command::READ_COMMAND_BYTE => state.answer = Some(state.command_byte),
             command::WRITE_COMMAND_BYTE | command::WRITE_OUTPUT..=command::WRITE_MOUSE => {
-                self.awaiting = Some(value);
+                state.awaiting = Some(value);
             }
-            command::DISABLE_MOUSE => self.command_byte |= MOUSE_OFF,
-            command::ENABLE_MOUSE => self.command_byte &= !MOUSE_OFF,
-            command::DISABLE_KEYBOARD => self.command_byte |= KEYBOARD_OFF,
-            command::ENABLE_KEYBOARD => self.command_byte &= !KEYBOARD_OFF,
-            command::TEST_MOUSE | command::TEST_KEYBOARD => self.answer = Some(LINES_GOOD),
+            command::DISABLE_MOUSE => state.command_byte |= MOUSE_OFF,
+            command::ENABLE_MOUSE => state.command_byte &= !MOUSE_OFF,
+            command::DISABLE_KEYBOARD => state.command_byte |= KEYBOARD_OFF,
+            command::ENABLE_KEYBOARD => state.command_byte &= !KEYBOARD_OFF,
+            command::TEST_MOUSE | command::TEST_KEYBOARD => state.answer = Some(LINES_GOOD),
             command::SELF_TEST => {
-                self.command_byte = COMMAND_BYTE;
-                self.answer = Some(SELF_TEST_PASSED);
+                state.command_byte = COMMAND_BYTE;
+                state.answer = Some(SELF_TEST_PASSED);
             }
-            command::READ_INPUT => self.answer = Some(0),
-            command::READ_OUTPUT => self.answer = Some(self.output_port),
-            command::DISABLE_A20 => self.set_a20(false),
-            command::ENABLE_A20 => self.set_a20(true),
-            command::PULSE.. if value & output::NO_RESET == 0 => reset(cx),
+            command::READ_INPUT => state.answer = Some(0),
+            command::READ_OUTPUT => state.answer = Some(state.output_port),
+            command::DISABLE_A20 => state.set_a20(false),
+            command::ENABLE_A20 => state.set_a20(true),
+            command::PULSE.. if value & output::NO_RESET == 0 => self.reset_machine(),
             _ => {}
         }
     }
 
     /// A byte for the command before it, or for the keyboard.
-    fn take_data(&mut self, cx: &Cx<'_>, value: u8) {
-        self.last_was_command = false;
-        match self.awaiting.take() {
+    fn take_data(&mut self, value: u8) {
+        let state = &mut self.state;
+        state.last_was_command = false;
+        match state.awaiting.take() {
             Some(command::WRITE_OUTPUT) => {
-                self.output_port = value;
+                state.output_port = value;
                 if value & output::NO_RESET == 0 {
-                    reset(cx);
+                    self.reset_machine();
                 }
             }
-            Some(command::ECHO_KEYBOARD | command::ECHO_MOUSE) => self.answer = Some(value),
-            Some(command::WRITE_COMMAND_BYTE) => self.command_byte = value,
+            Some(command::ECHO_KEYBOARD | command::ECHO_MOUSE) => state.answer = Some(value),
+            Some(command::WRITE_COMMAND_BYTE) => state.command_byte = value,
             _ => {}
         }
     }
-}
 
-fn reset(cx: &Cx<'_>) {
-    cx.power.request(PowerRequest::Reset);
+    fn reset_machine(&self) {
+        self.power.request(PowerRequest::Reset);
+    }
 }
 
 impl Device for KeyboardController {
@@ -175,20 +194,21 @@ impl Device for KeyboardController {
         "keyboard"
     }
     fn reset(&mut self) {
-        *self = Self::new();
+        self.state = State::new();
     }
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
         to.u32(STATE_VERSION)?;
-        to.bytes(&[self.command_byte, self.output_port])?;
-        for byte in [self.answer, self.awaiting] {
+        let state = &self.state;
+        to.bytes(&[state.command_byte, state.output_port])?;
+        for byte in [state.answer, state.awaiting] {
             to.bool(byte.is_some())?;
             to.u8(byte.unwrap_or(0))?;
         }
-        to.bool(self.last_was_command)
+        to.bool(state.last_was_command)
     }
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
-        let mut new = Self::new();
+        let mut new = State::new();
         [new.command_byte, new.output_port] = from.bytes()?;
         for byte in [&mut new.answer, &mut new.awaiting] {
             let there = from.bool("keyboard.byte")?;
@@ -199,31 +219,26 @@ impl Device for KeyboardController {
             *byte = there.then_some(value);
         }
         new.last_was_command = from.bool("keyboard.last_was_command")?;
-        *self = new;
+        self.state = new;
         Ok(())
     }
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
-    }
-}
 
-impl PortIo for KeyboardController {
-    fn ports(&self) -> &'static [Range<u16>] {
-        &PORTS
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
     }
 
-    fn port_read(&mut self, _cx: &Cx<'_>, port: u16, _size: u8) -> u32 {
-        let value = match port {
-            COMMAND_PORT => self.status(),
-            _ => self.answer.take().unwrap_or(0),
+    fn read(&mut self, region: usize, _offset: u64, _size: u8) -> u64 {
+        let byte = match region {
+            COMMAND => self.state.status(),
+            _ => self.state.answer.take().unwrap_or(0),
         };
-        0xffff_ff00 | u32::from(value)
+        !0xff | u64::from(byte)
     }
 
-    fn port_write(&mut self, cx: &Cx<'_>, port: u16, _size: u8, value: u32) {
-        match port {
-            COMMAND_PORT => self.take_command(cx, value as u8),
-            _ => self.take_data(cx, value as u8),
+    fn write(&mut self, region: usize, _offset: u64, _size: u8, value: u64) {
+        match region {
+            COMMAND => self.take_command(value as u8),
+            _ => self.take_data(value as u8),
         }
     }
 }
@@ -238,7 +253,9 @@ mod tests {
 
     impl Controller {
         fn new() -> Self {
-            Self(TestMachine::new(), KeyboardController::new())
+            let machine = TestMachine::new();
+            let controller = KeyboardController::new(&machine).unwrap();
+            Self(machine, controller)
         }
         /// Sends a command as kernels do, with the bytes that follow it.
         fn command(&mut self, command: u8, data: &[u8]) {
@@ -346,7 +363,7 @@ mod tests {
                 let port = if command { COMMAND_PORT } else { DATA_PORT };
                 controller.0.outb(&mut controller.1, port, value);
             }
-            assert_restores(&saved(|w| controller.1.save(w)), &mut KeyboardController::new());
+            assert_restores(&saved(|w| controller.1.save(w)), &mut Controller::new().1);
             assert_survives(&record, &mut controller.1);
             controller.1.reset();
             prop_assert_eq!(controller.status(), 0x14);

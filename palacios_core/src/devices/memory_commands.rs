@@ -14,8 +14,8 @@
 //! | 7 | is written: 0, or why it was refused; for a discard how many frames went |
 #![forbid(unsafe_code)]
 
-use super::Cx;
 use crate::addr::{Gpa, NotRam};
+use crate::interfaces::{GuestMemory, MemoryControl};
 use crate::regions::{Change, Region, RegionError, Writes};
 
 /// Words of a command.
@@ -37,22 +37,22 @@ struct Command {
 }
 
 /// Does what the command at `at` says. One that is not in guest memory does nothing.
-pub(super) fn command(cx: &Cx<'_>, at: Gpa) {
-    let Ok(command) = read(cx, at) else {
+pub(super) fn command(memory: &dyn GuestMemory, control: &dyn MemoryControl, at: Gpa) {
+    let Ok(command) = read(memory, at) else {
         return;
     };
-    let answer = command.run(cx);
+    let answer = command.run(memory, control);
     if let Some(to) = at.checked_add(ANSWER) {
         // Where it was read from it can be written, or the guest took that away meanwhile.
-        let _ = cx.memory.write(to, &answer.to_le_bytes());
+        let _ = memory.write(to, &answer.to_le_bytes());
     }
 }
 
-fn read(cx: &Cx<'_>, at: Gpa) -> Result<Command, NotRam> {
+fn read(memory: &dyn GuestMemory, at: Gpa) -> Result<Command, NotRam> {
     let (mut words, mut from) = ([0; WORDS], at);
     for word in &mut words {
         let mut bytes = [0; 8];
-        cx.memory.read(from, &mut bytes)?;
+        memory.read(from, &mut bytes)?;
         *word = u64::from_le_bytes(bytes);
         from = from.checked_add(8).ok_or(NotRam(at))?;
     }
@@ -70,8 +70,7 @@ fn read(cx: &Cx<'_>, at: Gpa) -> Result<Command, NotRam> {
 }
 
 impl Command {
-    fn run(&self, cx: &Cx<'_>) -> u64 {
-        let control = cx.memory_control;
+    fn run(&self, memory: &dyn GuestMemory, control: &dyn MemoryControl) -> u64 {
         let hide = Change::Remove {
             at: self.at,
             bytes: self.bytes,
@@ -82,7 +81,7 @@ impl Command {
             2 => answer(control.change(&[hide])),
             3 => control.discard(self.at, self.bytes),
             4 => control.begin_log().map_or(REFUSED, |()| 0),
-            5 => self.take_dirty(cx).map_or(REFUSED, |()| 0),
+            5 => self.take_dirty(memory, control).map_or(REFUSED, |()| 0),
             6 => {
                 control.end_log();
                 0
@@ -104,14 +103,18 @@ impl Command {
         }
     }
 
-    fn take_dirty(&self, cx: &Cx<'_>) -> Result<(), NotRam> {
+    fn take_dirty(
+        &self,
+        memory: &dyn GuestMemory,
+        control: &dyn MemoryControl,
+    ) -> Result<(), NotRam> {
         let mut words = [0; MOST_LOGGED];
         let words = words.get_mut(..self.count as usize);
         let words = words.ok_or(NotRam(Gpa(self.other)))?;
-        cx.memory_control.take_dirty(self.page, words);
+        control.take_dirty(self.page, words);
         let mut to = Gpa(self.other);
         for word in words {
-            cx.memory.write(to, &word.to_le_bytes())?;
+            memory.write(to, &word.to_le_bytes())?;
             to = to.checked_add(8).ok_or(NotRam(to))?;
         }
         Ok(())
@@ -150,21 +153,15 @@ mod tests {
 
     /// Carries out a command; gives the answer.
     fn run(machine: &TestMachine, words: [u64; 7]) -> u64 {
+        let memory: &dyn GuestMemory = machine;
         let at = Gpa(0x100);
         for (n, word) in (0..).zip(words.into_iter().chain([u64::MAX])) {
-            machine
-                .cx()
-                .memory
-                .write(Gpa(at.0 + 8 * n), &word.to_le_bytes())
-                .unwrap();
+            let to = Gpa(at.0 + 8 * n);
+            memory.write(to, &word.to_le_bytes()).unwrap();
         }
-        command(&machine.cx(), at);
+        command(memory, machine, at);
         let mut answer = [0; 8];
-        machine
-            .cx()
-            .memory
-            .read(Gpa(at.0 + ANSWER), &mut answer)
-            .unwrap();
+        memory.read(Gpa(at.0 + ANSWER), &mut answer).unwrap();
         u64::from_le_bytes(answer)
     }
 
@@ -191,17 +188,13 @@ mod tests {
         assert_eq!(run(&machine, [4, 0, 0, 0, 0, 0, 0]), REFUSED);
         assert_eq!(run(&machine, [5, 0, 0, 128, 0, 0x400, 18]), 0);
         let mut word = [0; 8];
-        machine
-            .cx()
-            .memory
-            .read(Gpa(0x400 + 8 * 17), &mut word)
-            .unwrap();
+        GuestMemory::read(&machine, Gpa(0x400 + 8 * 17), &mut word).unwrap();
         assert_eq!(u64::from_le_bytes(word), 128);
         assert_eq!(run(&machine, [5, 0, 0, 128, 0, 0x400, 33]), REFUSED);
         assert_eq!(run(&machine, [5, 0, 0, 0, 0, u64::MAX - 4, 1]), REFUSED);
         assert_eq!(run(&machine, [6, 0, 0, 0, 0, 0, 0]), 0);
         assert_eq!(run(&machine, [99, 0, 0, 0, 0, 0, 0]), REFUSED);
         // Not in memory: nothing happens.
-        command(&machine.cx(), Gpa(u64::MAX - 3));
+        command(&machine, &machine, Gpa(u64::MAX - 3));
     }
 }

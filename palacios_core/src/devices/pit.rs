@@ -14,22 +14,30 @@ mod counter;
 mod tests;
 
 use self::counter::Counter;
+use super::links::{Line, Links};
 use super::ticks::Frequency;
-use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, Timed};
+use super::{read_bytewise, write_bytewise, Device, IoRegion, Timed};
+use crate::alloc_ext::NoMemory;
+use crate::interfaces::Clock;
 use crate::state_io::{StateError, StateReader, StateWriter};
-use core::ops::Range;
+use alloc::boxed::Box;
 
 /// The crystal: a third of the colour burst's.
 pub const CRYSTAL: Frequency = Frequency(1_193_182);
 /// Where a PC wires counter 0.
-pub const IRQ: IrqLine = IrqLine(0);
+pub const IRQ: u32 = 0;
 /// Ticks that a guest can be owed.
 pub const MAX_OWED: u64 = 64;
 /// The least distance of two interrupts, about 20 µs.
 pub const MIN_SPACING_TICKS: u64 = 24;
 
 const STATE_VERSION: u32 = 1;
-static PORTS: [Range<u16>; 2] = [0x40..0x44, 0x61..0x62];
+static REGIONS: [IoRegion; 2] = [IoRegion::ports(0x40, 4), IoRegion::ports(0x61, 1)];
+/// Their numbers.
+const TIMER: usize = 0;
+const PORT_B: usize = 1;
+/// Where the timer takes control words, behind a port for each counter.
+const CONTROL: u64 = 3;
 
 /// Bits of port 0x61, system control port B.
 mod port_b {
@@ -40,10 +48,9 @@ mod port_b {
     pub const OUT_2: u8 = 1 << 5;
 }
 
-/// The timer.
+/// The counters, and what is due.
 #[derive(Debug)]
-pub struct Pit {
-    irq: IrqLine,
+struct State {
     counters: [Counter; 3],
     port_b: u8,
     /// Edges of counter 0 not delivered yet.
@@ -51,11 +58,10 @@ pub struct Pit {
     last_irq_tick: u64,
 }
 
-impl Pit {
-    /// A timer as firmware leaves it: counter 0 interrupts 18 times a second.
-    pub const fn new(irq: IrqLine) -> Self {
+impl State {
+    /// As firmware leaves it: counter 0 interrupts 18 times a second.
+    const fn new() -> Self {
         Self {
-            irq,
             counters: [Counter::periodic(), Counter::new(true), Counter::new(false)],
             port_b: 0,
             owed: 0,
@@ -79,14 +85,20 @@ impl Pit {
         self.last_irq_tick.saturating_add(spacing)
     }
 
-    fn read(&mut self, port: u16, now_ns: u64) -> u8 {
+    /// The counter whose port is the timer's at `offset`.
+    fn counter(&mut self, offset: u64) -> Option<&mut Counter> {
+        self.counters.get_mut(usize::try_from(offset).ok()?)
+    }
+
+    fn read(&mut self, region: usize, offset: u64, now_ns: u64) -> u8 {
         let tick = CRYSTAL.ticks_at(now_ns);
-        match port {
-            0x61 => self.read_port_b(tick, now_ns),
-            _ => match self.counters.get_mut(usize::from(port.wrapping_sub(0x40))) {
+        match (region, offset) {
+            (PORT_B, 0) => self.read_port_b(tick, now_ns),
+            (TIMER, _) => match self.counter(offset) {
                 Some(counter) => counter.read(tick),
                 None => 0xff,
             },
+            _ => 0xff,
         }
     }
 
@@ -103,19 +115,20 @@ impl Pit {
         value
     }
 
-    fn write(&mut self, port: u16, value: u8, tick: u64) {
-        match port {
-            0x43 => self.write_control(value, tick),
-            0x61 => {
+    fn write(&mut self, region: usize, offset: u64, value: u8, tick: u64) {
+        match (region, offset) {
+            (TIMER, CONTROL) => self.write_control(value, tick),
+            (TIMER, _) => {
+                if let Some(counter) = self.counter(offset) {
+                    counter.write(value, tick);
+                }
+            }
+            (PORT_B, 0) => {
                 self.port_b = value & port_b::WRITABLE;
                 let [_, _, two] = &mut self.counters;
                 two.set_gate(value & port_b::GATE_2 != 0, tick);
             }
-            _ => {
-                if let Some(counter) = self.counters.get_mut(usize::from(port.wrapping_sub(0x40))) {
-                    counter.write(value, tick);
-                }
-            }
+            _ => {}
         }
     }
 
@@ -151,28 +164,49 @@ impl Pit {
     }
 }
 
+/// The timer.
+pub struct Pit {
+    clock: Box<dyn Clock>,
+    /// Low whenever nobody calls: each interrupt is a pulse.
+    line: Line,
+    state: State,
+}
+
+impl Pit {
+    /// A timer as firmware leaves it.
+    pub fn new(links: &dyn Links) -> Result<Self, NoMemory> {
+        Ok(Self {
+            clock: links.clock()?,
+            line: links.line(IRQ)?,
+            state: State::new(),
+        })
+    }
+}
+
 impl Device for Pit {
     fn name(&self) -> &'static str {
         "pit"
     }
 
     fn reset(&mut self) {
-        *self = Self::new(self.irq);
+        self.state = State::new();
     }
 
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        let state = &self.state;
         to.u32(STATE_VERSION)?;
-        to.u8(self.port_b)?;
-        to.u64(self.owed)?;
-        to.u64(self.last_irq_tick)?;
-        self.counters
+        to.u8(state.port_b)?;
+        to.u64(state.owed)?;
+        to.u64(state.last_irq_tick)?;
+        state
+            .counters
             .iter()
             .try_for_each(|counter| counter.save(to))
     }
 
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
-        let mut new = Self::new(self.irq);
+        let mut new = State::new();
         new.port_b = from.u8()?;
         new.owed = from.u64()?;
         new.last_irq_tick = from.u64()?;
@@ -187,55 +221,56 @@ impl Device for Pit {
         if !zero.gate() || !one.gate() || two.gate() != gated {
             return Err(StateError::Value("pit.gate"));
         }
-        *self = new;
+        self.state = new;
         Ok(())
     }
 
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
     }
+
+    fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {
+        let now_ns = self.clock.now_ns();
+        let state = &mut self.state;
+        state.settle(CRYSTAL.ticks_at(now_ns));
+        read_bytewise(offset, size, |offset| state.read(region, offset, now_ns))
+    }
+
+    fn write(&mut self, region: usize, offset: u64, size: u8, value: u64) {
+        let tick = CRYSTAL.ticks_at(self.clock.now_ns());
+        let state = &mut self.state;
+        state.settle(tick);
+        write_bytewise(offset, size, value, |offset, byte| {
+            state.write(region, offset, byte, tick)
+        });
+    }
+
     fn timed(&mut self) -> Option<&mut dyn Timed> {
         Some(self)
     }
 }
 
-impl PortIo for Pit {
-    fn ports(&self) -> &'static [Range<u16>] {
-        &PORTS
-    }
-
-    fn port_read(&mut self, cx: &Cx<'_>, port: u16, size: u8) -> u32 {
-        let now_ns = cx.clock.now_ns();
-        self.settle(CRYSTAL.ticks_at(now_ns));
-        read_bytewise(port, size, |port| self.read(port, now_ns))
-    }
-
-    fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
-        let tick = CRYSTAL.ticks_at(cx.clock.now_ns());
-        self.settle(tick);
-        write_bytewise(port, size, value, |port, byte| self.write(port, byte, tick));
-    }
-}
-
 impl Timed for Pit {
     fn deadline_ns(&self) -> Option<u64> {
-        let [zero, ..] = &self.counters;
-        let tick = if self.owed > 0 {
-            self.next_delivery()
+        let state = &self.state;
+        let [zero, ..] = &state.counters;
+        let tick = if state.owed > 0 {
+            state.next_delivery()
         } else {
-            let least = self.last_irq_tick.saturating_add(MIN_SPACING_TICKS);
+            let least = state.last_irq_tick.saturating_add(MIN_SPACING_TICKS);
             zero.next_edge()?.max(least)
         };
         Some(CRYSTAL.ns_of(tick))
     }
 
-    fn tick(&mut self, cx: &Cx<'_>) {
-        let tick = CRYSTAL.ticks_at(cx.clock.now_ns());
-        self.settle(tick);
-        if self.owed > 0 && tick >= self.next_delivery() {
-            self.owed = self.owed.wrapping_sub(1);
-            self.last_irq_tick = tick;
-            self.irq.pulse(cx);
+    fn tick(&mut self) {
+        let tick = CRYSTAL.ticks_at(self.clock.now_ns());
+        let state = &mut self.state;
+        state.settle(tick);
+        if state.owed > 0 && tick >= state.next_delivery() {
+            state.owed = state.owed.wrapping_sub(1);
+            state.last_irq_tick = tick;
+            self.line.pulse();
         }
     }
 }

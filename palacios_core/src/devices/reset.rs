@@ -5,10 +5,12 @@
 //! The third is the keyboard controller's.
 #![forbid(unsafe_code)]
 
-use super::{Cx, Device, PortIo};
-use crate::interfaces::PowerRequest;
+use super::links::Links;
+use super::{Device, IoRegion};
+use crate::alloc_ext::NoMemory;
+use crate::interfaces::{PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
-use core::ops::Range;
+use alloc::boxed::Box;
 
 /// Reset control (82371AB: 4.2.6).
 pub const RESET_PORT: u16 = 0xcf9;
@@ -18,7 +20,9 @@ pub const RESET_VALUE: u8 = 6;
 pub const PORT_A: u16 = 0x92;
 
 const STATE_VERSION: u32 = 2;
-static PORTS: [Range<u16>; 2] = [0x92..0x93, 0xcf9..0xcfa];
+static REGIONS: [IoRegion; 2] = [IoRegion::ports(PORT_A, 1), IoRegion::ports(RESET_PORT, 1)];
+/// The reset control's number among them.
+const CONTROL: usize = 1;
 
 /// Resets when set.
 const RESET_CPU: u8 = 1 << 2;
@@ -29,26 +33,36 @@ const RESET_KIND: u8 = 1 << 1 | 1 << 3;
 const FAST_RESET: u8 = 1 << 0;
 const A20: u8 = 1 << 1;
 
-/// The ports.
-#[derive(Clone, Debug)]
-pub struct ResetPorts {
+/// What the ports show.
+#[derive(Clone, Copy, Debug)]
+struct State {
     control: u8,
     port_a: u8,
 }
 
-impl Default for ResetPorts {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl ResetPorts {
-    /// Ports that have reset nothing yet.
-    pub const fn new() -> Self {
+impl State {
+    /// Nothing was reset yet.
+    const fn new() -> Self {
         Self {
             control: 0,
             port_a: A20,
         }
+    }
+}
+
+/// The ports.
+pub struct ResetPorts {
+    power: Box<dyn PowerSink>,
+    state: State,
+}
+
+impl ResetPorts {
+    /// Ports that have reset nothing yet.
+    pub fn new(links: &dyn Links) -> Result<Self, NoMemory> {
+        Ok(Self {
+            power: links.power()?,
+            state: State::new(),
+        })
     }
 }
 
@@ -57,11 +71,11 @@ impl Device for ResetPorts {
         "reset"
     }
     fn reset(&mut self) {
-        *self = Self::new();
+        self.state = State::new();
     }
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
         to.u32(STATE_VERSION)?;
-        to.bytes(&[self.control, self.port_a])
+        to.bytes(&[self.state.control, self.state.port_a])
     }
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
@@ -69,42 +83,36 @@ impl Device for ResetPorts {
         if control & !RESET_KIND != 0 || port_a & !(A20 | FAST_RESET) != 0 {
             return Err(StateError::Value("reset"));
         }
-        *self = Self { control, port_a };
+        self.state = State { control, port_a };
         Ok(())
     }
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
-    }
-}
 
-impl PortIo for ResetPorts {
-    fn ports(&self) -> &'static [Range<u16>] {
-        &PORTS
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
     }
 
-    fn port_read(&mut self, _cx: &Cx<'_>, port: u16, _size: u8) -> u32 {
-        match port {
-            RESET_PORT => 0xffff_ff00 | u32::from(self.control),
-            PORT_A => 0xffff_ff00 | u32::from(self.port_a),
-            _ => u32::MAX,
-        }
+    fn read(&mut self, region: usize, _offset: u64, _size: u8) -> u64 {
+        let byte = match region {
+            CONTROL => self.state.control,
+            _ => self.state.port_a,
+        };
+        !0xff | u64::from(byte)
     }
 
-    fn port_write(&mut self, cx: &Cx<'_>, port: u16, _size: u8, value: u32) {
-        let value = value as u8;
-        let resets = match port {
-            RESET_PORT => {
-                self.control = value & RESET_KIND;
+    fn write(&mut self, region: usize, _offset: u64, _size: u8, value: u64) {
+        let (state, value) = (&mut self.state, value as u8);
+        let resets = match region {
+            CONTROL => {
+                state.control = value & RESET_KIND;
                 value & RESET_CPU != 0
             }
-            PORT_A => {
-                let before = core::mem::replace(&mut self.port_a, value & (A20 | FAST_RESET));
-                self.port_a & !before & FAST_RESET != 0
+            _ => {
+                let before = core::mem::replace(&mut state.port_a, value & (A20 | FAST_RESET));
+                state.port_a & !before & FAST_RESET != 0
             }
-            _ => false,
         };
         if resets {
-            cx.power.request(PowerRequest::Reset);
+            self.power.request(PowerRequest::Reset);
         }
     }
 }
@@ -116,7 +124,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn resets(port: u16, value: u8) -> bool {
-        let (machine, mut ports) = (TestMachine::new(), ResetPorts::new());
+        let machine = TestMachine::new();
+        let mut ports = ResetPorts::new(&machine).unwrap();
         machine.outb(&mut ports, port, value);
         let requests = machine.power.take();
         assert!(requests.iter().all(|what| *what == PowerRequest::Reset));
@@ -135,7 +144,8 @@ mod tests {
 
     #[test]
     fn address_line_20_reads_back() {
-        let (machine, mut ports) = (TestMachine::new(), ResetPorts::new());
+        let machine = TestMachine::new();
+        let mut ports = ResetPorts::new(&machine).unwrap();
         assert_eq!(machine.inb(&mut ports, PORT_A), 2, "as firmware leaves it");
         for value in [0, 2, 0] {
             machine.outb(&mut ports, PORT_A, value);
@@ -147,7 +157,8 @@ mod tests {
     /// As a kernel does that sets the gate by reading the port, and writing it with one bit more.
     #[test]
     fn port_a_resets_where_its_bit_becomes_set() {
-        let (machine, mut ports) = (TestMachine::new(), ResetPorts::new());
+        let machine = TestMachine::new();
+        let mut ports = ResetPorts::new(&machine).unwrap();
         for value in [1, 3, 1] {
             machine.outb(&mut ports, PORT_A, value);
         }
@@ -157,12 +168,13 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_written_reads_back_and_is_saved(value: u8, port_a: u8, record in prop::collection::vec(0u8..16, 0..7)) {
-            let (machine, mut ports) = (TestMachine::new(), ResetPorts::new());
+            let machine = TestMachine::new();
+        let mut ports = ResetPorts::new(&machine).unwrap();
             machine.outb(&mut ports, RESET_PORT, value);
             machine.outb(&mut ports, PORT_A, port_a);
             prop_assert_eq!(machine.inb(&mut ports, RESET_PORT), value & 0x0a);
             prop_assert_eq!(machine.inb(&mut ports, PORT_A), port_a & 3);
-            assert_restores(&saved(|w| ports.save(w)), &mut ResetPorts::new());
+            assert_restores(&saved(|w| ports.save(w)), &mut ResetPorts::new(&machine).unwrap());
             assert_survives(&record, &mut ports);
             ports.reset();
             prop_assert_eq!(machine.inb(&mut ports, RESET_PORT), 0);

@@ -11,15 +11,17 @@ mod calendar;
 mod tests;
 
 use self::calendar::{date_of, days_of, DAY_S};
+use super::links::{Line, Links};
 use super::ticks::{Frequency, NS_PER_S};
-use super::{read_bytewise, write_bytewise, Cx, Device, IrqLine, PortIo, Timed};
+use super::{read_bytewise, write_bytewise, Device, IoRegion, Timed};
+use crate::alloc_ext::NoMemory;
 use crate::interfaces::Clock;
 use crate::ram::RamLayout;
 use crate::state_io::{StateError, StateReader, StateWriter};
-use core::ops::Range;
+use alloc::boxed::Box;
 
 /// Where a PC wires it.
-pub const IRQ: IrqLine = IrqLine(8);
+pub const IRQ: u32 = 8;
 /// Selects one of 128 bytes; bit 7 would mask NMIs.
 pub const INDEX_PORT: u16 = 0x70;
 /// Reads and writes the byte selected.
@@ -28,7 +30,10 @@ pub const DATA_PORT: u16 = 0x71;
 pub const CENTURY: u8 = 0x32;
 
 const STATE_VERSION: u32 = 1;
-static PORTS: Range<u16> = INDEX_PORT..DATA_PORT + 1;
+static REGIONS: [IoRegion; 1] = [IoRegion::ports(INDEX_PORT, 2)];
+/// Where the ports lie in it.
+const INDEX: u64 = 0;
+const DATA: u64 = 1;
 const CRYSTAL: Frequency = Frequency(32_768);
 /// How long before a second ends the time must not be read: 244 µs of warning and 1,984 µs of update.
 const UPDATE_NS: u64 = 2_228_000;
@@ -102,10 +107,9 @@ impl Instant {
     }
 }
 
-/// The clock and its memory.
+/// Registers, memory and time.
 #[derive(Clone, Debug)]
-pub struct Rtc {
-    irq: IrqLine,
+struct State {
     index: u8,
     a: u8,
     b: u8,
@@ -125,11 +129,10 @@ pub struct Rtc {
     alarm_at_ns: Option<u64>,
 }
 
-impl Rtc {
-    /// The clock of a machine with this RAM, of which firmware leaves the sizes in CMOS.
-    pub fn new(irq: IrqLine, ram: RamLayout) -> Self {
-        let mut rtc = Self {
-            irq,
+impl State {
+    /// With the sizes of this RAM in CMOS.
+    fn new(ram: RamLayout) -> Self {
+        let mut state = Self {
             index: 0,
             // 1,024 Hz; BCD and 24 hours.
             a: reg_a::DIVIDER_RUNS | 6,
@@ -143,8 +146,8 @@ impl Rtc {
             update_at_ns: 0,
             alarm_at_ns: None,
         };
-        rtc.describe_memory(ram);
-        rtc
+        state.describe_memory(ram);
+        state
     }
 
     /// The memory sizes as PC firmware writes them, each in little-endian units with a limit.
@@ -437,9 +440,27 @@ impl Rtc {
     const fn interrupts(&self) -> bool {
         self.b & self.c & reg_c::ALL != 0
     }
+}
 
-    fn drive_line(&self, cx: &Cx<'_>) {
-        self.irq.set(cx, self.interrupts());
+/// The clock and its memory.
+pub struct Rtc {
+    clock: Box<dyn Clock>,
+    line: Line,
+    state: State,
+}
+
+impl Rtc {
+    /// The clock of a machine with this RAM, of which firmware leaves the sizes in CMOS.
+    pub fn new(links: &dyn Links, ram: RamLayout) -> Result<Self, NoMemory> {
+        Ok(Self {
+            clock: links.clock()?,
+            line: links.line(IRQ)?,
+            state: State::new(ram),
+        })
+    }
+
+    fn drive_line(&mut self) {
+        self.line.set(self.state.interrupts());
     }
 }
 
@@ -450,28 +471,31 @@ impl Device for Rtc {
 
     /// The battery keeps time and memory; only interrupts are off.
     fn reset(&mut self) {
-        self.index = 0;
-        self.b &= !(reg_c::ALL | reg_b::SQUARE_WAVE);
-        self.c = 0;
-        self.alarm_at_ns = None;
+        let state = &mut self.state;
+        state.index = 0;
+        state.b &= !(reg_c::ALL | reg_b::SQUARE_WAVE);
+        state.c = 0;
+        state.alarm_at_ns = None;
+        self.drive_line();
     }
 
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        let state = &self.state;
         to.u32(STATE_VERSION)?;
-        to.bytes(&[self.index, self.a, self.b, self.c])?;
-        to.bytes(&self.memory)?;
-        to.u64(self.offset_s as u64)?;
-        to.bytes(&self.stopped.unwrap_or_default())?;
-        to.u64(self.settled_s)?;
-        to.u64(self.settled_tick)?;
-        to.u64(self.update_at_ns)?;
-        to.bool(self.alarm_at_ns.is_some())?;
-        to.u64(self.alarm_at_ns.unwrap_or(0))
+        to.bytes(&[state.index, state.a, state.b, state.c])?;
+        to.bytes(&state.memory)?;
+        to.u64(state.offset_s as u64)?;
+        to.bytes(&state.stopped.unwrap_or_default())?;
+        to.u64(state.settled_s)?;
+        to.u64(state.settled_tick)?;
+        to.u64(state.update_at_ns)?;
+        to.bool(state.alarm_at_ns.is_some())?;
+        to.u64(state.alarm_at_ns.unwrap_or(0))
     }
 
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
-        let mut new = self.clone();
+        let mut new = self.state.clone();
         [new.index, new.a, new.b, new.c] = from.bytes()?;
         new.memory = from.bytes()?;
         new.offset_s = from.u64()? as i64;
@@ -490,70 +514,69 @@ impl Device for Rtc {
         }
         new.stopped = set.then_some(time);
         new.alarm_at_ns = alarmed.then_some(alarm_at_ns);
-        *self = new;
+        self.state = new;
+        self.drive_line();
         Ok(())
     }
 
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
     }
+
+    fn read(&mut self, _region: usize, offset: u64, size: u8) -> u64 {
+        let at = Instant::of(self.clock.as_ref());
+        let state = &mut self.state;
+        state.settle(at);
+        let value = read_bytewise(offset, size, |offset| match offset {
+            DATA => state.read_data(at),
+            // The index is write-only.
+            _ => 0xff,
+        });
+        state.settle(at);
+        self.drive_line();
+        value
+    }
+
+    fn write(&mut self, _region: usize, offset: u64, size: u8, value: u64) {
+        let at = Instant::of(self.clock.as_ref());
+        let state = &mut self.state;
+        state.settle(at);
+        write_bytewise(offset, size, value, |offset, byte| match offset {
+            INDEX => state.index = byte,
+            DATA => state.write_data(byte, at),
+            _ => {}
+        });
+        state.settle(at);
+        self.drive_line();
+    }
+
     fn timed(&mut self) -> Option<&mut dyn Timed> {
         Some(self)
     }
 }
 
-impl PortIo for Rtc {
-    fn ports(&self) -> &'static [Range<u16>] {
-        core::slice::from_ref(&PORTS)
-    }
-
-    fn port_read(&mut self, cx: &Cx<'_>, port: u16, size: u8) -> u32 {
-        let at = Instant::of(cx.clock);
-        self.settle(at);
-        let value = read_bytewise(port, size, |port| match port {
-            DATA_PORT => self.read_data(at),
-            // The index is write-only.
-            _ => 0xff,
-        });
-        self.settle(at);
-        self.drive_line(cx);
-        value
-    }
-
-    fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
-        let at = Instant::of(cx.clock);
-        self.settle(at);
-        write_bytewise(port, size, value, |port, byte| match port {
-            INDEX_PORT => self.index = byte,
-            DATA_PORT => self.write_data(byte, at),
-            _ => {}
-        });
-        self.settle(at);
-        self.drive_line(cx);
-    }
-}
-
 impl Timed for Rtc {
     fn deadline_ns(&self) -> Option<u64> {
+        let state = &self.state;
         let ticks = |period: u64| {
-            (self.settled_tick / period)
+            (state.settled_tick / period)
                 .saturating_add(1)
                 .saturating_mul(period)
         };
-        let periodic = self
+        let periodic = state
             .period_ticks()
-            .filter(|_| self.wants(reg_c::PERIODIC))
+            .filter(|_| state.wants(reg_c::PERIODIC))
             .map(|period| CRYSTAL.ns_of(ticks(period)));
-        let updates = self.wants(reg_c::UPDATE) && self.stopped.is_none() && self.runs();
-        let update = updates.then_some(self.update_at_ns);
-        let alarm = self.alarm_at_ns.filter(|_| self.wants(reg_c::ALARM));
+        let updates = state.wants(reg_c::UPDATE) && state.stopped.is_none() && state.runs();
+        let update = updates.then_some(state.update_at_ns);
+        let alarm = state.alarm_at_ns.filter(|_| state.wants(reg_c::ALARM));
         [periodic, update, alarm].into_iter().flatten().min()
     }
 
-    fn tick(&mut self, cx: &Cx<'_>) {
-        let at = Instant::of(cx.clock);
-        self.settle_periods(at.now_ns);
-        self.settle(at);
-        self.drive_line(cx);
+    fn tick(&mut self) {
+        let at = Instant::of(self.clock.as_ref());
+        self.state.settle_periods(at.now_ns);
+        self.state.settle(at);
+        self.drive_line();
     }
 }

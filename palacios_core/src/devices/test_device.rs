@@ -11,12 +11,14 @@
 //! | memory from 0xff00_0000 | 64 KiB that keep what is written, and are no RAM |
 #![forbid(unsafe_code)]
 
-use super::{memory_commands, read_bytewise, write_bytewise, Cx, Device, IrqLine, Mmio, PortIo};
+use super::links::{Line, Links};
+use super::{memory_commands, read_bytewise, write_bytewise, Device, IoRegion};
 use crate::addr::Gpa;
-use crate::alloc_ext::{try_vec, NoMemory};
+use crate::alloc_ext::{try_vec, NoMemory, TryPush};
+use crate::interfaces::{GuestMemory, MemoryControl};
 use crate::state_io::{StateError, StateReader, StateWriter};
+use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::ops::Range;
 
 /// The memory's address and length.
 pub const MEMORY_GPA: u64 = 0xff00_0000;
@@ -24,35 +26,46 @@ pub const MEMORY_GPA: u64 = 0xff00_0000;
 pub const MEMORY_BYTES: u64 = 0x1_0000;
 
 const STATE_VERSION: u32 = 1;
-const WORD: Range<u16> = 0xe0..0xe4;
-const FORGET: Range<u16> = 0xe4..0xe8;
-const BYTES: Range<u16> = 0xe8..0xec;
-const LINES: Range<u16> = 0x2000..0x2018;
+/// It drives the lines from 0 up to this number.
+const LINE_COUNT: u16 = 24;
 /// "v3me".
-const MEMORY_PORTS: u32 = 0x656d_3376;
-const MEMORY_COMMAND: Range<u16> = 0x2040..0x2044;
-static PORTS: [Range<u16>; 5] = [WORD, FORGET, BYTES, LINES, MEMORY_COMMAND];
-static RANGE: Range<u64> = MEMORY_GPA..MEMORY_GPA + MEMORY_BYTES;
+const MEMORY_PORTS: u64 = 0x656d_3376;
+static REGIONS: [IoRegion; 6] = [
+    IoRegion::ports(0xe0, 4),
+    IoRegion::ports(0xe4, 4),
+    // One of these is a debug port, too.
+    IoRegion::ports(0xe8, 4).over_others(),
+    IoRegion::ports(0x2000, LINE_COUNT),
+    IoRegion::ports(0x2040, 4),
+    IoRegion::memory(MEMORY_GPA, MEMORY_BYTES),
+];
+// Their numbers.
+const WORD: usize = 0;
+const FORGET: usize = 1;
+const BYTES: usize = 2;
+const LINES: usize = 3;
+const MEMORY_COMMAND: usize = 4;
+const MEMORY: usize = 5;
 
-/// The device.
-pub struct TestDevice {
+/// What the device keeps for the guest.
+struct State {
     word: [u8; 4],
     memory: Vec<u8>,
 }
 
-impl TestDevice {
-    /// A device that holds zeros.
-    pub fn new() -> Result<Self, NoMemory> {
+impl State {
+    /// Zeros.
+    fn new() -> Result<Self, NoMemory> {
         Ok(Self {
             word: [0; 4],
             memory: try_vec(0, MEMORY_BYTES as usize)?,
         })
     }
 
-    /// The byte of the double word that a port shows; an access that runs over its end begins anew.
-    fn byte(&mut self, port: u16) -> &mut u8 {
+    /// The byte of the double word at an offset; an access that runs over its end begins anew.
+    fn byte(&mut self, offset: u64) -> &mut u8 {
         let [a, b, c, d] = &mut self.word;
-        match port & 3 {
+        match offset & 3 {
             0 => a,
             1 => b,
             2 => c,
@@ -61,10 +74,41 @@ impl TestDevice {
     }
 
     /// The bytes of the memory that an access covers.
-    fn memory_at(&mut self, at: Gpa, size: u8) -> &mut [u8] {
-        let from = at.0.wrapping_sub(MEMORY_GPA) as usize;
+    fn memory_at(&mut self, offset: u64, size: u8) -> &mut [u8] {
+        let from = offset as usize;
         let to = from.saturating_add(size.into());
         self.memory.get_mut(from..to).unwrap_or_default()
+    }
+}
+
+/// The device.
+pub struct TestDevice {
+    guest_memory: Box<dyn GuestMemory>,
+    memory_control: Box<dyn MemoryControl>,
+    /// By their numbers.
+    lines: Vec<Line>,
+    state: State,
+}
+
+impl TestDevice {
+    /// A device that holds zeros.
+    pub fn new(links: &dyn Links) -> Result<Self, NoMemory> {
+        let mut lines = Vec::new();
+        for number in 0..LINE_COUNT {
+            lines.try_push(links.line(number.into())?)?;
+        }
+        Ok(Self {
+            guest_memory: links.memory()?,
+            memory_control: links.memory_control()?,
+            lines,
+            state: State::new()?,
+        })
+    }
+
+    fn lower_lines(&mut self) {
+        for line in &mut self.lines {
+            line.set(false);
+        }
     }
 }
 
@@ -73,75 +117,68 @@ impl Device for TestDevice {
         "test"
     }
     fn reset(&mut self) {
-        self.word = [0; 4];
-        self.memory.fill(0);
+        self.state.word = [0; 4];
+        self.state.memory.fill(0);
+        self.lower_lines();
     }
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
         to.u32(STATE_VERSION)?;
-        to.bytes(&self.word)?;
-        to.bytes(&self.memory)
+        to.bytes(&self.state.word)?;
+        to.bytes(&self.state.memory)
     }
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
-        let word = from.bytes()?;
-        let mut memory = try_vec(0, MEMORY_BYTES as usize)?;
-        for byte in &mut memory {
+        let mut new = State::new()?;
+        new.word = from.bytes()?;
+        for byte in &mut new.memory {
             *byte = from.u8()?;
         }
-        *self = Self { word, memory };
+        self.state = new;
+        // The record does not say which were high.
+        self.lower_lines();
         Ok(())
     }
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
-    }
-    fn mmio(&mut self) -> Option<&mut dyn Mmio> {
-        Some(self)
-    }
-}
 
-impl PortIo for TestDevice {
-    fn ports(&self) -> &'static [Range<u16>] {
-        &PORTS
+    fn regions(&self) -> &[IoRegion] {
+        &REGIONS
     }
 
-    fn port_read(&mut self, _cx: &Cx<'_>, port: u16, size: u8) -> u32 {
-        if WORD.contains(&port) || BYTES.contains(&port) {
-            return read_bytewise(port, size, |port| *self.byte(port));
-        }
-        if port == MEMORY_COMMAND.start && size == 4 {
-            return MEMORY_PORTS;
-        }
-        u32::MAX
-    }
-
-    fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
-        if WORD.contains(&port) || BYTES.contains(&port) {
-            write_bytewise(port, size, value, |port, byte| *self.byte(port) = byte);
-        } else if FORGET.contains(&port) {
-            cx.memory_control.forget(Gpa(value.into()));
-        } else if port == MEMORY_COMMAND.start && size == 4 {
-            memory_commands::command(cx, Gpa(value.into()));
-        } else if LINES.contains(&port) {
-            let line = IrqLine(u32::from(port.wrapping_sub(LINES.start)));
-            line.set(cx, value as u8 != 0);
+    fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {
+        let state = &mut self.state;
+        match region {
+            WORD | BYTES => read_bytewise(offset, size, |at| *state.byte(at)),
+            MEMORY_COMMAND if offset == 0 && size == 4 => MEMORY_PORTS,
+            MEMORY => {
+                let bytes = state.memory_at(offset, size).iter().rev();
+                bytes.fold(0, |value, byte| value << 8 | u64::from(*byte))
+            }
+            _ => u64::MAX,
         }
     }
-}
 
-impl Mmio for TestDevice {
-    fn ranges(&self) -> &[Range<u64>] {
-        core::slice::from_ref(&RANGE)
-    }
-
-    fn mmio_read(&mut self, _cx: &Cx<'_>, at: Gpa, size: u8) -> u64 {
-        let bytes = self.memory_at(at, size).iter().rev();
-        bytes.fold(0, |value, byte| value << 8 | u64::from(*byte))
-    }
-
-    fn mmio_write(&mut self, _cx: &Cx<'_>, at: Gpa, size: u8, value: u64) {
-        let bytes = self.memory_at(at, size).iter_mut();
-        for (to, byte) in bytes.zip(value.to_le_bytes()) {
-            *to = byte;
+    fn write(&mut self, region: usize, offset: u64, size: u8, value: u64) {
+        let state = &mut self.state;
+        // The address that a port is given.
+        let at = Gpa(u64::from(value as u32));
+        match region {
+            WORD | BYTES => write_bytewise(offset, size, value, |at, byte| *state.byte(at) = byte),
+            FORGET => self.memory_control.forget(at),
+            LINES => {
+                if let Some(line) = self.lines.get_mut(offset as usize) {
+                    line.set(value as u8 != 0);
+                }
+            }
+            MEMORY_COMMAND if offset == 0 && size == 4 => {
+                let (memory, control) = (self.guest_memory.as_ref(), self.memory_control.as_ref());
+                memory_commands::command(memory, control, at);
+            }
+            MEMORY => {
+                let bytes = state.memory_at(offset, size).iter_mut();
+                for (to, byte) in bytes.zip(value.to_le_bytes()) {
+                    *to = byte;
+                }
+            }
+            _ => {}
         }
     }
 }
@@ -150,40 +187,40 @@ impl Mmio for TestDevice {
 mod tests {
     use super::*;
     use crate::devices::testing::{assert_restores, assert_survives, saved, TestMachine};
+    use crate::devices::Space;
     use proptest::prelude::*;
 
-    fn device() -> TestDevice {
-        TestDevice::new().unwrap()
+    fn bench() -> (TestMachine, TestDevice) {
+        let machine = TestMachine::new();
+        let device = TestDevice::new(&machine).unwrap();
+        (machine, device)
     }
 
     #[test]
     fn the_word_reads_back_at_any_width() {
-        let (machine, mut device) = (TestMachine::new(), device());
-        let cx = machine.cx();
+        let (machine, mut device) = bench();
         for (size, value) in [(1, 0x11), (2, 0x2233), (4, 0x4455_6677)] {
-            device.port_write(&cx, 0xe0, size, value);
-            assert_eq!(device.port_read(&cx, 0xe0, size), value);
+            machine.port_write(&mut device, 0xe0, size, value);
+            assert_eq!(machine.port_read(&mut device, 0xe0, size), value);
         }
-        device.port_write(&cx, 0xe1, 1, 0xaa);
-        device.port_write(&cx, 0xe2, 2, 0xccbb);
-        assert_eq!(device.port_read(&cx, 0xe0, 4), 0xccbb_aa77);
+        machine.port_write(&mut device, 0xe1, 1, 0xaa);
+        machine.port_write(&mut device, 0xe2, 2, 0xccbb);
+        assert_eq!(machine.port_read(&mut device, 0xe0, 4), 0xccbb_aa77);
     }
 
     #[test]
     fn the_same_word_is_there_byte_by_byte() {
-        let (machine, mut device) = (TestMachine::new(), device());
-        let cx = machine.cx();
-        device.port_write(&cx, 0xe8, 4, 0x1234_5678);
-        assert_eq!(device.port_read(&cx, 0xe0, 4), 0x1234_5678);
-        assert_eq!(device.port_read(&cx, 0xe9, 2), 0x3456);
+        let (machine, mut device) = bench();
+        machine.port_write(&mut device, 0xe8, 4, 0x1234_5678);
+        assert_eq!(machine.port_read(&mut device, 0xe0, 4), 0x1234_5678);
+        assert_eq!(machine.port_read(&mut device, 0xe9, 2), 0x3456);
         assert_eq!(machine.inb(&mut device, 0xeb), 0x12);
     }
 
     #[test]
     fn an_address_is_forgotten_and_lines_are_driven() {
-        let (machine, mut device) = (TestMachine::new(), device());
-        let cx = machine.cx();
-        device.port_write(&cx, 0xe4, 4, 0x12_3456);
+        let (machine, mut device) = bench();
+        machine.port_write(&mut device, 0xe4, 4, 0x12_3456);
         assert_eq!(*machine.forgotten.borrow(), [Gpa(0x12_3456)]);
         for (port, value) in [(0x2000, 1), (0x2017, 0x80), (0x2000, 0)] {
             machine.outb(&mut device, port, value);
@@ -191,18 +228,45 @@ mod tests {
         assert_eq!(*machine.irqs.borrow(), [(0, true), (23, true), (0, false)]);
     }
 
+    #[test]
+    fn reset_and_restore_lower_the_lines() {
+        let (machine, mut device) = bench();
+        let record = saved(|w| device.save(w));
+        machine.outb(&mut device, 0x2003, 1);
+        assert!(machine.line(3));
+        device.reset();
+        assert!(!machine.line(3));
+        machine.outb(&mut device, 0x2003, 1);
+        assert_restores(&record, &mut device);
+        assert!(!machine.line(3));
+    }
+
+    #[test]
+    fn a_command_is_carried_out() {
+        let (machine, mut device) = bench();
+        machine.ram.borrow_mut().resize(0x1000, 0);
+        assert_eq!(
+            &machine.port_read(&mut device, 0x2040, 4).to_le_bytes(),
+            b"v3me"
+        );
+        // Begins the log.
+        GuestMemory::write(&machine, Gpa(0x100), &[4]).unwrap();
+        machine.port_write(&mut device, 0x2040, 4, 0x100);
+        assert!(machine.logs.get());
+    }
+
     proptest! {
         #[test]
         fn memory_keeps_what_is_written(at in 0u64..MEMORY_BYTES - 8, size in prop::sample::select(vec![1u8, 2, 4, 8]), value: u64) {
-            let (machine, mut device) = (TestMachine::new(), device());
-            let (cx, mask) = (machine.cx(), u64::MAX >> (64 - 8 * u32::from(size)));
-            device.mmio_write(&cx, Gpa(MEMORY_GPA + at), size, value);
-            prop_assert_eq!(device.mmio_read(&cx, Gpa(MEMORY_GPA + at), size), value & mask);
-            prop_assert_eq!(device.mmio_read(&cx, Gpa(MEMORY_GPA + at), 8), value & mask);
-            assert_restores(&saved(|w| device.save(w)), &mut TestDevice::new().unwrap());
+            let (machine, mut device) = bench();
+            let (at, mask) = (MEMORY_GPA + at, u64::MAX >> (64 - 8 * u32::from(size)));
+            machine.write(&mut device, Space::Memory, at, size, value);
+            prop_assert_eq!(machine.read(&mut device, Space::Memory, at, size), value & mask);
+            prop_assert_eq!(machine.read(&mut device, Space::Memory, at, 8), value & mask);
+            assert_restores(&saved(|w| device.save(w)), &mut TestDevice::new(&machine).unwrap());
             assert_survives(&[1, 0, 0, 0, 5, 5, 5, 5, 9], &mut device);
             device.reset();
-            prop_assert_eq!(device.mmio_read(&cx, Gpa(MEMORY_GPA + at), 8), 0);
+            prop_assert_eq!(machine.read(&mut device, Space::Memory, at, 8), 0);
         }
     }
 }

@@ -2,41 +2,80 @@
 //! A fake machine for tests: a clock that is set by hand, interrupt lines that are recorded, streams that are buffers.
 #![forbid(unsafe_code)]
 
-use super::{ByteStream, Cx, Device};
+use super::links::Links;
+use super::{ByteStream, Device, IoRegion, Space};
 use crate::addr::{Gpa, NotRam, PAGE_SIZE};
+use crate::alloc_ext::NoMemory;
 use crate::interfaces::{
-    Clock, GuestMemory, IrqSink, LogError, MemoryControl, PowerRequest, PowerSink,
+    Clock, GuestMemory, InterruptLines, LogError, MemoryControl, PowerRequest, PowerSink,
 };
 use crate::regions::{Change, RegionError};
 use crate::state_io::{StateError, StateReader, StateWriter};
-use std::cell::{Cell, RefCell};
+use std::boxed::Box;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
-/// What a device sees of a machine, in the hands of a test.
-#[derive(Default)]
+/// A value that a test and the devices under test share.
+#[derive(Clone, Default)]
+pub struct Shared<T>(Arc<Mutex<T>>);
+
+impl<T> Shared<T> {
+    /// Looks at it.
+    pub fn borrow(&self) -> MutexGuard<'_, T> {
+        self.0.lock().expect("no test panics holding it")
+    }
+    /// Changes it.
+    pub fn borrow_mut(&self) -> MutexGuard<'_, T> {
+        self.borrow()
+    }
+    /// Sets it, and gives what it was.
+    pub fn replace(&self, value: T) -> T {
+        std::mem::replace(&mut *self.borrow(), value)
+    }
+    /// Sets it.
+    pub fn set(&self, value: T) {
+        self.replace(value);
+    }
+}
+
+impl<T: Copy> Shared<T> {
+    /// Its value.
+    pub fn get(&self) -> T {
+        *self.borrow()
+    }
+}
+
+impl<T: Default> Shared<T> {
+    /// Takes it out.
+    pub fn take(&self) -> T {
+        std::mem::take(&mut *self.borrow())
+    }
+}
+
+/// What a device sees of a machine, in the hands of a test. Clones are the same machine.
+#[derive(Clone, Default)]
 pub struct TestMachine {
     /// The VM's clock.
-    pub now_ns: Cell<u64>,
+    pub now_ns: Shared<u64>,
     /// What passes whenever a device looks at the clock: none, or that of a slow host.
-    pub look_ns: Cell<u64>,
+    pub look_ns: Shared<u64>,
     /// What the wall clock showed when the VM's clock was zero.
-    pub wall_at_zero_ns: Cell<u64>,
-    /// Each change of an interrupt line, in order.
-    pub irqs: RefCell<Vec<(u32, bool)>>,
+    pub wall_at_zero_ns: Shared<u64>,
+    /// Each time that a source raised or lowered an interrupt line, in order.
+    pub irqs: Shared<Vec<(u32, bool)>>,
     /// Each switch of the legacy replacement, in order.
-    pub legacy_replacement: RefCell<Vec<bool>>,
+    pub legacy_replacement: Shared<Vec<bool>>,
     /// The pages whose translations were forgotten, in order.
-    pub forgotten: RefCell<Vec<Gpa>>,
+    pub forgotten: Shared<Vec<Gpa>>,
     /// How memory was changed.
-    pub changes: RefCell<Vec<Change>>,
+    pub changes: Shared<Vec<Change>>,
     /// The dirty log runs.
-    pub logs: Cell<bool>,
+    pub logs: Shared<bool>,
     /// Power requests, in order.
-    pub power: RefCell<Vec<PowerRequest>>,
+    pub power: Shared<Vec<PowerRequest>>,
     /// Guest RAM, from address 0.
-    pub ram: RefCell<Vec<u8>>,
+    pub ram: Shared<Vec<u8>>,
 }
 
 impl TestMachine {
@@ -44,33 +83,35 @@ impl TestMachine {
     pub fn new() -> Self {
         Self::default()
     }
-    /// What devices are handed.
-    pub fn cx(&self) -> Cx<'_> {
-        Cx {
-            clock: self,
-            irqs: self,
-            memory: self,
-            power: self,
-            memory_control: self,
-        }
-    }
     /// Lets time pass.
     pub fn advance_ns(&self, ns: u64) {
         self.now_ns.set(self.now_ns.get().saturating_add(ns));
     }
-    /// The level a line was last driven to.
-    pub fn line(&self, irq: u32) -> bool {
+    /// How many sources hold a line high, after each change.
+    fn holders(&self, irq: u32) -> Vec<usize> {
+        let mut holders = 0usize;
         let driven = self.irqs.borrow();
-        let last = driven.iter().rev().find(|(at, _)| *at == irq);
-        last.is_some_and(|(_, level)| *level)
+        let of_line = driven.iter().filter(|(at, _)| *at == irq);
+        let after = of_line.map(|(_, high)| {
+            holders = match high {
+                true => holders.checked_add(1),
+                false => holders.checked_sub(1),
+            }
+            .expect("a source lets go of what it held");
+            holders
+        });
+        after.collect()
+    }
+    /// The level of a line.
+    pub fn line(&self, irq: u32) -> bool {
+        self.holders(irq).last().is_some_and(|holders| *holders > 0)
     }
     /// How many rising edges a line has seen.
     pub fn edges(&self, irq: u32) -> usize {
         let mut level = false;
-        let driven = self.irqs.borrow();
-        let of_line = driven.iter().filter(|(at, _)| *at == irq);
-        of_line
-            .filter(|(_, now)| !std::mem::replace(&mut level, *now) && *now)
+        let levels = self.holders(irq).into_iter().map(|holders| holders > 0);
+        levels
+            .filter(|now| !std::mem::replace(&mut level, *now) && *now)
             .count()
     }
     /// Runs a device's due work up to `until_ns`, each deadline at its time, as a host that is never late.
@@ -81,20 +122,66 @@ impl TestMachine {
             }
             self.now_ns.set(self.now_ns.get().max(due));
             if let Some(timed) = device.timed() {
-                timed.tick(&self.cx());
+                timed.tick();
             }
         }
         self.now_ns.set(until_ns);
     }
+    /// The device's region that an access at `at` goes to, and the offset in it.
+    fn find(device: &dyn Device, space: Space, at: u64) -> Option<(usize, u64)> {
+        let here =
+            |region: &IoRegion| region.space == space && region.at <= at && at < region.end();
+        let number = device.regions().iter().position(here)?;
+        let region = device.regions().get(number)?;
+        Some((number, at - region.at))
+    }
+    /// Reads `size` bytes of `space` at `at`; all ones where the device has nothing.
+    pub fn read(&self, device: &mut dyn Device, space: Space, at: u64, size: u8) -> u64 {
+        let wanted = u64::MAX >> (64 - 8 * u32::from(size));
+        let value = Self::find(device, space, at).map_or(u64::MAX, |(region, offset)| {
+            device.read(region, offset, size)
+        });
+        value & wanted
+    }
+    /// Writes `size` bytes of `space` at `at`.
+    pub fn write(&self, device: &mut dyn Device, space: Space, at: u64, size: u8, value: u64) {
+        if let Some((region, offset)) = Self::find(device, space, at) {
+            device.write(region, offset, size, value);
+        }
+    }
+    /// Reads a port.
+    pub fn port_read(&self, device: &mut dyn Device, port: u16, size: u8) -> u32 {
+        self.read(device, Space::Ports, port.into(), size) as u32
+    }
+    /// Writes a port.
+    pub fn port_write(&self, device: &mut dyn Device, port: u16, size: u8, value: u32) {
+        self.write(device, Space::Ports, port.into(), size, value.into());
+    }
     /// Reads a byte port.
     pub fn inb(&self, device: &mut dyn Device, port: u16) -> u8 {
-        let io = device.port_io().expect("the device has ports");
-        io.port_read(&self.cx(), port, 1) as u8
+        self.port_read(device, port, 1) as u8
     }
     /// Writes a byte port.
     pub fn outb(&self, device: &mut dyn Device, port: u16, value: u8) {
-        let io = device.port_io().expect("the device has ports");
-        io.port_write(&self.cx(), port, 1, value.into());
+        self.port_write(device, port, 1, value.into());
+    }
+}
+
+impl Links for TestMachine {
+    fn clock(&self) -> Result<Box<dyn Clock>, NoMemory> {
+        Ok(Box::new(self.clone()))
+    }
+    fn interrupt_lines(&self) -> Result<Box<dyn InterruptLines>, NoMemory> {
+        Ok(Box::new(self.clone()))
+    }
+    fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
+        Ok(Box::new(self.clone()))
+    }
+    fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
+        Ok(Box::new(self.clone()))
+    }
+    fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
+        Ok(Box::new(self.clone()))
     }
 }
 
@@ -109,9 +196,12 @@ impl Clock for TestMachine {
     }
 }
 
-impl IrqSink for TestMachine {
-    fn set_irq(&self, irq: u32, level: bool) {
-        self.irqs.borrow_mut().push((irq, level));
+impl InterruptLines for TestMachine {
+    fn raise(&self, number: u32) {
+        self.irqs.borrow_mut().push((number, true));
+    }
+    fn lower(&self, number: u32) {
+        self.irqs.borrow_mut().push((number, false));
     }
     fn set_legacy_replacement(&self, on: bool) {
         self.legacy_replacement.borrow_mut().push(on);

@@ -9,10 +9,12 @@
 #[cfg(test)]
 mod tests;
 
-use super::{read_bytewise, write_bytewise, ByteStream, Cx, Device, Input, IrqLine, PortIo, Timed};
+use super::links::{Line, Links};
+use super::{read_bytewise, write_bytewise, ByteStream, Device, Input, IoRegion, Timed};
+use crate::alloc_ext::NoMemory;
+use crate::interfaces::Clock;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
-use core::ops::Range;
 
 const STATE_VERSION: u32 = 2;
 /// Depth of the receiver's FIFO.
@@ -21,16 +23,16 @@ const FIFO: usize = 16;
 /// Registers, by their offset from the first port (PC16550D: table I).
 mod register {
     /// Receiver and transmitter; with DLAB, the low byte of the divisor.
-    pub const DATA: u16 = 0;
+    pub const DATA: u64 = 0;
     /// Interrupt enable; with DLAB, the high byte of the divisor.
-    pub const IER: u16 = 1;
+    pub const IER: u64 = 1;
     /// Reads interrupt identification, writes FIFO control.
-    pub const IIR_FCR: u16 = 2;
-    pub const LCR: u16 = 3;
-    pub const MCR: u16 = 4;
-    pub const LSR: u16 = 5;
-    pub const MSR: u16 = 6;
-    pub const SCRATCH: u16 = 7;
+    pub const IIR_FCR: u64 = 2;
+    pub const LCR: u64 = 3;
+    pub const MCR: u64 = 4;
+    pub const LSR: u64 = 5;
+    pub const MSR: u64 = 6;
+    pub const SCRATCH: u64 = 7;
 }
 
 /// Interrupt enable register.
@@ -132,21 +134,14 @@ impl ComPort {
         }
     }
     /// Where a PC wires its interrupt.
-    pub const fn irq(self) -> IrqLine {
+    pub const fn irq(self) -> u32 {
         match self {
-            Self::Com1 | Self::Com3 => IrqLine(4),
-            Self::Com2 | Self::Com4 => IrqLine(3),
+            Self::Com1 | Self::Com3 => 4,
+            Self::Com2 | Self::Com4 => 3,
         }
     }
-    fn ports(self) -> &'static [Range<u16>] {
-        static PORTS: [Range<u16>; 4] = [0x3f8..0x400, 0x2f8..0x300, 0x3e8..0x3f0, 0x2e8..0x2f0];
-        let [one, two, three, four] = &PORTS;
-        core::slice::from_ref(match self {
-            Self::Com1 => one,
-            Self::Com2 => two,
-            Self::Com3 => three,
-            Self::Com4 => four,
-        })
+    const fn region(self) -> IoRegion {
+        IoRegion::ports(self.base(), 8)
     }
 }
 
@@ -456,21 +451,27 @@ impl State {
 
 /// The serial port.
 pub struct Uart {
-    port: ComPort,
-    irq: IrqLine,
+    region: IoRegion,
+    clock: Box<dyn Clock>,
+    line: Line,
     stream: Box<dyn ByteStream>,
     state: State,
 }
 
 impl Uart {
     /// A port whose far end is `stream`, wired where a PC wires it.
-    pub const fn new(port: ComPort, stream: Box<dyn ByteStream>) -> Self {
-        Self {
-            port,
-            irq: port.irq(),
+    pub fn new(
+        links: &dyn Links,
+        port: ComPort,
+        stream: Box<dyn ByteStream>,
+    ) -> Result<Self, NoMemory> {
+        Ok(Self {
+            region: port.region(),
+            clock: links.clock()?,
+            line: links.line(port.irq())?,
             stream,
             state: State::new(),
-        }
+        })
     }
 
     /// Takes from the stream what there is room for.
@@ -490,7 +491,7 @@ impl Uart {
         }
     }
 
-    fn read(&mut self, register: u16, now_ns: u64) -> u8 {
+    fn read_register(&mut self, register: u64, now_ns: u64) -> u8 {
         let state = &mut self.state;
         match register {
             register::DATA if state.divisor_latch() => state.divisor as u8,
@@ -516,13 +517,13 @@ impl Uart {
         }
     }
 
-    fn write(&mut self, register: u16, value: u8, cx: &Cx<'_>) {
+    fn write_register(&mut self, register: u64, value: u8) {
         let state = &mut self.state;
         match register {
             register::DATA if state.divisor_latch() => {
                 state.divisor = state.divisor & 0xff00 | u16::from(value);
             }
-            register::DATA => self.transmit(value, cx),
+            register::DATA => self.transmit(value),
             register::IER if state.divisor_latch() => {
                 state.divisor = state.divisor & 0x00ff | u16::from(value) << 8;
             }
@@ -533,13 +534,13 @@ impl Uart {
                 state.ier = value & ier::WRITABLE;
             }
             register::IIR_FCR => {
-                let now_ns = cx.clock.now_ns();
+                let now_ns = self.clock.now_ns();
                 state.write_fcr(value, now_ns);
                 self.fill(now_ns);
             }
-            register::LCR => state.with_line(cx.clock.now_ns(), |state| state.lcr = value),
+            register::LCR => state.with_line(self.clock.now_ns(), |state| state.lcr = value),
             register::MCR => {
-                let now_ns = cx.clock.now_ns();
+                let now_ns = self.clock.now_ns();
                 state.with_line(now_ns, |state| state.write_mcr(value));
                 self.fill(now_ns);
             }
@@ -548,21 +549,21 @@ impl Uart {
         }
     }
 
-    fn transmit(&mut self, byte: u8, cx: &Cx<'_>) {
+    fn transmit(&mut self, byte: u8) {
         // The holding register is full for an instant, so that its running empty is an edge.
         self.state.transmitter_empty = false;
-        self.drive_line(cx);
+        self.drive_line();
         match (self.state.loopback(), self.state.hears_own_break()) {
             (false, _) => self.stream.write(&[byte]),
-            (true, false) => self.state.receive(byte, false, cx.clock.now_ns()),
+            (true, false) => self.state.receive(byte, false, self.clock.now_ns()),
             // The line is low, whatever is sent.
             (true, true) => {}
         }
         self.state.transmitter_empty = true;
     }
 
-    fn drive_line(&self, cx: &Cx<'_>) {
-        self.irq.set(cx, self.state.interrupt().is_some());
+    fn drive_line(&mut self) {
+        self.line.set(self.state.interrupt().is_some());
     }
 }
 
@@ -573,6 +574,7 @@ impl Device for Uart {
 
     fn reset(&mut self) {
         self.state = State::new();
+        self.drive_line();
     }
 
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
@@ -583,39 +585,35 @@ impl Device for Uart {
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
         self.state = State::restored(from)?;
+        self.drive_line();
         Ok(())
     }
 
-    fn port_io(&mut self) -> Option<&mut dyn PortIo> {
-        Some(self)
+    fn regions(&self) -> &[IoRegion] {
+        core::slice::from_ref(&self.region)
     }
+
+    fn read(&mut self, _region: usize, offset: u64, size: u8) -> u64 {
+        let now_ns = self.clock.now_ns();
+        let value = read_bytewise(offset, size, |register| {
+            self.read_register(register, now_ns)
+        });
+        self.drive_line();
+        value
+    }
+
+    fn write(&mut self, _region: usize, offset: u64, size: u8, value: u64) {
+        write_bytewise(offset, size, value, |register, byte| {
+            self.write_register(register, byte);
+        });
+        self.drive_line();
+    }
+
     fn timed(&mut self) -> Option<&mut dyn Timed> {
         Some(self)
     }
     fn input(&mut self) -> Option<&mut dyn Input> {
         Some(self)
-    }
-}
-
-impl PortIo for Uart {
-    fn ports(&self) -> &'static [Range<u16>] {
-        self.port.ports()
-    }
-
-    fn port_read(&mut self, cx: &Cx<'_>, port: u16, size: u8) -> u32 {
-        let first = port.wrapping_sub(self.port.base());
-        let now_ns = cx.clock.now_ns();
-        let value = read_bytewise(first, size, |register| self.read(register, now_ns));
-        self.drive_line(cx);
-        value
-    }
-
-    fn port_write(&mut self, cx: &Cx<'_>, port: u16, size: u8, value: u32) {
-        let first = port.wrapping_sub(self.port.base());
-        write_bytewise(first, size, value, |register, byte| {
-            self.write(register, byte, cx)
-        });
-        self.drive_line(cx);
     }
 }
 
@@ -625,19 +623,19 @@ impl Timed for Uart {
         self.state.timeout_at_ns.filter(|_| wanted)
     }
 
-    fn tick(&mut self, cx: &Cx<'_>) {
-        let now_ns = cx.clock.now_ns();
+    fn tick(&mut self) {
+        let now_ns = self.clock.now_ns();
         if self.state.timeout_at_ns.is_some_and(|at| at <= now_ns) {
             self.state.timeout_at_ns = None;
             self.state.timed_out = true;
-            self.drive_line(cx);
+            self.drive_line();
         }
     }
 }
 
 impl Input for Uart {
-    fn input_ready(&mut self, cx: &Cx<'_>) {
-        self.fill(cx.clock.now_ns());
-        self.drive_line(cx);
+    fn input_ready(&mut self) {
+        self.fill(self.clock.now_ns());
+        self.drive_line();
     }
 }

@@ -465,7 +465,7 @@ fn parse_serial<'a>(node: &Node<'a>) -> Result<Serial<'a>, ImageError> {
         "reg",
         "is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",
     ))?;
-    if node.u32("interrupts")? != Some(port.irq().0) {
+    if node.u32("interrupts")? != Some(port.irq()) {
         return Err(wrong(
             node,
             "interrupts",

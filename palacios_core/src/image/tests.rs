@@ -97,7 +97,7 @@ fn reads_all_that_was_written() {
     );
     let serials: Vec<_> = machine
         .serials()
-        .map(|s| (s.port.base(), s.port.irq().0, s.stream))
+        .map(|s| (s.port.base(), s.port.irq(), s.stream))
         .collect();
     assert_eq!(serials, [(0x3f8, 4, "com1"), (0x2f8, 3, "com2")]);
     assert_eq!(

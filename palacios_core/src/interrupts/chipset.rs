@@ -6,12 +6,16 @@
 use super::ioapic::{self, IoApic};
 use super::pic::{self, Pic};
 use super::MessageSink;
-use crate::addr::Gpa;
-use crate::devices::hpet;
+use crate::devices::{hpet, IoRegion};
 use crate::state_io::{StateError, StateReader, StateWriter};
 
-/// The length of the I/O APIC's window.
-const IOAPIC_BYTES: u64 = 0x1000;
+/// Where both answer.
+pub static REGIONS: [IoRegion; 4] = {
+    let [primary, secondary, edge_level] = pic::REGIONS;
+    [primary, secondary, edge_level, ioapic::REGION]
+};
+/// The number of the I/O APIC's region. The PIC pair's have the numbers that they have there.
+pub const IOAPIC: usize = 3;
 /// ISA lines.
 const ISA_LINES: u32 = 16;
 /// The timer's line is input 0 of the PIC, and by custom input 2 of the I/O APIC; the tables of the firmware say so.
@@ -21,8 +25,10 @@ const CLOCK_LINE: u32 = 8;
 /// The lines of the 8254 and the real-time clock, each with the one that replaces it.
 const REPLACED_LINES: [(u32, u32); 2] = {
     let [timer, clock] = hpet::LEGACY_LINES;
-    [(TIMER_LINE, timer.0), (CLOCK_LINE, clock.0)]
+    [(TIMER_LINE, timer), (CLOCK_LINE, clock)]
 };
+/// The inputs of the I/O APIC, and the legacy lines of the HPET.
+const LINES: usize = ioapic::INPUTS + hpet::LEGACY_LINES.len();
 
 /// The PIC pair and the I/O APIC.
 #[derive(Clone, Debug)]
@@ -33,6 +39,8 @@ pub struct Chipset {
     legacy_replacement: bool,
     /// The PIC pair's output when it was last told.
     told: bool,
+    /// How many sources hold each line high. They outlive a reset.
+    sources: [u16; LINES],
 }
 
 impl Chipset {
@@ -43,21 +51,63 @@ impl Chipset {
             ioapic: IoApic::new(),
             legacy_replacement: false,
             told: false,
+            sources: [0; LINES],
         }
     }
 
-    /// Whether a port is the PIC pair's.
-    pub fn has_port(port: u16) -> bool {
-        pic::PORTS.iter().any(|ports| ports.contains(&port))
-    }
-    /// Whether an address is in the I/O APIC's window.
-    pub fn has_address(at: Gpa) -> bool {
-        (ioapic::BASE_GPA..ioapic::BASE_GPA + IOAPIC_BYTES).contains(&at.0)
+    /// As firmware leaves them. Lines that are held high stay so.
+    pub fn reset(&mut self, sink: &dyn MessageSink) {
+        let sources = self.sources;
+        *self = Self {
+            sources,
+            ..Self::new()
+        };
+        for line in (0..ioapic::INPUTS as u32).chain(hpet::LEGACY_LINES) {
+            self.show_level(line, sink);
+        }
     }
 
-    /// Drives global system interrupt `irq`, or a legacy line of the HPET.
-    pub fn set_line(&mut self, irq: u32, level: bool, sink: &dyn MessageSink) {
-        let Some(irq) = self.replaced(irq) else {
+    /// One more source holds a line high: a global system interrupt, or a legacy line of the HPET.
+    pub fn raise(&mut self, line: u32, sink: &dyn MessageSink) {
+        if let Some(sources) = self.sources_of(line) {
+            *sources = sources.saturating_add(1);
+            if *sources == 1 {
+                self.set_line(line, true, sink);
+            }
+        }
+    }
+
+    /// A source lets go of a line.
+    pub fn lower(&mut self, line: u32, sink: &dyn MessageSink) {
+        if let Some(sources) = self.sources_of(line).filter(|sources| **sources > 0) {
+            *sources = sources.wrapping_sub(1);
+            if *sources == 0 {
+                self.set_line(line, false, sink);
+            }
+        }
+    }
+
+    fn sources_of(&mut self, line: u32) -> Option<&mut u16> {
+        let legacy = hpet::LEGACY_LINES.iter().position(|own| *own == line);
+        let index = match legacy {
+            Some(legacy) => ioapic::INPUTS.wrapping_add(legacy),
+            None => usize::try_from(line)
+                .ok()
+                .filter(|line| *line < ioapic::INPUTS)?,
+        };
+        self.sources.get_mut(index)
+    }
+
+    /// Shows a line that is held high to the controllers.
+    fn show_level(&mut self, line: u32, sink: &dyn MessageSink) {
+        if self.sources_of(line).is_some_and(|sources| *sources > 0) {
+            self.set_line(line, true, sink);
+        }
+    }
+
+    /// Tells the controllers of a line's new level.
+    fn set_line(&mut self, line: u32, level: bool, sink: &dyn MessageSink) {
+        let Some(irq) = self.replaced(line) else {
             return;
         };
         if irq < ISA_LINES {
@@ -69,13 +119,19 @@ impl Chipset {
         self.tell_output(sink);
     }
 
-    /// Switches the legacy replacement, with both lines low.
+    /// Switches the legacy replacement.
     pub fn set_legacy_replacement(&mut self, on: bool, sink: &dyn MessageSink) {
+        if on == self.legacy_replacement {
+            return;
+        }
         for (own, legacy) in REPLACED_LINES {
             let connected = if self.legacy_replacement { legacy } else { own };
             self.set_line(connected, false, sink);
         }
         self.legacy_replacement = on;
+        for (own, legacy) in REPLACED_LINES {
+            self.show_level(if on { legacy } else { own }, sink);
+        }
     }
 
     /// The interrupt that a line leads to, of those that may be replaced by others. `None`: it is cut off.
@@ -91,8 +147,8 @@ impl Chipset {
         Some(line)
     }
 
-    /// Tells the first vCPU of a rise of the PIC pair's output; call after each access to the pair.
-    pub fn tell_output(&mut self, sink: &dyn MessageSink) {
+    /// Tells the first vCPU of a rise of the PIC pair's output.
+    fn tell_output(&mut self, sink: &dyn MessageSink) {
         let output = self.pic.output();
         if output && !self.told {
             sink.pic_output();
@@ -123,31 +179,39 @@ impl Chipset {
         u8::try_from(irq).is_ok_and(|irq| self.pic.holds_back(irq))
     }
     /// The PIC pair's vector, whose service begins; `None` if the request has gone.
-    pub fn acknowledge(&mut self) -> Option<u8> {
-        self.pic.output().then(|| self.pic.acknowledge())
+    pub fn acknowledge(&mut self, sink: &dyn MessageSink) -> Option<u8> {
+        let vector = self.pic.output().then(|| self.pic.acknowledge());
+        self.tell_output(sink);
+        vector
     }
 
     /// A local APIC's EOI of a level-triggered vector.
     pub fn eoi(&mut self, vector: u8, sink: &dyn MessageSink) {
         self.ioapic.eoi(vector, sink);
     }
-    /// A read of one of the PIC pair's ports.
-    pub fn port_read(&mut self, port: u16, size: u8) -> u32 {
-        self.pic.port_read(port, size)
+    /// A read in one of [`REGIONS`].
+    pub fn read(&mut self, region: usize, offset: u64, size: u8, sink: &dyn MessageSink) -> u64 {
+        if region == IOAPIC {
+            return self.ioapic.read(offset, size);
+        }
+        let value = self.pic.read(region, offset, size);
+        self.tell_output(sink);
+        value
     }
-    /// A write to one of the PIC pair's ports.
-    pub fn port_write(&mut self, port: u16, size: u8, value: u32) {
-        self.pic.port_write(port, size, value);
-    }
-    /// A read in the I/O APIC's window.
-    pub fn mmio_read(&self, at: Gpa, size: u8) -> u64 {
-        self.ioapic
-            .mmio_read(at.0.wrapping_sub(ioapic::BASE_GPA), size)
-    }
-    /// A write in the I/O APIC's window.
-    pub fn mmio_write(&mut self, at: Gpa, size: u8, value: u64, sink: &dyn MessageSink) {
-        self.ioapic
-            .mmio_write(at.0.wrapping_sub(ioapic::BASE_GPA), size, value, sink);
+    /// A write in one of [`REGIONS`].
+    pub fn write(
+        &mut self,
+        region: usize,
+        offset: u64,
+        size: u8,
+        value: u64,
+        sink: &dyn MessageSink,
+    ) {
+        if region == IOAPIC {
+            return self.ioapic.write(offset, size, value, sink);
+        }
+        self.pic.write(region, offset, size, value);
+        self.tell_output(sink);
     }
 
     /// Writes all state.
@@ -192,9 +256,52 @@ mod tests {
         fn pic_output(&self) {}
     }
 
+    /// Ends what is in service, in both chips.
+    fn end_service(chipset: &mut Chipset) {
+        for region in [1, 0] {
+            chipset.write(region, 0, 1, 0x20, &Nobody);
+        }
+    }
+
     fn pulse(chipset: &mut Chipset, line: u32) {
-        chipset.set_line(line, true, &Nobody);
-        chipset.set_line(line, false, &Nobody);
+        chipset.raise(line, &Nobody);
+        chipset.lower(line, &Nobody);
+    }
+
+    #[test]
+    fn a_line_is_high_as_long_as_a_source_holds_it() {
+        let mut chipset = Chipset::new();
+        let edges = |chipset: &mut Chipset| {
+            let edge = chipset.acknowledge(&Nobody).is_some();
+            end_service(chipset);
+            edge
+        };
+        chipset.raise(TIMER_LINE, &Nobody);
+        assert!(edges(&mut chipset));
+        chipset.raise(TIMER_LINE, &Nobody);
+        chipset.lower(TIMER_LINE, &Nobody);
+        chipset.raise(TIMER_LINE, &Nobody);
+        assert!(!edges(&mut chipset), "it was high throughout");
+        for _ in 0..3 {
+            // One time more than it was raised: that is nobody's source.
+            chipset.lower(TIMER_LINE, &Nobody);
+        }
+        chipset.raise(TIMER_LINE, &Nobody);
+        assert!(edges(&mut chipset));
+        chipset.raise(1000, &Nobody);
+        chipset.lower(1000, &Nobody);
+    }
+
+    #[test]
+    fn a_line_that_is_held_is_high_behind_a_reset() {
+        let mut chipset = Chipset::new();
+        chipset.raise(TIMER_LINE, &Nobody);
+        assert_eq!(chipset.acknowledge(&Nobody), Some(8));
+        chipset.reset(&Nobody);
+        assert_eq!(chipset.acknowledge(&Nobody), Some(8));
+        chipset.lower(TIMER_LINE, &Nobody);
+        chipset.reset(&Nobody);
+        assert_eq!(chipset.acknowledge(&Nobody), None);
     }
 
     /// IA-PC HPET 1.0a: 2.3.5, bit 1.
@@ -206,9 +313,9 @@ mod tests {
                 chipset.set_legacy_replacement(on, &Nobody);
                 let (heard, cut_off) = if on { (legacy, own) } else { (own, legacy) };
                 pulse(&mut chipset, cut_off);
-                assert_eq!(chipset.acknowledge(), None);
+                assert_eq!(chipset.acknowledge(&Nobody), None);
                 pulse(&mut chipset, heard);
-                assert_eq!(chipset.acknowledge(), Some(vector));
+                assert_eq!(chipset.acknowledge(&Nobody), Some(vector));
             }
         }
     }
@@ -216,13 +323,19 @@ mod tests {
     #[test]
     fn a_line_that_is_replaced_falls() {
         let mut chipset = Chipset::new();
-        chipset.set_line(CLOCK_LINE, true, &Nobody);
+        chipset.raise(CLOCK_LINE, &Nobody);
         chipset.set_legacy_replacement(true, &Nobody);
-        assert_eq!(chipset.acknowledge(), Some(0x70), "the edge came before");
-        for (port, value) in [(0xa0, 0x20), (0x20, 0x20)] {
-            chipset.port_write(port, 1, value);
-        }
-        chipset.set_line(hpet::LEGACY_LINES[1].0, true, &Nobody);
-        assert_eq!(chipset.acknowledge(), Some(0x70), "this is another one");
+        assert_eq!(
+            chipset.acknowledge(&Nobody),
+            Some(0x70),
+            "the edge came before"
+        );
+        end_service(&mut chipset);
+        chipset.raise(hpet::LEGACY_LINES[1], &Nobody);
+        assert_eq!(
+            chipset.acknowledge(&Nobody),
+            Some(0x70),
+            "this is another one"
+        );
     }
 }

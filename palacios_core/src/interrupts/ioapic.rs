@@ -11,12 +11,15 @@
 #![forbid(unsafe_code)]
 
 use super::{Delivery, Destination, Message, MessageSink};
+use crate::devices::IoRegion;
 use crate::state_io::{StateError, StateReader, StateWriter};
 
 /// Number of inputs.
 pub const INPUTS: usize = 24;
 /// Where a PC has it.
 pub const BASE_GPA: u64 = 0xfec0_0000;
+/// Where it answers.
+pub const REGION: IoRegion = IoRegion::memory(BASE_GPA, 0x1000);
 
 const VERSION: u32 = 0x11;
 const STATE_VERSION: u32 = 1;
@@ -156,7 +159,7 @@ impl IoApic {
     }
 
     /// A read of `size` bytes at `offset` from the base.
-    pub fn mmio_read(&self, offset: u64, size: u8) -> u64 {
+    pub fn read(&self, offset: u64, size: u8) -> u64 {
         let register = match offset & !3 {
             0x00 => self.select.into(),
             0x10 => self.register(),
@@ -169,7 +172,7 @@ impl IoApic {
 
     /// A write of `size` bytes at `offset` from the base. Registers are 32 bits wide: what is narrower is extended with
     /// zeroes, as by the chipset, and what is not aligned is ignored.
-    pub fn mmio_write(&mut self, offset: u64, size: u8, value: u64, sink: &dyn MessageSink) {
+    pub fn write(&mut self, offset: u64, size: u8, value: u64, sink: &dyn MessageSink) {
         let value = match size {
             1 => value & 0xff,
             2 => value & 0xffff,
@@ -297,13 +300,13 @@ mod tests {
     }
 
     fn write(apic: &mut IoApic, register: u8, value: u32, sink: &Sent) {
-        apic.mmio_write(0, 4, register.into(), sink);
-        apic.mmio_write(0x10, 4, value.into(), sink);
+        apic.write(0, 4, register.into(), sink);
+        apic.write(0x10, 4, value.into(), sink);
     }
 
     fn read(apic: &mut IoApic, register: u8) -> u32 {
-        apic.mmio_write(0, 4, register.into(), &Sent::default());
-        apic.mmio_read(0x10, 4) as u32
+        apic.write(0, 4, register.into(), &Sent::default());
+        apic.read(0x10, 4) as u32
     }
 
     fn route(apic: &mut IoApic, input: u8, low: u32, destination: u8, sink: &Sent) {
@@ -473,8 +476,8 @@ mod tests {
             match *step {
                 Step::Line(input, level) => apic.set_line(input, level, &sink),
                 Step::Eoi(vector) => apic.eoi(vector, &sink),
-                Step::Read(at, size) => reads.push(apic.mmio_read(at, size)),
-                Step::Write(at, size, value) => apic.mmio_write(at, size, value, &sink),
+                Step::Read(at, size) => reads.push(apic.read(at, size)),
+                Step::Write(at, size, value) => apic.write(at, size, value, &sink),
                 Step::Register(register, value) => write(apic, register, value, &sink),
             }
         }

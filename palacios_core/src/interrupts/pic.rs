@@ -2,17 +2,23 @@
 //! The pair of 8259A interrupt controllers of a PC (Intel 8259A datasheet, 231468), with the edge/level control
 //! registers of the chipsets that followed (82371AB: 4.2.4).
 //!
-//! It is no `Device`: it sits with the I/O APIC behind the VM's interrupt lock, reached from any thread that drives a
-//! line. Two liberties are taken. An edge stays latched though its line falls before the acknowledge, so that a device
+//! It sits with the I/O APIC behind the VM's interrupt lock, reached from any thread that drives a line. Two liberties are taken. An edge stays latched though its line falls before the acknowledge, so that a device
 //! may pulse its line; and buffered mode and the MCS-80 call format, which no PC can have wired, are accepted and ignored.
 #![forbid(unsafe_code)]
 
-use crate::devices::{read_bytewise, write_bytewise};
+use crate::devices::{read_bytewise, write_bytewise, IoRegion};
 use crate::state_io::{StateError, StateReader, StateWriter};
-use core::ops::Range;
 
-/// The ports the pair answers: primary, secondary, edge/level control.
-pub static PORTS: [Range<u16>; 3] = [0x20..0x22, 0xa0..0xa2, 0x4d0..0x4d2];
+/// Where the pair answers.
+pub static REGIONS: [IoRegion; 3] = [
+    IoRegion::ports(0x20, 2),
+    IoRegion::ports(0xa0, 2),
+    IoRegion::ports(0x4d0, 2),
+];
+/// The numbers of these regions: the two chips', and that of edge/level control.
+const PRIMARY: usize = 0;
+const SECONDARY: usize = 1;
+const EDGE_LEVEL: usize = 2;
 
 /// The primary's input to which the secondary's output is wired.
 const CASCADE: u8 = 2;
@@ -426,28 +432,28 @@ impl Pic {
         self.primary.set_line(CASCADE, level);
     }
 
-    /// A read at one of [`PORTS`].
-    pub fn port_read(&mut self, port: u16, size: u8) -> u32 {
-        let value = read_bytewise(port, size, |port| match port {
-            0x20 | 0x21 => self.primary.read(port & 1 != 0),
-            0xa0 | 0xa1 => self.secondary.read(port & 1 != 0),
-            0x4d0 => self.primary.level_triggered,
-            0x4d1 => self.secondary.level_triggered,
+    /// A read in one of [`REGIONS`].
+    pub fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {
+        let value = read_bytewise(offset, size, |offset| match (region, offset) {
+            (PRIMARY, 0 | 1) => self.primary.read(offset == 1),
+            (SECONDARY, 0 | 1) => self.secondary.read(offset == 1),
+            (EDGE_LEVEL, 0) => self.primary.level_triggered,
+            (EDGE_LEVEL, 1) => self.secondary.level_triggered,
             _ => 0xff,
         });
         self.cascade();
         value
     }
 
-    /// A write at one of [`PORTS`].
-    pub fn port_write(&mut self, port: u16, size: u8, value: u32) {
-        write_bytewise(port, size, value, |port, byte| match port {
-            0x20 => self.primary.write_command(byte),
-            0x21 => self.primary.write_data(byte),
-            0xa0 => self.secondary.write_command(byte),
-            0xa1 => self.secondary.write_data(byte),
-            0x4d0 => self.primary.set_level_triggered(byte),
-            0x4d1 => self.secondary.set_level_triggered(byte),
+    /// A write in one of [`REGIONS`].
+    pub fn write(&mut self, region: usize, offset: u64, size: u8, value: u64) {
+        write_bytewise(offset, size, value, |offset, byte| match (region, offset) {
+            (PRIMARY, 0) => self.primary.write_command(byte),
+            (PRIMARY, 1) => self.primary.write_data(byte),
+            (SECONDARY, 0) => self.secondary.write_command(byte),
+            (SECONDARY, 1) => self.secondary.write_data(byte),
+            (EDGE_LEVEL, 0) => self.primary.set_level_triggered(byte),
+            (EDGE_LEVEL, 1) => self.secondary.set_level_triggered(byte),
             _ => {}
         });
         self.cascade();
@@ -477,6 +483,25 @@ mod tests {
     use proptest::prelude::*;
 
     /// The pair as Linux and most others set it up: vectors 0x30 and 0x38, nothing masked.
+    /// The region of a port, and the offset in it.
+    fn find(port: u16) -> (usize, u64) {
+        let at = u64::from(port);
+        let here = |region: &IoRegion| region.at <= at && at < region.end();
+        let region = REGIONS.iter().position(here).unwrap();
+        (region, at - REGIONS[region].at)
+    }
+
+    impl Pic {
+        fn port_read(&mut self, port: u16, size: u8) -> u32 {
+            let (region, offset) = find(port);
+            self.read(region, offset, size) as u32
+        }
+        fn port_write(&mut self, port: u16, size: u8, value: u32) {
+            let (region, offset) = find(port);
+            self.write(region, offset, size, value.into());
+        }
+    }
+
     fn initialised(icw4: u32) -> Pic {
         let mut pic = Pic::new();
         for (command, base, wiring) in [(0x20, 0x30, 4), (0xa0, 0x38, 2)] {

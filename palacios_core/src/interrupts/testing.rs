@@ -188,9 +188,8 @@ impl Apics {
             }
             13 => self.ioapic.set_line(a, b & 1 != 0, &Bus(&self.cpus)),
             14 => {
-                self.ioapic.mmio_write(0, 4, a.into(), &Bus(&self.cpus));
-                self.ioapic
-                    .mmio_write(0x10, 4, value.into(), &Bus(&self.cpus));
+                self.ioapic.write(0, 4, a.into(), &Bus(&self.cpus));
+                self.ioapic.write(0x10, 4, value.into(), &Bus(&self.cpus));
             }
             _ => self.wait(u64::from(value) << (a & 15)),
         }

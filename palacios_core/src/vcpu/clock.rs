@@ -25,7 +25,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// In a window, on the CPU where the vCPU was just loaded: sets its counter there.
     pub(super) fn load_tsc(&mut self, context: &RunContext<'_, H, B>) {
-        let (clock, host_tsc) = (context.vm.clock(), context.backend.tsc());
+        let (clock, host_tsc) = (context.board.clock(), context.backend.tsc());
         self.pvclock.set_stable(clock.tsc_stable(host_tsc));
         let mut tsc = clock.tsc(host_tsc);
         if clock.follows_clock() {
@@ -40,7 +40,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Before the vCPU leaves its CPU.
     pub(super) fn unload_tsc(&mut self, context: &RunContext<'_, H, B>) {
-        if context.vm.clock().follows_clock() {
+        if context.board.clock().follows_clock() {
             self.tsc.last = self.now(context).tsc.wrapping_sub(self.tsc.ahead);
         }
     }
@@ -61,7 +61,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if !self.pvclock.is_due() {
             return true;
         }
-        let (vm, clock) = (context.vm, context.vm.clock());
+        let (vm, clock) = (context.board, context.board.clock());
         let now = Instant {
             wall_ns: clock.wall_ns(),
             system_ns: clock.ns_of_tsc(context.now().tsc),

@@ -64,7 +64,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// would go to its firmware, which starts the machine anew.
     fn take_init(&mut self, context: &RunContext<'_, H, B>) {
         if self.index == 0 {
-            return context.vm.cx().power.request(PowerRequest::Reset);
+            return context.board.request_power(PowerRequest::Reset);
         }
         self.init(&self.state_after_init());
         self.apic.init();
@@ -133,7 +133,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(super) fn before_entry(&mut self, context: &RunContext<'_, H, B>) -> bool {
         let generation = context
             .shared
-            .entering_guest(|| context.vm.memory().generation());
+            .entering_guest(|| context.board.memory().generation());
         if context.shared.pending.has_events() || context.vm.run_state() != RunState::Running {
             context.shared.left_guest();
             return false;
@@ -216,8 +216,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Takes the interrupt that is served next out of its controller.
     fn next_vector(&mut self, context: &RunContext<'_, H, B>) -> Option<u8> {
         if self.takes_ext_int() {
-            let vector = context.vm.with_chipset(|chipset, _| chipset.acknowledge());
-            let more = context.vm.with_chipset(|chipset, _| chipset.output());
+            let board = context.board;
+            let (vector, more) =
+                board.with_chipset(|chipset, sink| (chipset.acknowledge(sink), chipset.output()));
             self.waits_for.set(WaitsFor::PIC, more);
             if vector.is_some() {
                 return vector;

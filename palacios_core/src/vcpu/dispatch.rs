@@ -69,7 +69,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             NestedFault { fetch: true, .. } => AccessKind::Execute,
             _ => AccessKind::Read,
         };
-        match context.vm.fault(fault.gpa, access) {
+        match context.board.fault(fault.gpa, access) {
             Ok(resolved) => {
                 if resolved == Resolved::Changed {
                     self.arch.flush_tlb();
@@ -92,20 +92,20 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
     }
 
-    fn port(&mut self, context: &RunContext<'_, H, B>, access: PortAccess) {
+    /// An `IN` or `OUT`.
+    pub(super) fn port(&mut self, context: &RunContext<'_, H, B>, access: PortAccess) {
         let mask = match access.size {
             1 => 0xff,
             2 => 0xffff,
             _ => 0xffff_ffff,
         };
+        let (vm, index) = (context.vm, self.index);
         let rax = self.arch.gprs()[Reg::Rax];
+        let at = access.address();
         if access.write {
-            context
-                .vm
-                .port_write(self.index, access.port, access.size, (rax & mask) as u32);
+            vm.io_write(index, &mut self.last_found, at, rax & mask);
         } else {
-            let value = context.vm.port_read(self.index, access.port, access.size);
-            let value = u64::from(value) & mask;
+            let value = vm.io_read(index, &mut self.last_found, at) & mask;
             // A 32-bit result clears the upper half; smaller ones leave the rest.
             let kept = if access.size == 4 { 0 } else { rax & !mask };
             self.arch.gprs_mut()[Reg::Rax] = kept | value;

@@ -6,6 +6,7 @@ use super::context::RunContext;
 use super::owned::Vcpu;
 use crate::addr::{Gpa, Gva};
 use crate::backend::{Backend, BackendVcpu, Event};
+use crate::devices::IoAddress;
 use crate::emulator::{self, Behaviour, Cpu, Fault, Interruption, Source};
 use crate::features::Feature;
 use crate::host::Host;
@@ -71,7 +72,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Finds how long the instruction at RIP is, where the hardware does not say. `false`: not to be had just now.
     pub(super) fn find_length(&mut self, context: &RunContext<'_, H, B>) -> bool {
         if self.length.is_none() {
-            let resident = self.in_window.then(|| context.vm.memory().resident());
+            let resident = self.in_window.then(|| context.board.memory().resident());
             let mut emulated = Emulated {
                 resident,
                 ..self.emulated(context)
@@ -99,10 +100,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(super) fn apic_effect(&mut self, context: &RunContext<'_, H, B>, effect: Effect) {
         match effect {
             Effect::None => {}
-            Effect::Send(message) => context.vm.send(Some(self.index), message),
+            Effect::Send(message) => context.board.send(Some(self.index), message),
             Effect::Eoi(vector) => context
                 .vm
-                .with_chipset(|chipset, vm| chipset.eoi(vector, vm)),
+                .board()
+                .with_chipset(|chipset, sink| chipset.eoi(vector, sink)),
             Effect::Timer => self.rearm = true,
             Effect::Routing => context.shared.set_filter(self.apic.filter()),
         }
@@ -242,7 +244,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
             return translated(at, walked, |_| Fault::Retry);
         }
         // Nearly always all tables have frames, and then the walk is one look at memory. If one has none, it may have to come from far away.
-        let mut resident = self.context.vm.memory().resident();
+        let mut resident = self.context.board.memory().resident();
         match walk::translate(&paging, access, at, &mut resident) {
             Err(WalkError::Tables(_)) => {}
             walked => return translated(at, walked, |_| Fault::Retry),
@@ -260,7 +262,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
         if let Some(resident) = &self.resident {
             return resident.read(at, buf).map_err(|_| Fault::Retry);
         }
-        let memory = self.context.vm.memory();
+        let memory = self.context.board.memory();
         if memory.resident().read(at, buf).is_ok() {
             return Ok(());
         }
@@ -268,7 +270,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn read(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
-        if self.context.vm.memory().is_memory(at) {
+        if self.context.board.memory().is_memory(at) {
             return self.fetch(at, buf);
         }
         for_pieces(at, buf.len(), |at, from, size| {
@@ -286,7 +288,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn write(&mut self, at: Gpa, data: &[u8]) -> Result<(), Fault> {
-        let memory = self.context.vm.memory();
+        let memory = self.context.board.memory();
         match memory.writes_at(at) {
             Some(Writes::Allowed | Writes::ToPage(_)) => {
                 return memory.write(at, data).map_err(|_| Fault::Memory(at));
@@ -306,7 +308,7 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn compare_exchange(&mut self, at: Gpa, old: &[u8], new: &[u8]) -> Result<bool, Fault> {
-        let memory = self.context.vm.memory();
+        let memory = self.context.board.memory();
         if memory.writes_at(at) != Some(Writes::Allowed) {
             return self.write(at, new).map(|()| true);
         }
@@ -327,20 +329,28 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 
     fn port_in(&mut self, port: u16, size: u8) -> Result<u32, Fault> {
-        Ok(self.context.vm.port_read(self.vcpu.index, port, size))
+        Ok(self.io_read(IoAddress::port(port, size)) as u32)
     }
     fn port_out(&mut self, port: u16, size: u8, value: u32) -> Result<(), Fault> {
-        self.context
-            .vm
-            .port_write(self.vcpu.index, port, size, value);
+        self.io_write(IoAddress::port(port, size), value.into());
         Ok(())
     }
 }
 
 impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
+    fn io_read(&mut self, at: IoAddress) -> u64 {
+        let (vm, vcpu) = (self.context.vm, &mut *self.vcpu);
+        vm.io_read(vcpu.index, &mut vcpu.last_found, at)
+    }
+
+    fn io_write(&mut self, at: IoAddress, value: u64) {
+        let (vm, vcpu) = (self.context.vm, &mut *self.vcpu);
+        vm.io_write(vcpu.index, &mut vcpu.last_found, at, value);
+    }
+
     fn mmio_read(&mut self, at: Gpa, size: u8) -> u64 {
         if self.vcpu.apic.mmio_page() != Some(at.page()) {
-            return self.context.vm.mmio_read(self.vcpu.index, at, size);
+            return self.io_read(IoAddress::memory(at.0, size));
         }
         let now = self.vcpu.now(self.context);
         self.vcpu.apic.mmio_read(at.page_offset(), size, now)
@@ -348,7 +358,7 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
 
     fn mmio_write(&mut self, at: Gpa, size: u8, value: u64) {
         if self.vcpu.apic.mmio_page() != Some(at.page()) {
-            return self.context.vm.mmio_write(self.vcpu.index, at, size, value);
+            return self.io_write(IoAddress::memory(at.0, size), value);
         }
         let now = self.vcpu.now(self.context);
         let effect = self
@@ -397,7 +407,7 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
     type Error = Fault;
 
     fn read_entry(&mut self, at: Gpa, size: u8) -> Result<u64, Fault> {
-        let memory = self.context.vm.memory();
+        let memory = self.context.board.memory();
         if !memory.is_memory(at) {
             return Ok(u64::MAX);
         }
@@ -411,7 +421,7 @@ impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
         old: u64,
         new: u64,
     ) -> Result<bool, Fault> {
-        let memory = self.context.vm.memory();
+        let memory = self.context.board.memory();
         if memory.writes_at(at) != Some(Writes::Allowed) {
             // A ROM keeps what it has, and the processor walks on.
             return Ok(true);

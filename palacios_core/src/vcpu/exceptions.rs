@@ -58,7 +58,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             Fault::Unsupported(bytes) => self.stop(StopReason::Unemulated { rip, bytes }),
             Fault::TaskSwitch => self.task_switch(),
             Fault::Memory(gpa) => {
-                let reason = if context.vm.memory().is_memory(gpa) {
+                let reason = if context.board.memory().is_memory(gpa) {
                     StopReason::OutOfMemory
                 } else {
                     StopReason::NoMemoryAt { rip, gpa: gpa.0 }

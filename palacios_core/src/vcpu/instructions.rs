@@ -37,7 +37,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let features = self.msrs.guest();
         match leaf {
             SIGNATURE_LEAF | FEATURES_LEAF if features.has(Feature::Hypervisor) => {
-                return self.pvclock.cpuid(leaf, context.vm.clock().tsc_khz());
+                return self.pvclock.cpuid(leaf, context.board.clock().tsc_khz());
             }
             _ => {}
         }
@@ -96,7 +96,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 return;
             }
         }
-        context.vm.host().yield_now();
+        context.board.host().yield_now();
     }
 
     /// No hypercall is offered: all answer "unknown", as Palacios' do.

@@ -107,7 +107,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 self.apic_effect(context, effect);
             }
             WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now.tsc_khz != 0 => {
-                let ram = context.vm.memory().layout();
+                let ram = context.board.memory().layout();
                 self.pvclock.write_msr(index, value, ram)?;
             }
             EFER => self.set_efer(value)?,

@@ -10,6 +10,7 @@ use super::shared::VcpuShared;
 use super::tick_cost::TickCost;
 use super::tsc::Tsc;
 use crate::backend::{Backend, BackendVcpu, Event};
+use crate::devices::bus::Found;
 use crate::features::GuestFeatures;
 use crate::host::{CpuId, Host};
 use crate::interrupts::lapic::LocalApic;
@@ -52,6 +53,8 @@ pub(super) struct Replay {
 /// A virtual CPU, as its thread owns it.
 pub struct Vcpu<H: Host, B: Backend<H>> {
     pub(super) arch: B::Vcpu,
+    /// Where on the buses its last access went.
+    pub(super) last_found: Option<Found>,
     pub(super) index: u32,
     pub(super) count: u32,
     pub(super) apic: LocalApic,
@@ -107,6 +110,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     ) -> Self {
         Self {
             arch,
+            last_found: None,
             index,
             count,
             apic: new_apic(index, backend),

@@ -342,14 +342,14 @@ mod tests {
 
     impl GuestMemory for Reader {
         fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
-            self.machine.read(at, buf)
+            GuestMemory::read(&self.machine, at, buf)
         }
         fn write(&self, at: Gpa, data: &[u8]) -> Result<(), NotRam> {
             if at != Gpa(0x1000) {
                 let version = page(&self.machine, 0x1000)[0];
                 self.versions.borrow_mut().push(version);
             }
-            self.machine.write(at, data)
+            GuestMemory::write(&self.machine, at, data)
         }
     }
 

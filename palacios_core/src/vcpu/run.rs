@@ -5,7 +5,7 @@
 use super::context::RunContext;
 use super::owned::{Activity, Vcpu, WaitsFor};
 use super::times::TimeClass;
-use crate::backend::{Backend, BackendVcpu, Exit};
+use crate::backend::{Backend, BackendVcpu, Exit, PortAccess};
 use crate::host::{CpuId, Host, Thread};
 use crate::state::rflags;
 use crate::stats::Counter;
@@ -15,7 +15,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Runs until the VM stops or is to be reset.
     pub(crate) fn run(&mut self, context: &RunContext<'_, H, B>) -> RunEnd {
         let (vm, shared) = (context.vm, context.shared);
-        shared.turn_to(vm.host(), TimeClass::Handling, 0);
+        shared.turn_to(context.board.host(), TimeClass::Handling, 0);
         loop {
             self.take_events(context);
             if let Some(reason) = self.stopping.take() {
@@ -47,24 +47,24 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
         self.unstick(context);
         shared.thread().arm(None);
-        shared.turn_to(vm.host(), TimeClass::NotRunning, 0);
+        shared.turn_to(context.board.host(), TimeClass::NotRunning, 0);
         RunEnd::Stop
     }
 
     /// One window: enters the guest, and again after each exit that needs nothing from outside of the window. `None`: there is no
     /// exit left to dispatch.
     fn enter(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
-        let (host, shared) = (context.vm.host(), context.shared);
+        let (host, shared) = (context.board.host(), context.shared);
         shared.turn_to(host, TimeClass::Guest, 0);
         self.guest_ticks = 0;
         let exit = host.window(|cpu| self.in_window(context, cpu));
-        let guest_ns = context.vm.clock().ns_of_tsc(self.guest_ticks);
+        let guest_ns = context.board.clock().ns_of_tsc(self.guest_ticks);
         shared.turn_to(host, TimeClass::Handling, guest_ns);
         exit
     }
 
     fn in_window(&mut self, context: &RunContext<'_, H, B>, cpu: CpuId) -> Option<Exit> {
-        let (host, backend) = (context.vm.host(), context.backend);
+        let (host, backend) = (context.board.host(), context.backend);
         if self.cpu.replace(cpu).is_some_and(|last| last != cpu) {
             context.shared.stats.add(Counter::CpuChanges, 1);
         }
@@ -83,7 +83,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Enters until an exit needs more than a window.
     fn entries(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
-        let (host, backend) = (context.vm.host(), context.backend);
+        let (host, backend) = (context.board.host(), context.backend);
         loop {
             if !self.before_entry(context) {
                 context.shared.stats.add(Counter::Pending, 1);
@@ -143,8 +143,21 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 }
                 known
             }
+            Exit::Port(access) => self.settle_port(context, access),
             _ => false,
         }
+    }
+
+    /// Carries out an `IN` or `OUT` if the device at this port is called in the window.
+    fn settle_port(&mut self, context: &RunContext<'_, H, B>, access: PortAccess) -> bool {
+        let (bus, at) = (context.vm.bus(), access.address());
+        let settles = !access.string
+            && bus.answers_in_window(&mut self.last_found, at)
+            && (self.arch.next_rip().is_some() || self.find_length(context));
+        if settles {
+            self.port(context, access);
+        }
+        settles
     }
 
     /// Sleeps until something is pending.
@@ -159,7 +172,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             context.vm.vcpu_is_stuck();
         }
         let pending = &context.shared.pending;
-        context.shared.park_unless(context.vm.host(), || {
+        context.shared.park_unless(context.board.host(), || {
             pending.has_events() || pending.has_vectors()
         });
     }

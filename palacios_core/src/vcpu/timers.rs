@@ -7,7 +7,7 @@ use super::context::RunContext;
 use super::owned::{Vcpu, WaitsFor};
 use super::tick_cost::{Source, Tick, TickCost};
 use crate::backend::Backend;
-use crate::devices::{hpet, pit, rtc, IrqLine};
+use crate::devices::{hpet, pit, rtc};
 use crate::host::{Host, Lock, Thread};
 use crate::interfaces::Clock;
 use crate::interrupts::chipset::Chipset;
@@ -17,17 +17,17 @@ const LONGEST_NS: u64 = 100_000_000;
 /// How long timers are held first that left the guest no time to execute anything.
 const FIRST_HOLD_NS: u64 = 1_000_000;
 /// The lines of the devices that tick.
-fn timer_lines() -> impl Iterator<Item = IrqLine> {
+fn timer_lines() -> impl Iterator<Item = u32> {
     [pit::IRQ, rtc::IRQ].into_iter().chain(hpet::INPUTS)
 }
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Does what is due, and has the host call when the next is.
     pub(super) fn tick(&mut self, context: &RunContext<'_, H, B>) {
-        let vm = context.vm;
+        let (bus, clock) = (context.vm.bus(), context.board.clock());
         // After a pause, host times that were armed before are wrong, whether this thread waited for its end or never saw it.
         // Read before the deadlines: a pause that begins after this line is found by the next tick.
-        let behind_ns = vm.clock().behind_ns();
+        let behind_ns = clock.behind_ns();
         let paused = core::mem::replace(&mut self.behind_ns, behind_ns) != behind_ns;
         let now = self.now(context);
         let now_ns = now.ns;
@@ -37,22 +37,18 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let mut next_ns = self.apic.deadline_ns(now);
         if self.index == 0 {
             if paused {
-                vm.bus().tick_all(&vm.cx());
-            } else if vm.bus().deadline_ns().is_some_and(|at| at <= now_ns) {
-                vm.bus().tick(&vm.cx());
+                bus.tick_all();
+            } else if bus.deadline_ns().is_some_and(|at| at <= now_ns) && bus.tick(now_ns) {
                 self.devices_ticked(context);
             }
-            next_ns = [next_ns, vm.bus().deadline_ns()]
-                .into_iter()
-                .flatten()
-                .min();
+            next_ns = [next_ns, bus.deadline_ns()].into_iter().flatten().min();
         }
         let fired = self.armed_ns.is_some_and(|at| at <= now_ns);
         if self.armed_ns != next_ns || fired || paused {
             context
                 .shared
                 .thread()
-                .arm(next_ns.map(|at| vm.clock().host_ns(at)));
+                .arm(next_ns.map(|at| clock.host_ns(at)));
             self.armed_ns = next_ns;
         }
         self.rearm = false;
@@ -65,7 +61,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             return false;
         }
         if let Some(source) = self.waiting_tick(context) {
-            let begin_ns = context.vm.clock().now_ns();
+            let begin_ns = context.board.clock().now_ns();
             self.tick_cost.measured = Some(Tick {
                 source,
                 begin_ns,
@@ -84,7 +80,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             (Some(tick), Some(source)) => {
                 tick.source = source.max(tick.source);
                 let source = tick.source;
-                let now_ns = context.vm.clock().now_ns();
+                let now_ns = context.board.clock().now_ns();
                 self.hold_meanwhile(context, source, now_ns, LONGEST_NS);
             }
             _ => self.tick_ends(context),
@@ -98,7 +94,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         };
         let pause_ends_ns = self.tick_cost.pause_ends_ns;
         self.forget_tick();
-        let now_ns = context.vm.clock().now_ns();
+        let now_ns = context.board.clock().now_ns();
         let cost_ns = now_ns
             .saturating_sub(tick.begin_ns)
             .saturating_sub(context.shared.waited_ns().saturating_sub(tick.waited_ns))
@@ -126,8 +122,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Devices' timers were served. The PIC pair may keep their interrupts back, until the guest ends the one before.
     pub(super) fn devices_ticked(&mut self, context: &RunContext<'_, H, B>) {
-        let chipset = context.vm.chipset().lock();
-        let waits = timer_lines().any(|line| chipset.pic_holds_back(line.0));
+        let chipset = context.board.chipset().lock();
+        let waits = timer_lines().any(|line| chipset.pic_holds_back(line));
         drop(chipset);
         if waits {
             self.hold_longer(context, Source::Device);
@@ -136,7 +132,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Holds timers that the guest is not ready for: longer than the last time, if that was not long ago.
     fn hold_longer(&mut self, context: &RunContext<'_, H, B>, source: Source) {
-        let (now_ns, cost) = (context.vm.clock().now_ns(), self.tick_cost);
+        let (now_ns, cost) = (context.board.clock().now_ns(), self.tick_cost);
         let Some(since_ns) = now_ns.checked_sub(cost.held_until_ns) else {
             return;
         };
@@ -172,7 +168,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// The source of the ticks that wait for the guest to take interrupts, if any do.
     fn waiting_tick(&self, context: &RunContext<'_, H, B>) -> Option<Source> {
         let of_apic = self.apic.is_requested(self.apic.timer_vector());
-        let chipset = context.vm.chipset().lock();
+        let chipset = context.board.chipset().lock();
         let by_pic = chipset.waiting_vector().filter(|_| self.takes_ext_int());
         let waits = |vector| by_pic == Some(vector) || self.apic.is_requested(vector);
         match () {
@@ -184,6 +180,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
 /// The vectors of devices' ticks.
 fn device_vectors(chipset: &Chipset) -> impl Iterator<Item = u8> + '_ {
-    let vectors = timer_lines().map(|line| chipset.vectors(line.0));
+    let vectors = timer_lines().map(|line| chipset.vectors(line));
     vectors.flatten().flatten()
 }

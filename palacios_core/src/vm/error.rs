@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::boot::BootError;
+use crate::devices::layout::AttachError;
 use crate::host::{CpuId, NoMemory, NoSuchCpu};
 use crate::image::ImageError;
 use core::fmt;
@@ -18,6 +19,17 @@ pub enum CreateError {
     Boot(BootError),
     /// A vCPU is pinned to a CPU that the host does not have, or that is offline.
     NoSuchCpu(CpuId),
+    /// A device cannot be attached.
+    Attach(AttachError),
+}
+
+impl From<AttachError> for CreateError {
+    fn from(why: AttachError) -> Self {
+        match why {
+            AttachError::NoMemory => Self::NoMemory,
+            why => Self::Attach(why),
+        }
+    }
 }
 
 impl From<NoMemory> for CreateError {
@@ -34,6 +46,7 @@ impl fmt::Display for CreateError {
             }
             Self::Image(error) => error.fmt(f),
             Self::Boot(error) => error.fmt(f),
+            Self::Attach(error) => error.fmt(f),
             Self::NoSuchCpu(cpu) => write!(
                 f,
                 "a vCPU is pinned to CPU {}, which this host does not have, or which is offline",

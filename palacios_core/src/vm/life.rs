@@ -9,7 +9,6 @@ use super::Vm;
 use crate::backend::Backend;
 use crate::host::{Host, Level, Lock, NoMemory, Thread};
 use crate::interfaces::MemoryControl;
-use crate::interrupts::chipset::Chipset;
 use crate::vcpu::{self, RunContext};
 use core::sync::atomic::Ordering;
 
@@ -78,7 +77,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         vm.reset_shared();
         vm.alive.store(vm.vcpus(), Ordering::SeqCst);
         vm.waiting.store(0, Ordering::SeqCst);
-        vm.shared.clock.resume(vm.backend.tsc());
+        vm.shared.clock().resume(vm.backend.tsc());
         vm.shared
             .run_state
             .store(RunState::Running as u8, Ordering::SeqCst);
@@ -110,10 +109,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
         self.shared.call_all();
         // The clock stops when no vCPU can read it: a guest must not see a time twice.
-        for vcpu in &self.shared.vcpus {
-            vcpu.leave_guest(&self.shared.host, u64::MAX);
+        for vcpu in self.shared.board.vcpus() {
+            vcpu.leave_guest(self.shared.host(), u64::MAX);
         }
-        self.shared.clock.pause(self.backend.tsc());
+        self.shared.clock().pause(self.backend.tsc());
         self.shared.observer.state_changed();
         Ok(())
     }
@@ -127,7 +126,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         if self.shared.run_state() != RunState::Paused {
             return Err(LifeError::WrongState(self.state()));
         }
-        self.shared.clock.resume(self.backend.tsc());
+        self.shared.clock().resume(self.backend.tsc());
         self.shared.change(RunState::Paused, RunState::Running);
         self.shared.call_all();
         self.shared.observer.state_changed();
@@ -136,7 +135,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// Waits until all threads have ended. To be called only after the VM was told to stop. *Thread.*
     pub fn join(&self) {
-        for vcpu in &self.shared.vcpus {
+        for vcpu in self.shared.board.vcpus() {
             vcpu.thread().join();
         }
     }
@@ -149,6 +148,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         };
         let context = RunContext {
             vm: &self.shared,
+            board: self.shared.board(),
             backend: &*self.backend,
             shared,
         };
@@ -166,7 +166,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     fn thread_ended(&self) {
         if self.alive.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.shared.clock.pause(self.backend.tsc());
+            self.shared.clock().pause(self.backend.tsc());
             self.shared
                 .run_state
                 .store(RunState::Stopped as u8, Ordering::SeqCst);
@@ -200,12 +200,13 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// Resets the devices and the interrupt controllers, and loads the kernel again. Each vCPU resets itself.
     fn reset_machine(&self) -> Result<(), ()> {
-        self.shared.power.clear();
+        self.shared.board.power.clear();
         self.shared.told_dead.store(false, Ordering::SeqCst);
-        *self.shared.chipset.lock() = Chipset::new();
         self.shared.bus.reset();
+        let board = self.shared.board();
+        board.with_chipset(|chipset, sink| chipset.reset(sink));
         self.reset_shared();
-        self.shared.end_log();
+        board.end_log();
         self.with_memory(|memory, flush| memory.reset_map(flush))
             .map_err(|NoMemory| ())?;
         self.load_image().map_err(|error| {
@@ -215,7 +216,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
 
     fn reset_shared(&self) {
-        for vcpu in &self.shared.vcpus {
+        for vcpu in self.shared.board.vcpus() {
             vcpu::reset_shared(vcpu, &*self.backend);
         }
     }

@@ -3,8 +3,9 @@
 //!
 //! ```text
 //!  Vm<H, B>            image, backend, vCPUs; launch, pause, reset, stop        mod.rs, life.rs
-//!   └─ VmShared<H>     what the vCPUs share: memory, clock, chipset, bus,       shared.rs, run_state.rs, io.rs, route.rs
-//!       └─ VcpuShared<H>   … and of each vCPU what the others may touch         vcpu/shared.rs
+//!   └─ VmShared<H>     what the vCPUs share: the buses with the devices, state  shared.rs, run_state.rs, io.rs
+//!       └─ Board<H>    what devices are wired to: memory, clock, chipset,        board.rs, links.rs, route.rs
+//!           └─ VcpuShared<H>   … and of each vCPU what the others may touch     vcpu/shared.rs
 //! ```
 //!
 //! A vCPU knows `VmShared` and its backend, and not the [`Vm`]: so nothing below the `Vm` depends on what
@@ -13,9 +14,11 @@
 //! Lock order is that of [`LockClass`]. A VM is made whole or not at all, and gives everything back when it is dropped.
 #![forbid(unsafe_code)]
 
+pub(crate) mod board;
 mod error;
 mod io;
 mod life;
+mod links;
 mod parts;
 mod pc_devices;
 mod power;
@@ -27,11 +30,13 @@ pub(crate) mod stop_reason;
 mod stuck;
 
 use crate::addr::{Gpa, NotRam};
-use crate::alloc_ext::TryPush;
+use crate::alloc_ext::{try_box, TryPush};
 use crate::backend::{Backend, BackendVcpu};
 use crate::boot::{self, BootError};
 use crate::clock::VmClock;
 use crate::devices::bus::Bus;
+use crate::devices::layout::AttachError;
+use crate::devices::WindowDevice;
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
 use crate::host::{CpuId, Host, Lock, LockClass, NoMemory, NoSuchCpu, Thread};
 use crate::image::{Image, ImageError, Machine};
@@ -42,7 +47,9 @@ use crate::vcpu::report::VcpuReport;
 use crate::vcpu::{Vcpu, VcpuShared};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use board::Board;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8};
+use links::{BoardLink, ControllerPorts};
 use power::PowerSwitch;
 use shared::{Life, VmShared};
 use states::RunState;
@@ -107,25 +114,19 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let memory = Memory::new(host, parts.ram, machine.ram, format)?;
         let without = machine.without;
         let vcpus = make_vcpus(host, &*backend, &memory, &parts.name, &machine)?;
-        let bus = pc_devices::build(host, &machine, stream)?;
+        let board = make_board(host, parts.name, memory, vcpus.0)?;
+        let bus = make_bus(host, &board, &machine, stream)?;
         // Nothing of it is made elsewhere and moved here: that would take room on the stack twice.
         Ok(host.share(Self {
             shared: VmShared {
-                chipset: make_chipset(host)?,
                 bus,
-                vcpus: vcpus.0,
+                board,
                 life: make_life(host)?,
                 run_state: AtomicU8::new(RunState::Stopped as u8),
-                power: PowerSwitch::new(),
                 on_triple_fault: machine.on_triple_fault,
                 stuck: Stuck::new(),
                 told_dead: AtomicBool::new(false),
-                guest_logs: AtomicBool::new(false),
-                name: parts.name,
-                host: host.clone(),
                 observer: parts.observer,
-                memory,
-                clock: VmClock::new(host),
             },
             control: host.mutex(LockClass::VmControl, ())?,
             alive: AtomicU32::new(0),
@@ -209,7 +210,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// Does something to its memory that makes vCPUs' translations stale: `act` is given the memory, and what waits until no vCPU uses
     /// a translation from before: `vm.with_memory(|memory, flush| memory.discard(from, bytes, flush))`. *Thread.*
     pub fn with_memory<R>(&self, act: impl FnOnce(&Memory<H>, &dyn Fn()) -> R) -> R {
-        self.shared.with_memory(act)
+        self.shared.board.with_memory(act)
     }
 
     /// Loads the kernel, and notes the first vCPU's state at its entry.
@@ -235,8 +236,38 @@ fn machine_of(image: Result<Image<'_>, ImageError>) -> Result<Machine<'_>, Creat
 }
 
 #[inline(never)]
-fn make_chipset<H: Host>(host: &H) -> Result<H::SpinLock<Chipset>, NoMemory> {
-    host.spin_lock(LockClass::Chipset, Chipset::new())
+fn make_board<H: Host>(
+    host: &H,
+    name: VmName,
+    memory: Memory<H>,
+    vcpus: Vec<VcpuShared<H>>,
+) -> Result<H::Shared<Board<H>>, NoMemory> {
+    host.share(Board {
+        name,
+        host: host.clone(),
+        memory,
+        clock: VmClock::new(host),
+        chipset: host.spin_lock(LockClass::Chipset, Chipset::new())?,
+        vcpus,
+        power: PowerSwitch::new(),
+        guest_logs: AtomicBool::new(false),
+    })
+}
+
+/// The buses with all devices of a machine.
+#[inline(never)]
+fn make_bus<H: Host>(
+    host: &H,
+    board: &H::Shared<Board<H>>,
+    machine: &Machine<'_>,
+    stream: &mut OpenStream<'_>,
+) -> Result<Bus<H>, AttachError> {
+    let mut in_window: Vec<Box<dyn WindowDevice>> = Vec::new();
+    in_window.try_push(try_box(ControllerPorts::<H>(board.clone()))?)?;
+    let bus = Bus::new(host, in_window)?;
+    let links = BoardLink::<H>(board.clone());
+    pc_devices::attach(&bus, &links, machine, stream)?;
+    Ok(bus)
 }
 
 #[inline(never)]

@@ -2,34 +2,31 @@
 //! The ways of interrupts: from a device's line to the interrupt controllers, and from a message to the vCPUs that it is for.
 #![forbid(unsafe_code)]
 
-use super::shared::VmShared;
+use super::board::Board;
 use crate::host::{Host, Lock};
-use crate::interfaces::IrqSink;
+use crate::interfaces::InterruptLines;
 use crate::interrupts::chipset::Chipset;
 use crate::interrupts::destination::targets;
 use crate::interrupts::pending::Events;
 use crate::interrupts::{Delivery, Message, MessageSink};
 use crate::vcpu::VcpuShared;
 
-impl<H: Host> IrqSink for VmShared<H> {
-    fn set_irq(&self, irq: u32, level: bool) {
-        let mut chipset = self.chipset.lock();
-        chipset.set_line(irq, level, self);
+impl<H: Host> InterruptLines for Board<H> {
+    fn raise(&self, number: u32) {
+        self.chipset.lock().raise(number, self);
     }
-
+    fn lower(&self, number: u32) {
+        self.chipset.lock().lower(number, self);
+    }
     fn set_legacy_replacement(&self, on: bool) {
-        let mut chipset = self.chipset.lock();
-        chipset.set_legacy_replacement(on, self);
+        self.chipset.lock().set_legacy_replacement(on, self);
     }
 }
 
-impl<H: Host> VmShared<H> {
-    /// Runs `f` on the interrupt controllers, and passes on what the PIC pair makes of it.
+impl<H: Host> Board<H> {
+    /// Runs `f` on the interrupt controllers, with where their messages go.
     pub(crate) fn with_chipset<R>(&self, f: impl FnOnce(&mut Chipset, &Self) -> R) -> R {
-        let mut chipset = self.chipset.lock();
-        let answer = f(&mut chipset, self);
-        chipset.tell_output(self);
-        answer
+        f(&mut self.chipset.lock(), self)
     }
 
     fn post(vcpu: &VcpuShared<H>, message: Message) {
@@ -50,7 +47,7 @@ impl<H: Host> VmShared<H> {
     }
 }
 
-impl<H: Host> MessageSink for VmShared<H> {
+impl<H: Host> MessageSink for Board<H> {
     fn send(&self, from: Option<u32>, message: Message) {
         let filters = self.vcpus.iter().map(VcpuShared::filter);
         let mut targets = targets(filters, from, &message);
@@ -63,7 +60,7 @@ impl<H: Host> MessageSink for VmShared<H> {
     }
 
     fn pic_output(&self) {
-        if let Some(first) = self.vcpu(0) {
+        if let Some(first) = self.vcpus.first() {
             first.post(Events::PIC_OUTPUT);
         }
     }

@@ -46,8 +46,8 @@ impl<H: Host> VmShared<H> {
         let nothing_waits = || {
             let posted = |vcpu: &VcpuShared<H>| vcpu.pending.has_events();
             self.run_state() == RunState::Running
-                && !self.vcpus.iter().any(posted)
-                && !self.chipset.lock().sends_events()
+                && !self.board.vcpus.iter().any(posted)
+                && !self.board.chipset.lock().sends_events()
         };
         self.stuck.all(self.vcpu_count(), nothing_waits)
     }
@@ -69,7 +69,7 @@ impl<H: Host> VmShared<H> {
     pub(crate) fn vcpu_failed(&self, reason: StopReason) {
         match (reason, self.on_triple_fault) {
             (StopReason::TripleFault { .. }, OnTripleFault::Reset) => {
-                self.power.request(PowerRequest::Reset);
+                self.board.power.request(PowerRequest::Reset);
             }
             (reason, _) => _ = self.request_stop(reason),
         }
@@ -96,7 +96,7 @@ impl<H: Host> VmShared<H> {
     /// Does what the guest asked of its power supply; `false` if it asked nothing. A request for a reset stays posted until the
     /// reset: if the VM has just been paused, the reset waits until it is resumed.
     pub(crate) fn honour_power_request(&self) -> bool {
-        let request = self.power.waiting();
+        let request = self.board.power.waiting();
         match request {
             None => {}
             Some(PowerRequest::Off) => {
@@ -142,7 +142,7 @@ impl<H: Host> VmShared<H> {
             // The next change posts this event and calls the thread only if the event is not posted yet. So it is taken here.
             // The event of the change that led here may arrive late; it is taken in the next round.
             shared.pending.take(Events::STATE);
-            shared.park_unless(&self.host, || {
+            shared.park_unless(self.host(), || {
                 self.run_state() != state || shared.pending.has(Events::STATE)
             });
         }
@@ -156,7 +156,7 @@ impl<H: Host> VmShared<H> {
 
     /// Has every vCPU look at the run state.
     pub(super) fn call_all(&self) {
-        for vcpu in &self.vcpus {
+        for vcpu in &self.board.vcpus {
             vcpu.post(Events::STATE);
         }
     }

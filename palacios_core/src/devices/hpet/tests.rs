@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::devices::testing::{assert_restores, assert_survives, saved, TestMachine};
+use crate::devices::Space;
 use proptest::prelude::*;
 
 /// Bits of a timer's configuration.
@@ -19,22 +20,42 @@ struct Bench {
 }
 
 impl Bench {
+    /// As after power-on.
+    fn off() -> Self {
+        let machine = TestMachine::new();
+        let hpet = Hpet::new(&machine).unwrap();
+        Self { machine, hpet }
+    }
     /// With the counter on.
     fn new() -> Self {
-        let mut bench = Self {
-            machine: TestMachine::new(),
-            hpet: Hpet::new(),
-        };
+        let mut bench = Self::off();
         bench.write(0x10, 1);
         bench
     }
+    /// With a level-triggered interrupt of the first timer, which has its legacy line.
+    fn with_legacy_level() -> Self {
+        let mut bench = Self::new();
+        bench.write(0x10, 3);
+        bench.write(0x100, INTERRUPTS | timer::LEVEL);
+        bench.write(0x108, 100);
+        bench.edges_until(200, LEGACY_LINES[0]);
+        assert!(bench.machine.line(LEGACY_LINES[0]));
+        bench
+    }
+    fn read_piece(&mut self, offset: u64, size: u8) -> u64 {
+        let at = BASE_GPA + offset;
+        self.machine.read(&mut self.hpet, Space::Memory, at, size)
+    }
+    fn write_piece(&mut self, offset: u64, size: u8, value: u64) {
+        let at = BASE_GPA + offset;
+        self.machine
+            .write(&mut self.hpet, Space::Memory, at, size, value);
+    }
     fn read(&mut self, offset: u64) -> u64 {
-        let at = Gpa(BASE_GPA + offset);
-        self.hpet.mmio_read(&self.machine.cx(), at, 8)
+        self.read_piece(offset, 8)
     }
     fn write(&mut self, offset: u64, value: u64) {
-        let at = Gpa(BASE_GPA + offset);
-        self.hpet.mmio_write(&self.machine.cx(), at, 8, value);
+        self.write_piece(offset, 8, value);
     }
     /// Moves the clock to a tick of the counter's rate.
     fn to(&self, tick: u64) {
@@ -60,10 +81,7 @@ fn names_itself() {
     for timer in 0..3 {
         assert_eq!(bench.read(0x100 + timer * 0x20), 0x00f0_0000_0000_0030);
     }
-    let half = bench
-        .hpet
-        .mmio_read(&bench.machine.cx(), Gpa(BASE_GPA + 4), 4);
-    assert_eq!(half, 10_000_000);
+    assert_eq!(bench.read_piece(4, 4), 10_000_000);
     bench.write(0, 0);
     assert_eq!(bench.read(0), capabilities);
 }
@@ -81,10 +99,9 @@ fn the_counter_counts_while_it_is_on_and_can_be_set() {
     bench.to(5030);
     assert_eq!(bench.read(0xf0), 100);
     // Half by half.
-    let cx = bench.machine.cx();
-    bench.hpet.mmio_write(&cx, Gpa(BASE_GPA + 0xf4), 4, 3);
-    assert_eq!(bench.hpet.mmio_read(&cx, Gpa(BASE_GPA + 0xf4), 4), 3);
-    assert_eq!(bench.hpet.mmio_read(&cx, Gpa(BASE_GPA + 0xf0), 4), 100);
+    bench.write_piece(0xf4, 4, 3);
+    assert_eq!(bench.read_piece(0xf4, 4), 3);
+    assert_eq!(bench.read_piece(0xf0, 4), 100);
 }
 
 #[test]
@@ -125,7 +142,7 @@ fn a_periodic_timer_keeps_its_phase() {
     assert_eq!(bench.read(0x128), 100_000, "the next time");
     // The host is late by three periods and a half.
     bench.to(134_999);
-    bench.hpet.tick(&bench.machine.cx());
+    bench.hpet.tick();
     assert_eq!(bench.machine.edges(21), 6, "one for all");
     assert_eq!(bench.edges_until(140_000, 21), 7);
 }
@@ -166,12 +183,63 @@ fn legacy_replacement_moves_the_first_two_timers() {
     }
     bench.write(0x10, 3);
     assert_eq!(*bench.machine.legacy_replacement.borrow(), [true]);
-    let [first, second] = LEGACY_LINES.map(|line| line.0);
+    let [first, second] = LEGACY_LINES;
     assert_eq!(bench.edges_until(6_000, first), 1);
     let others = [second, 20].map(|line| bench.machine.edges(line));
     assert_eq!(others, [1, 1], "the third one has its own route");
     bench.write(0x10, 1);
     assert_eq!(*bench.machine.legacy_replacement.borrow(), [true, false]);
+}
+
+#[test]
+fn two_timers_share_a_level() {
+    let mut bench = Bench::new();
+    for timer in [0x100, 0x120] {
+        bench.write(timer, INTERRUPTS | timer::LEVEL | AT_20);
+        bench.write(timer + 8, 100);
+    }
+    bench.edges_until(200, 20);
+    assert_eq!(bench.read(0x20), 3);
+    for waits in [1, 2] {
+        bench.write(0x20, waits);
+        assert_eq!(bench.machine.line(20), bench.read(0x20) != 0);
+    }
+}
+
+#[test]
+fn a_level_moves_with_its_route() {
+    let mut bench = Bench::with_legacy_level();
+    bench.write(0x100, INTERRUPTS | timer::LEVEL | AT_20);
+    assert!(bench.machine.line(LEGACY_LINES[0]), "this one goes first");
+    bench.write(0x10, 1);
+    let levels = [LEGACY_LINES[0], 20].map(|line| bench.machine.line(line));
+    assert_eq!(levels, [false, true]);
+    bench.write(0x100, INTERRUPTS | timer::LEVEL | 21 << 9);
+    let levels = [20, 21].map(|line| bench.machine.line(line));
+    assert_eq!(levels, [false, true]);
+}
+
+#[test]
+fn a_reset_one_lets_go_of_its_lines() {
+    let mut bench = Bench::with_legacy_level();
+    bench.hpet.reset();
+    assert!(!bench.machine.line(LEGACY_LINES[0]));
+    assert_eq!(*bench.machine.legacy_replacement.borrow(), [true, false]);
+    let fresh = saved(|w| Bench::off().hpet.save(w));
+    assert_eq!(saved(|w| bench.hpet.save(w)), fresh);
+    bench.hpet.reset();
+    assert_eq!(bench.machine.legacy_replacement.borrow().len(), 2);
+}
+
+#[test]
+fn a_restored_one_drives_its_lines() {
+    let bench = Bench::with_legacy_level();
+    let mut twin = Bench::off();
+    for _ in 0..2 {
+        assert_restores(&saved(|w| bench.hpet.save(w)), &mut twin.hpet);
+        assert_eq!(*twin.machine.legacy_replacement.borrow(), [true]);
+        assert_eq!(*twin.machine.irqs.borrow(), [(LEGACY_LINES[0], true)]);
+    }
 }
 
 #[test]
@@ -200,16 +268,19 @@ proptest! {
     fn hostile_writes(steps in prop::collection::vec((0u64..0x400, prop::sample::select(vec![1u8, 2, 4, 8]), any::<u64>(), 0u64..1 << 40), 0..40), record in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut bench = Bench::new();
         for (offset, size, value, pass) in steps {
-            let at = Gpa(BASE_GPA + offset % (0x400 - u64::from(size)));
-            bench.hpet.mmio_write(&bench.machine.cx(), at, size, value);
-            let cx = bench.machine.cx();
-            bench.hpet.mmio_read(&cx, at, size);
+            let offset = offset % (0x400 - u64::from(size));
+            bench.write_piece(offset, size, value);
+            bench.read_piece(offset, size);
             bench.machine.advance_ns(pass);
-            bench.hpet.tick(&bench.machine.cx());
+            bench.hpet.tick();
             let now = bench.machine.now_ns.get();
             prop_assert!(bench.hpet.deadline_ns().is_none_or(|due| due > now));
         }
-        assert_restores(&saved(|w| bench.hpet.save(w)), &mut Hpet::new());
+        let mut twin = Bench::off();
+        assert_restores(&saved(|w| bench.hpet.save(w)), &mut twin.hpet);
+        for line in INPUTS.into_iter().chain(LEGACY_LINES) {
+            prop_assert_eq!(twin.machine.line(line), bench.machine.line(line));
+        }
         assert_survives(&record, &mut bench.hpet);
     }
 }

@@ -12,7 +12,8 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let (machine, pit) = (TestMachine::new(), Pit::new(IRQ));
+        let machine = TestMachine::new();
+        let pit = Pit::new(&machine).unwrap();
         Self { machine, pit }
     }
     /// Moves the clock to a tick of the crystal.
@@ -327,7 +328,7 @@ fn a_late_host_catches_up_and_no_faster_than_twice() {
     let mut bench = Bench::new();
     bench.program(0, 2, 1000);
     bench.to(10_500);
-    bench.pit.tick(&bench.machine.cx());
+    bench.pit.tick();
     assert_eq!(bench.machine.edges(0), 1, "ten are due");
     assert_eq!(bench.irqs_until(11_000), 2, "and spread out");
     assert_eq!(bench.irqs_until(40_250), 40);
@@ -338,7 +339,7 @@ fn a_debt_is_bounded() {
     let mut bench = Bench::new();
     bench.program(0, 2, 1000);
     bench.to(1_000_000_500);
-    bench.pit.tick(&bench.machine.cx());
+    bench.pit.tick();
     assert_eq!(bench.irqs_until(1_000_500_500), 1 + 63 + 500);
 }
 
@@ -380,16 +381,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn run(machine: &TestMachine, pit: &mut Pit, steps: &[Step]) -> Vec<Option<u64>> {
-    let cx = machine.cx();
     let one = |step: &Step| match *step {
-        Step::Read(port, size) => Some(pit.port_read(&cx, port, size).into()),
+        Step::Read(port, size) => Some(machine.port_read(pit, port, size).into()),
         Step::Write(port, size, value) => {
-            pit.port_write(&cx, port, size, value);
+            machine.port_write(pit, port, size, value);
             pit.deadline_ns()
         }
         Step::Wait(ns) => {
             machine.advance_ns(ns);
-            pit.tick(&cx);
+            pit.tick();
             pit.deadline_ns()
         }
     };
@@ -399,10 +399,10 @@ fn run(machine: &TestMachine, pit: &mut Pit, steps: &[Step]) -> Vec<Option<u64>>
 proptest! {
     #[test]
     fn a_restored_one_goes_on_as_the_saved_one(before in steps(), after in steps()) {
-        let (machine, mut pit) = (TestMachine::new(), Pit::new(IRQ));
+        let Bench { machine, mut pit } = Bench::new();
         run(&machine, &mut pit, &before);
         let (then, record) = (machine.now_ns.get(), saved(|w| pit.save(w)));
-        let mut twin = Pit::new(IRQ);
+        let mut twin = Pit::new(&machine).unwrap();
         assert_restores(&record, &mut twin);
         let seen = run(&machine, &mut pit, &after);
         machine.now_ns.set(then);
@@ -411,9 +411,9 @@ proptest! {
 
     #[test]
     fn a_tick_moves_the_deadline_on(before in steps()) {
-        let (machine, mut pit) = (TestMachine::new(), Pit::new(IRQ));
+        let Bench { machine, mut pit } = Bench::new();
         run(&machine, &mut pit, &before);
-        pit.tick(&machine.cx());
+        pit.tick();
         let now = machine.now_ns.get();
         prop_assert!(now == u64::MAX || pit.deadline_ns().is_none_or(|due| due > now));
     }
@@ -422,7 +422,7 @@ proptest! {
     fn a_damaged_record_is_restored_or_refused(
         before in steps(), at in 0usize..130, byte: u8, length in 0usize..150, after in steps(),
     ) {
-        let (machine, mut pit) = (TestMachine::new(), Pit::new(IRQ));
+        let Bench { machine, mut pit } = Bench::new();
         run(&machine, &mut pit, &before);
         let mut record = saved(|w| pit.save(w));
         if let Some(field) = record.get_mut(at) {

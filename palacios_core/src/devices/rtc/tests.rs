@@ -18,7 +18,7 @@ impl Bench {
     fn new() -> Self {
         let machine = TestMachine::new();
         machine.wall_at_zero_ns.set(LEAP_DAY_NS);
-        let rtc = Rtc::new(IRQ, RamLayout::new(4 << 30));
+        let rtc = Rtc::new(&machine, RamLayout::new(4 << 30)).unwrap();
         Self { machine, rtc }
     }
     fn read(&mut self, index: u8) -> u8 {
@@ -157,7 +157,7 @@ fn periods_missed_make_one_interrupt_and_the_phase_stays() {
     let period = S / 1024;
     // The host comes ten periods and a half late.
     bench.machine.now_ns.set(10 * period + period / 2);
-    bench.rtc.timed().unwrap().tick(&bench.machine.cx());
+    bench.rtc.timed().unwrap().tick();
     assert_eq!(bench.machine.edges(8), 1);
     assert_ne!(bench.read(register::C) & reg_c::PERIODIC, 0);
     assert_eq!(bench.read(register::C), 0, "no debt");
@@ -175,7 +175,7 @@ fn the_end_of_a_period_interrupts_by_a_tick_alone() {
     bench.machine.advance_ns(due - bench.machine.now_ns.get());
     bench.read(register::B);
     assert_eq!((bench.line(), bench.rtc.deadline_ns()), (false, Some(due)));
-    bench.rtc.tick(&bench.machine.cx());
+    bench.rtc.tick();
     assert!(bench.line());
     bench.read(register::C);
     bench.machine.advance_ns(S);
@@ -200,7 +200,7 @@ fn each_read_of_its_flags_lets_the_next_edge_come() {
             bench
                 .machine
                 .advance_ns(due.saturating_sub(bench.machine.now_ns.get()));
-            bench.rtc.tick(&bench.machine.cx());
+            bench.rtc.tick();
             assert_eq!(bench.machine.edges(8), edge);
             assert_ne!(bench.read(register::C) & reg_c::PERIODIC, 0);
         }
@@ -299,7 +299,7 @@ fn cmos_tells_the_memory_size() {
         u16::from_be_bytes([bench.read(0x2e), bench.read(0x2f)]),
         sum
     );
-    let small = Rtc::new(IRQ, RamLayout::new(8 << 20));
+    let small = State::new(RamLayout::new(8 << 20));
     assert_eq!(small.memory[0x17..0x19], (7u16 << 10).to_le_bytes());
     assert_eq!(small.memory[0x34..0x36], [0, 0]);
 }
@@ -321,6 +321,21 @@ fn cmos_remembers_and_a_reset_leaves_it() {
         0x5a,
         "bit 7 is not the index's"
     );
+}
+
+#[test]
+fn its_line_follows_a_reset_and_a_restore() {
+    let mut bench = Bench::new();
+    bench.write(register::B, reg_b::HOURS_24 | reg_b::UPDATE_INTERRUPT);
+    bench.run_for(S);
+    assert!(bench.line());
+    let record = saved(|w| bench.rtc.save(w));
+    bench.rtc.reset();
+    assert!(!bench.line());
+    assert_restores(&record, &mut bench.rtc);
+    assert!(bench.line());
+    assert_restores(&saved(|w| Bench::new().rtc.save(w)), &mut bench.rtc);
+    assert!(!bench.line());
 }
 
 #[test]
@@ -361,12 +376,12 @@ fn run(bench: &mut Bench, steps: &[Step]) -> Vec<(u32, Option<u64>)> {
             Step::Read(index) => read = bench.read(index).into(),
             Step::Write(index, value) => bench.write(index, value),
             Step::Wide(port, size, value) => {
-                bench.rtc.port_write(&bench.machine.cx(), port, size, value);
-                read = bench.rtc.port_read(&bench.machine.cx(), port, size);
+                bench.machine.port_write(&mut bench.rtc, port, size, value);
+                read = bench.machine.port_read(&mut bench.rtc, port, size);
             }
             Step::Wait(ns) => {
                 bench.machine.advance_ns(ns);
-                bench.rtc.tick(&bench.machine.cx());
+                bench.rtc.tick();
             }
         }
         seen.push((read, bench.rtc.deadline_ns()));
@@ -383,6 +398,7 @@ proptest! {
         let mut twin = Bench::new();
         twin.machine.now_ns.set(bench.machine.now_ns.get());
         assert_restores(&record, &mut twin.rtc);
+        prop_assert_eq!(twin.line(), bench.line());
         prop_assert_eq!(run(&mut twin, &after), run(&mut bench, &after));
     }
 
@@ -392,7 +408,8 @@ proptest! {
     ) {
         let mut bench = Bench::new();
         bench.write(register::B, mode);
-        bench.rtc.offset_s = s - bench.rtc.guest_s(LEAP_DAY_NS / S);
+        let state = &mut bench.rtc.state;
+        state.offset_s = s - state.guest_s(LEAP_DAY_NS / S);
         let time = bench.time();
         let mut other = Bench::new();
         other.write(register::B, mode | reg_b::SET);
@@ -400,7 +417,7 @@ proptest! {
             other.write(at, byte);
         }
         other.write(register::B, mode);
-        prop_assert_eq!(other.rtc.offset_s, bench.rtc.offset_s);
+        prop_assert_eq!(other.rtc.state.offset_s, bench.rtc.state.offset_s);
         prop_assert_eq!(other.time(), time);
     }
 
@@ -408,7 +425,7 @@ proptest! {
     fn a_tick_moves_the_deadline_on(before in steps()) {
         let mut bench = Bench::new();
         run(&mut bench, &before);
-        bench.rtc.tick(&bench.machine.cx());
+        bench.rtc.tick();
         let now_ns = bench.machine.now_ns.get();
         prop_assert!(now_ns == u64::MAX || bench.rtc.deadline_ns().is_none_or(|due| due > now_ns));
     }

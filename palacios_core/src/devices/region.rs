@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The addresses at which a device answers.
+#![forbid(unsafe_code)]
+
+use core::fmt;
+
+/// What a region's addresses are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Ports.
+    Ports,
+    /// Guest-physical memory.
+    Memory,
+}
+
+/// Addresses at which a device answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoRegion {
+    /// Ports or memory.
+    pub space: Space,
+    /// The first address.
+    pub at: u64,
+    /// How many, from 1 on.
+    pub length: u64,
+    /// Of two regions that overlap, the one with the higher number answers. Two with the same number may not overlap.
+    pub priority: u8,
+}
+
+impl IoRegion {
+    /// `count` ports from `at` on.
+    pub const fn ports(at: u16, count: u16) -> Self {
+        Self {
+            space: Space::Ports,
+            at: at as u64,
+            length: count as u64,
+            priority: 0,
+        }
+    }
+    /// `bytes` of memory from `at` on.
+    pub const fn memory(at: u64, bytes: u64) -> Self {
+        Self {
+            space: Space::Memory,
+            at,
+            length: bytes,
+            priority: 0,
+        }
+    }
+    /// It answers in place of those that a PC has there.
+    pub const fn over_others(self) -> Self {
+        Self {
+            priority: 1,
+            ..self
+        }
+    }
+    /// The address behind the last one.
+    pub const fn end(&self) -> u64 {
+        self.at.saturating_add(self.length)
+    }
+}
+
+/// Which bytes an access is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoAddress {
+    /// Ports or memory.
+    pub space: Space,
+    /// The first of them.
+    pub at: u64,
+    /// How many: 1, 2 or 4 ports, 1, 2, 4 or 8 bytes of memory.
+    pub size: u8,
+}
+
+impl IoAddress {
+    /// `size` ports from `at` on.
+    pub const fn port(at: u16, size: u8) -> Self {
+        Self {
+            space: Space::Ports,
+            at: at as u64,
+            size,
+        }
+    }
+    /// `size` bytes of memory from `at` on.
+    pub const fn memory(at: u64, size: u8) -> Self {
+        Self {
+            space: Space::Memory,
+            at,
+            size,
+        }
+    }
+    /// How many of them must lie in the region that answers. An access to ports belongs to the first one's.
+    pub(super) const fn covered(&self) -> u64 {
+        match self.space {
+            Space::Ports => 1,
+            Space::Memory => self.size as u64,
+        }
+    }
+}
+
+impl fmt::Display for IoRegion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let space = match self.space {
+            Space::Ports => "ports",
+            Space::Memory => "memory",
+        };
+        let last = self.end().saturating_sub(1);
+        write!(f, "{space} {:#x} to {last:#x}", self.at)
+    }
+}

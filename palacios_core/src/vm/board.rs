@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the devices and the vCPUs of a VM are wired to: memory, clock, interrupt controllers, power switch, and of each vCPU what
+//! others may touch. It knows no device: those are on the buses, and hold links to the board.
+#![forbid(unsafe_code)]
+
+use super::parts::VmName;
+use super::power::PowerSwitch;
+use crate::addr::{Gpa, PAGE_SIZE};
+use crate::clock::VmClock;
+use crate::host::{Host, Level, Scope};
+use crate::interfaces::{LogError, MemoryControl, PowerRequest, PowerSink};
+use crate::interrupts::chipset::Chipset;
+use crate::memory::walk::AccessKind;
+use crate::memory::{FaultError, Memory, Resolved};
+use crate::regions::{Change, RegionError};
+use crate::vcpu::VcpuShared;
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+/// A VM's board.
+pub(crate) struct Board<H: Host> {
+    pub(super) name: VmName,
+    pub(super) host: H,
+    pub(super) memory: Memory<H>,
+    pub(super) clock: VmClock<H>,
+    pub(super) chipset: H::SpinLock<Chipset>,
+    pub(super) vcpus: Vec<VcpuShared<H>>,
+    pub(super) power: PowerSwitch,
+    /// The dirty log runs because the guest asked for it: the owner's is none of its business.
+    pub(super) guest_logs: AtomicBool,
+}
+
+impl<H: Host> Board<H> {
+    pub(crate) fn name(&self) -> &str {
+        self.name.as_str()
+    }
+    pub(crate) fn host(&self) -> &H {
+        &self.host
+    }
+    pub(crate) fn memory(&self) -> &Memory<H> {
+        &self.memory
+    }
+    pub(crate) fn clock(&self) -> &VmClock<H> {
+        &self.clock
+    }
+    pub(crate) fn chipset(&self) -> &H::SpinLock<Chipset> {
+        &self.chipset
+    }
+    pub(crate) fn vcpus(&self) -> &[VcpuShared<H>] {
+        &self.vcpus
+    }
+    /// Posts a power request, as a device would.
+    pub(crate) fn request_power(&self, what: PowerRequest) {
+        self.power.request(what);
+    }
+    pub(crate) fn log(&self, level: Level, line: fmt::Arguments<'_>) {
+        self.host.log(level, Scope::Vm(self.name()), line);
+    }
+
+    /// Sees to it that a vCPU's access to `gpa` can be done.
+    pub(crate) fn fault(&self, gpa: Gpa, access: AccessKind) -> Result<Resolved, FaultError> {
+        self.with_memory(|memory, flush| memory.fault(gpa, access, flush))
+    }
+
+    /// Does something to the memory that has to wait for vCPUs to flush.
+    pub(super) fn with_memory<R>(&self, act: impl FnOnce(&Memory<H>, &dyn Fn()) -> R) -> R {
+        act(&self.memory, &|| self.wait_for_flush())
+    }
+
+    /// Returns when no vCPU is in the guest with translations older than the memory's generation.
+    fn wait_for_flush(&self) {
+        let generation = self.memory.generation();
+        for vcpu in &self.vcpus {
+            vcpu.leave_guest(&self.host, generation);
+        }
+    }
+}
+
+impl<H: Host> MemoryControl for Board<H> {
+    fn forget(&self, at: Gpa) {
+        self.with_memory(|memory, flush| memory.revoke(at.page(), PAGE_SIZE, flush));
+    }
+    fn change(&self, changes: &[Change]) -> Result<(), RegionError> {
+        self.with_memory(|memory, flush| memory.change_until_reset(changes, flush))
+    }
+    fn discard(&self, at: Gpa, bytes: u64) -> u64 {
+        self.with_memory(|memory, flush| memory.discard(at, bytes, flush))
+    }
+    fn begin_log(&self) -> Result<(), LogError> {
+        self.with_memory(|memory, flush| memory.begin_log(flush))?;
+        self.guest_logs.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+    fn take_dirty(&self, first: u64, words: &mut [u64]) {
+        words.fill(0);
+        if self.guest_logs.load(Ordering::SeqCst) {
+            self.with_memory(|memory, flush| memory.take_dirty(first, words, flush));
+        }
+    }
+    fn end_log(&self) {
+        if self.guest_logs.swap(false, Ordering::SeqCst) {
+            self.with_memory(|memory, flush| memory.end_log(flush));
+        }
+    }
+}
