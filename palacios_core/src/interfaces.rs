@@ -3,9 +3,9 @@
 //! others. Whoever uses one does not know who is behind it, and a test puts a fake of its own there.
 #![forbid(unsafe_code)]
 
-use crate::addr::{Gpa, NotRam};
+use crate::addr::{Gpa, Hpa, NotRam};
 use crate::alloc_ext::NoMemory;
-use crate::regions::{Change, RegionError};
+use alloc::boxed::Box;
 use core::fmt;
 
 /// Time as the guest lives it.
@@ -35,13 +35,64 @@ pub trait GuestMemory: Send {
     fn write(&self, at: Gpa, data: &[u8]) -> Result<(), NotRam>;
 }
 
-/// What is where in the guest's memory, and what processors know of it. Each call returns when no processor acts on what was before. All may
-/// sleep.
+/// Guest memory for a device that transfers by itself, beside the processors.
+pub trait DmaMemory: GuestMemory {
+    /// Keeps `bytes` at `at` where they are until that is dropped, for a device that reads them, or writes them. *Thread.*
+    fn pin(&self, at: Gpa, bytes: u64, write: bool) -> Result<Box<dyn PinnedMemory>, PinError>;
+}
+
+/// Guest memory that stays where it is until this is dropped. What was pinned to be written is dirty then.
+pub trait PinnedMemory: Send {
+    /// Calls `piece` for each piece in order: where the host has it, and how many bytes.
+    fn pieces(&self, piece: &mut dyn FnMut(Hpa, u64));
+}
+
+/// Why memory cannot be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PinError {
+    /// At this address is no memory, or none that takes writes.
+    NotMemory(Gpa),
+    /// The range crosses from one region to another, or the region changed just now.
+    CrossesRegions,
+    /// The memory there is pinned as often as can be counted.
+    TooMany,
+    /// The host has no memory for it.
+    NoMemory,
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotMemory(at) => write!(f, "no guest memory at {at} that a device can use so"),
+            Self::CrossesRegions => {
+                f.write_str("the range crosses from one region of guest memory to another")
+            }
+            Self::TooMany => f.write_str("too many transfers use this guest memory at once"),
+            Self::NoMemory => f.write_str("the host has no memory for the guest"),
+        }
+    }
+}
+
+/// A write by a device that is to interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Msi {
+    /// Where to.
+    pub address: u64,
+    /// What.
+    pub data: u32,
+}
+
+/// Sends message-signalled interrupts.
+pub trait MsiSender: Send {
+    /// Writes what interrupts. To where no local APIC listens, and with a reserved vector, it is lost as on a PC. *Any.*
+    fn send(&self, msi: Msi);
+}
+
+/// What processors know of the guest's memory, and what of it the host holds. Each call returns when no processor acts on what was before. All
+/// may sleep.
 pub trait MemoryControl: Send {
     /// Has all processors forget the page at `at`. The guest finds it as it was when it next touches it.
     fn forget(&self, at: Gpa);
-    /// Changes what is where: all `changes`, in their order and at once, or none of them.
-    fn change(&self, changes: &[Change]) -> Result<(), RegionError>;
     /// Gives RAM back to the host whose contents the guest does not need: it finds zeroes when it next touches it. Returns how many frames
     /// went.
     fn discard(&self, at: Gpa, bytes: u64) -> u64;

@@ -21,7 +21,9 @@ fn layout(slot: u16) -> Layout {
         region: IoRegion::memory(AT - u64::from(slot), 100),
         target: Target { slot, region: 0 },
     };
-    Layout::new(&[named]).unwrap()
+    let mut layout = Layout::new().unwrap();
+    layout.lay_out(&[named]);
+    layout
 }
 
 /// The map changes twice while somebody looks something up: what is found is of one layout.
@@ -80,7 +82,7 @@ fn access_against_detach(check: bool) {
         }
     });
     let (map, slot) = &*bus;
-    map.show(&Layout::default());
+    map.show(&Layout::new().unwrap());
     drop(slot.lock.lock().unwrap());
     // SAFETY: nobody calls the device any more.
     slot.device.with_mut(|device| unsafe { *device = false });

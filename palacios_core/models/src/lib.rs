@@ -19,6 +19,8 @@ mod bus;
 mod frame_word;
 #[path = "../../src/memory/gate.rs"]
 mod gate;
+// The rest of it is for who attaches devices.
+#[allow(dead_code)]
 #[path = "../../src/devices/layout.rs"]
 mod layout;
 #[path = "../../src/devices/map.rs"]

@@ -10,12 +10,13 @@
 //! behind that, nobody calls it.
 #![forbid(unsafe_code)]
 
-use super::layout::{AttachError, Layout, Named, Target};
+use super::layout::{self, AttachError, Layout, Named, Target};
 pub use super::map::Found;
 use super::map::Map;
-use super::{Device, IoAddress, IoRegion, WindowDevice};
+use super::{Device, IoAddress, IoRegion, Request, WindowDevice};
 use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass, NoMemory};
+use crate::regions::RegionError;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -63,8 +64,10 @@ pub struct Bus<H: Host> {
 struct Attached {
     /// The slots that have a device, one bit each.
     slots: u64,
-    /// The regions that the map shows.
+    /// All regions, those of the device that was attached first at the front.
     regions: Vec<Named>,
+    /// Where they are laid out.
+    layout: Layout,
 }
 
 /// What a device answered to an access.
@@ -73,16 +76,19 @@ pub struct Answer {
     pub value: u64,
     /// The earliest deadline may have changed.
     pub new_deadline: bool,
+    /// What the device in that slot asks for.
+    pub request: Option<(SlotNumber, Request)>,
 }
 
 impl Answer {
     /// Where no device answers: all ones.
-    const NOBODY: Self = Self::same_deadline(u64::MAX);
+    const NOBODY: Self = Self::only(u64::MAX);
 
-    const fn same_deadline(value: u64) -> Self {
+    const fn only(value: u64) -> Self {
         Self {
             value,
             new_deadline: false,
+            request: None,
         }
     }
 }
@@ -103,12 +109,12 @@ struct Register {
 }
 
 impl Access {
-    fn of_device(self, device: &mut dyn Device, at: Register) -> u64 {
+    fn of_device(self, device: &mut dyn Device, at: Register) -> (u64, Option<Request>) {
         match self {
-            Self::Read => device.read(at.region, at.offset, at.size),
+            Self::Read => (device.read(at.region, at.offset, at.size), None),
             Self::Write(value) => {
                 device.write(at.region, at.offset, at.size, value);
-                value
+                (value, device.request())
             }
         }
     }
@@ -142,9 +148,14 @@ impl<H: Host> Bus<H> {
                 regions.try_push(named)?;
             }
         }
+        layout::check(&[], &regions)?;
         let map = Map::new()?;
-        map.show(&Layout::new(&regions)?);
-        let attached = Attached { slots: 0, regions };
+        let mut attached = Attached {
+            slots: 0,
+            regions,
+            layout: Layout::new()?,
+        };
+        attached.show_on(&map);
         Ok(Self {
             slots,
             in_window,
@@ -164,45 +175,76 @@ impl<H: Host> Bus<H> {
         let mut attached = self.attached.lock();
         let number = SlotNumber(attached.slots.trailing_ones() as u16);
         let slot = self.slot(number).ok_or(AttachError::Full)?;
-        let mut regions = Vec::new();
-        let before = attached.regions.iter().copied();
-        let new = named(device.name(), device.regions(), number.0);
-        for named in before.chain(new) {
-            regions.try_push(named)?;
+        let mut new = Vec::new();
+        for named in named(device.name(), device.regions(), number.0) {
+            new.try_push(named)?;
         }
-        let layout = Layout::new(&regions)?;
+        layout::check(&attached.regions, &new)?;
+        let reserved = attached.regions.try_reserve(new.len());
+        reserved.map_err(|_| NoMemory)?;
+        for named in new {
+            attached.regions.try_push(named)?;
+        }
         self.look_at_deadline(slot, &mut **slot.device.lock().insert(device));
         let used = usize::from(number.0).wrapping_add(1);
         self.used.fetch_max(used, Ordering::Relaxed);
-        self.map.show(&layout);
         attached.slots |= number.bit();
-        attached.regions = regions;
+        attached.show_on(&self.map);
         Ok(number)
     }
 
     /// Takes a device out of its slot. Nobody calls it any more. `None`: there is none. *Thread.*
-    ///
-    /// # Errors
-    /// If the host has no memory for the map without it. Then the machine is as it was.
-    pub fn detach(&self, number: SlotNumber) -> Result<Option<Box<dyn Device>>, NoMemory> {
+    pub fn detach(&self, number: SlotNumber) -> Option<Box<dyn Device>> {
         let mut attached = self.attached.lock();
-        let mut regions = Vec::new();
-        let others = |named: &&Named| named.target.slot != number.0;
-        for named in attached.regions.iter().filter(others) {
-            regions.try_push(*named)?;
-        }
-        // What does not overlap does not begin to when some of it goes.
-        let layout = Layout::new(&regions).map_err(|_| NoMemory)?;
-        self.map.show(&layout);
+        let others = |named: &Named| named.target.slot != number.0;
+        attached.regions.retain(others);
+        attached.show_on(&self.map);
         attached.slots &= !number.bit();
-        attached.regions = regions;
-        let Some(slot) = self.slot(number) else {
-            return Ok(None);
-        };
+        let slot = self.slot(number)?;
         let device = slot.device.lock().take();
         slot.deadline_ns.store(NEVER, Ordering::Relaxed);
         self.find_earliest();
-        Ok(device)
+        device
+    }
+
+    /// Has the map show the regions of a device as they are now. *Thread.*
+    pub fn update_regions(&self, number: SlotNumber) {
+        let mut attached = self.attached.lock();
+        self.look_at_regions(&mut attached, number);
+        attached.show_on(&self.map);
+    }
+
+    /// As [`Bus::update_regions`], for all devices.
+    fn update_all_regions(&self) {
+        let mut attached = self.attached.lock();
+        for number in 0..self.used().len() {
+            self.look_at_regions(&mut attached, SlotNumber(number as u16));
+        }
+        attached.show_on(&self.map);
+    }
+
+    fn look_at_regions(&self, attached: &mut Attached, number: SlotNumber) {
+        let Some(slot) = self.slot(number) else {
+            return;
+        };
+        let of_device = |named: &&mut Named| named.target.slot == number.0;
+        let device = slot.device.lock();
+        let now = device.as_ref().map_or(&[][..], |device| device.regions());
+        for (named, now) in attached.regions.iter_mut().filter(of_device).zip(now) {
+            named.region = *now;
+        }
+    }
+
+    /// Tells a device how the change of memory went that it had asked for. `true`: the earliest deadline may have changed.
+    /// *Thread.*
+    pub fn memory_changed(
+        &self,
+        number: SlotNumber,
+        tag: u64,
+        changed: Result<(), RegionError>,
+    ) -> bool {
+        let tell = |device: &mut dyn Device| device.memory_changed(tag, changed);
+        self.slot(number).is_some_and(|slot| self.call(slot, tell))
     }
 
     fn slot(&self, number: SlotNumber) -> Option<&Slot<H>> {
@@ -215,11 +257,10 @@ impl<H: Host> Bus<H> {
         self.access(last, at, Access::Read)
     }
 
-    /// A write of the low bytes of `value`; lost where no device answers. `true`: the earliest deadline may have changed.
-    /// *Thread*, unless [`Bus::answers_in_window`].
+    /// A write of the low bytes of `value`; lost where no device answers. *Thread*, unless [`Bus::answers_in_window`].
     #[must_use]
-    pub fn write(&self, last: &mut Option<Found>, at: IoAddress, value: u64) -> bool {
-        self.access(last, at, Access::Write(value)).new_deadline
+    pub fn write(&self, last: &mut Option<Found>, at: IoAddress, value: u64) -> Answer {
+        self.access(last, at, Access::Write(value))
     }
 
     /// Whether an access goes to a device that is called in the window. *Any.*
@@ -244,10 +285,11 @@ impl<H: Host> Bus<H> {
                 offset: found.offset(at),
                 size: at.size,
             };
-            let Some(slot) = self.slots.get(usize::from(slot)) else {
+            let number = SlotNumber(slot);
+            let Some(slot) = self.slot(number) else {
                 let device = self.window_device(found.target());
                 let value = device.map(|device| access.of_window_device(device, register));
-                return value.map_or(Answer::NOBODY, Answer::same_deadline);
+                return value.map_or(Answer::NOBODY, Answer::only);
             };
             let mut device = slot.device.lock();
             if !self.map.still_shows(found) {
@@ -256,11 +298,12 @@ impl<H: Host> Bus<H> {
             let Some(device) = device.as_mut() else {
                 return Answer::NOBODY;
             };
-            let value = access.of_device(&mut **device, register);
+            let (value, request) = access.of_device(&mut **device, register);
             let new_deadline = self.look_at_deadline(slot, &mut **device);
             return Answer {
                 value,
                 new_deadline,
+                request: request.map(|request| (number, request)),
             };
         }
     }
@@ -360,6 +403,7 @@ impl<H: Host> Bus<H> {
         for slot in self.used() {
             self.call(slot, |device| device.reset());
         }
+        self.update_all_regions();
     }
 
     /// Saves all devices, in the order of their slots.
@@ -377,7 +421,15 @@ impl<H: Host> Bus<H> {
             self.call(slot, |device| restored = device.restore(from));
             restored?;
         }
+        self.update_all_regions();
         Ok(())
+    }
+}
+
+impl Attached {
+    fn show_on(&mut self, map: &Map) {
+        self.layout.lay_out(&self.regions);
+        map.show(&self.layout);
     }
 }
 

@@ -8,8 +8,10 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-/// The most entries of ports and of memory. Each is some steps more for the models.
-pub(super) const MAX_ENTRIES: usize = if cfg!(loom) { 1 } else { 128 };
+/// The most regions of ports and of memory.
+pub(super) const MAX_REGIONS: usize = if cfg!(loom) { 1 } else { 64 };
+/// The most entries of each. So many regions, of which each may cover a part of others, make no more.
+pub(super) const MAX_ENTRIES: usize = 2 * MAX_REGIONS;
 
 /// A region of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,77 +108,106 @@ impl fmt::Display for AttachError {
 }
 
 /// What belongs to whom, by ascending address.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Layout {
     pub(super) ports: Vec<Entry>,
     pub(super) memory: Vec<Entry>,
 }
 
 impl Layout {
-    /// Lays out `regions`. The last ones are those of the device that an error is about.
-    pub(super) fn new(regions: &[Named]) -> Result<Self, AttachError> {
-        for (number, new) in regions.iter().enumerate() {
-            check_addresses(new)?;
-            let before = regions.get(..number).unwrap_or_default();
-            if let Some(other) = before.iter().find(|other| clash(other, new)) {
-                return Err(AttachError::Overlap {
-                    name: new.name,
-                    region: new.region,
-                    other: other.name,
-                });
-            }
-        }
+    /// One of nothing, with room for all that may come: laying regions out needs no memory.
+    pub(super) fn new() -> Result<Self, NoMemory> {
+        let room = || {
+            let mut entries = Vec::new();
+            let reserved = entries.try_reserve_exact(MAX_ENTRIES);
+            reserved.map(|()| entries).map_err(|_| NoMemory)
+        };
         Ok(Self {
-            ports: entries(regions, Space::Ports)?,
-            memory: entries(regions, Space::Memory)?,
+            ports: room()?,
+            memory: room()?,
         })
+    }
+
+    /// Lays `regions` out. One of higher priority comes first; of two with the same, the one that is named first.
+    pub(super) fn lay_out(&mut self, regions: &[Named]) {
+        self.ports.clear();
+        self.memory.clear();
+        let mut below = None;
+        while let Some(priority) = next_priority(regions, below) {
+            let now = |named: &&Named| named.region.priority == priority && is_answered(named);
+            for named in regions.iter().filter(now) {
+                add(self.entries(named.region.space), named);
+            }
+            below = Some(priority);
+        }
+    }
+
+    fn entries(&mut self, space: Space) -> &mut Vec<Entry> {
+        match space {
+            Space::Ports => &mut self.ports,
+            Space::Memory => &mut self.memory,
+        }
     }
 }
 
-fn check_addresses(named: &Named) -> Result<(), AttachError> {
-    let region = named.region;
-    let end = region.at.checked_add(region.length);
+/// Whether the regions `new` can be attached beside `others`.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check(others: &[Named], new: &[Named]) -> Result<(), AttachError> {
+    for (number, named) in new.iter().enumerate() {
+        let region = named.region;
+        if !has_addresses(&region) {
+            let name = named.name;
+            return Err(AttachError::NoSuchAddresses { name, region });
+        }
+        let before = new.get(..number).unwrap_or_default();
+        let mut all = others.iter().chain(before);
+        if let Some(other) = all.find(|other| clash(other, named)) {
+            return Err(AttachError::Overlap {
+                name: named.name,
+                region,
+                other: other.name,
+            });
+        }
+    }
+    let all = || others.iter().chain(new);
+    let count = |space| all().filter(|named| named.region.space == space).count();
+    match [Space::Ports, Space::Memory].map(count) {
+        counts if counts.iter().all(|count| *count <= MAX_REGIONS) => Ok(()),
+        _ => Err(AttachError::Full),
+    }
+}
+
+fn has_addresses(region: &IoRegion) -> bool {
     let limit = match region.space {
         Space::Ports => 1 << 16,
         Space::Memory => u64::MAX,
     };
-    match end.is_some_and(|end| region.length > 0 && end <= limit) {
-        true => Ok(()),
-        false => Err(AttachError::NoSuchAddresses {
-            name: named.name,
-            region,
-        }),
-    }
+    let end = region.at.checked_add(region.length);
+    end.is_some_and(|end| region.length > 0 && end <= limit)
 }
 
-fn overlap(one: &IoRegion, other: &IoRegion) -> bool {
-    one.space == other.space && one.at < other.end() && other.at < one.end()
+/// A guest may switch a region off, or move it to where there are no addresses.
+fn is_answered(named: &Named) -> bool {
+    named.region.on && has_addresses(&named.region)
 }
 
 fn clash(one: &Named, other: &Named) -> bool {
-    one.region.priority == other.region.priority && overlap(&one.region, &other.region)
+    let (a, b) = (&one.region, &other.region);
+    let overlap = a.space == b.space && a.at < b.end() && b.at < a.end();
+    overlap && a.priority == b.priority && a.on && b.on
 }
 
-/// The entries of one space. Regions of higher priority come first; each takes what those before it left.
-fn entries(regions: &[Named], space: Space) -> Result<Vec<Entry>, AttachError> {
-    let mut wanted: Vec<&Named> = Vec::new();
-    for named in regions.iter().filter(|named| named.region.space == space) {
-        let priority = named.region.priority;
-        let at = wanted.partition_point(|other| other.region.priority >= priority);
-        insert(&mut wanted, at, named)?;
-    }
-    let mut all = Vec::new();
-    for named in wanted {
-        add(&mut all, named)?;
-    }
-    if all.len() > MAX_ENTRIES {
-        return Err(AttachError::Full);
-    }
-    Ok(all)
+/// The highest priority of any region below that one.
+fn next_priority(regions: &[Named], below: Option<u8>) -> Option<u8> {
+    let all = regions.iter().map(|named| named.region.priority);
+    all.filter(|priority| below.is_none_or(|below| *priority < below))
+        .max()
 }
 
-/// Adds what is left of a region.
-fn add(all: &mut Vec<Entry>, named: &Named) -> Result<(), NoMemory> {
+/// Adds what others have left of a region.
+fn add(all: &mut Vec<Entry>, named: &Named) {
     let Named { region, target, .. } = *named;
     let begin = region.at;
     let (mut from, mut index) = (region.at, 0);
@@ -192,20 +223,20 @@ fn add(all: &mut Vec<Entry>, named: &Named) -> Result<(), NoMemory> {
                 begin,
                 target,
             };
-            insert(all, index, entry)?;
+            insert(all, index, entry);
             index = index.wrapping_add(1);
         }
         index = index.wrapping_add(1);
     }
-    Ok(())
 }
 
-fn insert<T>(to: &mut Vec<T>, at: usize, value: T) -> Result<(), NoMemory> {
-    to.try_push(value)?;
-    if let Some(behind) = to.get_mut(at..) {
-        behind.rotate_right(1);
+/// There is room: see [`MAX_ENTRIES`].
+fn insert(to: &mut Vec<Entry>, at: usize, entry: Entry) {
+    if to.len() < MAX_ENTRIES && to.try_push(entry).is_ok() {
+        if let Some(behind) = to.get_mut(at..) {
+            behind.rotate_right(1);
+        }
     }
-    Ok(())
 }
 
 #[cfg(all(test, not(loom)))]
@@ -221,20 +252,27 @@ mod tests {
         }
     }
 
+    fn laid_out(regions: &[Named]) -> Layout {
+        let mut layout = Layout::new().unwrap();
+        layout.lay_out(regions);
+        layout
+    }
+
     #[test]
     fn an_overlap_names_both() {
-        let regions = [
-            named(0, IoRegion::ports(0x3f8, 8)),
-            named(1, IoRegion::ports(0x3ff, 2)),
-        ];
-        let error = Layout::new(&regions).unwrap_err();
+        let one = named(0, IoRegion::ports(0x3f8, 8));
+        let two = IoRegion::ports(0x3ff, 2);
+        let error = check(&[one], &[named(1, two)]).unwrap_err();
         assert_eq!(
             std::format!("{error}"),
             "the device two cannot answer at ports 0x3ff to 0x400: the device one does"
         );
-        // The same numbers of another space are others.
-        let apart = [regions[0], named(1, IoRegion::memory(0x3f8, 8))];
-        assert!(Layout::new(&apart).is_ok());
+        // Its own regions may not overlap either.
+        assert!(check(&[], &[one, named(0, two)]).is_err());
+        // The same numbers of another space are others; and who is switched off is in nobody's way.
+        let apart = named(1, IoRegion::memory(0x3f8, 8));
+        assert_eq!(check(&[one], &[apart]), Ok(()));
+        assert_eq!(check(&[one], &[named(1, two.switched(false))]), Ok(()));
     }
 
     #[test]
@@ -244,52 +282,57 @@ mod tests {
             IoRegion::ports(0xffff, 2),
             IoRegion::memory(u64::MAX, 2),
         ] {
+            let new = named(0, region);
+            let name = "one";
             assert_eq!(
-                Layout::new(&[named(0, region)]).unwrap_err(),
-                AttachError::NoSuchAddresses {
-                    name: "one",
-                    region
-                }
+                check(&[], &[new]),
+                Err(AttachError::NoSuchAddresses { name, region })
             );
+            // If a guest moves a region there, nobody finds it.
+            let layout = laid_out(&[new]);
+            assert!(layout.ports.is_empty() && layout.memory.is_empty());
         }
     }
 
     #[test]
-    fn there_is_an_end_of_entries() {
+    fn there_is_an_end_of_regions() {
         let regions = |count: u16| -> Vec<Named> {
             (0..count)
                 .map(|n| named(n, IoRegion::ports(n * 2, 1)))
                 .collect()
         };
-        assert!(Layout::new(&regions(MAX_ENTRIES as u16)).is_ok());
-        let error = Layout::new(&regions(MAX_ENTRIES as u16 + 1)).unwrap_err();
-        assert_eq!(error, AttachError::Full);
+        let most = regions(MAX_REGIONS as u16);
+        assert_eq!(check(&[], &most), Ok(()));
+        let memory = named(99, IoRegion::memory(0, 1));
+        assert_eq!(check(&most, &[memory]), Ok(()));
+        let port = named(99, IoRegion::ports(0xffff, 1));
+        assert_eq!(check(&most, &[port]), Err(AttachError::Full));
     }
 
     /// Who has an address, found by looking at all regions.
     fn owner(regions: &[Named], at: u64) -> Option<Target> {
         let here = regions
             .iter()
-            .filter(|named| named.region.at <= at && at < named.region.end());
-        let best = here.max_by_key(|named| named.region.priority);
+            .filter(|named| named.region.on && named.region.at <= at && at < named.region.end());
+        // The last one of the best, and so the first.
+        let best = here.rev().max_by_key(|named| named.region.priority);
         best.map(|named| named.target)
     }
 
     proptest! {
         #[test]
-        fn each_address_belongs_to_the_region_of_highest_priority(
-            wanted in prop::collection::vec((0u64..60, 1u64..20, 0u8..3), 0..8),
+        fn each_address_belongs_to_the_first_region_of_highest_priority(
+            wanted in prop::collection::vec((0u64..60, 1u64..20, 0u8..3, any::<bool>()), 0..=MAX_REGIONS),
         ) {
             let mut regions: Vec<Named> = Vec::new();
-            for (slot, (at, length, priority)) in (0..).zip(wanted) {
-                let region = IoRegion { priority, ..IoRegion::memory(at, length) };
+            for (slot, (at, length, priority, on)) in (0..).zip(wanted) {
+                let region = IoRegion { priority, on, ..IoRegion::memory(at, length) };
                 let new = named(slot, region);
-                match regions.iter().any(|other| clash(other, &new)) {
-                    true => prop_assert!(Layout::new(&[&regions[..], &[new]].concat()).is_err()),
-                    false => regions.push(new),
-                }
+                let clashes = regions.iter().any(|other| clash(other, &new));
+                prop_assert_eq!(check(&regions, &[new]).is_err(), clashes);
+                regions.push(new);
             }
-            let layout = Layout::new(&regions).unwrap();
+            let layout = laid_out(&regions);
             prop_assert!(layout.ports.is_empty());
             for pair in layout.memory.windows(2) {
                 prop_assert!(pair[0].range.end <= pair[1].range.start);
@@ -302,6 +345,16 @@ mod tests {
                     prop_assert_eq!(entry.begin, region.region.at);
                 }
             }
+        }
+
+        #[test]
+        fn there_is_room_for_all_entries(
+            wanted in prop::collection::vec((0u64..1000, 1u64..1000, any::<u8>()), MAX_REGIONS),
+        ) {
+            let regions: Vec<Named> = (0..).zip(wanted).map(|(slot, (at, length, priority))| {
+                named(slot, IoRegion { priority, ..IoRegion::memory(at, length) })
+            }).collect();
+            prop_assert!(laid_out(&regions).memory.len() < MAX_ENTRIES);
         }
     }
 }

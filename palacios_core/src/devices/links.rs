@@ -3,8 +3,12 @@
 //! with it.
 #![forbid(unsafe_code)]
 
+use crate::addr::{Gpa, NotRam};
 use crate::alloc_ext::NoMemory;
-use crate::interfaces::{Clock, GuestMemory, InterruptLines, MemoryControl, PowerSink};
+use crate::interfaces::{
+    Clock, DmaMemory, GuestMemory, InterruptLines, MemoryControl, MsiSender, PinError,
+    PinnedMemory, PowerSink,
+};
 use alloc::boxed::Box;
 
 /// Makes the links of a device.
@@ -15,6 +19,10 @@ pub trait Links {
     fn interrupt_lines(&self) -> Result<Box<dyn InterruptLines>, NoMemory>;
     /// Power-off, reset and test exit.
     fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory>;
+    /// Message-signalled interrupts.
+    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory>;
+    /// The guest's memory for transfers of the device's own. Most want a [`Dma`].
+    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory>;
     /// The guest's memory.
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory>;
     /// What is where in the guest's memory.
@@ -27,6 +35,56 @@ pub trait Links {
             number,
             high: false,
         })
+    }
+    /// A device's own way to guest memory, see [`Dma`]. It is closed.
+    fn dma(&self) -> Result<Dma, NoMemory> {
+        Ok(Dma {
+            memory: self.dma_memory()?,
+            open: false,
+        })
+    }
+}
+
+/// A device's own way to guest memory. The guest opens it when it lets the device master the bus.
+pub struct Dma {
+    memory: Box<dyn DmaMemory>,
+    open: bool,
+}
+
+/// Why a transfer was not made, or not wholly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DmaError {
+    /// The device may not master the bus.
+    Closed,
+    /// There is no memory.
+    NotRam(NotRam),
+    /// It cannot be pinned.
+    NotPinned(PinError),
+}
+
+impl Dma {
+    /// Whether the device may transfer.
+    pub fn set_open(&mut self, open: bool) {
+        self.open = open;
+    }
+
+    fn memory(&self) -> Result<&dyn DmaMemory, DmaError> {
+        let memory = self.memory.as_ref();
+        self.open.then_some(memory).ok_or(DmaError::Closed)
+    }
+
+    /// Copies out of guest memory. On an error nothing of `buf` may be used.
+    pub fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), DmaError> {
+        self.memory()?.read(at, buf).map_err(DmaError::NotRam)
+    }
+    /// Copies into guest memory. On an error the first bytes may have been written.
+    pub fn write(&self, at: Gpa, data: &[u8]) -> Result<(), DmaError> {
+        self.memory()?.write(at, data).map_err(DmaError::NotRam)
+    }
+    /// Keeps memory where it is while somebody else transfers, see [`DmaMemory::pin`]. Whoever closes the way lets go of it.
+    pub fn pin(&self, at: Gpa, bytes: u64, write: bool) -> Result<Box<dyn PinnedMemory>, DmaError> {
+        let pinned = self.memory()?.pin(at, bytes, write);
+        pinned.map_err(DmaError::NotPinned)
     }
 }
 

@@ -14,9 +14,12 @@
 //! | 7 | is written: 0, or why it was refused; for a discard how many frames went |
 #![forbid(unsafe_code)]
 
+use super::Request;
 use crate::addr::{Gpa, NotRam};
+use crate::alloc_ext::{NoMemory, TryPush};
 use crate::interfaces::{GuestMemory, MemoryControl};
 use crate::regions::{Change, Region, RegionError, Writes};
+use alloc::vec::Vec;
 
 /// Words of a command.
 const WORDS: usize = 8;
@@ -36,14 +39,35 @@ struct Command {
     count: u64,
 }
 
-/// Does what the command at `at` says. One that is not in guest memory does nothing.
-pub(super) fn command(memory: &dyn GuestMemory, control: &dyn MemoryControl, at: Gpa) {
-    let Ok(command) = read(memory, at) else {
-        return;
-    };
-    let answer = command.run(memory, control);
+/// Does what the command at `at` says. If it changes the regions, that is what to ask for, and [`changed`] goes on with it. One that is not in
+/// guest memory does nothing.
+pub(super) fn command(
+    memory: &dyn GuestMemory,
+    control: &dyn MemoryControl,
+    at: Gpa,
+) -> Option<Request> {
+    let command = read(memory, at).ok()?;
+    match command.changes() {
+        Ok(changes) if changes.is_empty() => {
+            write_answer(memory, at, command.run(memory, control));
+            None
+        }
+        Ok(changes) => Some(Request::Memory { changes, tag: at.0 }),
+        Err(NoMemory) => {
+            changed(memory, at.0, Err(RegionError::NoMemory));
+            None
+        }
+    }
+}
+
+/// Tells the guest how the change went that the command with that tag asked for.
+pub(super) fn changed(memory: &dyn GuestMemory, tag: u64, changed: Result<(), RegionError>) {
+    write_answer(memory, Gpa(tag), number(changed));
+}
+
+fn write_answer(memory: &dyn GuestMemory, at: Gpa, answer: u64) {
     if let Some(to) = at.checked_add(ANSWER) {
-        // Where it was read from it can be written, or the guest took that away meanwhile.
+        // Where the command was read from it can be written, or the guest took that away meanwhile.
         let _ = memory.write(to, &answer.to_le_bytes());
     }
 }
@@ -70,15 +94,29 @@ fn read(memory: &dyn GuestMemory, at: Gpa) -> Result<Command, NotRam> {
 }
 
 impl Command {
-    fn run(&self, memory: &dyn GuestMemory, control: &dyn MemoryControl) -> u64 {
+    /// How it changes the regions, if it does.
+    fn changes(&self) -> Result<Vec<Change>, NoMemory> {
         let hide = Change::Remove {
             at: self.at,
             bytes: self.bytes,
         };
         let show = Change::Add(self.region());
+        let wanted = match self.what {
+            1 => [None, Some(show)],
+            2 => [Some(hide), None],
+            7 => [Some(hide), Some(show)],
+            _ => [None, None],
+        };
+        let mut changes = Vec::new();
+        for change in wanted.into_iter().flatten() {
+            changes.try_push(change)?;
+        }
+        Ok(changes)
+    }
+
+    /// Does what needs no change of the regions.
+    fn run(&self, memory: &dyn GuestMemory, control: &dyn MemoryControl) -> u64 {
         match self.what {
-            1 => answer(control.change(&[show])),
-            2 => answer(control.change(&[hide])),
             3 => control.discard(self.at, self.bytes),
             4 => control.begin_log().map_or(REFUSED, |()| 0),
             5 => self.take_dirty(memory, control).map_or(REFUSED, |()| 0),
@@ -86,7 +124,6 @@ impl Command {
                 control.end_log();
                 0
             }
-            7 => answer(control.change(&[hide, show])),
             _ => REFUSED,
         }
     }
@@ -125,7 +162,7 @@ impl Command {
 const REFUSED: u64 = 100;
 
 /// A number for each reason.
-fn answer(changed: Result<(), RegionError>) -> u64 {
+fn number(changed: Result<(), RegionError>) -> u64 {
     match changed {
         Ok(()) => 0,
         Err(RegionError::Unaligned) => 1,
@@ -159,7 +196,10 @@ mod tests {
             let to = Gpa(at.0 + 8 * n);
             memory.write(to, &word.to_le_bytes()).unwrap();
         }
-        command(memory, machine, at);
+        if let Some(Request::Memory { changes, tag }) = command(memory, machine, at) {
+            machine.changes.borrow_mut().extend(changes);
+            changed(memory, tag, Ok(()));
+        }
         let mut answer = [0; 8];
         memory.read(Gpa(at.0 + ANSWER), &mut answer).unwrap();
         u64::from_le_bytes(answer)
@@ -195,6 +235,6 @@ mod tests {
         assert_eq!(run(&machine, [6, 0, 0, 0, 0, 0, 0]), 0);
         assert_eq!(run(&machine, [99, 0, 0, 0, 0, 0, 0]), REFUSED);
         // Not in memory: nothing happens.
-        command(&machine, &machine, Gpa(u64::MAX - 3));
+        assert!(command(&machine, &machine, Gpa(u64::MAX - 3)).is_none());
     }
 }

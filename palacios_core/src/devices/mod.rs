@@ -28,7 +28,9 @@ pub mod uart;
 
 pub use region::{IoAddress, IoRegion, Space};
 
+use crate::regions::{Change, RegionError};
 use crate::state_io::{StateError, StateReader, StateWriter};
+use alloc::vec::Vec;
 
 /// The far end of a byte-wise device (a serial port, a debug port). Made by the host; never blocks.
 pub trait ByteStream: Send {
@@ -49,13 +51,20 @@ pub trait Device: Send {
     /// Takes back what [`Device::save`] wrote, and drives its lines by it; any byte sequence either is restored or refused.
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError>;
 
-    /// Where it answers. A region's number is its place in this list, which stays as it is.
+    /// Where it answers. A region's number is its place in this list, which keeps its length. One may be switched off, or move:
+    /// then it asks for [`Request::Regions`].
     fn regions(&self) -> &[IoRegion];
     /// A read of `size` bytes at `offset` in a region: 1, 2 or 4 bytes of ports, 1, 2, 4 or 8 of memory. Only that many low bytes
     /// of the answer count. An access to ports may run over the region's end, one to memory does not.
     fn read(&mut self, region: usize, offset: u64, size: u8) -> u64;
     /// A write of the `size` low bytes of `value`.
     fn write(&mut self, region: usize, offset: u64, size: u8, value: u64);
+    /// What is to change in the machine because of a write. Asked after each.
+    fn request(&mut self) -> Option<Request> {
+        None
+    }
+    /// Memory was changed as [`Request::Memory`] with that tag had asked for, or was not.
+    fn memory_changed(&mut self, _tag: u64, _changed: Result<(), RegionError>) {}
 
     /// Timed work, if it has any.
     fn timed(&mut self) -> Option<&mut dyn Timed> {
@@ -65,6 +74,20 @@ pub trait Device: Send {
     fn input(&mut self) -> Option<&mut dyn Input> {
         None
     }
+}
+
+/// A change of the machine that a device asks for. It is made before the guest goes on, and when nobody holds the device's lock.
+#[derive(Debug)]
+pub enum Request {
+    /// Its regions are others than before.
+    Regions,
+    /// What is where in the guest's memory: all of this at once, or nothing. [`Device::memory_changed`] says which.
+    Memory {
+        /// The changes, in their order.
+        changes: Vec<Change>,
+        /// What the device knows the request by.
+        tag: u64,
+    },
 }
 
 /// A device that never sleeps and takes no lock that does: it is called in the window, with the guest's registers loaded. It is there as

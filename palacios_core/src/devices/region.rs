@@ -22,8 +22,11 @@ pub struct IoRegion {
     pub at: u64,
     /// How many, from 1 on.
     pub length: u64,
-    /// Of two regions that overlap, the one with the higher number answers. Two with the same number may not overlap.
+    /// Of two regions that overlap, the one with the higher number answers. With the same number none is attached over another; if
+    /// the guest moves one there, the device answers that was attached first.
     pub priority: u8,
+    /// The device answers there now.
+    pub on: bool,
 }
 
 impl IoRegion {
@@ -34,6 +37,7 @@ impl IoRegion {
             at: at as u64,
             length: count as u64,
             priority: 0,
+            on: true,
         }
     }
     /// `bytes` of memory from `at` on.
@@ -43,6 +47,7 @@ impl IoRegion {
             at,
             length: bytes,
             priority: 0,
+            on: true,
         }
     }
     /// It answers in place of those that a PC has there.
@@ -51,6 +56,14 @@ impl IoRegion {
             priority: 1,
             ..self
         }
+    }
+    /// The device answers there, or not.
+    pub const fn switched(self, on: bool) -> Self {
+        Self { on, ..self }
+    }
+    /// The same region at another first address.
+    pub const fn moved_to(self, at: u64) -> Self {
+        Self { at, ..self }
     }
     /// The address behind the last one.
     pub const fn end(&self) -> u64 {

@@ -12,10 +12,11 @@
 #![forbid(unsafe_code)]
 
 use super::links::{Line, Links};
-use super::{memory_commands, read_bytewise, write_bytewise, Device, IoRegion};
+use super::{memory_commands, read_bytewise, write_bytewise, Device, IoRegion, Request};
 use crate::addr::Gpa;
 use crate::alloc_ext::{try_vec, NoMemory, TryPush};
 use crate::interfaces::{GuestMemory, MemoryControl};
+use crate::regions::RegionError;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -88,6 +89,8 @@ pub struct TestDevice {
     /// By their numbers.
     lines: Vec<Line>,
     state: State,
+    /// What a command asks for.
+    request: Option<Request>,
 }
 
 impl TestDevice {
@@ -102,6 +105,7 @@ impl TestDevice {
             memory_control: links.memory_control()?,
             lines,
             state: State::new()?,
+            request: None,
         })
     }
 
@@ -170,7 +174,7 @@ impl Device for TestDevice {
             }
             MEMORY_COMMAND if offset == 0 && size == 4 => {
                 let (memory, control) = (self.guest_memory.as_ref(), self.memory_control.as_ref());
-                memory_commands::command(memory, control, at);
+                self.request = memory_commands::command(memory, control, at);
             }
             MEMORY => {
                 let bytes = state.memory_at(offset, size).iter_mut();
@@ -180,6 +184,14 @@ impl Device for TestDevice {
             }
             _ => {}
         }
+    }
+
+    fn request(&mut self) -> Option<Request> {
+        self.request.take()
+    }
+
+    fn memory_changed(&mut self, tag: u64, changed: Result<(), RegionError>) {
+        memory_commands::changed(self.guest_memory.as_ref(), tag, changed);
     }
 }
 

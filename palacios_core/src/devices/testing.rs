@@ -3,13 +3,14 @@
 #![forbid(unsafe_code)]
 
 use super::links::Links;
-use super::{ByteStream, Device, IoRegion, Space};
-use crate::addr::{Gpa, NotRam, PAGE_SIZE};
+use super::{ByteStream, Device, IoRegion, Request, Space};
+use crate::addr::{Gpa, Hpa, NotRam, PAGE_SIZE};
 use crate::alloc_ext::NoMemory;
 use crate::interfaces::{
-    Clock, GuestMemory, InterruptLines, LogError, MemoryControl, PowerRequest, PowerSink,
+    Clock, DmaMemory, GuestMemory, InterruptLines, LogError, MemoryControl, Msi, MsiSender,
+    PinError, PinnedMemory, PowerRequest, PowerSink,
 };
-use crate::regions::{Change, RegionError};
+use crate::regions::Change;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use std::boxed::Box;
 use std::collections::VecDeque;
@@ -74,6 +75,10 @@ pub struct TestMachine {
     pub logs: Shared<bool>,
     /// Power requests, in order.
     pub power: Shared<Vec<PowerRequest>>,
+    /// Message-signalled interrupts, in order.
+    pub msis: Shared<Vec<Msi>>,
+    /// Pins of guest memory that are held.
+    pub pins: Shared<usize>,
     /// Guest RAM, from address 0.
     pub ram: Shared<Vec<u8>>,
 }
@@ -129,8 +134,9 @@ impl TestMachine {
     }
     /// The device's region that an access at `at` goes to, and the offset in it.
     fn find(device: &dyn Device, space: Space, at: u64) -> Option<(usize, u64)> {
-        let here =
-            |region: &IoRegion| region.space == space && region.at <= at && at < region.end();
+        let here = |region: &IoRegion| {
+            region.on && region.space == space && region.at <= at && at < region.end()
+        };
         let number = device.regions().iter().position(here)?;
         let region = device.regions().get(number)?;
         Some((number, at - region.at))
@@ -147,6 +153,14 @@ impl TestMachine {
     pub fn write(&self, device: &mut dyn Device, space: Space, at: u64, size: u8, value: u64) {
         if let Some((region, offset)) = Self::find(device, space, at) {
             device.write(region, offset, size, value);
+            self.grant(device);
+        }
+    }
+    /// Changes the machine as a device asks.
+    fn grant(&self, device: &mut dyn Device) {
+        if let Some(Request::Memory { changes, tag }) = device.request() {
+            self.changes.borrow_mut().extend(changes);
+            device.memory_changed(tag, Ok(()));
         }
     }
     /// Reads a port.
@@ -175,6 +189,12 @@ impl Links for TestMachine {
         Ok(Box::new(self.clone()))
     }
     fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
+        Ok(Box::new(self.clone()))
+    }
+    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory> {
+        Ok(Box::new(self.clone()))
+    }
+    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory> {
         Ok(Box::new(self.clone()))
     }
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
@@ -212,10 +232,6 @@ impl MemoryControl for TestMachine {
     fn forget(&self, at: Gpa) {
         self.forgotten.borrow_mut().push(at);
     }
-    fn change(&self, changes: &[Change]) -> Result<(), RegionError> {
-        self.changes.borrow_mut().extend(changes);
-        Ok(())
-    }
     fn discard(&self, _at: Gpa, bytes: u64) -> u64 {
         bytes / PAGE_SIZE
     }
@@ -230,6 +246,45 @@ impl MemoryControl for TestMachine {
     }
     fn end_log(&self) {
         self.logs.set(false);
+    }
+}
+
+impl MsiSender for TestMachine {
+    fn send(&self, msi: Msi) {
+        self.msis.borrow_mut().push(msi);
+    }
+}
+
+impl DmaMemory for TestMachine {
+    fn pin(&self, at: Gpa, bytes: u64, _write: bool) -> Result<Box<dyn PinnedMemory>, PinError> {
+        let ram = self.ram.borrow().len() as u64;
+        match at.0.checked_add(bytes) {
+            Some(end) if end <= ram => {}
+            _ => return Err(PinError::NotMemory(at)),
+        }
+        let pins = self.pins.clone();
+        let now = pins.get().saturating_add(1);
+        pins.set(now);
+        Ok(Box::new(TestPin { at, bytes, pins }))
+    }
+}
+
+/// A pin of a [`TestMachine`]'s, whose memory the host has where the guest has it.
+struct TestPin {
+    at: Gpa,
+    bytes: u64,
+    pins: Shared<usize>,
+}
+
+impl PinnedMemory for TestPin {
+    fn pieces(&self, piece: &mut dyn FnMut(Hpa, u64)) {
+        piece(Hpa(self.at.0), self.bytes);
+    }
+}
+
+impl Drop for TestPin {
+    fn drop(&mut self) {
+        self.pins.set(self.pins.get() - 1);
     }
 }
 

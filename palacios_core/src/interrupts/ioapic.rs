@@ -43,12 +43,7 @@ impl Entry {
         self.0 as u8
     }
     const fn destination(self) -> Destination {
-        let id = (self.0 >> 56) as u32;
-        match (self.has(Self::LOGICAL), id) {
-            (true, _) => Destination::Logical(id),
-            (false, 0xff) => Destination::All,
-            (false, _) => Destination::Physical(id),
-        }
+        Destination::of_byte((self.0 >> 56) as u8, self.has(Self::LOGICAL))
     }
     const fn delivery(self) -> Option<Delivery> {
         match Delivery::of_register(self.0 as u32) {

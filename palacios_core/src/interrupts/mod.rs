@@ -10,6 +10,7 @@ pub mod chipset;
 pub mod destination;
 pub mod ioapic;
 pub mod lapic;
+pub mod msi;
 pub mod pending;
 pub mod pic;
 #[cfg(any(test, feature = "test-support"))]
@@ -67,6 +68,17 @@ pub enum Destination {
     All,
     /// Everybody but the sender.
     Others,
+}
+
+impl Destination {
+    /// The destination of an I/O APIC's entry and of an MSI: a byte, logical or not.
+    pub const fn of_byte(id: u8, logical: bool) -> Self {
+        match (logical, id) {
+            (true, _) => Self::Logical(id as u32),
+            (false, 0xff) => Self::All,
+            (false, _) => Self::Physical(id as u32),
+        }
+    }
 }
 
 /// An interrupt message, from an IPI, the I/O APIC or an MSI.

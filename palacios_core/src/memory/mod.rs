@@ -36,7 +36,7 @@ mod words;
 
 pub use access::Resident;
 pub use page_set::PAGES_PER_WORD;
-pub use pin::{Pin, PinError};
+pub use pin::Pin;
 pub use watched::WriteWatcher;
 
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};

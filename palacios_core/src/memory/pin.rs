@@ -5,38 +5,12 @@ use super::frame_word::Refused;
 use super::Memory;
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::host::Host;
-use core::fmt;
-use core::ops::Range;
+use crate::interfaces::PinError;
+use core::ops::{Deref, Range};
 
-/// Why memory cannot be pinned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PinError {
-    /// At this address is no memory, or none that takes writes.
-    NotMemory(Gpa),
-    /// The range crosses from one region to another, or the region changed just now.
-    CrossesRegions,
-    /// The memory there is pinned as often as can be counted.
-    TooMany,
-    /// The host has no memory for it.
-    NoMemory,
-}
-
-impl fmt::Display for PinError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotMemory(at) => write!(f, "no guest memory at {at} that a device can use so"),
-            Self::CrossesRegions => {
-                f.write_str("the range crosses from one region of guest memory to another")
-            }
-            Self::TooMany => f.write_str("too many transfers use this guest memory at once"),
-            Self::NoMemory => f.write_str("the host has no memory for the guest"),
-        }
-    }
-}
-
-/// Guest memory that stays where it is until this is dropped. What is written through it is dirty then.
-pub struct Pin<'a, H: Host> {
-    memory: &'a Memory<H>,
+/// Guest memory that stays where it is until this is dropped. What is written through it is dirty then. `M` is what leads to the VM's memory.
+pub struct Pin<H: Host, M: Deref<Target = Memory<H>>> {
+    memory: M,
     /// Where it begins in its first page.
     offset: u64,
     bytes: u64,
@@ -44,10 +18,10 @@ pub struct Pin<'a, H: Host> {
     write: bool,
 }
 
-impl<H: Host> Memory<H> {
+impl<H: Host, M: Deref<Target = Memory<H>>> Pin<H, M> {
     /// Keeps the frames behind `bytes` at `gpa` where they are, for a device that reads, or writes. Sleeps.
-    pub fn pin(&self, gpa: Gpa, bytes: u64, write: bool) -> Result<Pin<'_, H>, PinError> {
-        let region = self.region(gpa).ok_or(PinError::NotMemory(gpa))?;
+    pub fn new(memory: M, gpa: Gpa, bytes: u64, write: bool) -> Result<Self, PinError> {
+        let region = memory.region(gpa).ok_or(PinError::NotMemory(gpa))?;
         let left = region.range().end.wrapping_sub(gpa.0);
         if bytes > left {
             return Err(PinError::CrossesRegions);
@@ -58,8 +32,8 @@ impl<H: Host> Memory<H> {
         };
         let first = page.ok_or(PinError::NotMemory(gpa))?;
         let pages = gpa.page_offset().saturating_add(bytes).div_ceil(PAGE_SIZE);
-        let mut pin = Pin {
-            memory: self,
+        let mut pin = Self {
+            memory,
             offset: gpa.page_offset(),
             bytes,
             pages: first..first,
@@ -67,16 +41,18 @@ impl<H: Host> Memory<H> {
         };
         while pin.pages.end < first.saturating_add(pages) {
             // If it fails, what is pinned so far is let go.
-            pin.pages.end = self.pin_frame(pin.pages.end)?;
+            pin.pages.end = pin.memory.pin_frame(pin.pages.end)?;
         }
         pin.pages.end = first.saturating_add(pages);
         // Else the pages may have been given to another region meanwhile.
-        match self.region(gpa) == Some(region) {
+        match pin.memory.region(gpa) == Some(region) {
             true => Ok(pin),
             false => Err(PinError::CrossesRegions),
         }
     }
+}
 
+impl<H: Host> Memory<H> {
     /// Pins the frame of a page; returns the first page behind that frame.
     fn pin_frame(&self, page: u64) -> Result<u64, PinError> {
         loop {
@@ -91,7 +67,7 @@ impl<H: Host> Memory<H> {
     }
 }
 
-impl<H: Host> Pin<'_, H> {
+impl<H: Host, M: Deref<Target = Memory<H>>> Pin<H, M> {
     /// Its pieces, each in one page: where it is, and how many bytes.
     pub fn pieces(&self) -> impl Iterator<Item = (Hpa, u64)> + '_ {
         let (mut offset, mut left) = (self.offset, self.bytes);
@@ -110,7 +86,7 @@ impl<H: Host> Pin<'_, H> {
     }
 }
 
-impl<H: Host> Drop for Pin<'_, H> {
+impl<H: Host, M: Deref<Target = Memory<H>>> Drop for Pin<H, M> {
     fn drop(&mut self) {
         let mut page = self.pages.start;
         while let Some(slot) = self.memory.frames.first_frame(&(page..self.pages.end)) {

@@ -63,6 +63,11 @@ impl<H: Host> Board<H> {
         self.with_memory(|memory, flush| memory.fault(gpa, access, flush))
     }
 
+    /// Changes what is where in the guest's memory, until the machine is reset.
+    pub(super) fn change(&self, changes: &[Change]) -> Result<(), RegionError> {
+        self.with_memory(|memory, flush| memory.change_until_reset(changes, flush))
+    }
+
     /// Does something to the memory that has to wait for vCPUs to flush.
     pub(super) fn with_memory<R>(&self, act: impl FnOnce(&Memory<H>, &dyn Fn()) -> R) -> R {
         act(&self.memory, &|| self.wait_for_flush())
@@ -80,9 +85,6 @@ impl<H: Host> Board<H> {
 impl<H: Host> MemoryControl for Board<H> {
     fn forget(&self, at: Gpa) {
         self.with_memory(|memory, flush| memory.revoke(at.page(), PAGE_SIZE, flush));
-    }
-    fn change(&self, changes: &[Change]) -> Result<(), RegionError> {
-        self.with_memory(|memory, flush| memory.change_until_reset(changes, flush))
     }
     fn discard(&self, at: Gpa, bytes: u64) -> u64 {
         self.with_memory(|memory, flush| memory.discard(at, bytes, flush))

@@ -6,8 +6,8 @@
 #![forbid(unsafe_code)]
 
 use super::shared::VmShared;
-use crate::devices::bus::Found;
-use crate::devices::IoAddress;
+use crate::devices::bus::{Found, SlotNumber};
+use crate::devices::{IoAddress, Request};
 use crate::host::Host;
 use crate::interrupts::pending::Events;
 
@@ -21,8 +21,24 @@ impl<H: Host> VmShared<H> {
 
     /// A write by vCPU `from` of the low bytes of `value`. Lost where nobody answers.
     pub(crate) fn io_write(&self, from: u32, last: &mut Option<Found>, at: IoAddress, value: u64) {
-        let new_deadline = self.bus.write(last, at, value);
-        self.tell_of_deadline(Some(from), new_deadline);
+        let answer = self.bus.write(last, at, value);
+        self.tell_of_deadline(Some(from), answer.new_deadline);
+        if let Some((device, request)) = answer.request {
+            self.grant(Some(from), device, request);
+        }
+    }
+
+    /// Changes the machine as a device asks. `from` is the vCPU that called it.
+    #[cold]
+    fn grant(&self, from: Option<u32>, device: SlotNumber, request: Request) {
+        match request {
+            Request::Regions => self.bus.update_regions(device),
+            Request::Memory { changes, tag } => {
+                let changed = self.board.change(&changes);
+                let new_deadline = self.bus.memory_changed(device, tag, changed);
+                self.tell_of_deadline(from, new_deadline);
+            }
+        }
     }
 
     /// Tells the first vCPU, which keeps the devices' time, that the earliest deadline may have changed. `from` is the vCPU that

@@ -3,17 +3,21 @@
 #![forbid(unsafe_code)]
 
 use super::board::Board;
-use crate::addr::{Gpa, NotRam};
+use crate::addr::{Gpa, Hpa, NotRam};
 use crate::alloc_ext::{try_box, NoMemory};
 use crate::devices::links::Links;
 use crate::devices::{IoRegion, WindowDevice};
 use crate::host::Host;
 use crate::interfaces::{
-    Clock, GuestMemory, InterruptLines, LogError, MemoryControl, PowerRequest, PowerSink,
+    Clock, DmaMemory, GuestMemory, InterruptLines, LogError, MemoryControl, Msi, MsiSender,
+    PinError, PinnedMemory, PowerRequest, PowerSink,
 };
 use crate::interrupts::chipset;
-use crate::regions::{Change, RegionError};
+use crate::interrupts::msi;
+use crate::interrupts::MessageSink;
+use crate::memory::{Memory, Pin};
 use alloc::boxed::Box;
+use core::ops::Deref;
 
 /// A reference to the board, which a device holds as one or another of its links.
 pub(super) struct BoardLink<H: Host>(pub(super) H::Shared<Board<H>>);
@@ -32,6 +36,12 @@ impl<H: Host> Links for BoardLink<H> {
         Ok(self.boxed()?)
     }
     fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
+        Ok(self.boxed()?)
+    }
+    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory> {
+        Ok(self.boxed()?)
+    }
+    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory> {
         Ok(self.boxed()?)
     }
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
@@ -98,12 +108,44 @@ impl<H: Host> GuestMemory for BoardLink<H> {
     }
 }
 
+impl<H: Host> MsiSender for BoardLink<H> {
+    fn send(&self, msi: Msi) {
+        if let Some(message) = msi::message(msi) {
+            self.0.send(None, message);
+        }
+    }
+}
+
+/// Leads to the memory on the board.
+struct BoardMemory<H: Host>(H::Shared<Board<H>>);
+
+impl<H: Host> Deref for BoardMemory<H> {
+    type Target = Memory<H>;
+    fn deref(&self) -> &Memory<H> {
+        self.0.memory()
+    }
+}
+
+impl<H: Host> DmaMemory for BoardLink<H> {
+    fn pin(&self, at: Gpa, bytes: u64, write: bool) -> Result<Box<dyn PinnedMemory>, PinError> {
+        let memory = BoardMemory::<H>(self.0.clone());
+        let pin = Pin::new(memory, at, bytes, write)?;
+        let pin = try_box(pin).map_err(|NoMemory| PinError::NoMemory)?;
+        Ok(pin)
+    }
+}
+
+impl<H: Host> PinnedMemory for Pin<H, BoardMemory<H>> {
+    fn pieces(&self, piece: &mut dyn FnMut(Hpa, u64)) {
+        for (at, bytes) in Pin::pieces(self) {
+            piece(at, bytes);
+        }
+    }
+}
+
 impl<H: Host> MemoryControl for BoardLink<H> {
     fn forget(&self, at: Gpa) {
         self.0.forget(at);
-    }
-    fn change(&self, changes: &[Change]) -> Result<(), RegionError> {
-        self.0.change(changes)
     }
     fn discard(&self, at: Gpa, bytes: u64) -> u64 {
         self.0.discard(at, bytes)

@@ -5,7 +5,8 @@ use palacios_core::addr::{Gpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{CpuId, Host, NoMemory, PageSize, Thread};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::nested::Format;
-use palacios_core::memory::{FaultError, Memory, PinError};
+use palacios_core::interfaces::PinError;
+use palacios_core::memory::{FaultError, Memory, Pin};
 use palacios_core::ram::{RamLayout, HIGH_RAM, LOW_RAM_END};
 use palacios_core::regions::{Change, Region, Writes};
 use palacios_testing::host::{LargePages, TestRam};
@@ -347,7 +348,7 @@ fn a_pin_outlives_a_revocation() {
             let at = Gpa(2 * LARGE - 12);
             memory.write(at, b"pinned over a page").unwrap();
             memory.write(Gpa(0), b"gone").unwrap();
-            let pin = memory.pin(at, 18, false).unwrap();
+            let pin = Pin::new(memory, at, 18, false).unwrap();
             let pieces = || pin.pieces().collect::<Vec<_>>();
             let before = pieces();
             assert_eq!(
@@ -372,7 +373,7 @@ fn a_pin_outlives_a_revocation() {
 fn pins_have_bounds() {
     let bytes = LOW_RAM_END + LARGE;
     with_memory(LargePages::Sometimes, bytes, |memory, _| {
-        let refused = |gpa, bytes, write| memory.pin(Gpa(gpa), bytes, write).err().unwrap();
+        let refused = |gpa, bytes, write| Pin::new(memory, Gpa(gpa), bytes, write).err().unwrap();
         assert_eq!(
             refused(LOW_RAM_END, 1, false),
             PinError::NotMemory(Gpa(LOW_RAM_END))
@@ -392,8 +393,8 @@ fn pins_have_bounds() {
             refused(LOW_RAM_END, 1, true),
             PinError::NotMemory(Gpa(LOW_RAM_END))
         );
-        assert!(memory.pin(Gpa(LOW_RAM_END), 1, false).is_ok());
-        let pins = std::iter::from_fn(|| memory.pin(Gpa(8), 8, false).ok());
+        assert!(Pin::new(memory, Gpa(LOW_RAM_END), 1, false).is_ok());
+        let pins = std::iter::from_fn(|| Pin::new(memory, Gpa(8), 8, false).ok());
         let pins = pins.collect::<Vec<_>>();
         assert_eq!(
             (pins.len(), refused(8, 8, false)),
@@ -408,7 +409,7 @@ fn pins_have_bounds() {
         let taken = memory.revoke(Gpa(0), u64::MAX, &|| ());
         assert!(taken > 0);
         assert_eq!(memory.resident_bytes(), 0);
-        assert_eq!(memory.pin(Gpa(0), 0, true).unwrap().pieces().count(), 0);
+        assert_eq!(Pin::new(memory, Gpa(0), 0, true).unwrap().pieces().count(), 0);
     });
 }
 

@@ -5,7 +5,7 @@ use palacios_core::addr::{Gpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{CpuId, Host, Thread};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::walk::AccessKind;
-use palacios_core::memory::{Memory, WriteWatcher};
+use palacios_core::memory::{Memory, WriteWatcher, Pin};
 use palacios_core::ram::RamLayout;
 use palacios_testing::host::LargePages;
 use palacios_testing::{formats, heap, map_page, Config, TestHost};
@@ -51,7 +51,7 @@ fn each_kind_of_write_is_told_once() {
             let write: [&dyn Fn(u64); 4] = [
                 &|page| memory.write(at(page), &[1]).unwrap(),
                 &|page| assert!(memory.compare_exchange(at(page), 8, 1, 1).unwrap()),
-                &|page| drop(memory.pin(at(page), 8, true).unwrap()),
+                &|page| drop(Pin::new(&memory, at(page), 8, true).unwrap()),
                 &|page| {
                     map_page(&memory, at(page)).unwrap();
                 },
@@ -65,7 +65,7 @@ fn each_kind_of_write_is_told_once() {
                 memory.watch(page, &|| ()).unwrap();
                 memory.fault(at(page), AccessKind::Read, &|| ()).unwrap();
                 memory.read(at(page), &mut [0]).unwrap();
-                drop(memory.pin(at(page), 8, false).unwrap());
+                drop(Pin::new(&memory, at(page), 8, false).unwrap());
                 map_page(&memory, at(page + 1)).unwrap();
                 memory.write(at(page - 1), &[1]).unwrap();
                 assert_eq!(told.take(), []);

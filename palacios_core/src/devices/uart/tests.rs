@@ -4,7 +4,9 @@
 use super::*;
 use crate::devices::testing::{assert_restores, assert_survives, saved};
 use crate::devices::testing::{Shared, TestMachine, TestStream};
-use crate::interfaces::{GuestMemory, InterruptLines, MemoryControl, PowerSink};
+use crate::interfaces::{
+    DmaMemory, GuestMemory, InterruptLines, MemoryControl, MsiSender, PowerSink,
+};
 use crate::interrupts::chipset::{self, Chipset};
 use crate::interrupts::{Message, MessageSink};
 use proptest::prelude::*;
@@ -258,6 +260,12 @@ impl Links for SharedLine {
     }
     fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
         self.machine.power()
+    }
+    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory> {
+        self.machine.msi()
+    }
+    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory> {
+        self.machine.dma_memory()
     }
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
         self.machine.memory()
