@@ -57,7 +57,8 @@ pub(crate) fn reason(why: StopReason) -> (u32, u32) {
         StopReason::MachineCheck
         | StopReason::HostGone
         | StopReason::HostTaken
-        | StopReason::ResetFailed => abi::V3_REASON_HOST_ERROR,
+        | StopReason::ResetFailed
+        | StopReason::NeverRests(_) => abi::V3_REASON_HOST_ERROR,
     };
     (reason, 0)
 }

@@ -20,9 +20,11 @@ fn class(of: LockClass) -> (&'static CStr, Pin<&'static LockClassKey>) {
         LockClass::VmControl => (c"v3vee_vm_control", static_lock_class!()),
         LockClass::VcpuSlot => (c"v3vee_vcpu_slot", static_lock_class!()),
         LockClass::VmState => (c"v3vee_vm_state", static_lock_class!()),
+        LockClass::Worker => (c"v3vee_worker", static_lock_class!()),
         LockClass::BusMap => (c"v3vee_bus_map", static_lock_class!()),
         LockClass::BusSlot => (c"v3vee_bus_slot", static_lock_class!()),
         LockClass::GuestRam => (c"v3vee_guest_ram", static_lock_class!()),
+        LockClass::SlotWorker => (c"v3vee_slot_worker", static_lock_class!()),
         LockClass::Chipset => (c"v3vee_chipset", static_lock_class!()),
     }
 }

@@ -18,7 +18,7 @@ pub struct CpuId(pub u32);
 
 /// An operating system that embeds the VMM. A clone is another handle to the same host.
 pub trait Host: Clone + Send + Sync + 'static {
-    /// A vCPU's thread.
+    /// A thread of a vCPU or of a worker.
     type Thread: Thread;
     /// Gives the frames behind guest RAM.
     type Ram: GuestRam;
@@ -88,7 +88,7 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     // Threads and locks
 
-    /// Makes the thread of a vCPU, not yet running; `cpu` pins it. *Thread.*
+    /// Makes a thread, not yet running, that belongs to nobody who calls this; `cpu` pins it. *Thread.*
     fn thread(
         &self,
         name: fmt::Arguments<'_>,
@@ -165,6 +165,8 @@ pub trait Lock<T>: Send + Sync {
 pub enum LockClass {
     /// A VM's launch and the like, one at a time (mutex).
     VmControl,
+    /// The work of a device's worker, held over each step (mutex).
+    Worker,
     /// What is attached to a VM's buses, held over changes (mutex).
     BusMap,
     /// A device's bus slot (mutex).
@@ -175,16 +177,18 @@ pub enum LockClass {
     VmState,
     /// What is where in a VM's memory, held over changes and revocations (mutex).
     GuestRam,
+    /// Which worker a bus slot has (spin lock).
+    SlotWorker,
     /// The VM's interrupt controllers (spin lock).
     Chipset,
 }
 
 impl LockClass {
     /// How many there are.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 9;
 }
 
-/// A vCPU's thread. It exists before it runs and after it ended, and others may call it throughout. The thread may drop
+/// A thread of the VMM's: a vCPU's, or a worker's. It exists before it runs and after it ended, and others may call it throughout. The thread may drop
 /// this itself; it then goes on to the end of its body.
 pub trait Thread: Send + Sync {
     /// Starts it at `body`. Again only after [`Thread::join`]. *Thread.*

@@ -39,4 +39,5 @@ pub mod stats;
 mod multiboot_oracle;
 pub mod vcpu;
 pub mod vm;
+pub mod worker;
 pub mod xsave;

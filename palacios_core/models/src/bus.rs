@@ -19,7 +19,11 @@ fn layout(slot: u16) -> Layout {
     let named = Named {
         name: "device",
         region: IoRegion::memory(AT - u64::from(slot), 100),
-        target: Target { slot, region: 0 },
+        target: Target {
+            slot,
+            region: 0,
+            doorbell: false,
+        },
     };
     let mut layout = Layout::new().unwrap();
     layout.lay_out(&[named]);

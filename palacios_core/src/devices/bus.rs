@@ -10,6 +10,10 @@
 //! behind that, nobody calls it.
 #![forbid(unsafe_code)]
 
+mod deadlines;
+mod workers;
+
+use super::doorbell::Doorbells;
 use super::layout::{self, AttachError, Layout, Named, Target};
 pub use super::map::Found;
 use super::map::Map;
@@ -18,6 +22,7 @@ use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass, NoMemory};
 use crate::regions::RegionError;
 use crate::state_io::{StateError, StateReader, StateWriter};
+use crate::worker::Worker;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -32,6 +37,9 @@ struct Slot<H: Host> {
     device: H::Mutex<Option<Box<dyn Device>>>,
     /// Mirror of the device's own, readable without its lock.
     deadline_ns: AtomicU64,
+    doorbells: Doorbells,
+    /// Who steps the device's work, if it has any.
+    worker: H::SpinLock<Option<Worker<H>>>,
 }
 
 /// The slot of a device on a bus.
@@ -68,6 +76,8 @@ struct Attached {
     regions: Vec<Named>,
     /// Where they are laid out.
     layout: Layout,
+    /// Workers are not at rest.
+    works: bool,
 }
 
 /// What a device answered to an access.
@@ -140,6 +150,8 @@ impl<H: Host> Bus<H> {
             slots.try_push(Slot {
                 device: host.mutex(LockClass::BusSlot, None)?,
                 deadline_ns: AtomicU64::new(NEVER),
+                doorbells: Doorbells::new(),
+                worker: host.spin_lock(LockClass::SlotWorker, None)?,
             })?;
         }
         let mut regions = Vec::new();
@@ -154,6 +166,7 @@ impl<H: Host> Bus<H> {
             slots: 0,
             regions,
             layout: Layout::new()?,
+            works: false,
         };
         attached.show_on(&map);
         Ok(Self {
@@ -193,18 +206,26 @@ impl<H: Host> Bus<H> {
         Ok(number)
     }
 
-    /// Takes a device out of its slot. Nobody calls it any more. `None`: there is none. *Thread.*
+    /// Takes a device out of its slot: first no access finds it any more, then its worker ends, then it leaves. Behind that nobody calls it.
+    /// `None`: there is none. *Thread*, one caller at a time for a slot.
     pub fn detach(&self, number: SlotNumber) -> Option<Box<dyn Device>> {
-        let mut attached = self.attached.lock();
-        let others = |named: &Named| named.target.slot != number.0;
-        attached.regions.retain(others);
-        attached.show_on(&self.map);
-        attached.slots &= !number.bit();
         let slot = self.slot(number)?;
-        let device = slot.device.lock().take();
+        {
+            let mut attached = self.attached.lock();
+            let others = |named: &Named| named.target.slot != number.0;
+            attached.regions.retain(others);
+            attached.show_on(&self.map);
+        }
+        let worker = slot.worker.lock().take();
+        if let Some(worker) = worker {
+            worker.end();
+        }
+        let device = slot.device.lock().take()?;
         slot.deadline_ns.store(NEVER, Ordering::Relaxed);
+        slot.doorbells.take();
         self.find_earliest();
-        device
+        self.attached.lock().slots &= !number.bit();
+        Some(device)
     }
 
     /// Has the map show the regions of a device as they are now. *Thread.*
@@ -263,10 +284,21 @@ impl<H: Host> Bus<H> {
         self.access(last, at, Access::Write(value))
     }
 
-    /// Whether an access goes to a device that is called in the window. *Any.*
+    /// Whether an access is answered without a lock that sleeps: by a device that is called in the window, or as a doorbell. *Any.*
     pub fn answers_in_window(&self, last: &mut Option<Found>, at: IoAddress) -> bool {
-        let found = self.map.find(last, at);
-        found.is_some_and(|found| self.window_device(found.target()).is_some())
+        let target = self.map.find(last, at).map(Found::target);
+        target.is_some_and(|target| target.doorbell || usize::from(target.slot) >= MAX_DEVICES)
+    }
+
+    /// A write to a doorbell.
+    fn ring(&self, target: Target) {
+        if let Some(slot) = self.slots.get(usize::from(target.slot)) {
+            if slot.doorbells.ring(target.region) {
+                if let Some(worker) = &*slot.worker.lock() {
+                    worker.wake();
+                }
+            }
+        }
     }
 
     fn window_device(&self, target: Target) -> Option<&dyn WindowDevice> {
@@ -279,7 +311,14 @@ impl<H: Host> Bus<H> {
             let Some(found) = self.map.find(last, at) else {
                 return Answer::NOBODY;
             };
-            let Target { slot, region } = found.target();
+            let target = found.target();
+            if target.doorbell {
+                if let Access::Write(_) = access {
+                    self.ring(target);
+                }
+                return Answer::NOBODY;
+            }
+            let Target { slot, region, .. } = target;
             let register = Register {
                 region: region.into(),
                 offset: found.offset(at),
@@ -287,7 +326,7 @@ impl<H: Host> Bus<H> {
             };
             let number = SlotNumber(slot);
             let Some(slot) = self.slot(number) else {
-                let device = self.window_device(found.target());
+                let device = self.window_device(target);
                 let value = device.map(|device| access.of_window_device(device, register));
                 return value.map_or(Answer::NOBODY, Answer::only);
             };
@@ -312,65 +351,6 @@ impl<H: Host> Bus<H> {
     fn used(&self) -> &[Slot<H>] {
         let used = self.used.load(Ordering::Relaxed);
         self.slots.get(..used).unwrap_or_default()
-    }
-
-    /// When [`Bus::tick`] is to be called: at the earliest deadline of any device, or at the end of a [`Bus::hold`].
-    pub fn deadline_ns(&self) -> Option<u64> {
-        let earliest_ns = self.earliest_ns.load(Ordering::Relaxed);
-        let held_until_ns = self.held_until_ns.load(Ordering::Relaxed);
-        (earliest_ns != NEVER).then(|| earliest_ns.max(held_until_ns))
-    }
-
-    /// Delays all devices: they meet their deadlines at `until_ns` at the earliest. `true`: the time that
-    /// was given before was later.
-    pub fn hold(&self, until_ns: u64) -> bool {
-        self.held_until_ns.swap(until_ns, Ordering::Relaxed) > until_ns
-    }
-
-    /// Has all devices whose deadline is past at `now_ns` do their work. `false`: there was none.
-    pub fn tick(&self, now_ns: u64) -> bool {
-        self.tick_those(|deadline_ns| deadline_ns <= now_ns)
-    }
-
-    /// Has all devices look at the clocks, whatever their deadlines.
-    pub fn tick_all(&self) {
-        self.tick_those(|_| true);
-    }
-
-    fn tick_those(&self, is_due: impl Fn(u64) -> bool) -> bool {
-        let mut any = false;
-        for slot in self.used() {
-            if is_due(slot.deadline_ns.load(Ordering::Relaxed)) {
-                self.call(slot, tick);
-                any = true;
-            }
-        }
-        any
-    }
-
-    /// Looks at a device's deadline behind a call. `true`: the vCPU that keeps the devices' time is to look at it.
-    fn look_at_deadline(&self, slot: &Slot<H>, device: &mut dyn Device) -> bool {
-        let deadline_ns = device.timed().and_then(|timed| timed.deadline_ns());
-        let new_ns = deadline_ns.unwrap_or(NEVER);
-        let old_ns = slot.deadline_ns.swap(new_ns, Ordering::Relaxed);
-        if new_ns < old_ns {
-            self.earliest_ns.fetch_min(new_ns, Ordering::AcqRel);
-            return true;
-        }
-        let put_off = new_ns > old_ns && old_ns <= self.earliest_ns.load(Ordering::Relaxed);
-        if put_off {
-            self.find_earliest();
-        }
-        put_off
-    }
-
-    fn find_earliest(&self) {
-        // Who sets a deadline notes it in the slot first, and then here. If it was here before this line, it is found in the slot.
-        self.earliest_ns.swap(NEVER, Ordering::AcqRel);
-        for slot in self.used() {
-            let deadline_ns = slot.deadline_ns.load(Ordering::Relaxed);
-            self.earliest_ns.fetch_min(deadline_ns, Ordering::AcqRel);
-        }
     }
 
     /// Calls the device in a slot, if there is one. `true`: the earliest deadline may have changed.
@@ -445,13 +425,8 @@ fn named<'a>(
         target: Target {
             slot,
             region: region_number,
+            doorbell: region.doorbell,
         },
     };
     (0..).zip(regions).map(named)
-}
-
-fn tick(device: &mut dyn Device) {
-    if let Some(timed) = device.timed() {
-        timed.tick();
-    }
 }

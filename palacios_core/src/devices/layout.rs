@@ -20,18 +20,21 @@ pub(super) struct Target {
     pub(super) slot: u16,
     /// The region's number.
     pub(super) region: u16,
+    /// It is a doorbell.
+    pub(super) doorbell: bool,
 }
 
 impl Target {
     /// As one word.
     pub(super) fn packed(self) -> u64 {
-        u64::from(self.slot) << 16 | u64::from(self.region)
+        u64::from(self.doorbell) << 32 | u64::from(self.slot) << 16 | u64::from(self.region)
     }
     /// From that word.
     pub(super) fn unpacked(word: u64) -> Self {
         Self {
             slot: (word >> 16) as u16,
             region: word as u16,
+            doorbell: word >> 32 != 0,
         }
     }
 }
@@ -248,7 +251,11 @@ mod tests {
         Named {
             name: ["one", "two", "three"][usize::from(slot % 3)],
             region,
-            target: Target { slot, region: 7 },
+            target: Target {
+                slot,
+                region: 7,
+                doorbell: slot % 2 == 0,
+            },
         }
     }
 

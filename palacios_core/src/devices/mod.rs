@@ -10,6 +10,7 @@ pub mod acpi;
 pub mod bus;
 pub mod crtc;
 pub mod debug;
+mod doorbell;
 pub mod hpet;
 pub mod keyboard;
 pub mod layout;
@@ -21,11 +22,13 @@ pub mod region;
 pub mod reset;
 pub mod rtc;
 pub mod test_device;
+pub mod test_dma;
 #[cfg(any(test, feature = "test-support"))]
 pub mod testing;
 pub mod ticks;
 pub mod uart;
 
+pub use crate::worker::Step;
 pub use region::{IoAddress, IoRegion, Space};
 
 use crate::regions::{Change, RegionError};
@@ -70,6 +73,10 @@ pub trait Device: Send {
     fn timed(&mut self) -> Option<&mut dyn Timed> {
         None
     }
+    /// Work of its own, if it has any.
+    fn work(&mut self) -> Option<&mut dyn Work> {
+        None
+    }
     /// Input from a stream, if it takes any.
     fn input(&mut self) -> Option<&mut dyn Input> {
         None
@@ -110,6 +117,18 @@ pub trait Timed {
     /// The deadline passed, maybe long ago: does all that is due by now. It also comes with no deadline past when the VM
     /// goes on after a pause, in which the wall clock went on.
     fn tick(&mut self);
+}
+
+/// Work off the vCPUs' threads. A device that has some is given a worker when it is attached, a thread that calls this. It is not called while the
+/// machine is paused or reset, while the device is saved, or after it was taken away.
+pub trait Work {
+    /// Does a short piece of the work: a register access waits for it. `rung` says which of the device's doorbells rang since it was last
+    /// asked: a bit for each region, by its number.
+    fn step(&mut self, rung: u64) -> Step;
+    /// Nothing is under way that goes on between steps.
+    fn is_at_rest(&self) -> bool {
+        true
+    }
 }
 
 /// A device that takes input from a [`ByteStream`].

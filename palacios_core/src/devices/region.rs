@@ -27,6 +27,8 @@ pub struct IoRegion {
     pub priority: u8,
     /// The device answers there now.
     pub on: bool,
+    /// A write there does nothing but wake the device's worker, and reads are all ones.
+    pub doorbell: bool,
 }
 
 impl IoRegion {
@@ -38,6 +40,7 @@ impl IoRegion {
             length: count as u64,
             priority: 0,
             on: true,
+            doorbell: false,
         }
     }
     /// `bytes` of memory from `at` on.
@@ -48,12 +51,20 @@ impl IoRegion {
             length: bytes,
             priority: 0,
             on: true,
+            doorbell: false,
         }
     }
     /// It answers in place of those that a PC has there.
     pub const fn over_others(self) -> Self {
         Self {
             priority: 1,
+            ..self
+        }
+    }
+    /// Its writes wake the device's worker, and leave the device alone: see [`Work`](super::Work).
+    pub const fn doorbell(self) -> Self {
+        Self {
+            doorbell: true,
             ..self
         }
     }

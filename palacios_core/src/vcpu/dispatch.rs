@@ -103,9 +103,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let rax = self.arch.gprs()[Reg::Rax];
         let at = access.address();
         if access.write {
-            vm.io_write(index, &mut self.last_found, at, rax & mask);
+            vm.io().write(index, &mut self.last_found, at, rax & mask);
         } else {
-            let value = vm.io_read(index, &mut self.last_found, at) & mask;
+            let value = vm.io().read(index, &mut self.last_found, at) & mask;
             // A 32-bit result clears the upper half; smaller ones leave the rest.
             let kept = if access.size == 4 { 0 } else { rax & !mask };
             self.arch.gprs_mut()[Reg::Rax] = kept | value;

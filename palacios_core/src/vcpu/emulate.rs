@@ -340,12 +340,12 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
 impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
     fn io_read(&mut self, at: IoAddress) -> u64 {
         let (vm, vcpu) = (self.context.vm, &mut *self.vcpu);
-        vm.io_read(vcpu.index, &mut vcpu.last_found, at)
+        vm.io().read(vcpu.index, &mut vcpu.last_found, at)
     }
 
     fn io_write(&mut self, at: IoAddress, value: u64) {
         let (vm, vcpu) = (self.context.vm, &mut *self.vcpu);
-        vm.io_write(vcpu.index, &mut vcpu.last_found, at, value);
+        vm.io().write(vcpu.index, &mut vcpu.last_found, at, value);
     }
 
     fn mmio_read(&mut self, at: Gpa, size: u8) -> u64 {

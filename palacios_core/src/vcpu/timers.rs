@@ -161,7 +161,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let until_ns = until_ns.max(self.tick_cost.pause_ends_ns);
         self.apic.hold_timer(until_ns);
         if source == Source::Device {
-            context.vm.hold_devices(self.index, until_ns);
+            context.vm.io().hold(self.index, until_ns);
         }
     }
 

@@ -1,56 +1,108 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A guest's accesses to ports and to device memory, and the devices' time.
+//! A guest's accesses to ports and to device memory, the devices' time, and their work.
 //!
 //! Any call into a device may change the time at which one is to be called next. The first vCPU keeps the devices' time, and
-//! is told.
+//! is told. Any write, and any step of its work, may have a device ask for a change of the machine.
 #![forbid(unsafe_code)]
 
-use super::shared::VmShared;
-use crate::devices::bus::{Found, SlotNumber};
-use crate::devices::{IoAddress, Request};
+use super::board::Board;
+use super::links::BoardLink;
+use crate::alloc_ext::try_box;
+use crate::devices::bus::{Bus, Found, SlotNumber};
+use crate::devices::layout::AttachError;
+use crate::devices::{Device, IoAddress, Request, Step};
 use crate::host::Host;
 use crate::interrupts::pending::Events;
+use crate::worker::{Work, Worker};
+use alloc::boxed::Box;
+use core::ops::Deref;
 
-impl<H: Host> VmShared<H> {
+/// The devices on their buses, and the board that they are wired to.
+pub(crate) struct Io<H: Host> {
+    /// Before the board: devices hold links to that.
+    bus: H::Shared<Bus<H>>,
+    board: H::Shared<Board<H>>,
+}
+
+impl<H: Host> Clone for Io<H> {
+    fn clone(&self) -> Self {
+        Self {
+            bus: self.bus.clone(),
+            board: self.board.clone(),
+        }
+    }
+}
+
+/// The VM's own hold on its devices: when it goes, their workers end.
+pub(super) struct OwnIo<H: Host>(Io<H>);
+
+impl<H: Host> OwnIo<H> {
+    pub(super) fn new(bus: H::Shared<Bus<H>>, board: H::Shared<Board<H>>) -> Self {
+        Self(Io { bus, board })
+    }
+}
+
+impl<H: Host> Deref for OwnIo<H> {
+    type Target = Io<H>;
+    fn deref(&self) -> &Io<H> {
+        &self.0
+    }
+}
+
+impl<H: Host> Drop for OwnIo<H> {
+    fn drop(&mut self) {
+        self.bus.end_workers();
+    }
+}
+
+impl<H: Host> Io<H> {
+    /// What devices and vCPUs are wired to.
+    pub(crate) fn board(&self) -> &Board<H> {
+        &self.board
+    }
+    pub(crate) fn bus(&self) -> &Bus<H> {
+        &self.bus
+    }
+
     /// A read by vCPU `from`, which found `last` when it looked last. All ones where nobody answers.
-    pub(crate) fn io_read(&self, from: u32, last: &mut Option<Found>, at: IoAddress) -> u64 {
+    pub(crate) fn read(&self, from: u32, last: &mut Option<Found>, at: IoAddress) -> u64 {
         let answer = self.bus.read(last, at);
         self.tell_of_deadline(Some(from), answer.new_deadline);
         answer.value
     }
 
     /// A write by vCPU `from` of the low bytes of `value`. Lost where nobody answers.
-    pub(crate) fn io_write(&self, from: u32, last: &mut Option<Found>, at: IoAddress, value: u64) {
+    pub(crate) fn write(&self, from: u32, last: &mut Option<Found>, at: IoAddress, value: u64) {
         let answer = self.bus.write(last, at, value);
         self.tell_of_deadline(Some(from), answer.new_deadline);
         if let Some((device, request)) = answer.request {
-            self.grant(Some(from), device, request);
+            self.grant(device, request);
         }
     }
 
-    /// Changes the machine as a device asks. `from` is the vCPU that called it.
+    /// Changes the machine as a device asks.
     #[cold]
-    fn grant(&self, from: Option<u32>, device: SlotNumber, request: Request) {
+    fn grant(&self, device: SlotNumber, request: Request) {
         match request {
             Request::Regions => self.bus.update_regions(device),
             Request::Memory { changes, tag } => {
                 let changed = self.board.change(&changes);
                 let new_deadline = self.bus.memory_changed(device, tag, changed);
-                self.tell_of_deadline(from, new_deadline);
+                self.tell_of_deadline(None, new_deadline);
             }
         }
     }
 
     /// Tells the first vCPU, which keeps the devices' time, that the earliest deadline may have changed. `from` is the vCPU that
-    /// called the device, or `None` for the host. The first vCPU itself looks before each entry, and need not be told.
-    pub(super) fn tell_of_deadline(&self, from: Option<u32>, new_deadline: bool) {
-        if let (true, Some(first)) = (new_deadline && from != Some(0), self.vcpu(0)) {
+    /// called the device, or `None` for others. The first vCPU itself looks before each entry, and need not be told.
+    fn tell_of_deadline(&self, from: Option<u32>, new_deadline: bool) {
+        if let (true, Some(first)) = (new_deadline && from != Some(0), self.board.vcpus().first()) {
             first.post(Events::DEADLINE);
         }
     }
 
     /// Delays the timers of all devices until `until_ns`, because vCPU `from` still handles their last interrupt.
-    pub(crate) fn hold_devices(&self, from: u32, until_ns: u64) {
+    pub(crate) fn hold(&self, from: u32, until_ns: u64) {
         let new_deadline = self.bus.hold(until_ns);
         self.tell_of_deadline(Some(from), new_deadline);
     }
@@ -59,5 +111,65 @@ impl<H: Host> VmShared<H> {
     pub(super) fn input_ready(&self) {
         let new_deadline = self.bus.input_ready();
         self.tell_of_deadline(None, new_deadline);
+    }
+
+    /// Attaches a device. If it has work, it is given a worker, which is named after the VM and the device.
+    ///
+    /// # Errors
+    /// Why not; the machine is as it was then.
+    pub(super) fn attach(&self, device: Box<dyn Device>) -> Result<SlotNumber, AttachError> {
+        let name = device.name();
+        let slot = self.bus.attach(device)?;
+        if self.bus.has_work(slot) {
+            if let Err(error) = self.make_worker(name, slot) {
+                self.bus.detach(slot);
+                return Err(error);
+            }
+        }
+        self.tell_of_deadline(None, true);
+        Ok(slot)
+    }
+
+    fn make_worker(&self, name: &str, slot: SlotNumber) -> Result<(), AttachError> {
+        let work = try_box(SlotWork {
+            io: self.clone(),
+            slot,
+        })?;
+        let (host, vm) = (self.board.host(), self.board.name());
+        let worker = Worker::new(host, format_args!("v3-{vm}:{name}"), work)?;
+        self.bus.set_worker(slot, worker);
+        Ok(())
+    }
+
+    /// What devices are made with.
+    pub(super) fn links(&self) -> BoardLink<H> {
+        BoardLink(self.board.clone())
+    }
+
+    /// Takes a device away. `None`: there is none.
+    pub(super) fn detach(&self, slot: SlotNumber) -> Option<Box<dyn Device>> {
+        let device = self.bus.detach(slot)?;
+        self.tell_of_deadline(None, true);
+        Some(device)
+    }
+}
+
+/// The work of the device in a slot.
+struct SlotWork<H: Host> {
+    io: Io<H>,
+    slot: SlotNumber,
+}
+
+impl<H: Host> Work for SlotWork<H> {
+    fn step(&mut self) -> Step {
+        let worked = self.io.bus.step(self.slot);
+        self.io.tell_of_deadline(None, worked.new_deadline);
+        if let Some(request) = worked.request {
+            self.io.grant(self.slot, request);
+        }
+        worked.step
+    }
+    fn is_at_rest(&mut self) -> bool {
+        self.io.bus.is_at_rest(self.slot)
     }
 }

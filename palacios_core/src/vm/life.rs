@@ -2,6 +2,10 @@
 //! A VM's life: what its owner can call (launch, pause, resume, stop), and the threads of its vCPUs from start to end.
 //!
 //! A reset waits until all vCPUs have left their loops, and the last to arrive does it.
+//!
+//! **Order of rest.** First the vCPUs leave the guest: no device is called, and no doorbell rings any more. Then the devices' workers come to rest,
+//! in the order of their slots. Then the VM's clock stops. So it is for a pause, for a reset (whose clock goes on) and for the end. To go on is the
+//! same backwards.
 
 use super::states::{LifeError, RunEnd, RunState, State};
 use super::stop_reason::StopReason;
@@ -78,6 +82,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         vm.alive.store(vm.vcpus(), Ordering::SeqCst);
         vm.waiting.store(0, Ordering::SeqCst);
         vm.shared.clock().resume(vm.backend.tsc());
+        vm.shared.bus().run_workers();
         vm.shared
             .run_state
             .store(RunState::Running as u8, Ordering::SeqCst);
@@ -98,10 +103,10 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         Ok(())
     }
 
-    /// Pauses the VM and its clock. Returns when no vCPU is in the guest. *Thread.*
+    /// Pauses the VM and its clock. Returns when no vCPU is in the guest and all devices are at rest. *Thread.*
     ///
     /// # Errors
-    /// `WrongState` unless it is running.
+    /// `WrongState` unless it is running, or if a device does not come to rest: that stops the VM.
     pub fn pause(&self) -> Result<(), LifeError> {
         let _control = self.control.lock();
         if !self.shared.change(RunState::Running, RunState::Paused) {
@@ -109,12 +114,13 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
         self.shared.call_all();
         // The clock stops when no vCPU can read it: a guest must not see a time twice.
-        for vcpu in self.shared.board.vcpus() {
+        for vcpu in self.shared.board().vcpus() {
             vcpu.leave_guest(self.shared.host(), u64::MAX);
         }
+        let at_rest = self.shared.rest_workers();
         self.shared.clock().pause(self.backend.tsc());
         self.shared.observer.state_changed();
-        Ok(())
+        at_rest.map_err(|()| LifeError::WrongState(self.state()))
     }
 
     /// Lets a paused VM go on. *Thread.*
@@ -127,7 +133,11 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             return Err(LifeError::WrongState(self.state()));
         }
         self.shared.clock().resume(self.backend.tsc());
-        self.shared.change(RunState::Paused, RunState::Running);
+        self.shared.bus().run_workers();
+        if !self.shared.change(RunState::Paused, RunState::Running) {
+            // It was stopped just now. If its last thread has ended already, nobody else brings them to rest again.
+            let _ = self.shared.rest_workers();
+        }
         self.shared.call_all();
         self.shared.observer.state_changed();
         Ok(())
@@ -135,7 +145,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// Waits until all threads have ended. To be called only after the VM was told to stop. *Thread.*
     pub fn join(&self) {
-        for vcpu in self.shared.board.vcpus() {
+        for vcpu in self.shared.board().vcpus() {
             vcpu.thread().join();
         }
     }
@@ -166,6 +176,8 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     fn thread_ended(&self) {
         if self.alive.fetch_sub(1, Ordering::SeqCst) == 1 {
+            // It ends one way or the other: what does not rest makes no step any more.
+            let _ = self.shared.rest_workers();
             self.shared.clock().pause(self.backend.tsc());
             self.shared
                 .run_state
@@ -190,7 +202,11 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     fn reset_gathered(&self) {
         self.waiting.store(0, Ordering::SeqCst);
+        if self.shared.rest_workers().is_err() {
+            return;
+        }
         if self.reset_machine().is_ok() {
+            self.shared.bus().run_workers();
             self.shared.change(RunState::Resetting, RunState::Running);
             self.shared.call_all();
         } else {
@@ -200,9 +216,9 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// Resets the devices and the interrupt controllers, and loads the kernel again. Each vCPU resets itself.
     fn reset_machine(&self) -> Result<(), ()> {
-        self.shared.board.power.clear();
+        self.shared.board().power.clear();
         self.shared.told_dead.store(false, Ordering::SeqCst);
-        self.shared.bus.reset();
+        self.shared.bus().reset();
         let board = self.shared.board();
         board.with_chipset(|chipset, sink| chipset.reset(sink));
         self.reset_shared();
@@ -216,7 +232,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
 
     fn reset_shared(&self) {
-        for vcpu in self.shared.board.vcpus() {
+        for vcpu in self.shared.board().vcpus() {
             vcpu::reset_shared(vcpu, &*self.backend);
         }
     }

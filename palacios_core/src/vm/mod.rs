@@ -34,9 +34,10 @@ use crate::alloc_ext::{try_box, TryPush};
 use crate::backend::{Backend, BackendVcpu};
 use crate::boot::{self, BootError};
 use crate::clock::VmClock;
-use crate::devices::bus::Bus;
+use crate::devices::bus::{Bus, SlotNumber};
 use crate::devices::layout::AttachError;
-use crate::devices::WindowDevice;
+use crate::devices::links::Links;
+use crate::devices::{Device, WindowDevice};
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
 use crate::host::{CpuId, Host, Lock, LockClass, NoMemory, NoSuchCpu, Thread};
 use crate::image::{Image, ImageError, Machine};
@@ -49,7 +50,8 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use board::Board;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8};
-use links::{BoardLink, ControllerPorts};
+use io::OwnIo;
+use links::ControllerPorts;
 use power::PowerSwitch;
 use shared::{Life, VmShared};
 use states::RunState;
@@ -115,12 +117,11 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let without = machine.without;
         let vcpus = make_vcpus(host, &*backend, &memory, &parts.name, &machine)?;
         let board = make_board(host, parts.name, memory, vcpus.0)?;
-        let bus = make_bus(host, &board, &machine, stream)?;
+        let io = make_io(host, &board, &machine, stream)?;
         // Nothing of it is made elsewhere and moved here: that would take room on the stack twice.
         Ok(host.share(Self {
             shared: VmShared {
-                bus,
-                board,
+                io,
                 life: make_life(host)?,
                 run_state: AtomicU8::new(RunState::Stopped as u8),
                 on_triple_fault: machine.on_triple_fault,
@@ -192,6 +193,22 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     pub fn image_bytes(&self) -> u64 {
         (*self.image).as_ref().len() as u64
     }
+    /// Attaches the device that `make` makes with the links that it is given, whether the VM runs or not. *Thread.*
+    ///
+    /// # Errors
+    /// Why not; the machine is as it was then.
+    pub fn attach(
+        &self,
+        make: impl FnOnce(&dyn Links) -> Result<Box<dyn Device>, AttachError>,
+    ) -> Result<SlotNumber, AttachError> {
+        let _control = self.control.lock();
+        self.shared.io().attach(make(&self.shared.io().links())?)
+    }
+    /// Takes a device away, whether the VM runs or not. `None`: there is none. *Thread.*
+    pub fn detach(&self, slot: SlotNumber) -> Option<Box<dyn Device>> {
+        let _control = self.control.lock();
+        self.shared.io().detach(slot)
+    }
     /// Its devices, on the buses. The interrupt controllers are not among them.
     pub fn bus(&self) -> &Bus<H> {
         self.shared.bus()
@@ -199,7 +216,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// New input waits in a stream. *Thread.*
     pub fn input_ready(&self) {
-        self.shared.input_ready();
+        self.shared.io().input_ready();
     }
 
     /// Takes the frames behind a range away from the guest and gives them to their provider; each comes back when it is
@@ -210,7 +227,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// Does something to its memory that makes vCPUs' translations stale: `act` is given the memory, and what waits until no vCPU uses
     /// a translation from before: `vm.with_memory(|memory, flush| memory.discard(from, bytes, flush))`. *Thread.*
     pub fn with_memory<R>(&self, act: impl FnOnce(&Memory<H>, &dyn Fn()) -> R) -> R {
-        self.shared.board.with_memory(act)
+        self.shared.board().with_memory(act)
     }
 
     /// Loads the kernel, and notes the first vCPU's state at its entry.
@@ -254,20 +271,20 @@ fn make_board<H: Host>(
     })
 }
 
-/// The buses with all devices of a machine.
+/// All devices of a machine, on their buses.
 #[inline(never)]
-fn make_bus<H: Host>(
+fn make_io<H: Host>(
     host: &H,
     board: &H::Shared<Board<H>>,
     machine: &Machine<'_>,
     stream: &mut OpenStream<'_>,
-) -> Result<Bus<H>, AttachError> {
+) -> Result<OwnIo<H>, AttachError> {
     let mut in_window: Vec<Box<dyn WindowDevice>> = Vec::new();
     in_window.try_push(try_box(ControllerPorts::<H>(board.clone()))?)?;
-    let bus = Bus::new(host, in_window)?;
-    let links = BoardLink::<H>(board.clone());
-    pc_devices::attach(&bus, &links, machine, stream)?;
-    Ok(bus)
+    let bus = host.share(Bus::new(host, in_window)?)?;
+    let io = OwnIo::new(bus, board.clone());
+    pc_devices::attach(&io, &io.links(), machine, stream)?;
+    Ok(io)
 }
 
 #[inline(never)]

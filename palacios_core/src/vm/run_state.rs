@@ -46,8 +46,8 @@ impl<H: Host> VmShared<H> {
         let nothing_waits = || {
             let posted = |vcpu: &VcpuShared<H>| vcpu.pending.has_events();
             self.run_state() == RunState::Running
-                && !self.board.vcpus.iter().any(posted)
-                && !self.board.chipset.lock().sends_events()
+                && !self.board().vcpus.iter().any(posted)
+                && !self.board().chipset.lock().sends_events()
         };
         self.stuck.all(self.vcpu_count(), nothing_waits)
     }
@@ -69,7 +69,7 @@ impl<H: Host> VmShared<H> {
     pub(crate) fn vcpu_failed(&self, reason: StopReason) {
         match (reason, self.on_triple_fault) {
             (StopReason::TripleFault { .. }, OnTripleFault::Reset) => {
-                self.board.power.request(PowerRequest::Reset);
+                self.board().power.request(PowerRequest::Reset);
             }
             (reason, _) => _ = self.request_stop(reason),
         }
@@ -93,10 +93,17 @@ impl<H: Host> VmShared<H> {
         true
     }
 
+    /// Brings the workers of all devices to rest. If one does not, the VM ends for that reason.
+    pub(super) fn rest_workers(&self) -> Result<(), ()> {
+        self.bus().rest_workers().map_err(|device| {
+            self.request_stop(StopReason::NeverRests(device));
+        })
+    }
+
     /// Does what the guest asked of its power supply; `false` if it asked nothing. A request for a reset stays posted until the
     /// reset: if the VM has just been paused, the reset waits until it is resumed.
     pub(crate) fn honour_power_request(&self) -> bool {
-        let request = self.board.power.waiting();
+        let request = self.board().power.waiting();
         match request {
             None => {}
             Some(PowerRequest::Off) => {
@@ -156,7 +163,7 @@ impl<H: Host> VmShared<H> {
 
     /// Has every vCPU look at the run state.
     pub(super) fn call_all(&self) {
-        for vcpu in &self.board.vcpus {
+        for vcpu in &self.board().vcpus {
             vcpu.post(Events::STATE);
         }
     }

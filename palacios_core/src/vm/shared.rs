@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::board::Board;
+use super::io::{Io, OwnIo};
 use super::parts::Observer;
 use super::stop_reason::StopReason;
 use super::stuck::Stuck;
@@ -21,9 +22,7 @@ use core::sync::atomic::{AtomicBool, AtomicU8};
 
 /// A VM as its vCPUs see it.
 pub(crate) struct VmShared<H: Host> {
-    /// Before the board: devices hold links to that.
-    pub(super) bus: Bus<H>,
-    pub(super) board: H::Shared<Board<H>>,
+    pub(super) io: OwnIo<H>,
     pub(super) observer: Box<dyn Observer>,
     /// [`RunState`](super::states::RunState), which vCPUs look at before each entry.
     pub(super) run_state: AtomicU8,
@@ -56,36 +55,40 @@ impl Life {
 impl<H: Host> VmShared<H> {
     /// What devices and vCPUs are wired to.
     pub(crate) fn board(&self) -> &Board<H> {
-        &self.board
+        self.io.board()
+    }
+    /// The devices.
+    pub(crate) fn io(&self) -> &Io<H> {
+        &self.io
     }
     pub(crate) fn name(&self) -> &str {
-        self.board.name()
+        self.board().name()
     }
     pub(crate) fn host(&self) -> &H {
-        self.board.host()
+        self.board().host()
     }
     pub(crate) fn memory(&self) -> &Memory<H> {
-        self.board.memory()
+        self.board().memory()
     }
     pub(crate) fn clock(&self) -> &VmClock<H> {
-        self.board.clock()
+        self.board().clock()
     }
     pub(crate) fn bus(&self) -> &Bus<H> {
-        &self.bus
+        self.io.bus()
     }
     pub(crate) fn vcpu_count(&self) -> u32 {
-        self.board.vcpus().len() as u32
+        self.board().vcpus().len() as u32
     }
     /// What others see of a vCPU.
     pub(crate) fn vcpu(&self, index: u32) -> Option<&VcpuShared<H>> {
-        self.board.vcpus().get(index as usize)
+        self.board().vcpus().get(index as usize)
     }
     /// The thread of a vCPU.
     pub(crate) fn thread(&self, index: u32) -> Option<&H::Thread> {
         self.vcpu(index).map(VcpuShared::thread)
     }
     pub(crate) fn log(&self, level: Level, line: fmt::Arguments<'_>) {
-        self.board.log(level, line);
+        self.board().log(level, line);
     }
     /// What the first vCPU starts with.
     pub(crate) fn boot_state(&self) -> CpuState {

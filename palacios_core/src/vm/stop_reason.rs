@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::emulator::InstructionBytes;
+use crate::worker::REST_NS;
 use core::fmt;
 
 /// Why a VM stopped.
@@ -59,6 +60,8 @@ pub enum StopReason {
     HostTaken,
     /// After a reset the kernel could not be loaded again.
     ResetFailed,
+    /// The device of that name did not come to rest.
+    NeverRests(&'static str),
 }
 
 impl StopReason {
@@ -82,7 +85,9 @@ impl StopReason {
             | TaskSwitch { .. }
             | UnknownExit { .. }
             | BadState(_) => Blame::Guest,
-            OutOfMemory | MachineCheck | HostGone | HostTaken | ResetFailed => Blame::Host,
+            OutOfMemory | MachineCheck | HostGone | HostTaken | ResetFailed | NeverRests(_) => {
+                Blame::Host
+            }
         }
     }
 }
@@ -126,6 +131,11 @@ impl fmt::Display for StopReason {
             Self::HostGone => f.write_str("virtualization was switched off on this host"),
             Self::HostTaken => f.write_str(
                 "another hypervisor took the processor's virtualization: unload it (rmmod kvm_intel or kvm_amd), on AMD load v3vee anew, and start the VM anew",
+            ),
+            Self::NeverRests(device) => write!(
+                f,
+                "the device {device} did not come to rest within {} s, so the machine could be neither paused nor reset",
+                REST_NS / 1_000_000_000
             ),
             Self::ResetFailed => f.write_str("the guest asked for a reset, and its kernel could not be loaded again"),
         }

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The workers of devices: who steps the work of the device in a slot, and how all of them come to rest.
+#![forbid(unsafe_code)]
+
+use super::{Bus, Slot, SlotNumber};
+use crate::devices::{Device, Request, Step};
+use crate::host::{Host, Lock};
+use crate::worker::{NeverRests, Worker};
+use alloc::boxed::Box;
+
+/// What a step of a device's work left.
+pub struct Worked {
+    /// Whether there is more to do.
+    pub step: Step,
+    /// The earliest deadline may have changed.
+    pub new_deadline: bool,
+    /// What the device asks for.
+    pub request: Option<Request>,
+}
+
+impl<H: Host> Bus<H> {
+    /// Whether the device in a slot has work, and so wants a worker.
+    pub fn has_work(&self, number: SlotNumber) -> bool {
+        self.slot(number).is_some_and(|slot| {
+            let mut device = slot.device.lock();
+            device
+                .as_mut()
+                .is_some_and(|device| device.work().is_some())
+        })
+    }
+
+    /// Gives a slot its worker, which is at rest. It runs if the others do. *Thread.*
+    pub fn set_worker(&self, number: SlotNumber, worker: Worker<H>) {
+        let attached = self.attached.lock();
+        if let Some(slot) = self.slot(number) {
+            if attached.works {
+                worker.run();
+            }
+            *slot.worker.lock() = Some(worker);
+        }
+    }
+
+    fn workers(&self) -> impl Iterator<Item = (&Slot<H>, Worker<H>)> {
+        self.used().iter().filter_map(|slot| {
+            let worker = slot.worker.lock().clone();
+            worker.map(|worker| (slot, worker))
+        })
+    }
+
+    /// All workers do their work from now on. *Thread.*
+    pub fn run_workers(&self) {
+        let mut attached = self.attached.lock();
+        attached.works = true;
+        self.workers().for_each(|(_, worker)| worker.run());
+    }
+
+    /// Brings all workers to rest: first none begins a step any more, then each is waited for, in the order of their slots. *Thread.*
+    ///
+    /// # Errors
+    /// The name of a device that did not come to rest in time. Its worker makes no step either.
+    pub fn rest_workers(&self) -> Result<(), &'static str> {
+        {
+            let mut attached = self.attached.lock();
+            attached.works = false;
+            self.workers().for_each(|(_, worker)| worker.halt());
+        }
+        let mut all_rest = Ok(());
+        for (slot, worker) in self.workers() {
+            if worker.rest() == Err(NeverRests) {
+                let device = slot.device.lock();
+                all_rest = Err(device.as_ref().map_or("", |device| device.name()));
+            }
+        }
+        all_rest
+    }
+
+    /// Ends all workers. *Thread.*
+    pub fn end_workers(&self) {
+        for slot in self.used() {
+            let worker = slot.worker.lock().take();
+            if let Some(worker) = worker {
+                worker.end();
+            }
+        }
+    }
+
+    /// A step of the work of the device in a slot. *Thread.*
+    pub fn step(&self, number: SlotNumber) -> Worked {
+        let mut worked = Worked {
+            step: Step::Idle,
+            new_deadline: false,
+            request: None,
+        };
+        let Some(slot) = self.slot(number) else {
+            return worked;
+        };
+        let rung = slot.doorbells.take();
+        worked.new_deadline = self.call(slot, |device| {
+            if let Some(work) = device.work() {
+                worked.step = work.step(rung);
+                worked.request = device.request();
+            }
+        });
+        worked
+    }
+
+    /// Whether nothing of the work of the device in a slot is under way. *Thread.*
+    pub fn is_at_rest(&self, number: SlotNumber) -> bool {
+        let rests =
+            |device: &mut Box<dyn Device>| device.work().is_none_or(|work| work.is_at_rest());
+        let device = self.slot(number).map(|slot| slot.device.lock());
+        device.is_none_or(|mut device| device.as_mut().is_none_or(rests))
+    }
+}

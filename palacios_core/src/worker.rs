@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Work off the vCPUs' threads. A worker has a thread of its own, made in the VM's name, and does its work in short steps.
+//!
+//! ```text
+//!   new ──▶ at rest ◀──── rest ─────┐
+//!              │                    │
+//!              └────── run ────▶ running ──▶ step, step, … and sleep until it is woken
+//!   end, from both: no step any more, and the thread has ended
+//! ```
+//!
+//! This file alone knows that steps are made by a thread: a host without threads would make them in its loop of events.
+#![forbid(unsafe_code)]
+
+use crate::alloc_ext::NoMemory;
+use crate::host::{Host, Lock, LockClass, Thread};
+use alloc::boxed::Box;
+use core::fmt;
+use core::sync::atomic::{AtomicU8, Ordering};
+
+/// How long a worker may take to come to rest.
+pub const REST_NS: u64 = 2_000_000_000;
+
+/// What a step leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to do.
+    Again,
+    /// Nothing, until it is woken.
+    Idle,
+}
+
+/// Work that is done in short steps.
+pub trait Work: Send {
+    /// A short piece of it. *Thread.*
+    fn step(&mut self) -> Step;
+    /// Nothing of it is under way between steps, so it can stand still.
+    fn is_at_rest(&mut self) -> bool;
+}
+
+/// It did not come to rest within [`REST_NS`]. Its steps have ended all the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeverRests;
+
+const RESTING: u8 = 0;
+const RUNNING: u8 = 1;
+const ENDED: u8 = 2;
+
+/// A worker. A clone is the same one.
+pub struct Worker<H: Host>(H::Shared<Inner<H>>);
+
+struct Inner<H: Host> {
+    host: H,
+    thread: H::Thread,
+    mode: AtomicU8,
+    /// Locked over each step. `None` when it has ended.
+    work: H::Mutex<Option<Box<dyn Work>>>,
+}
+
+impl<H: Host> Clone for Worker<H> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<H: Host> Worker<H> {
+    /// Makes a worker, at rest, with a thread of that name. Whoever makes it ends it. *Thread.*
+    pub fn new(host: &H, name: fmt::Arguments<'_>, work: Box<dyn Work>) -> Result<Self, NoMemory> {
+        let inner = host.share(Inner {
+            host: host.clone(),
+            thread: host.thread(name, None)?,
+            mode: AtomicU8::new(RESTING),
+            work: host.mutex(LockClass::Worker, Some(work))?,
+        })?;
+        let of_thread = inner.clone();
+        inner.thread.start(move || of_thread.serve())?;
+        Ok(Self(inner))
+    }
+
+    /// Has it look for work, if it runs. *Any.*
+    pub fn wake(&self) {
+        self.0.thread.unpark();
+    }
+
+    /// It does its work from now on. *Any.*
+    pub fn run(&self) {
+        self.0.change(RESTING, RUNNING);
+        self.0.thread.unpark();
+    }
+
+    /// It begins no further step. One may still be under way: [`Worker::rest`] waits for that. *Any.*
+    pub fn halt(&self) {
+        self.0.change(RUNNING, RESTING);
+    }
+
+    /// Brings it to rest: nothing of its work is under way any more, and no step is made until [`Worker::run`]. *Thread.*
+    ///
+    /// # Errors
+    /// If that takes too long.
+    pub fn rest(&self) -> Result<(), NeverRests> {
+        self.halt();
+        let host = &self.0.host;
+        let begin_ns = host.now_ns();
+        while !self.0.rests_behind_a_step() {
+            if host.now_ns().saturating_sub(begin_ns) > REST_NS {
+                return Err(NeverRests);
+            }
+            host.yield_now();
+        }
+        Ok(())
+    }
+
+    /// Ends it: no step is made any more, its work is dropped and its thread has ended. *Thread*, but not its own.
+    pub fn end(&self) {
+        self.0.mode.store(ENDED, Ordering::SeqCst);
+        self.0.thread.unpark();
+        self.0.thread.join();
+        let work = self.0.work.lock().take();
+        drop(work);
+    }
+}
+
+impl<H: Host> Inner<H> {
+    fn mode(&self) -> u8 {
+        self.mode.load(Ordering::SeqCst)
+    }
+
+    fn change(&self, from: u8, to: u8) {
+        // If it is in another mode, it has ended, or is there already.
+        let _ = self
+            .mode
+            .compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// The thread's life.
+    fn serve(&self) {
+        loop {
+            match self.mode() {
+                ENDED => return,
+                RUNNING if self.step() == Step::Again => self.host.yield_now(),
+                _ => self.thread.park(),
+            }
+        }
+    }
+
+    fn step(&self) -> Step {
+        let mut work = self.work.lock();
+        match work.as_mut() {
+            // Whoever brings it to rest changes the mode first, and then takes the lock.
+            Some(work) if self.mode() == RUNNING => work.step(),
+            _ => Step::Idle,
+        }
+    }
+
+    /// Whether it is at rest. If not, makes a step in its place.
+    fn rests_behind_a_step(&self) -> bool {
+        let mut work = self.work.lock();
+        work.as_mut().is_none_or(|work| {
+            let rests = work.is_at_rest();
+            if !rests {
+                work.step();
+            }
+            rests
+        })
+    }
+}
