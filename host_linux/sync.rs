@@ -25,6 +25,8 @@ fn class(of: LockClass) -> (&'static CStr, Pin<&'static LockClassKey>) {
         LockClass::BusSlot => (c"v3vee_bus_slot", static_lock_class!()),
         LockClass::GuestRam => (c"v3vee_guest_ram", static_lock_class!()),
         LockClass::SlotWorker => (c"v3vee_slot_worker", static_lock_class!()),
+        LockClass::Stream => (c"v3vee_stream_ring", static_lock_class!()),
+        LockClass::StreamWorker => (c"v3vee_stream_worker", static_lock_class!()),
         LockClass::Chipset => (c"v3vee_chipset", static_lock_class!()),
     }
 }

@@ -179,13 +179,17 @@ pub enum LockClass {
     GuestRam,
     /// Which worker a bus slot has (spin lock).
     SlotWorker,
+    /// A ring of a stream to a descriptor (spin lock).
+    Stream,
+    /// Which worker a stream to a descriptor has (spin lock).
+    StreamWorker,
     /// The VM's interrupt controllers (spin lock).
     Chipset,
 }
 
 impl LockClass {
     /// How many there are.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 11;
 }
 
 /// A thread of the VMM's: a vCPU's, or a worker's. It exists before it runs and after it ended, and others may call it throughout. The thread may drop
@@ -221,6 +225,32 @@ pub trait Thread: Send + Sync {
     fn pin(&self) -> Option<CpuId>;
     /// Sleeps until its body has returned; at once if it was never started. *Thread*, but not itself.
     fn join(&self);
+}
+
+/// A file, pipe, socket or terminal of the host's that somebody gave to a VM. A host without such things makes none.
+pub trait Descriptor: Send {
+    /// Reads what is there. It never waits. *Thread.*
+    fn read(&mut self, buf: &mut [u8]) -> Result<usize, DescriptorError>;
+    /// Writes; returns how many bytes were taken. It never waits for a reader. *Thread.*
+    fn write(&mut self, data: &[u8]) -> Result<usize, DescriptorError>;
+    /// Has `waker` called whenever it may have become readable or writable, from now on until this is dropped. Called once, before the
+    /// first read and write. *Thread.*
+    fn watch(&mut self, waker: alloc::boxed::Box<dyn Wake>) -> Result<(), NoMemory>;
+}
+
+/// Why a descriptor gives or takes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DescriptorError {
+    /// Nothing for now; its waker is called when that has changed.
+    WouldBlock,
+    /// Nobody is at its other end, or it has failed. If that changes, its waker is called.
+    Closed,
+}
+
+/// What is called when something may be ready.
+pub trait Wake: Send + Sync {
+    /// *Any.*
+    fn wake(&self);
 }
 
 /// The CPU is not there, or not online.

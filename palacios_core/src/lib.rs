@@ -27,6 +27,8 @@ pub mod image;
 pub mod interfaces;
 pub mod interrupts;
 pub mod memory;
+pub mod names;
+pub mod pump;
 pub mod ram;
 pub mod regions;
 pub mod ring;

@@ -30,7 +30,11 @@ pub enum Step {
 }
 
 /// Work that is done in short steps.
-pub trait Work: Send {
+pub trait Work<H: Host>: Send {
+    /// `worker` does it from now on, and can be woken. Called once, before the first step. *Thread.*
+    fn begin(&mut self, _worker: &Worker<H>) -> Result<(), NoMemory> {
+        Ok(())
+    }
     /// A short piece of it. *Thread.*
     fn step(&mut self) -> Step;
     /// Nothing of it is under way between steps, so it can stand still.
@@ -52,8 +56,8 @@ struct Inner<H: Host> {
     host: H,
     thread: H::Thread,
     mode: AtomicU8,
-    /// Locked over each step. `None` when it has ended.
-    work: H::Mutex<Option<Box<dyn Work>>>,
+    /// Locked over each step. `None` before it was given and when it has ended.
+    work: H::Mutex<Option<Box<dyn Work<H>>>>,
 }
 
 impl<H: Host> Clone for Worker<H> {
@@ -64,16 +68,23 @@ impl<H: Host> Clone for Worker<H> {
 
 impl<H: Host> Worker<H> {
     /// Makes a worker, at rest, with a thread of that name. Whoever makes it ends it. *Thread.*
-    pub fn new(host: &H, name: fmt::Arguments<'_>, work: Box<dyn Work>) -> Result<Self, NoMemory> {
+    pub fn new(host: &H, name: fmt::Arguments<'_>) -> Result<Self, NoMemory> {
         let inner = host.share(Inner {
             host: host.clone(),
             thread: host.thread(name, None)?,
             mode: AtomicU8::new(RESTING),
-            work: host.mutex(LockClass::Worker, Some(work))?,
+            work: host.mutex(LockClass::Worker, None)?,
         })?;
         let of_thread = inner.clone();
         inner.thread.start(move || of_thread.serve())?;
         Ok(Self(inner))
+    }
+
+    /// Gives it its work. *Thread.*
+    pub fn give(&self, mut work: Box<dyn Work<H>>) -> Result<(), NoMemory> {
+        work.begin(self)?;
+        *self.0.work.lock() = Some(work);
+        Ok(())
     }
 
     /// Has it look for work, if it runs. *Any.*

@@ -5,6 +5,7 @@ use crate::layout::{Layout, Named, Target};
 use crate::map::Map;
 use crate::models;
 use crate::models::ALL;
+use crate::names::DeviceId;
 use crate::region::{IoAddress, IoRegion};
 use loom::cell::UnsafeCell;
 use loom::sync::Mutex;
@@ -17,7 +18,7 @@ const AT: u64 = 8;
 /// A layout in which the device in `slot` answers at `AT`, in a region that begins so many addresses before.
 fn layout(slot: u16) -> Layout {
     let named = Named {
-        name: "device",
+        name: DeviceId::new("device").unwrap(),
         region: IoRegion::memory(AT - u64::from(slot), 100),
         target: Target {
             slot,

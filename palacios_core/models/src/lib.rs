@@ -28,6 +28,9 @@ mod layout;
 mod map;
 mod memory;
 mod models;
+#[path = "../../src/names.rs"]
+#[expect(dead_code, reason = "the models need a part of it")]
+mod names;
 #[path = "../../src/interrupts/pending.rs"]
 #[expect(dead_code, reason = "the models need a part of it")]
 mod pending;

@@ -20,6 +20,7 @@ use super::map::Map;
 use super::{Device, IoAddress, IoRegion, Request, WindowDevice};
 use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass, NoMemory};
+use crate::names::DeviceId;
 use crate::regions::RegionError;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use crate::worker::Worker;
@@ -72,12 +73,44 @@ pub struct Bus<H: Host> {
 struct Attached {
     /// The slots that have a device, one bit each.
     slots: u64,
+    /// The devices, in the order in which they came.
+    devices: Vec<Listed>,
     /// All regions, those of the device that was attached first at the front.
     regions: Vec<Named>,
     /// Where they are laid out.
     layout: Layout,
     /// Workers are not at rest.
     works: bool,
+}
+
+/// Why a device cannot be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DetachError {
+    /// The VM has no device of that name.
+    NoSuchDevice,
+    /// It belongs to every PC.
+    NotRemovable,
+}
+
+/// A device that is attached.
+#[derive(Clone, Copy)]
+struct Listed {
+    slot: SlotNumber,
+    name: DeviceId,
+    kind: &'static str,
+    is_removable: bool,
+}
+
+/// A device that is attached, for people.
+pub struct DeviceInfo {
+    /// What it is known by.
+    pub name: DeviceId,
+    /// Its kind.
+    pub kind: &'static str,
+    /// It may be taken away.
+    pub is_removable: bool,
+    /// Where it answers.
+    pub regions: Vec<IoRegion>,
 }
 
 /// What a device answered to an access.
@@ -156,7 +189,7 @@ impl<H: Host> Bus<H> {
         }
         let mut regions = Vec::new();
         for (number, device) in (MAX_DEVICES as u16..).zip(&in_window) {
-            for named in named(device.name(), device.regions(), number) {
+            for named in named(DeviceId::of_kind(device.name()), device.regions(), number) {
                 regions.try_push(named)?;
             }
         }
@@ -164,6 +197,7 @@ impl<H: Host> Bus<H> {
         let map = Map::new()?;
         let mut attached = Attached {
             slots: 0,
+            devices: Vec::new(),
             regions,
             layout: Layout::new()?,
             works: false,
@@ -180,33 +214,28 @@ impl<H: Host> Bus<H> {
         })
     }
 
-    /// Puts a device into a slot. From then on it answers, and its deadlines are met. *Thread.*
+    /// Puts a device into a slot, under a name. From then on it answers, and its deadlines are met. *Thread.*
     ///
     /// # Errors
-    /// If it would answer where another does, or if there is no room for it. Then the machine is as it was.
-    pub fn attach(&self, device: Box<dyn Device>) -> Result<SlotNumber, AttachError> {
+    /// If it would answer where another does, if its name is taken, or if there is no room for it. Then the machine is as it was.
+    pub fn attach(
+        &self,
+        name: DeviceId,
+        device: Box<dyn Device>,
+    ) -> Result<SlotNumber, AttachError> {
         let mut attached = self.attached.lock();
         let number = SlotNumber(attached.slots.trailing_ones() as u16);
         let slot = self.slot(number).ok_or(AttachError::Full)?;
-        let mut new = Vec::new();
-        for named in named(device.name(), device.regions(), number.0) {
-            new.try_push(named)?;
-        }
-        layout::check(&attached.regions, &new)?;
-        let reserved = attached.regions.try_reserve(new.len());
-        reserved.map_err(|_| NoMemory)?;
-        for named in new {
-            attached.regions.try_push(named)?;
-        }
+        attached.add(name, number, device.as_ref())?;
         self.look_at_deadline(slot, &mut **slot.device.lock().insert(device));
         let used = usize::from(number.0).wrapping_add(1);
         self.used.fetch_max(used, Ordering::Relaxed);
-        attached.slots |= number.bit();
         attached.show_on(&self.map);
         Ok(number)
     }
 
-    /// Takes a device out of its slot: first no access finds it any more, then its worker ends, then it leaves. Behind that nobody calls it.
+    /// Takes a device out of its slot: first no access finds it any more, then its worker comes to rest
+    /// and ends, then it leaves. Behind that nobody calls it.
     /// `None`: there is none. *Thread*, one caller at a time for a slot.
     pub fn detach(&self, number: SlotNumber) -> Option<Box<dyn Device>> {
         let slot = self.slot(number)?;
@@ -218,14 +247,45 @@ impl<H: Host> Bus<H> {
         }
         let worker = slot.worker.lock().take();
         if let Some(worker) = worker {
+            // One that does not rest makes no step either.
+            let _ = worker.rest();
             worker.end();
         }
         let device = slot.device.lock().take()?;
         slot.deadline_ns.store(NEVER, Ordering::Relaxed);
         slot.doorbells.take();
         self.find_earliest();
-        self.attached.lock().slots &= !number.bit();
+        let mut attached = self.attached.lock();
+        attached.devices.retain(|device| device.slot != number);
+        attached.slots &= !number.bit();
         Some(device)
+    }
+
+    /// The slot of the device of a name, and whether it may be taken away. *Thread.*
+    pub fn find(&self, name: &DeviceId) -> Option<(SlotNumber, bool)> {
+        let attached = self.attached.lock();
+        let found = attached.devices.iter().find(|device| device.name == *name);
+        found.map(|device| (device.slot, device.is_removable))
+    }
+
+    /// All devices, in the order in which they came. *Thread.*
+    pub fn devices(&self) -> Result<Vec<DeviceInfo>, NoMemory> {
+        let attached = self.attached.lock();
+        let mut all = Vec::new();
+        for device in &attached.devices {
+            let mut regions = Vec::new();
+            let of_device = |named: &&Named| named.target.slot == device.slot.0;
+            for named in attached.regions.iter().filter(of_device) {
+                regions.try_push(named.region)?;
+            }
+            all.try_push(DeviceInfo {
+                name: device.name,
+                kind: device.kind,
+                is_removable: device.is_removable,
+                regions,
+            })?;
+        }
+        Ok(all)
     }
 
     /// Has the map show the regions of a device as they are now. *Thread.*
@@ -362,26 +422,27 @@ impl<H: Host> Bus<H> {
         })
     }
 
+    /// Has the device in a slot look at its input stream. `true`: the earliest deadline may have changed. *Thread.*
+    #[must_use]
+    pub fn input_ready_in(&self, number: SlotNumber) -> bool {
+        self.slot(number)
+            .is_some_and(|slot| self.call(slot, look_for_input))
+    }
+
     /// Has all devices look at their input streams. `true`: the earliest deadline may have changed.
     #[must_use]
     pub fn input_ready(&self) -> bool {
-        let look = |slot: &Slot<H>| {
-            self.call(slot, |device| {
-                if let Some(input) = device.input() {
-                    input.input_ready();
-                }
-            })
-        };
-        self.used()
-            .iter()
-            .fold(false, |new_deadline, slot| look(slot) | new_deadline)
+        self.used().iter().fold(false, |new_deadline, slot| {
+            self.call(slot, look_for_input) | new_deadline
+        })
     }
 
-    /// Power-on state for all.
+    /// Power-on state for all. Their workers are at rest; a bell that rang is not heard.
     pub fn reset(&self) {
         self.held_until_ns.store(0, Ordering::Relaxed);
         for slot in self.used() {
             self.call(slot, |device| device.reset());
+            slot.doorbells.take();
         }
         self.update_all_regions();
     }
@@ -407,6 +468,36 @@ impl<H: Host> Bus<H> {
 }
 
 impl Attached {
+    /// Notes a device. On an error nothing has changed.
+    fn add(
+        &mut self,
+        name: DeviceId,
+        slot: SlotNumber,
+        device: &dyn Device,
+    ) -> Result<(), AttachError> {
+        if self.devices.iter().any(|device| device.name == name) {
+            return Err(AttachError::NameTaken(name));
+        }
+        let mut new = Vec::new();
+        for named in named(name, device.regions(), slot.0) {
+            new.try_push(named)?;
+        }
+        layout::check(&self.regions, &new)?;
+        let reserved = self.regions.try_reserve(new.len());
+        reserved.map_err(|_| NoMemory)?;
+        self.devices.try_push(Listed {
+            slot,
+            name,
+            kind: device.name(),
+            is_removable: device.is_removable(),
+        })?;
+        for named in new {
+            self.regions.try_push(named)?;
+        }
+        self.slots |= slot.bit();
+        Ok(())
+    }
+
     fn show_on(&mut self, map: &Map) {
         self.layout.lay_out(&self.regions);
         map.show(&self.layout);
@@ -414,11 +505,7 @@ impl Attached {
 }
 
 /// The regions of the device with a number.
-fn named<'a>(
-    name: &'static str,
-    regions: &'a [IoRegion],
-    slot: u16,
-) -> impl Iterator<Item = Named> + 'a {
+fn named(name: DeviceId, regions: &[IoRegion], slot: u16) -> impl Iterator<Item = Named> + '_ {
     let named = move |(region_number, region): (u16, &IoRegion)| Named {
         name,
         region: *region,
@@ -429,4 +516,10 @@ fn named<'a>(
         },
     };
     (0..).zip(regions).map(named)
+}
+
+fn look_for_input(device: &mut dyn Device) {
+    if let Some(input) = device.input() {
+        input.input_ready();
+    }
 }

@@ -4,6 +4,7 @@
 
 use super::region::{IoRegion, Space};
 use crate::alloc_ext::{NoMemory, TryPush};
+use crate::names::DeviceId;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
@@ -53,7 +54,7 @@ pub(super) struct Entry {
 /// A region, with the name of its device.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Named {
-    pub(super) name: &'static str,
+    pub(super) name: DeviceId,
     pub(super) region: IoRegion,
     pub(super) target: Target,
 }
@@ -64,19 +65,21 @@ pub enum AttachError {
     /// Another answers there already.
     Overlap {
         /// The device that is to be attached, or whose region is to be moved.
-        name: &'static str,
+        name: DeviceId,
         /// Its region.
         region: IoRegion,
         /// The other.
-        other: &'static str,
+        other: DeviceId,
     },
     /// A region has no addresses, or there are no such addresses.
     NoSuchAddresses {
         /// The device.
-        name: &'static str,
+        name: DeviceId,
         /// Its region.
         region: IoRegion,
     },
+    /// Another device has that name.
+    NameTaken(DeviceId),
     /// The machine has as many devices or regions as it can have.
     Full,
     /// The host has no memory.
@@ -104,6 +107,7 @@ impl fmt::Display for AttachError {
                 f,
                 "the device {name} cannot answer at {region}: there are no such addresses"
             ),
+            Self::NameTaken(name) => write!(f, "there is a device {name} already"),
             Self::Full => f.write_str("the machine has as many devices as it can have"),
             Self::NoMemory => f.write_str("the host has no memory for this device"),
         }
@@ -249,7 +253,7 @@ mod tests {
 
     fn named(slot: u16, region: IoRegion) -> Named {
         Named {
-            name: ["one", "two", "three"][usize::from(slot % 3)],
+            name: DeviceId::new(["one", "two", "three"][usize::from(slot % 3)]).unwrap(),
             region,
             target: Target {
                 slot,
@@ -290,7 +294,7 @@ mod tests {
             IoRegion::memory(u64::MAX, 2),
         ] {
             let new = named(0, region);
-            let name = "one";
+            let name = DeviceId::new("one").unwrap();
             assert_eq!(
                 check(&[], &[new]),
                 Err(AttachError::NoSuchAddresses { name, region })

@@ -45,8 +45,12 @@ pub trait ByteStream: Send {
 
 /// A device on the machine's buses.
 pub trait Device: Send {
-    /// A short name for reports and statistics, like `uart` or `pit`.
+    /// A short name of its kind, like `uart` or `pit`.
     fn name(&self) -> &'static str;
+    /// Whether it may be taken away while the machine lives. What every PC has may not.
+    fn is_removable(&self) -> bool {
+        false
+    }
     /// Back to the state after power-on, its interrupt lines too.
     fn reset(&mut self);
     /// Writes all state a guest can observe. The format is the device's own, with its version first.

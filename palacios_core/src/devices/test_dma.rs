@@ -147,6 +147,9 @@ impl Device for TestDma {
     fn name(&self) -> &'static str {
         "test-dma"
     }
+    fn is_removable(&self) -> bool {
+        true
+    }
     fn reset(&mut self) {
         self.registers = [0; KEPT];
         (self.ended, self.copy) = (0, None);

@@ -6,8 +6,11 @@
 //! is not gated by OUT2, as a PC's is: kernels that forget OUT2 work on most emulators, and here.
 #![forbid(unsafe_code)]
 
+mod com_port;
 #[cfg(test)]
 mod tests;
+
+pub use com_port::ComPort;
 
 use super::links::{Line, Links};
 use super::{read_bytewise, write_bytewise, ByteStream, Device, Input, IoRegion, Timed};
@@ -101,48 +104,6 @@ mod msr {
     pub const DCD: u8 = 1 << 7;
     /// A terminal is there and listens.
     pub const CONNECTED: u8 = CTS | DSR | DCD;
-}
-
-/// The four serial ports of a PC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ComPort {
-    /// Ports 0x3f8–0x3ff, IRQ 4.
-    Com1,
-    /// Ports 0x2f8–0x2ff, IRQ 3.
-    Com2,
-    /// Ports 0x3e8–0x3ef, IRQ 4.
-    Com3,
-    /// Ports 0x2e8–0x2ef, IRQ 3.
-    Com4,
-}
-
-impl ComPort {
-    /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Com1, Self::Com2, Self::Com3, Self::Com4];
-
-    /// Its number, from 1 on.
-    pub const fn number(self) -> u8 {
-        self as u8 + 1
-    }
-    /// The first of its eight ports.
-    pub const fn base(self) -> u16 {
-        match self {
-            Self::Com1 => 0x3f8,
-            Self::Com2 => 0x2f8,
-            Self::Com3 => 0x3e8,
-            Self::Com4 => 0x2e8,
-        }
-    }
-    /// Where a PC wires its interrupt.
-    pub const fn irq(self) -> u32 {
-        match self {
-            Self::Com1 | Self::Com3 => 4,
-            Self::Com2 | Self::Com4 => 3,
-        }
-    }
-    const fn region(self) -> IoRegion {
-        IoRegion::ports(self.base(), 8)
-    }
 }
 
 /// The receiver: a queue of up to 16 bytes, or of one when the FIFO is off.
@@ -572,6 +533,9 @@ impl Device for Uart {
         "uart"
     }
 
+    fn is_removable(&self) -> bool {
+        true
+    }
     fn reset(&mut self) {
         self.state = State::new();
         self.drive_line();

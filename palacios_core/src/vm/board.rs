@@ -3,7 +3,6 @@
 //! others may touch. It knows no device: those are on the buses, and hold links to the board.
 #![forbid(unsafe_code)]
 
-use super::parts::VmName;
 use super::power::PowerSwitch;
 use crate::addr::{Gpa, PAGE_SIZE};
 use crate::clock::VmClock;
@@ -12,6 +11,7 @@ use crate::interfaces::{LogError, MemoryControl, PowerRequest, PowerSink};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::walk::AccessKind;
 use crate::memory::{FaultError, Memory, Resolved};
+use crate::names::VmName;
 use crate::regions::{Change, RegionError};
 use crate::vcpu::VcpuShared;
 use alloc::vec::Vec;

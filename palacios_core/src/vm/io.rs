@@ -7,12 +7,14 @@
 
 use super::board::Board;
 use super::links::BoardLink;
-use crate::alloc_ext::try_box;
-use crate::devices::bus::{Bus, Found, SlotNumber};
+use crate::alloc_ext::{try_box, NoMemory};
+use crate::devices::bus::{Bus, DetachError, Found, SlotNumber};
 use crate::devices::layout::AttachError;
 use crate::devices::{Device, IoAddress, Request, Step};
 use crate::host::Host;
 use crate::interrupts::pending::Events;
+use crate::names::DeviceId;
+use crate::pump::Pump;
 use crate::worker::{Work, Worker};
 use alloc::boxed::Box;
 use core::ops::Deref;
@@ -113,32 +115,43 @@ impl<H: Host> Io<H> {
         self.tell_of_deadline(None, new_deadline);
     }
 
-    /// Attaches a device. If it has work, it is given a worker, which is named after the VM and the device.
+    /// Attaches a device under a name. If it has work, or a stream to descriptors, it is given a worker, which is named after the VM and the device.
     ///
     /// # Errors
     /// Why not; the machine is as it was then.
-    pub(super) fn attach(&self, device: Box<dyn Device>) -> Result<SlotNumber, AttachError> {
-        let name = device.name();
-        let slot = self.bus.attach(device)?;
-        if self.bus.has_work(slot) {
-            if let Err(error) = self.make_worker(name, slot) {
+    pub(super) fn attach(
+        &self,
+        name: DeviceId,
+        device: Box<dyn Device>,
+        pump: Option<Pump<H>>,
+    ) -> Result<(), AttachError> {
+        let slot = self.bus.attach(name, device)?;
+        if pump.is_some() || self.bus.has_work(slot) {
+            if let Err(NoMemory) = self.make_worker(&name, slot, pump) {
                 self.bus.detach(slot);
-                return Err(error);
+                return Err(AttachError::NoMemory);
             }
         }
         self.tell_of_deadline(None, true);
-        Ok(slot)
+        Ok(())
     }
 
-    fn make_worker(&self, name: &str, slot: SlotNumber) -> Result<(), AttachError> {
+    fn make_worker(
+        &self,
+        name: &DeviceId,
+        slot: SlotNumber,
+        pump: Option<Pump<H>>,
+    ) -> Result<(), NoMemory> {
         let work = try_box(SlotWork {
             io: self.clone(),
             slot,
+            pump,
         })?;
         let (host, vm) = (self.board.host(), self.board.name());
-        let worker = Worker::new(host, format_args!("v3-{vm}:{name}"), work)?;
+        let worker = Worker::new(host, format_args!("v3-{vm}:{name}"))?;
+        let given = worker.give(work);
         self.bus.set_worker(slot, worker);
-        Ok(())
+        given
     }
 
     /// What devices are made with.
@@ -146,11 +159,19 @@ impl<H: Host> Io<H> {
         BoardLink(self.board.clone())
     }
 
-    /// Takes a device away. `None`: there is none.
-    pub(super) fn detach(&self, slot: SlotNumber) -> Option<Box<dyn Device>> {
-        let device = self.bus.detach(slot)?;
+    /// Takes a device away.
+    ///
+    /// # Errors
+    /// If there is none of that name, or if it belongs to every PC.
+    pub(super) fn detach(&self, name: &DeviceId) -> Result<(), DetachError> {
+        let (slot, is_removable) = self.bus.find(name).ok_or(DetachError::NoSuchDevice)?;
+        if !is_removable {
+            return Err(DetachError::NotRemovable);
+        }
+        let device = self.bus.detach(slot);
         self.tell_of_deadline(None, true);
-        Some(device)
+        drop(device);
+        Ok(())
     }
 }
 
@@ -158,18 +179,45 @@ impl<H: Host> Io<H> {
 struct SlotWork<H: Host> {
     io: Io<H>,
     slot: SlotNumber,
+    /// What carries the bytes of the device's stream.
+    pump: Option<Pump<H>>,
 }
 
-impl<H: Host> Work for SlotWork<H> {
+impl<H: Host> SlotWork<H> {
+    /// Carries some bytes, without the slot's lock. `true`: it may go on.
+    fn pump(&mut self) -> bool {
+        let pumped = self.pump.as_mut().map(Pump::step);
+        pumped.is_some_and(|pumped| {
+            if pumped.input {
+                let new_deadline = self.io.bus.input_ready_in(self.slot);
+                self.io.tell_of_deadline(None, new_deadline);
+            }
+            pumped.again
+        })
+    }
+}
+
+impl<H: Host> Work<H> for SlotWork<H> {
+    fn begin(&mut self, worker: &Worker<H>) -> Result<(), NoMemory> {
+        match &mut self.pump {
+            Some(pump) => pump.begin(worker.clone()),
+            None => Ok(()),
+        }
+    }
     fn step(&mut self) -> Step {
+        let pumped = self.pump();
         let worked = self.io.bus.step(self.slot);
         self.io.tell_of_deadline(None, worked.new_deadline);
         if let Some(request) = worked.request {
             self.io.grant(self.slot, request);
         }
-        worked.step
+        match pumped {
+            true => Step::Again,
+            false => worked.step,
+        }
     }
     fn is_at_rest(&mut self) -> bool {
-        self.io.bus.is_at_rest(self.slot)
+        let pumped = self.pump.as_ref().is_none_or(Pump::is_at_rest);
+        pumped && self.io.bus.is_at_rest(self.slot)
     }
 }

@@ -57,7 +57,7 @@ pub(super) struct ControllerPorts<H: Host>(pub(super) H::Shared<Board<H>>);
 
 impl<H: Host> WindowDevice for ControllerPorts<H> {
     fn name(&self) -> &'static str {
-        "interrupt controllers"
+        "interrupt-controllers"
     }
     fn regions(&self) -> &[IoRegion] {
         &chipset::REGIONS

@@ -34,15 +34,17 @@ use crate::alloc_ext::{try_box, TryPush};
 use crate::backend::{Backend, BackendVcpu};
 use crate::boot::{self, BootError};
 use crate::clock::VmClock;
-use crate::devices::bus::{Bus, SlotNumber};
+use crate::devices::bus::{Bus, DetachError};
 use crate::devices::layout::AttachError;
 use crate::devices::links::Links;
-use crate::devices::{Device, WindowDevice};
+use crate::devices::{ByteStream, Device, WindowDevice};
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
 use crate::host::{CpuId, Host, Lock, LockClass, NoMemory, NoSuchCpu, Thread};
 use crate::image::{Image, ImageError, Machine};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
+use crate::names::DeviceId;
+use crate::pump::{FarEnds, Pump};
 use crate::stats::Snapshot;
 use crate::vcpu::report::VcpuReport;
 use crate::vcpu::{Vcpu, VcpuShared};
@@ -57,8 +59,9 @@ use shared::{Life, VmShared};
 use states::RunState;
 use stuck::Stuck;
 
+pub use crate::names::VmName;
 pub use error::{CreateError, MoveError};
-pub use parts::{ImageBytes, Observer, OpenStream, Parts, VmName};
+pub use parts::{ImageBytes, Observer, OpenStream, Parts};
 pub use run_state::DEAD;
 pub use states::{LifeError, State};
 pub use stop_reason::StopReason;
@@ -193,21 +196,37 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     pub fn image_bytes(&self) -> u64 {
         (*self.image).as_ref().len() as u64
     }
-    /// Attaches the device that `make` makes with the links that it is given, whether the VM runs or not. *Thread.*
+    /// Attaches the device that `make` makes under a name, whether the VM runs or not. `make` is given links, and a stream to `ends`. *Thread.*
     ///
     /// # Errors
     /// Why not; the machine is as it was then.
     pub fn attach(
         &self,
-        make: impl FnOnce(&dyn Links) -> Result<Box<dyn Device>, AttachError>,
-    ) -> Result<SlotNumber, AttachError> {
+        name: DeviceId,
+        ends: Option<FarEnds>,
+        make: impl FnOnce(
+            &dyn Links,
+            Option<Box<dyn ByteStream>>,
+        ) -> Result<Box<dyn Device>, AttachError>,
+    ) -> Result<(), AttachError> {
         let _control = self.control.lock();
-        self.shared.io().attach(make(&self.shared.io().links())?)
+        let io = self.shared.io();
+        let (stream, pump) = match ends {
+            None => (None, None),
+            Some(ends) => {
+                let (stream, pump) = Pump::new(self.shared.host(), ends)?;
+                (Some(stream), Some(pump))
+            }
+        };
+        io.attach(name, make(&io.links(), stream)?, pump)
     }
-    /// Takes a device away, whether the VM runs or not. `None`: there is none. *Thread.*
-    pub fn detach(&self, slot: SlotNumber) -> Option<Box<dyn Device>> {
+    /// Takes a device away, whether the VM runs or not. *Thread.*
+    ///
+    /// # Errors
+    /// If there is none of that name, or if it belongs to every PC.
+    pub fn detach(&self, name: &DeviceId) -> Result<(), DetachError> {
         let _control = self.control.lock();
-        self.shared.io().detach(slot)
+        self.shared.io().detach(name)
     }
     /// Its devices, on the buses. The interrupt controllers are not among them.
     pub fn bus(&self) -> &Bus<H> {

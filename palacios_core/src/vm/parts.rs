@@ -4,41 +4,8 @@
 
 use crate::devices::ByteStream;
 use crate::host::{Host, NoMemory};
+use crate::names::VmName;
 use alloc::boxed::Box;
-use core::fmt;
-
-/// A VM's name: 1 to 63 letters, digits, `-`, `_` or `.`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct VmName {
-    bytes: [u8; 63],
-    len: u8,
-}
-
-impl VmName {
-    /// Checks a name.
-    pub fn new(name: &str) -> Option<Self> {
-        let good = |c: u8| c.is_ascii_alphanumeric() || b"-_.".contains(&c);
-        let mut bytes = [0; 63];
-        bytes
-            .get_mut(..name.len())?
-            .copy_from_slice(name.as_bytes());
-        (!name.is_empty() && name.bytes().all(good)).then_some(Self {
-            bytes,
-            len: name.len() as u8,
-        })
-    }
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        let bytes = self.bytes.get(..usize::from(self.len)).unwrap_or_default();
-        core::str::from_utf8(bytes).unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for VmName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// The bytes of an image, which the VM keeps: a reset starts it from them again.
 pub type ImageBytes = Box<dyn AsRef<[u8]> + Send + Sync>;

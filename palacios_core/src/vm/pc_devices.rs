@@ -8,10 +8,12 @@ use crate::alloc_ext::try_box;
 use crate::devices::layout::AttachError;
 use crate::devices::links::Links;
 use crate::devices::{
-    acpi, crtc, debug, hpet, keyboard, pit, reset, rtc, test_device, test_dma, uart,
+    acpi, crtc, debug, hpet, keyboard, pit, reset, rtc, test_device, test_dma, uart, Device,
 };
 use crate::host::Host;
 use crate::image::Machine;
+use crate::names::DeviceId;
+use alloc::boxed::Box;
 
 /// The stream that the debug ports 0x402 and 0xe9 write to.
 pub const DEBUG_STREAM: &str = "debug";
@@ -23,23 +25,26 @@ pub(super) fn attach<H: Host>(
     machine: &Machine<'_>,
     stream: &mut OpenStream<'_>,
 ) -> Result<(), AttachError> {
+    let attach =
+        |device: Box<dyn Device>| io.attach(DeviceId::of_kind(device.name()), device, None);
     for serial in machine.serials() {
         let far_end = stream(serial.stream)?;
-        io.attach(try_box(uart::Uart::new(links, serial.port, far_end)?)?)?;
+        let port = try_box(uart::Uart::new(links, serial.port, far_end)?)?;
+        io.attach(serial.port.name(), port, None)?;
     }
-    io.attach(try_box(pit::Pit::new(links)?)?)?;
-    io.attach(try_box(rtc::Rtc::new(links, machine.ram)?)?)?;
+    attach(try_box(pit::Pit::new(links)?)?)?;
+    attach(try_box(rtc::Rtc::new(links, machine.ram)?)?)?;
     let timer_width = acpi::TimerWidth::Bits24;
-    io.attach(try_box(acpi::AcpiPm::new(links, timer_width)?)?)?;
-    io.attach(try_box(hpet::Hpet::new(links)?)?)?;
-    io.attach(try_box(reset::ResetPorts::new(links)?)?)?;
-    io.attach(try_box(keyboard::KeyboardController::new(links)?)?)?;
-    io.attach(try_box(crtc::Crtc::new())?)?;
+    attach(try_box(acpi::AcpiPm::new(links, timer_width)?)?)?;
+    attach(try_box(hpet::Hpet::new(links)?)?)?;
+    attach(try_box(reset::ResetPorts::new(links)?)?)?;
+    attach(try_box(keyboard::KeyboardController::new(links)?)?)?;
+    attach(try_box(crtc::Crtc::new())?)?;
     if machine.test_device {
-        io.attach(try_box(test_device::TestDevice::new(links)?)?)?;
-        io.attach(try_box(test_dma::TestDma::new(links)?)?)?;
+        attach(try_box(test_device::TestDevice::new(links)?)?)?;
+        attach(try_box(test_dma::TestDma::new(links)?)?)?;
     }
     let far_end = stream(DEBUG_STREAM)?;
-    io.attach(try_box(debug::DebugPorts::new(links, far_end)?)?)?;
+    attach(try_box(debug::DebugPorts::new(links, far_end)?)?)?;
     Ok(())
 }

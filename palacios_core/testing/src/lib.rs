@@ -12,6 +12,7 @@ pub mod formats;
 pub mod guests;
 pub mod heap;
 pub mod host;
+pub mod pipe;
 pub mod processor;
 pub mod storm;
 pub mod vm;

@@ -3,6 +3,7 @@
 
 use palacios_core::devices::bus::{Bus, SlotNumber};
 use palacios_core::devices::{Device, IoAddress, IoRegion, Request};
+use palacios_core::names::DeviceId;
 use palacios_core::state_io::{StateError, StateReader, StateWriter};
 use palacios_testing::{Config, TestHost};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -14,6 +15,11 @@ const READS: u32 = 20_000;
 /// Changes of the map, at least.
 const ROUNDS: u32 = 300;
 const THREADS: u32 = 4;
+const NAMES: [DeviceId; 3] = [
+    DeviceId::of_kind("zero"),
+    DeviceId::of_kind("one"),
+    DeviceId::of_kind("two"),
+];
 
 /// A device that reads as its number and the offset of the access. What is written is where its region moves to, or 0: it is
 /// switched off.
@@ -131,7 +137,7 @@ fn devices_come_and_go_under_four_threads() {
             let number = u64::from(round % 3);
             let there = &there[number as usize];
             let device = Probe::boxed(number, IoRegion::ports(at(number), 0x20), there);
-            match bus.attach(device) {
+            match bus.attach(NAMES[number as usize], device) {
                 Ok(slot) => {
                     thread::yield_now();
                     assert!(bus.detach(slot).is_some());
@@ -157,8 +163,8 @@ fn a_region_moves_under_four_threads() {
         let there = Arc::new(AtomicBool::new(true));
         let control = IoRegion::ports(0x10, 4);
         let neighbour = Probe::boxed(1, IoRegion::ports(0x120, 0x10), &there);
-        bus.attach(neighbour).unwrap();
-        let mover = bus.attach(Probe::boxed(2, control, &there)).unwrap();
+        bus.attach(NAMES[1], neighbour).unwrap();
+        let mover = bus.attach(NAMES[2], Probe::boxed(2, control, &there)).unwrap();
         let moves = [0x100, 0x118, 0x14c, 0x10];
         let mut now = 0x10;
         // Only this thread writes, at the address of the last move.
@@ -187,7 +193,7 @@ fn a_region_is_switched_off_and_reset_shows_it_again() {
     with_bus(|bus| {
         let there = Arc::new(AtomicBool::new(true));
         let slot: SlotNumber = bus
-            .attach(Probe::boxed(5, IoRegion::ports(0x100, 4), &there))
+            .attach(NAMES[0], Probe::boxed(5, IoRegion::ports(0x100, 4), &there))
             .unwrap();
         let read = |at| bus.read(&mut None, port(at)).value;
         assert_eq!(read(0x102), 5 << 32 | 2);
@@ -198,7 +204,7 @@ fn a_region_is_switched_off_and_reset_shows_it_again() {
         assert_eq!(read(0x200), u64::MAX);
         let mut device = bus.detach(slot).unwrap();
         device.write(0, 0, 4, 0x200);
-        bus.attach(device).unwrap();
+        bus.attach(NAMES[0], device).unwrap();
         assert_eq!(read(0x203), 5 << 32 | 3);
         // To where there are no ports.
         write(bus, 0x200, 0xfffe);
