@@ -24,7 +24,7 @@ impl<const MOST: usize> Name<MOST> {
             return None;
         }
         let mut bytes = [0; MOST];
-        let (mut to, mut from) = (bytes.as_mut_slice(), name);
+        let (mut to, mut from): (&mut [u8], &[u8]) = (&mut bytes, name);
         while let ([slot, slots @ ..], [byte, rest @ ..]) = (to, from) {
             if !byte.is_ascii_alphanumeric() && !matches!(byte, b'-' | b'_' | b'.') {
                 return None;
