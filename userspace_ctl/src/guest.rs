@@ -5,6 +5,7 @@ use crate::error::plain;
 use palacios_core::addr::{Gpa, NotRam};
 use palacios_core::boot;
 use palacios_core::devices::uart::ComPort;
+use palacios_core::devices::{test_device, test_dma};
 use palacios_core::features::{Feature, FeatureSet, Offer, TABLE};
 use palacios_core::image::machine::{
     self, Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
@@ -254,7 +255,7 @@ impl Guest {
                 .collect(),
             console: machine.console.map(Into::into),
             on_triple_fault: machine.on_triple_fault.into(),
-            test_device: machine.test_device,
+            test_device: machine.has(&test_device::KIND),
         }
     }
 
@@ -385,9 +386,11 @@ impl Guest {
             fdt.end_node(device)?;
         }
         if self.test_device {
-            let device = fdt.begin_node("test-device")?;
-            fdt.property_string("compatible", "v3vee,test-device")?;
-            fdt.end_node(device)?;
+            for kind in [&test_device::KIND, &test_dma::KIND] {
+                let device = fdt.begin_node(kind.name)?;
+                fdt.property_string("compatible", kind.compatible)?;
+                fdt.end_node(device)?;
+            }
         }
         fdt.end_node(devices)
     }

@@ -91,7 +91,7 @@ proptest! {
         prop_assert_eq!(machine.bootargs, &guest.cmdline);
         prop_assert_eq!(machine.boot, BootKind::Auto);
         prop_assert_eq!(machine.on_triple_fault == image::OnTripleFault::Reset, reset);
-        prop_assert_eq!(machine.test_device, test_device);
+        prop_assert_eq!(machine.has(&palacios_core::devices::test_device::KIND), test_device);
         prop_assert_eq!(machine.kernel, kernel());
         prop_assert!(machine.initrds().eq(initrds.iter().map(Vec::as_slice)));
         let read: Vec<_> = machine.modules().map(|m| (m.bootargs, m.data)).collect();

@@ -63,7 +63,8 @@ impl Worker {
             if self.mode.load(Ordering::SeqCst) == RUNNING && self.bells.take() != 0 {
                 // SAFETY: the bell rang, so the write is past.
                 let found = self.queue.with(|queue| unsafe { *queue });
-                self.done.fetch_add(found, std::sync::atomic::Ordering::SeqCst);
+                self.done
+                    .fetch_add(found, std::sync::atomic::Ordering::SeqCst);
             }
         }
     }

@@ -12,8 +12,10 @@ use crate::bytes::align_up;
 use crate::devices::acpi::{
     PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, S5_SLEEP_TYPE, SCI_IRQ,
 };
-use crate::devices::hpet;
+use crate::devices::registry::AcpiDevice;
 use crate::devices::reset::{RESET_PORT, RESET_VALUE};
+use crate::devices::{hpet, rtc};
+use crate::image::machine::ImageDevice;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 use crate::interrupts::chipset::TIMER_INPUT;
@@ -303,46 +305,36 @@ fn dsdt(machine: &Machine<'_>) -> Table {
     });
     t.package(SCOPE, |t| {
         t.put(b"\\_SB_");
-        for serial in machine.serials() {
-            let (port, number) = (serial.port, serial.port.number());
-            let name = [b'C', b'O', b'M', b'0'.wrapping_add(number)];
-            let resources = (port.base(), 8, port.irq());
-            // PNP0501, a 16550.
-            device(t, &name, [0x41, 0xd0, 0x05, 0x01], number, resources);
+        let acpi = |described: ImageDevice<'_>| (described.kind.acpi)(described.place?);
+        for described in machine.devices().filter_map(acpi) {
+            device(t, &described);
         }
-        // PNP0B00, an MC146818.
-        device(t, b"RTC_", [0x41, 0xd0, 0x0b, 0x00], 0, (0x70, 2, 8));
+        device(t, &rtc::ACPI);
     });
     t
 }
 
-/// A device with its id, first port, number of ports, and ISA interrupt.
-fn device(
-    t: &mut Table,
-    name: &[u8; 4],
-    hid: [u8; 4],
-    uid: u8,
-    (port, ports, irq): (u16, u8, u32),
-) {
+/// A device with its id and its resources.
+fn device(t: &mut Table, device: &AcpiDevice) {
     const DEVICE: &[u8] = &[0x5b, 0x82];
     const BUFFER: &[u8] = &[0x11];
     t.package(DEVICE, |t| {
-        t.put(name);
+        t.put(&device.name);
         t.put(b"\x08_HID\x0c");
-        t.put(&hid);
+        t.put(&device.hid);
         t.put(b"\x08_UID\x0a");
-        t.put(&[uid]);
+        t.put(&[device.uid]);
         t.put(b"\x08_CRS");
         t.package(BUFFER, |t| {
             t.put(&[0x0a, 13]);
             // Ports, all 16 address bits decoded (6.4.2.5).
             t.put(&[0x47, 1]);
-            t.u16(port);
-            t.u16(port);
-            t.put(&[1, ports]);
+            t.u16(device.place.port);
+            t.u16(device.place.port);
+            t.put(&[1, device.place.ports as u8]);
             // An interrupt, edge-triggered (6.4.2.1).
             t.put(&[0x22]);
-            t.u16(1u16.checked_shl(irq).unwrap_or(0));
+            t.u16(1u16.checked_shl(device.place.irq).unwrap_or(0));
             // The end, without a checksum (6.4.2.9).
             t.put(&[0x79, 0]);
         });

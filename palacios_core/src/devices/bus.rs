@@ -17,7 +17,7 @@ use super::doorbell::Doorbells;
 use super::layout::{self, AttachError, Layout, Named, Target};
 pub use super::map::Found;
 use super::map::Map;
-use super::{Device, IoAddress, IoRegion, Request, WindowDevice};
+use super::{Device, IoAddress, IoRegion, Request, Space, WindowDevice};
 use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass, NoMemory};
 use crate::names::DeviceId;
@@ -266,6 +266,16 @@ impl<H: Host> Bus<H> {
         let attached = self.attached.lock();
         let found = attached.devices.iter().find(|device| device.name == *name);
         found.map(|device| (device.slot, device.is_removable))
+    }
+
+    /// Whether a device answers at a port, or will when it is switched on. *Thread.*
+    pub fn has_device_at(&self, port: u16) -> bool {
+        let attached = self.attached.lock();
+        let is_there = |named: &Named| {
+            let region = named.region;
+            region.space == Space::Ports && (region.at..region.end()).contains(&port.into())
+        };
+        attached.regions.iter().any(is_there)
     }
 
     /// All devices, in the order in which they came. *Thread.*

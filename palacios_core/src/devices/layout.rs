@@ -80,6 +80,19 @@ pub enum AttachError {
     },
     /// Another device has that name.
     NameTaken(DeviceId),
+    /// There is no kind of that name.
+    NoSuchKind,
+    /// A device of its kind cannot be at that port.
+    NoSuchPlace {
+        /// The first of its ports.
+        port: u16,
+        /// Where one may be.
+        why: &'static str,
+    },
+    /// All places for its kind have a device.
+    NoPlaceLeft,
+    /// A device of its kind has no stream, so it has no use for descriptors.
+    NoStream,
     /// The machine has as many devices or regions as it can have.
     Full,
     /// The host has no memory.
@@ -107,6 +120,14 @@ impl fmt::Display for AttachError {
                 f,
                 "the device {name} cannot answer at {region}: there are no such addresses"
             ),
+            Self::NoSuchKind => {
+                f.write_str("there is no such kind of device: `v3 attach --help` lists them")
+            }
+            Self::NoSuchPlace { port, why } => write!(f, "port {port:#x} {why}"),
+            Self::NoPlaceLeft => {
+                f.write_str("all places for a device of this kind are taken: detach one first")
+            }
+            Self::NoStream => f.write_str("a device of this kind has no stream to connect"),
             Self::NameTaken(name) => write!(f, "there is a device {name} already"),
             Self::Full => f.write_str("the machine has as many devices as it can have"),
             Self::NoMemory => f.write_str("the host has no memory for this device"),

@@ -13,12 +13,14 @@ pub mod debug;
 mod doorbell;
 pub mod hpet;
 pub mod keyboard;
+mod kind;
 pub mod layout;
 pub mod links;
 mod map;
 mod memory_commands;
 pub mod pit;
 pub mod region;
+pub mod registry;
 pub mod reset;
 pub mod rtc;
 pub mod test_device;
@@ -41,6 +43,16 @@ pub trait ByteStream: Send {
     fn write(&mut self, data: &[u8]);
     /// Gives waiting input; returns how many bytes of `buf` were filled.
     fn read(&mut self, buf: &mut [u8]) -> usize;
+}
+
+/// A stream to nowhere.
+pub struct Nowhere;
+
+impl ByteStream for Nowhere {
+    fn write(&mut self, _data: &[u8]) {}
+    fn read(&mut self, _buf: &mut [u8]) -> usize {
+        0
+    }
 }
 
 /// A device on the machine's buses.

@@ -11,6 +11,7 @@ mod calendar;
 mod tests;
 
 use self::calendar::{date_of, days_of, DAY_S};
+use super::kind::{AcpiDevice, Place};
 use super::links::{Line, Links};
 use super::ticks::{Frequency, NS_PER_S};
 use super::{read_bytewise, write_bytewise, Device, IoRegion, Timed};
@@ -28,6 +29,20 @@ pub const INDEX_PORT: u16 = 0x70;
 pub const DATA_PORT: u16 = 0x71;
 /// The byte that holds the century.
 pub const CENTURY: u8 = 0x32;
+
+/// What ACPI's tables say of it.
+pub const ACPI: AcpiDevice = AcpiDevice {
+    name: *b"RTC_",
+    // PNP0B00, an MC146818.
+    hid: [0x41, 0xd0, 0x0b, 0x00],
+    uid: 0,
+    place: Place {
+        name: "rtc",
+        port: 0x70,
+        ports: 2,
+        irq: 8,
+    },
+};
 
 const STATE_VERSION: u32 = 1;
 static REGIONS: [IoRegion; 1] = [IoRegion::ports(INDEX_PORT, 2)];

@@ -11,10 +11,11 @@
 //! | memory from 0xff00_0000 | 64 KiB that keep what is written, and are no RAM |
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::links::{Line, Links};
 use super::{memory_commands, read_bytewise, write_bytewise, Device, IoRegion, Request};
 use crate::addr::Gpa;
-use crate::alloc_ext::{try_vec, NoMemory, TryPush};
+use crate::alloc_ext::{try_box, try_vec, NoMemory, TryPush};
 use crate::interfaces::{GuestMemory, MemoryControl};
 use crate::regions::RegionError;
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -25,6 +26,14 @@ use alloc::vec::Vec;
 pub const MEMORY_GPA: u64 = 0xff00_0000;
 /// Its length.
 pub const MEMORY_BYTES: u64 = 0x1_0000;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "test-device",
+    compatible: "v3vee,test-device",
+    make: |wanted| Ok(try_box(TestDevice::new(wanted.links)?)?),
+    ..Kind::FIXED
+};
 
 const STATE_VERSION: u32 = 1;
 /// It drives the lines from 0 up to this number.

@@ -14,13 +14,22 @@
 //! | 0x2080 | the doorbell: copy |
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::links::{Dma, DmaError, Links};
 use super::{Device, IoRegion, Request, Step, Work};
 use crate::addr::{Gpa, NotRam};
-use crate::alloc_ext::NoMemory;
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::{Msi, MsiSender};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "test-dma",
+    compatible: "v3vee,test-dma",
+    make: |wanted| Ok(try_box(TestDma::new(wanted.links)?)?),
+    ..Kind::FIXED
+};
 
 const STATE_VERSION: u32 = 1;
 /// Bytes of its memory.

@@ -12,12 +12,42 @@ mod tests;
 
 pub use com_port::ComPort;
 
+use super::kind::{AcpiDevice, Kind};
 use super::links::{Line, Links};
-use super::{read_bytewise, write_bytewise, ByteStream, Device, Input, IoRegion, Timed};
-use crate::alloc_ext::NoMemory;
+use super::{read_bytewise, write_bytewise, ByteStream, Device, Input, IoRegion, Nowhere, Timed};
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::Clock;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "serial",
+    compatible: "ns16550a",
+    has_stream: true,
+    places: &com_port::PLACES,
+    place_words: "is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",
+    irq_words: "is not that of a PC's port: 4 at 0x3f8 and 0x3e8, 3 at 0x2f8 and 0x2e8",
+    make: |wanted| {
+        let stream = match wanted.stream {
+            Some(stream) => stream,
+            None => try_box(Nowhere)?,
+        };
+        let port = wanted.place.and_then(ComPort::at);
+        let port = port.unwrap_or(ComPort::Com1);
+        Ok(try_box(Uart::new(wanted.links, port, stream)?)?)
+    },
+    acpi: |place| {
+        let number = ComPort::at(place)?.number();
+        Some(AcpiDevice {
+            name: [b'C', b'O', b'M', b'0'.wrapping_add(number)],
+            // PNP0501, a 16550.
+            hid: [0x41, 0xd0, 0x05, 0x01],
+            uid: number,
+            place: *place,
+        })
+    },
+};
 
 const STATE_VERSION: u32 = 2;
 /// Depth of the receiver's FIFO.

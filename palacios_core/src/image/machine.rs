@@ -30,7 +30,8 @@
 //!             interrupts = <4>;               // 4,   3,   4,   3
 //!             v3vee,stream = "com1";          // The name of its byte stream.
 //!         };
-//!         test-device { compatible = "v3vee,test-device"; };  // Optional: [`crate::devices::test_device`].
+//!         test-device { compatible = "v3vee,test-device"; };  // Optional: [`crate::devices::test_device`],
+//!         test-dma { compatible = "v3vee,test-dma"; };        // and [`crate::devices::test_dma`].
 //!     };
 //! };
 //! ```
@@ -44,14 +45,18 @@ use super::container::Image;
 use super::error::ImageError;
 use super::fdt::{Children, Node};
 use crate::addr::PAGE_SIZE;
+use crate::devices::registry::{self, Kind, Place};
 use crate::devices::uart::ComPort;
 use crate::features::{Feature, FeatureSet};
 use crate::ram::RamLayout;
+use core::fmt;
 
 /// The most virtual CPUs of a machine.
 pub const MAX_VCPUS: u32 = 64;
 /// The most serial ports of a machine.
 pub const MAX_SERIALS: usize = ComPort::ALL.len();
+/// The most devices that an image describes.
+pub const MAX_DEVICES: usize = 16;
 /// The least memory of a machine: what firmware tables, boot data and a small kernel fit in.
 pub const MIN_MEMORY_BYTES: u64 = 2 << 20;
 /// The most memory of a machine.
@@ -87,6 +92,29 @@ pub enum OnTripleFault {
     Stop,
     /// It starts anew, as a PC does.
     Reset,
+}
+
+/// A device that an image describes.
+#[derive(Clone, Copy)]
+pub struct ImageDevice<'a> {
+    /// Its kind.
+    pub kind: &'static Kind,
+    /// Where it is, if its kind may be at several places.
+    pub place: Option<&'static Place>,
+    /// The name of its byte stream, if its kind has one.
+    pub stream: Option<&'a str>,
+}
+
+impl ImageDevice<'_> {
+    fn is_at_place_of(&self, other: &Self) -> bool {
+        core::ptr::eq(self.kind, other.kind) && self.place == other.place
+    }
+}
+
+impl fmt::Debug for ImageDevice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} {:?}", self.kind.name, self.place, self.stream)
+    }
 }
 
 /// A serial port.
@@ -128,9 +156,7 @@ pub struct Machine<'a> {
     pub console: Option<&'a str>,
     /// What a triple fault does.
     pub on_triple_fault: OnTripleFault,
-    /// It has the device of test kernels.
-    pub test_device: bool,
-    serials: [Option<Serial<'a>>; MAX_SERIALS],
+    devices: Devices<'a>,
     image: Image<'a>,
 }
 
@@ -160,10 +186,8 @@ impl<'a> Machine<'a> {
         let chosen = root.child("chosen");
         let text = |name: &str| chosen.map_or(Ok(None), |chosen| chosen.str(name));
         let vcpus = parse_cpus(&root)?;
-        let Devices {
-            serials,
-            test_device,
-        } = parse_devices(&root)?;
+        let devices = parse_devices(&root)?;
+        let streams = || serials_of(&devices).map(|serial| serial.stream);
         Ok(Machine {
             name: root.str("model")?,
             ram: parse_memory(&root)?,
@@ -186,10 +210,8 @@ impl<'a> Machine<'a> {
             bootargs: text("bootargs")?.unwrap_or(""),
             kernel: parse_blobs(&image, &root)?,
             console: match text("v3vee,console")? {
-                None => serials.iter().flatten().map(|serial| serial.stream).next(),
-                Some(name) if serials.iter().flatten().any(|serial| serial.stream == name) => {
-                    Some(name)
-                }
+                None => streams().next(),
+                Some(name) if streams().any(|stream| stream == name) => Some(name),
                 Some(_) => {
                     return Err(wrong(
                         &chosen.unwrap_or(root),
@@ -209,8 +231,7 @@ impl<'a> Machine<'a> {
                     ))
                 }
             },
-            test_device,
-            serials,
+            devices,
             image,
         })
     }
@@ -223,9 +244,20 @@ impl<'a> Machine<'a> {
         node.u32("v3vee,pin").ok()?
     }
 
-    /// Its serial ports.
+    /// The devices that its image describes, in that order. A PC has others, too.
+    pub fn devices(&self) -> impl Iterator<Item = ImageDevice<'a>> + '_ {
+        self.devices.iter().flatten().copied()
+    }
+
+    /// Whether its image describes a device of that kind.
+    pub fn has(&self, kind: &'static Kind) -> bool {
+        self.devices()
+            .any(|device| core::ptr::eq(device.kind, kind))
+    }
+
+    /// Its serial ports, by their numbers.
     pub fn serials(&self) -> impl Iterator<Item = Serial<'a>> + '_ {
-        self.serials.iter().flatten().copied()
+        serials_of(&self.devices)
     }
 
     /// The initial file systems, in the order in which they shall be joined.
@@ -247,6 +279,15 @@ impl<'a> Machine<'a> {
             nodes: blobs.map(|blobs| blobs.children()),
         }
     }
+}
+
+/// The serial ports among devices, by their numbers.
+fn serials_of<'a, 'b>(devices: &'b Devices<'a>) -> impl Iterator<Item = Serial<'a>> + 'b {
+    ComPort::ALL.into_iter().filter_map(|port| {
+        let is_it = |device: &&ImageDevice<'_>| device.place.and_then(ComPort::at) == Some(port);
+        let device = devices.iter().flatten().find(is_it)?;
+        device.stream.map(|stream| Serial { port, stream })
+    })
 }
 
 /// The blobs of one label.
@@ -402,79 +443,72 @@ fn parse_blob<'a>(image: &Image<'a>, node: &Node<'a>) -> Result<(&'a str, Module
     Ok((label, module))
 }
 
-/// The devices that a machine may have or not.
-#[derive(Default)]
-struct Devices<'a> {
-    serials: [Option<Serial<'a>>; MAX_SERIALS],
-    test_device: bool,
-}
+/// The devices of an image, in its order.
+type Devices<'a> = [Option<ImageDevice<'a>>; MAX_DEVICES];
 
 fn parse_devices<'a>(root: &Node<'a>) -> Result<Devices<'a>, ImageError> {
-    let mut devices = Devices::default();
-    for node in root
-        .child("devices")
-        .into_iter()
-        .flat_map(|devices| devices.children())
-    {
+    let mut devices: Devices<'a> = [None; MAX_DEVICES];
+    let nodes = root.child("devices").into_iter();
+    for node in nodes.flat_map(|devices| devices.children()) {
         if node.str("status")? == Some("disabled") {
             continue;
         }
-        let compatible = node
-            .str("compatible")?
-            .ok_or(missing(&node, "compatible"))?;
-        match compatible {
-            "ns16550a" => add_serial(&node, &mut devices.serials)?,
-            "v3vee,test-device" => devices.test_device = true,
-            _ => {
-                return Err(ImageError::UnknownDevice {
-                    node: node.name.into(),
-                    compatible: compatible.into(),
-                })
+        let device = parse_device(&node)?;
+        let others = || devices.iter().flatten();
+        if others().any(|other| other.stream.is_some() && other.stream == device.stream) {
+            return Err(wrong(
+                &node,
+                "v3vee,stream",
+                "is another device's stream, too",
+            ));
+        }
+        if others().any(|other| other.is_at_place_of(&device)) {
+            return Err(wrong(&node, "reg", "is another device's, too"));
+        }
+        match devices.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => *slot = Some(device),
+            None => {
+                return Err(wrong(
+                    &node,
+                    "compatible",
+                    "is of more devices than an image may have",
+                ))
             }
         }
     }
     Ok(devices)
 }
 
-/// Puts a serial port into its place.
-fn add_serial<'a>(
-    node: &Node<'a>,
-    serials: &mut [Option<Serial<'a>>; MAX_SERIALS],
-) -> Result<(), ImageError> {
-    let serial = parse_serial(node)?;
-    let mut others = serials.iter().flatten();
-    if others.any(|other| other.stream == serial.stream) {
-        return Err(wrong(
-            node,
-            "v3vee,stream",
-            "is another device's stream, too",
-        ));
+fn parse_device<'a>(node: &Node<'a>) -> Result<ImageDevice<'a>, ImageError> {
+    let compatible = node.str("compatible")?.ok_or(missing(node, "compatible"))?;
+    let unknown = || ImageError::UnknownDevice {
+        node: node.name.into(),
+        compatible: compatible.into(),
+    };
+    let kind = registry::by_compatible(compatible).ok_or_else(unknown)?;
+    let stream = node.str("v3vee,stream")?.filter(|name| !name.is_empty());
+    let device = ImageDevice {
+        kind,
+        place: parse_place(node, kind)?,
+        stream: stream.filter(|_| kind.has_stream),
+    };
+    match kind.has_stream && stream.is_none() {
+        true => Err(missing(node, "v3vee,stream")),
+        false => Ok(device),
     }
-    match serials.get_mut(serial.port as usize) {
-        Some(slot @ None) => *slot = Some(serial),
-        _ => return Err(wrong(node, "reg", "is another device's, too")),
-    }
-    Ok(())
 }
 
-fn parse_serial<'a>(node: &Node<'a>) -> Result<Serial<'a>, ImageError> {
-    let reg = node.u64_pair("reg")?.ok_or(missing(node, "reg"))?;
-    let is_at = |port: &ComPort| reg == (u64::from(port.base()), 8);
-    let port = ComPort::ALL.into_iter().find(is_at).ok_or(wrong(
-        node,
-        "reg",
-        "is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",
-    ))?;
-    if node.u32("interrupts")? != Some(port.irq()) {
-        return Err(wrong(
-            node,
-            "interrupts",
-            "is not that of a PC's port: 4 at 0x3f8 and 0x3e8, 3 at 0x2f8 and 0x2e8",
-        ));
+/// Where a device of a kind is, if it may be at several places.
+fn parse_place(node: &Node<'_>, kind: &'static Kind) -> Result<Option<&'static Place>, ImageError> {
+    if kind.places.is_empty() {
+        return Ok(None);
     }
-    let stream = node.str("v3vee,stream")?.filter(|name| !name.is_empty());
-    Ok(Serial {
-        port,
-        stream: stream.ok_or(missing(node, "v3vee,stream"))?,
-    })
+    let reg = node.u64_pair("reg")?.ok_or(missing(node, "reg"))?;
+    let is_there = |place: &&Place| reg == (place.port.into(), place.ports.into());
+    let place = kind.places.iter().find(is_there);
+    let place = place.ok_or(wrong(node, "reg", kind.place_words))?;
+    match node.u32("interrupts")? == Some(place.irq) {
+        true => Ok(Some(place)),
+        false => Err(wrong(node, "interrupts", kind.irq_words)),
+    }
 }

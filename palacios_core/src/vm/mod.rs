@@ -14,6 +14,7 @@
 //! Lock order is that of [`LockClass`]. A VM is made whole or not at all, and gives everything back when it is dropped.
 #![forbid(unsafe_code)]
 
+mod attach;
 pub(crate) mod board;
 mod error;
 mod io;
@@ -37,6 +38,7 @@ use crate::clock::VmClock;
 use crate::devices::bus::{Bus, DetachError};
 use crate::devices::layout::AttachError;
 use crate::devices::links::Links;
+use crate::devices::registry::{self, Resources};
 use crate::devices::{ByteStream, Device, WindowDevice};
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
 use crate::host::{CpuId, Host, Lock, LockClass, NoMemory, NoSuchCpu, Thread};
@@ -60,6 +62,7 @@ use states::RunState;
 use stuck::Stuck;
 
 pub use crate::names::VmName;
+pub use attach::Attachment;
 pub use error::{CreateError, MoveError};
 pub use parts::{ImageBytes, Observer, OpenStream, Parts};
 pub use run_state::DEAD;
@@ -196,11 +199,32 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     pub fn image_bytes(&self) -> u64 {
         (*self.image).as_ref().len() as u64
     }
+    /// Attaches a device, whether the VM runs or not. Returns what it is known by. *Thread.*
+    ///
+    /// # Errors
+    /// Why not; the machine is as it was then.
+    pub fn attach(&self, wanted: Attachment<'_>) -> Result<DeviceId, AttachError> {
+        let kind = registry::by_name(wanted.kind).ok_or(AttachError::NoSuchKind)?;
+        if wanted.ends.is_some() && !kind.has_stream {
+            return Err(AttachError::NoStream);
+        }
+        let place = attach::find_place(self.bus(), kind, wanted.port)?;
+        let usual = DeviceId::of_kind(place.map_or(kind.name, |place| place.name));
+        let name = wanted.name.unwrap_or(usual);
+        self.attach_made(name, wanted.ends, |links, stream| {
+            Ok((kind.make)(Resources {
+                links,
+                place,
+                stream,
+            })?)
+        })?;
+        Ok(name)
+    }
     /// Attaches the device that `make` makes under a name, whether the VM runs or not. `make` is given links, and a stream to `ends`. *Thread.*
     ///
     /// # Errors
     /// Why not; the machine is as it was then.
-    pub fn attach(
+    pub fn attach_made(
         &self,
         name: DeviceId,
         ends: Option<FarEnds>,

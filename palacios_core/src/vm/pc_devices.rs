@@ -7,10 +7,10 @@ use super::parts::OpenStream;
 use crate::alloc_ext::try_box;
 use crate::devices::layout::AttachError;
 use crate::devices::links::Links;
-use crate::devices::{
-    acpi, crtc, debug, hpet, keyboard, pit, reset, rtc, test_device, test_dma, uart, Device,
-};
+use crate::devices::registry::Resources;
+use crate::devices::{acpi, crtc, debug, hpet, keyboard, pit, reset, rtc, Device};
 use crate::host::Host;
+use crate::image::machine::ImageDevice;
 use crate::image::Machine;
 use crate::names::DeviceId;
 use alloc::boxed::Box;
@@ -27,10 +27,16 @@ pub(super) fn attach<H: Host>(
 ) -> Result<(), AttachError> {
     let attach =
         |device: Box<dyn Device>| io.attach(DeviceId::of_kind(device.name()), device, None);
-    for serial in machine.serials() {
-        let far_end = stream(serial.stream)?;
-        let port = try_box(uart::Uart::new(links, serial.port, far_end)?)?;
-        io.attach(serial.port.name(), port, None)?;
+    for device in machine.devices() {
+        let stream = device.stream.map(&mut *stream).transpose()?;
+        let ImageDevice { kind, place, .. } = device;
+        let name = DeviceId::of_kind(place.map_or(kind.name, |place| place.name));
+        let resources = Resources {
+            links,
+            place,
+            stream,
+        };
+        io.attach(name, (kind.make)(resources)?, None)?;
     }
     attach(try_box(pit::Pit::new(links)?)?)?;
     attach(try_box(rtc::Rtc::new(links, machine.ram)?)?)?;
@@ -40,10 +46,6 @@ pub(super) fn attach<H: Host>(
     attach(try_box(reset::ResetPorts::new(links)?)?)?;
     attach(try_box(keyboard::KeyboardController::new(links)?)?)?;
     attach(try_box(crtc::Crtc::new())?)?;
-    if machine.test_device {
-        attach(try_box(test_device::TestDevice::new(links)?)?)?;
-        attach(try_box(test_dma::TestDma::new(links)?)?)?;
-    }
     let far_end = stream(DEBUG_STREAM)?;
     attach(try_box(debug::DebugPorts::new(links, far_end)?)?)?;
     Ok(())

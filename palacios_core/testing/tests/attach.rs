@@ -4,13 +4,11 @@
 use palacios_core::addr::Gpa;
 use palacios_core::devices::bus::DetachError;
 use palacios_core::devices::layout::AttachError;
-use palacios_core::devices::test_dma::TestDma;
-use palacios_core::devices::uart::{ComPort, Uart};
-use palacios_core::devices::{Device, IoAddress, Request};
+use palacios_core::devices::{IoAddress, Request};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::names::DeviceId;
 use palacios_core::pump::FarEnds;
-use palacios_core::vm::{LifeError, State, StopReason};
+use palacios_core::vm::{Attachment, LifeError, State, StopReason};
 use palacios_testing::pipe::Pipe;
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, heap, on_all_backends, processor, Config, TestHost};
@@ -43,18 +41,25 @@ fn ends(output: &Pipe, input: &Pipe) -> Option<FarEnds> {
 }
 
 fn attach_com3<B: TestBackend>(vm: &TestVm<B>, ends: Option<FarEnds>) -> Result<(), AttachError> {
-    vm.attach(COM3, ends, |links, stream| {
-        let stream = stream.expect("there are ends");
-        let device = Uart::new(links, ComPort::Com3, stream)?;
-        Ok(palacios_core::alloc_ext::try_box(device)?)
-    })
+    let name = vm.attach(Attachment {
+        kind: "serial",
+        name: None,
+        port: Some(0x3e8),
+        ends,
+    })?;
+    assert_eq!(name, COM3);
+    Ok(())
 }
 
 fn attach_dma<B: TestBackend>(vm: &TestVm<B>) -> Result<(), AttachError> {
-    vm.attach(DMA, None, |links, _| {
-        let device: Box<dyn Device> = palacios_core::alloc_ext::try_box(TestDma::new(links)?)?;
-        Ok(device)
-    })
+    let name = vm.attach(Attachment {
+        kind: "test-dma",
+        name: Some(DMA),
+        port: None,
+        ends: None,
+    })?;
+    assert_eq!(name, DMA);
+    Ok(())
 }
 
 /// A write to a port, as a vCPU makes it.
@@ -67,9 +72,7 @@ fn out<B: TestBackend>(vm: &TestVm<B>, port: u16, size: u8, value: u32) {
 }
 
 fn inp<B: TestBackend>(vm: &TestVm<B>, port: u16, size: u8) -> u32 {
-    vm.bus()
-        .read(&mut None, IoAddress::port(port, size))
-        .value as u32
+    vm.bus().read(&mut None, IoAddress::port(port, size)).value as u32
 }
 
 fn bytes_of(count: usize) -> Vec<u8> {
@@ -84,7 +87,8 @@ fn a_stream_carries_both_ways<B: TestBackend>() {
         let sent = bytes_of(5000);
         thread::scope(|scope| {
             let reader = scope.spawn(|| output.take_exactly(sent.len()));
-            sent.iter().for_each(|byte| out(vm, 0x3e8, 1, (*byte).into()));
+            sent.iter()
+                .for_each(|byte| out(vm, 0x3e8, 1, (*byte).into()));
             assert_eq!(reader.join().unwrap(), sent);
         });
         input.put(&sent);
@@ -106,7 +110,10 @@ fn output_is_not_lost_at_the_end<B: TestBackend>() {
     on_vm::<B>(guests::spin(&[]), |vm| {
         let (output, input) = (Pipe::new(0), Pipe::new(0));
         let sent = bytes_of(3000);
-        let send = || sent.iter().for_each(|byte| out(vm, 0x3e8, 1, (*byte).into()));
+        let send = || {
+            sent.iter()
+                .for_each(|byte| out(vm, 0x3e8, 1, (*byte).into()))
+        };
         attach_com3(vm, ends(&output, &input)).unwrap();
         send();
         vm.detach(&COM3).unwrap();
@@ -161,13 +168,49 @@ fn what_is_wrong_is_refused<B: TestBackend>() {
         attach().unwrap();
         assert_eq!(attach(), Err(AttachError::NameTaken(COM3)));
         let name = DeviceId::of_kind("another");
-        let overlap = vm.attach(name, ends(&output, &input), |links, stream| {
-            Ok(Box::new(Uart::new(links, ComPort::Com3, stream.unwrap())?))
-        });
-        assert_eq!(
-            overlap.unwrap_err().to_string(),
-            "the device another cannot answer at ports 0x3e8 to 0x3ef: the device com3 does"
-        );
+        let wanted = |kind, port, ends| Attachment {
+            kind,
+            name: Some(name),
+            port,
+            ends,
+        };
+        for (wanted, why) in [
+            (
+                wanted("serial", Some(0x3e8), ends(&output, &input)),
+                "the device another cannot answer at ports 0x3e8 to 0x3ef: the device com3 does",
+            ),
+            (
+                wanted("serial", Some(0x3e9), None),
+                "port 0x3e9 is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",
+            ),
+            (
+                wanted("test-dma", Some(0x2060), None),
+                "port 0x2060 cannot be chosen for a device of this kind",
+            ),
+            (
+                wanted("test-dma", None, ends(&output, &input)),
+                "a device of this kind has no stream to connect",
+            ),
+            (
+                wanted("floppy", None, None),
+                "there is no such kind of device: `v3 attach --help` lists them",
+            ),
+        ] {
+            assert_eq!(vm.attach(wanted).unwrap_err().to_string(), why);
+        }
+        // Each takes the first place that is free.
+        for place in ["com1", "com2", "com4"] {
+            let wanted = Attachment {
+                name: None,
+                ..wanted("serial", None, None)
+            };
+            assert_eq!(vm.attach(wanted).unwrap().as_str(), place);
+        }
+        let last = vm.attach(wanted("serial", None, None));
+        assert_eq!(last, Err(AttachError::NoPlaceLeft));
+        for place in ["com1", "com2", "com4"] {
+            vm.detach(&DeviceId::new(place).unwrap()).unwrap();
+        }
         assert_eq!(vm.detach(&name), Err(DetachError::NoSuchDevice));
         let rtc = DeviceId::of_kind("rtc");
         assert_eq!(vm.detach(&rtc), Err(DetachError::NotRemovable));

@@ -164,7 +164,9 @@ fn a_region_moves_under_four_threads() {
         let control = IoRegion::ports(0x10, 4);
         let neighbour = Probe::boxed(1, IoRegion::ports(0x120, 0x10), &there);
         bus.attach(NAMES[1], neighbour).unwrap();
-        let mover = bus.attach(NAMES[2], Probe::boxed(2, control, &there)).unwrap();
+        let mover = bus
+            .attach(NAMES[2], Probe::boxed(2, control, &there))
+            .unwrap();
         let moves = [0x100, 0x118, 0x14c, 0x10];
         let mut now = 0x10;
         // Only this thread writes, at the address of the last move.

@@ -4,8 +4,8 @@
 use palacios_core::addr::{Gpa, NotRam, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{CpuId, Host, NoMemory, PageSize, Thread};
 use palacios_core::interfaces::GuestMemory;
-use palacios_core::memory::nested::Format;
 use palacios_core::interfaces::PinError;
+use palacios_core::memory::nested::Format;
 use palacios_core::memory::{FaultError, Memory, Pin};
 use palacios_core::ram::{RamLayout, HIGH_RAM, LOW_RAM_END};
 use palacios_core::regions::{Change, Region, Writes};
@@ -409,7 +409,10 @@ fn pins_have_bounds() {
         let taken = memory.revoke(Gpa(0), u64::MAX, &|| ());
         assert!(taken > 0);
         assert_eq!(memory.resident_bytes(), 0);
-        assert_eq!(Pin::new(memory, Gpa(0), 0, true).unwrap().pieces().count(), 0);
+        assert_eq!(
+            Pin::new(memory, Gpa(0), 0, true).unwrap().pieces().count(),
+            0
+        );
     });
 }
 

@@ -5,7 +5,7 @@ use palacios_core::addr::{Gpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{CpuId, Host, Thread};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::memory::walk::AccessKind;
-use palacios_core::memory::{Memory, WriteWatcher, Pin};
+use palacios_core::memory::{Memory, Pin, WriteWatcher};
 use palacios_core::ram::RamLayout;
 use palacios_testing::host::LargePages;
 use palacios_testing::{formats, heap, map_page, Config, TestHost};

@@ -235,6 +235,7 @@ mod tests {
 
     use crate::cli::{Cli, Command};
     use clap::Parser;
+    use palacios_core::devices::test_device;
     use palacios_core::features::Feature;
     use palacios_core::image::{Machine, OnTripleFault};
 
@@ -387,7 +388,10 @@ mod tests {
         let dir = folder();
         let machine = |options: &str, expected| {
             changed(dir.path(), options, |machine| {
-                assert_eq!((machine.on_triple_fault, machine.test_device), expected);
+                assert_eq!(
+                    (machine.on_triple_fault, machine.has(&test_device::KIND)),
+                    expected
+                );
             });
         };
         machine("--mem 32", (OnTripleFault::Stop, false));

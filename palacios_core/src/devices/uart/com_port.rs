@@ -2,8 +2,8 @@
 //! Where a PC has its serial ports.
 #![forbid(unsafe_code)]
 
+use crate::devices::kind::Place;
 use crate::devices::IoRegion;
-use crate::names::DeviceId;
 
 /// The four serial ports of a PC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +23,26 @@ impl ComPort {
     pub const ALL: [Self; 4] = [Self::Com1, Self::Com2, Self::Com3, Self::Com4];
 
     /// What its device is known by.
-    pub fn name(self) -> DeviceId {
-        DeviceId::of_kind(match self {
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Com1 => "com1",
             Self::Com2 => "com2",
             Self::Com3 => "com3",
             Self::Com4 => "com4",
-        })
+        }
+    }
+    /// The one at a place.
+    pub fn at(place: &Place) -> Option<Self> {
+        let is_there = |port: &Self| port.base() == place.port;
+        Self::ALL.into_iter().find(is_there)
+    }
+    const fn place(self) -> Place {
+        Place {
+            name: self.name(),
+            port: self.base(),
+            ports: 8,
+            irq: self.irq(),
+        }
     }
     /// Its number, from 1 on.
     pub const fn number(self) -> u8 {
@@ -55,3 +68,11 @@ impl ComPort {
         IoRegion::ports(self.base(), 8)
     }
 }
+
+/// All of them.
+pub(super) static PLACES: [Place; 4] = [
+    ComPort::Com1.place(),
+    ComPort::Com2.place(),
+    ComPort::Com3.place(),
+    ComPort::Com4.place(),
+];

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a kind of device is: by what name an image, an owner and a guest know it, and how one is made.
+#![forbid(unsafe_code)]
+
+use super::links::Links;
+use super::{ByteStream, Device};
+use crate::alloc_ext::NoMemory;
+use alloc::boxed::Box;
+
+/// A kind of device.
+pub struct Kind {
+    /// Its name, for owners: `v3 attach VM NAME`.
+    pub name: &'static str,
+    /// What an image calls it: `compatible` of its node.
+    pub compatible: &'static str,
+    /// It has a byte stream.
+    pub has_stream: bool,
+    /// The addresses at which one may be; empty if they are always the same.
+    pub places: &'static [Place],
+    /// What is said of another place.
+    pub place_words: &'static str,
+    /// What is said of another interrupt line than its place has.
+    pub irq_words: &'static str,
+    /// Makes one.
+    pub make: fn(Resources<'_>) -> Result<Box<dyn Device>, NoMemory>,
+    /// What ACPI's tables say of one at a place.
+    pub acpi: fn(&Place) -> Option<AcpiDevice>,
+}
+
+/// Where a device may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// What a device there is known by, if its owner gives no name.
+    pub name: &'static str,
+    /// The first of its ports.
+    pub port: u16,
+    /// How many.
+    pub ports: u16,
+    /// Its interrupt line.
+    pub irq: u32,
+}
+
+/// What a device is made of.
+pub struct Resources<'a> {
+    /// Its links.
+    pub links: &'a dyn Links,
+    /// Where it is to be, one of its kind's places.
+    pub place: Option<&'static Place>,
+    /// Its stream, if its kind has one.
+    pub stream: Option<Box<dyn ByteStream>>,
+}
+
+/// A device of ACPI's tables (ACPI 6.5: 5.7, 6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcpiDevice {
+    /// Its name, of four letters.
+    pub name: [u8; 4],
+    /// Its id as a compressed EISA id.
+    pub hid: [u8; 4],
+    /// Its number among those of that id.
+    pub uid: u8,
+    /// Its ports and its line.
+    pub place: Place,
+}
+
+impl Kind {
+    /// A kind whose device is always at the same addresses, has no stream, and of which ACPI's tables say nothing.
+    pub(super) const FIXED: Self = Self {
+        name: "",
+        compatible: "",
+        has_stream: false,
+        places: &[],
+        place_words: "",
+        irq_words: "",
+        make: |_| Err(NoMemory),
+        acpi: |_| None,
+    };
+}
