@@ -12,9 +12,8 @@ use crate::bytes::align_up;
 use crate::devices::acpi::{
     PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, S5_SLEEP_TYPE, SCI_IRQ,
 };
-use crate::devices::registry::AcpiDevice;
 use crate::devices::reset::{RESET_PORT, RESET_VALUE};
-use crate::devices::{hpet, rtc};
+use crate::devices::{hpet, rtc, AcpiDevice};
 use crate::image::machine::ImageDevice;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;

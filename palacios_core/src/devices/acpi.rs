@@ -5,13 +5,21 @@
 //! S5: power off. The only fixed event is the timer's; there are no buttons.
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::links::{Line, Links};
 use super::ticks::Frequency;
 use super::{read_bytewise, write_bytewise, Device, IoRegion, Timed};
-use crate::alloc_ext::NoMemory;
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::{Clock, PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "acpi",
+    make: |wanted| Ok(try_box(AcpiPm::new(wanted.links, TimerWidth::Bits24)?)?),
+    ..Kind::OF_EVERY_PC
+};
 
 /// First port of the PM1a event registers: status and enable, 2 bytes each.
 pub const PM1_EVENT_PORT: u16 = 0x600;

@@ -35,6 +35,7 @@ const NEVER: u64 = u64::MAX;
 
 /// A place for a device. It stays where it is as long as the machine.
 struct Slot<H: Host> {
+    number: SlotNumber,
     device: H::Mutex<Option<Box<dyn Device>>>,
     /// Mirror of the device's own, readable without its lock.
     deadline_ns: AtomicU64,
@@ -42,6 +43,10 @@ struct Slot<H: Host> {
     /// Who steps the device's work, if it has any.
     worker: H::SpinLock<Option<Worker<H>>>,
 }
+
+/// The lock of a slot, held.
+type SlotGuard<'a, H> =
+    <<H as Host>::Mutex<Option<Box<dyn Device>>> as Lock<Option<Box<dyn Device>>>>::Guard<'a>;
 
 /// The slot of a device on a bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,37 +118,24 @@ pub struct DeviceInfo {
     pub regions: Vec<IoRegion>,
 }
 
-/// What a device answered to an access.
+/// What a read gave.
 pub struct Answer {
-    /// What it read.
+    /// The value: all ones where nobody answers.
     pub value: u64,
+    /// The earliest deadline may have changed.
+    pub new_deadline: bool,
+}
+
+/// What a write did beside writing.
+#[derive(Default)]
+pub struct Written {
     /// The earliest deadline may have changed.
     pub new_deadline: bool,
     /// What the device in that slot asks for.
     pub request: Option<(SlotNumber, Request)>,
 }
 
-impl Answer {
-    /// Where no device answers: all ones.
-    const NOBODY: Self = Self::only(u64::MAX);
-
-    const fn only(value: u64) -> Self {
-        Self {
-            value,
-            new_deadline: false,
-            request: None,
-        }
-    }
-}
-
-/// What an access does.
-#[derive(Clone, Copy)]
-enum Access {
-    Read,
-    Write(u64),
-}
-
-/// Where in a device it does it.
+/// What an access goes to in a device.
 #[derive(Clone, Copy)]
 struct Register {
     region: usize,
@@ -151,25 +143,16 @@ struct Register {
     size: u8,
 }
 
-impl Access {
-    fn of_device(self, device: &mut dyn Device, at: Register) -> (u64, Option<Request>) {
-        match self {
-            Self::Read => (device.read(at.region, at.offset, at.size), None),
-            Self::Write(value) => {
-                device.write(at.region, at.offset, at.size, value);
-                (value, device.request())
-            }
-        }
-    }
-    fn of_window_device(self, device: &dyn WindowDevice, at: Register) -> u64 {
-        match self {
-            Self::Read => device.read(at.region, at.offset, at.size),
-            Self::Write(value) => {
-                device.write(at.region, at.offset, at.size, value);
-                value
-            }
-        }
-    }
+/// Who answers an access.
+enum Answerer<'a, H: Host> {
+    /// The device in a slot, whose lock this is.
+    Device(SlotGuard<'a, H>, &'a Slot<H>, Register),
+    /// A device that is called in the window.
+    Window(&'a dyn WindowDevice, Register),
+    /// A doorbell.
+    Doorbell(Target),
+    /// Nobody.
+    Nobody,
 }
 
 impl<H: Host> Bus<H> {
@@ -179,8 +162,9 @@ impl<H: Host> Bus<H> {
     /// If they overlap, or if there is no memory.
     pub fn new(host: &H, in_window: Vec<Box<dyn WindowDevice>>) -> Result<Self, AttachError> {
         let mut slots = Vec::new();
-        for _ in 0..MAX_DEVICES {
+        for number in 0..MAX_DEVICES {
             slots.try_push(Slot {
+                number: SlotNumber(number as u16),
                 device: host.mutex(LockClass::BusSlot, None)?,
                 deadline_ns: AtomicU64::new(NEVER),
                 doorbells: Doorbells::new(),
@@ -344,14 +328,41 @@ impl<H: Host> Bus<H> {
 
     /// A read. `last` is the caller's: what it found last on this bus. *Thread*, unless [`Bus::answers_in_window`].
     #[must_use]
-    pub fn read(&self, last: &mut Option<Found>, at: IoAddress) -> Answer {
-        self.access(last, at, Access::Read)
+    pub fn read(&self, last: &mut Option<Found>, access: IoAddress) -> Answer {
+        let (mut value, mut new_deadline) = (u64::MAX, false);
+        match self.answerer(last, access) {
+            Answerer::Device(mut device, slot, at) => {
+                if let Some(device) = device.as_mut() {
+                    value = device.read(at.region, at.offset, at.size);
+                    new_deadline = self.look_at_deadline(slot, &mut **device);
+                }
+            }
+            Answerer::Window(device, at) => value = device.read(at.region, at.offset, at.size),
+            Answerer::Doorbell(_) | Answerer::Nobody => {}
+        }
+        Answer {
+            value,
+            new_deadline,
+        }
     }
 
     /// A write of the low bytes of `value`; lost where no device answers. *Thread*, unless [`Bus::answers_in_window`].
     #[must_use]
-    pub fn write(&self, last: &mut Option<Found>, at: IoAddress, value: u64) -> Answer {
-        self.access(last, at, Access::Write(value))
+    pub fn write(&self, last: &mut Option<Found>, access: IoAddress, value: u64) -> Written {
+        let mut written = Written::default();
+        match self.answerer(last, access) {
+            Answerer::Device(mut device, slot, at) => {
+                if let Some(device) = device.as_mut() {
+                    device.write(at.region, at.offset, at.size, value);
+                    written.request = device.request().map(|request| (slot.number, request));
+                    written.new_deadline = self.look_at_deadline(slot, &mut **device);
+                }
+            }
+            Answerer::Window(device, at) => device.write(at.region, at.offset, at.size, value),
+            Answerer::Doorbell(target) => self.ring(target),
+            Answerer::Nobody => {}
+        }
+        written
     }
 
     /// Whether an access is answered without a lock that sleeps: by a device that is called in the window, or as a doorbell. *Any.*
@@ -376,44 +387,32 @@ impl<H: Host> Bus<H> {
         self.in_window.get(index).map(|device| &**device)
     }
 
-    fn access(&self, last: &mut Option<Found>, at: IoAddress, access: Access) -> Answer {
+    /// Finds who answers an access, and locks it.
+    #[inline]
+    fn answerer(&self, last: &mut Option<Found>, access: IoAddress) -> Answerer<'_, H> {
         loop {
-            let Some(found) = self.map.find(last, at) else {
-                return Answer::NOBODY;
+            let Some(found) = self.map.find(last, access) else {
+                return Answerer::Nobody;
             };
             let target = found.target();
             if target.doorbell {
-                if let Access::Write(_) = access {
-                    self.ring(target);
-                }
-                return Answer::NOBODY;
+                return Answerer::Doorbell(target);
             }
-            let Target { slot, region, .. } = target;
             let register = Register {
-                region: region.into(),
-                offset: found.offset(at),
-                size: at.size,
+                region: target.region.into(),
+                offset: found.offset(access),
+                size: access.size,
             };
-            let number = SlotNumber(slot);
-            let Some(slot) = self.slot(number) else {
+            let Some(slot) = self.slot(SlotNumber(target.slot)) else {
                 let device = self.window_device(target);
-                let value = device.map(|device| access.of_window_device(device, register));
-                return value.map_or(Answer::NOBODY, Answer::only);
+                return device.map_or(Answerer::Nobody, |device| {
+                    Answerer::Window(device, register)
+                });
             };
-            let mut device = slot.device.lock();
-            if !self.map.still_shows(found) {
-                continue;
+            let device = slot.device.lock();
+            if self.map.still_shows(found) {
+                return Answerer::Device(device, slot, register);
             }
-            let Some(device) = device.as_mut() else {
-                return Answer::NOBODY;
-            };
-            let (value, request) = access.of_device(&mut **device, register);
-            let new_deadline = self.look_at_deadline(slot, &mut **device);
-            return Answer {
-                value,
-                new_deadline,
-                request: request.map(|request| (number, request)),
-            };
         }
     }
 

@@ -5,8 +5,17 @@
 //! is RAM.
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::{read_bytewise, write_bytewise, Device, IoRegion};
+use crate::alloc_ext::try_box;
 use crate::state_io::{StateError, StateReader, StateWriter};
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "crtc",
+    make: |_| Ok(try_box(Crtc::new())?),
+    ..Kind::OF_EVERY_PC
+};
 
 /// Selects a register.
 pub const INDEX_PORT: u16 = 0x3d4;

@@ -3,12 +3,27 @@
 //! power-on self-test codes, whose writes are ignored.
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::links::Links;
-use super::{ByteStream, Device, IoRegion};
-use crate::alloc_ext::NoMemory;
+use super::{ByteStream, Device, IoRegion, Nowhere};
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::{PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "debug",
+    has_stream: true,
+    make: |wanted| {
+        let stream = match wanted.stream {
+            Some(stream) => stream,
+            None => try_box(Nowhere)?,
+        };
+        Ok(try_box(DebugPorts::new(wanted.links, stream)?)?)
+    },
+    ..Kind::OF_EVERY_PC
+};
 
 /// Where firmware prints. Reads tell that someone listens.
 pub const FIRMWARE_PORT: u16 = 0x402;

@@ -12,13 +12,21 @@
 //! counter to come around.
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::links::{Line, Links};
 use super::ticks::Frequency;
 use super::{Device, IoRegion, Timed};
-use crate::alloc_ext::NoMemory;
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::{Clock, InterruptLines};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "hpet",
+    make: |wanted| Ok(try_box(Hpet::new(wanted.links)?)?),
+    ..Kind::OF_EVERY_PC
+};
 
 /// Where the registers are.
 pub const BASE_GPA: u64 = 0xfed0_0000;

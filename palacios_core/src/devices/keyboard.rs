@@ -7,12 +7,20 @@
 //! that kernels which read it do not wait for a keyboard.
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::links::Links;
 use super::{Device, IoRegion};
-use crate::alloc_ext::NoMemory;
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::{PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "keyboard",
+    make: |wanted| Ok(try_box(KeyboardController::new(wanted.links)?)?),
+    ..Kind::OF_EVERY_PC
+};
 
 /// What the controller answers, and what follows a command.
 pub const DATA_PORT: u16 = 0x60;

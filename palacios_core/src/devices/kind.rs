@@ -5,15 +5,16 @@
 use super::links::Links;
 use super::{ByteStream, Device};
 use crate::alloc_ext::NoMemory;
+use crate::ram::RamLayout;
 use alloc::boxed::Box;
 
 /// A kind of device.
 pub struct Kind {
     /// Its name, for owners: `v3 attach VM NAME`.
     pub name: &'static str,
-    /// What an image calls it: `compatible` of its node.
-    pub compatible: &'static str,
-    /// It has a byte stream.
+    /// Who has one.
+    pub machines: Machines,
+    /// It has a byte stream. In a kind that every PC has, its stream has the name of the kind.
     pub has_stream: bool,
     /// The addresses at which one may be; empty if they are always the same.
     pub places: &'static [Place],
@@ -25,6 +26,15 @@ pub struct Kind {
     pub make: fn(Resources<'_>) -> Result<Box<dyn Device>, NoMemory>,
     /// What ACPI's tables say of one at a place.
     pub acpi: fn(&Place) -> Option<AcpiDevice>,
+}
+
+/// Which machines have a device of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machines {
+    /// Every PC.
+    All,
+    /// Those whose image describes one, with this in `compatible` of its node, and those to which one is attached.
+    Described(&'static str),
 }
 
 /// Where a device may be.
@@ -44,6 +54,8 @@ pub struct Place {
 pub struct Resources<'a> {
     /// Its links.
     pub links: &'a dyn Links,
+    /// The machine's RAM.
+    pub ram: RamLayout,
     /// Where it is to be, one of its kind's places.
     pub place: Option<&'static Place>,
     /// Its stream, if its kind has one.
@@ -64,10 +76,10 @@ pub struct AcpiDevice {
 }
 
 impl Kind {
-    /// A kind whose device is always at the same addresses, has no stream, and of which ACPI's tables say nothing.
-    pub(super) const FIXED: Self = Self {
+    /// A kind whose device every PC has, always at the same addresses, without a stream, and of which ACPI's tables say nothing.
+    pub(super) const OF_EVERY_PC: Self = Self {
         name: "",
-        compatible: "",
+        machines: Machines::All,
         has_stream: false,
         places: &[],
         place_words: "",

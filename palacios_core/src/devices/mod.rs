@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Device models: one device a file, safe code only, no locks inside.
 //!
-//! This file is the contract of a device. A device is plain state behind `&mut self`; the bus that owns it holds the lock. It
-//! says in which regions of ports or memory it answers, and sees an access as the number of a region and an offset in it.
-//! What it needs of the machine it is given when it is made, and keeps: see [`links`]. A device never names the VMM or the host.
+//! `device.rs` is the contract of a device, `kind.rs` how machines come to have one, and this file the list of all kinds.
 #![forbid(unsafe_code)]
 
 pub mod acpi;
 pub mod bus;
 pub mod crtc;
 pub mod debug;
+mod device;
 mod doorbell;
 pub mod hpet;
 pub mod keyboard;
@@ -20,7 +19,6 @@ mod map;
 mod memory_commands;
 pub mod pit;
 pub mod region;
-pub mod registry;
 pub mod reset;
 pub mod rtc;
 pub mod test_device;
@@ -30,141 +28,68 @@ pub mod testing;
 pub mod ticks;
 pub mod uart;
 
-pub use crate::worker::Step;
-pub use region::{IoAddress, IoRegion, Space};
+pub use device::{
+    read_bytewise, write_bytewise, ByteStream, Device, Input, IoAddress, IoRegion, Nowhere,
+    Request, Space, Step, Timed, WindowDevice, Work,
+};
+pub use kind::{AcpiDevice, Kind, Machines, Place, Resources};
 
-use crate::regions::{Change, RegionError};
-use crate::state_io::{StateError, StateReader, StateWriter};
-use alloc::vec::Vec;
+/// All kinds of devices. A new device is its file, its line above, and one here.
+pub static KINDS: &[&Kind] = &[
+    &uart::KIND,
+    &pit::KIND,
+    &rtc::KIND,
+    &acpi::KIND,
+    &hpet::KIND,
+    &reset::KIND,
+    &keyboard::KIND,
+    &crtc::KIND,
+    &debug::KIND,
+    &test_device::KIND,
+    &test_dma::KIND,
+];
 
-/// The far end of a byte-wise device (a serial port, a debug port). Made by the host; never blocks.
-pub trait ByteStream: Send {
-    /// Takes output. When the buffer is full, the host drops its oldest bytes: a guest's port never stalls.
-    fn write(&mut self, data: &[u8]);
-    /// Gives waiting input; returns how many bytes of `buf` were filled.
-    fn read(&mut self, buf: &mut [u8]) -> usize;
+/// The kind of that name, if one can be attached to a machine.
+pub fn kind_by_name(name: &str) -> Option<&'static Kind> {
+    let can_be_attached = |kind: &&Kind| kind.name == name && kind.machines != Machines::All;
+    KINDS.iter().copied().find(can_be_attached)
 }
 
-/// A stream to nowhere.
-pub struct Nowhere;
-
-impl ByteStream for Nowhere {
-    fn write(&mut self, _data: &[u8]) {}
-    fn read(&mut self, _buf: &mut [u8]) -> usize {
-        0
-    }
+/// The kind that an image knows by `compatible`.
+pub fn kind_by_compatible(compatible: &str) -> Option<&'static Kind> {
+    let is_it = |kind: &&Kind| match kind.machines {
+        Machines::All => false,
+        Machines::Described(name) => name == compatible,
+    };
+    KINDS.iter().copied().find(is_it)
 }
 
-/// A device on the machine's buses.
-pub trait Device: Send {
-    /// A short name of its kind, like `uart` or `pit`.
-    fn name(&self) -> &'static str;
-    /// Whether it may be taken away while the machine lives. What every PC has may not.
-    fn is_removable(&self) -> bool {
-        false
-    }
-    /// Back to the state after power-on, its interrupt lines too.
-    fn reset(&mut self);
-    /// Writes all state a guest can observe. The format is the device's own, with its version first.
-    fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError>;
-    /// Takes back what [`Device::save`] wrote, and drives its lines by it; any byte sequence either is restored or refused.
-    fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError>;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::DeviceId;
 
-    /// Where it answers. A region's number is its place in this list, which keeps its length. One may be switched off, or move:
-    /// then it asks for [`Request::Regions`].
-    fn regions(&self) -> &[IoRegion];
-    /// A read of `size` bytes at `offset` in a region: 1, 2 or 4 bytes of ports, 1, 2, 4 or 8 of memory. Only that many low bytes
-    /// of the answer count. An access to ports may run over the region's end, one to memory does not.
-    fn read(&mut self, region: usize, offset: u64, size: u8) -> u64;
-    /// A write of the `size` low bytes of `value`.
-    fn write(&mut self, region: usize, offset: u64, size: u8, value: u64);
-    /// What is to change in the machine because of a write. Asked after each.
-    fn request(&mut self) -> Option<Request> {
-        None
-    }
-    /// Memory was changed as [`Request::Memory`] with that tag had asked for, or was not.
-    fn memory_changed(&mut self, _tag: u64, _changed: Result<(), RegionError>) {}
-
-    /// Timed work, if it has any.
-    fn timed(&mut self) -> Option<&mut dyn Timed> {
-        None
-    }
-    /// Work of its own, if it has any.
-    fn work(&mut self) -> Option<&mut dyn Work> {
-        None
-    }
-    /// Input from a stream, if it takes any.
-    fn input(&mut self) -> Option<&mut dyn Input> {
-        None
-    }
-}
-
-/// A change of the machine that a device asks for. It is made before the guest goes on, and when nobody holds the device's lock.
-#[derive(Debug)]
-pub enum Request {
-    /// Its regions are others than before.
-    Regions,
-    /// What is where in the guest's memory: all of this at once, or nothing. [`Device::memory_changed`] says which.
-    Memory {
-        /// The changes, in their order.
-        changes: Vec<Change>,
-        /// What the device knows the request by.
-        tag: u64,
-    },
-}
-
-/// A device that never sleeps and takes no lock that does: it is called in the window, with the guest's registers loaded. It is there as
-/// long as the machine.
-pub trait WindowDevice: Send + Sync {
-    /// As [`Device::name`].
-    fn name(&self) -> &'static str;
-    /// As [`Device::regions`].
-    fn regions(&self) -> &[IoRegion];
-    /// As [`Device::read`].
-    fn read(&self, region: usize, offset: u64, size: u8) -> u64;
-    /// As [`Device::write`].
-    fn write(&self, region: usize, offset: u64, size: u8, value: u64);
-}
-
-/// Work that is due at a time of the VM's clock.
-pub trait Timed {
-    /// When [`Timed::tick`] is next wanted, on the scale of the VM's clock. Asked after each call into the device.
-    fn deadline_ns(&self) -> Option<u64>;
-    /// The deadline passed, maybe long ago: does all that is due by now. It also comes with no deadline past when the VM
-    /// goes on after a pause, in which the wall clock went on.
-    fn tick(&mut self);
-}
-
-/// Work off the vCPUs' threads. A device that has some is given a worker when it is attached, a thread that calls this. It is not called while the
-/// machine is paused or reset, while the device is saved, or after it was taken away.
-pub trait Work {
-    /// Does a short piece of the work: a register access waits for it. `rung` says which of the device's doorbells rang since it was last
-    /// asked: a bit for each region, by its number.
-    fn step(&mut self, rung: u64) -> Step;
-    /// Nothing is under way that goes on between steps.
-    fn is_at_rest(&self) -> bool {
-        true
-    }
-}
-
-/// A device that takes input from a [`ByteStream`].
-pub trait Input {
-    /// New input may wait in the stream.
-    fn input_ready(&mut self);
-}
-
-/// A wide read of registers that are a byte each, as a bus bridge splits it: byte `i` comes from `offset + i`, the first one first.
-pub fn read_bytewise(offset: u64, size: u8, mut read: impl FnMut(u64) -> u8) -> u64 {
-    let mut bytes = [0; 8];
-    for (at, byte) in (0..).zip(bytes.iter_mut()).take(usize::from(size)) {
-        *byte = read(offset.wrapping_add(at));
-    }
-    u64::from_le_bytes(bytes)
-}
-
-/// A wide write to registers that are a byte each: byte `i` of `value` goes to `offset + i`, the first one first.
-pub fn write_bytewise(offset: u64, size: u8, value: u64, mut write: impl FnMut(u64, u8)) {
-    for (at, byte) in (0..).zip(value.to_le_bytes()).take(usize::from(size)) {
-        write(offset.wrapping_add(at), byte);
+    #[test]
+    fn each_kind_has_names_of_its_own() {
+        for (n, kind) in KINDS.iter().enumerate() {
+            assert!(DeviceId::new(kind.name).is_some());
+            let same_name = KINDS.iter().filter(|other| other.name == kind.name);
+            assert_eq!(same_name.count(), 1);
+            let found = kind_by_name(kind.name).map(|kind| kind.name);
+            match kind.machines {
+                Machines::All => assert_eq!(found, None, "nobody attaches one"),
+                Machines::Described(compatible) => {
+                    assert_eq!(found, Some(kind.name));
+                    let found = kind_by_compatible(compatible).unwrap();
+                    assert!(std::ptr::eq(found, *kind));
+                }
+            }
+            for place in kind.places {
+                assert!(DeviceId::new(place.name).is_some());
+                let all = KINDS[n..].iter().flat_map(|kind| kind.places);
+                assert_eq!(all.filter(|other| other.name == place.name).count(), 1);
+            }
+        }
+        assert!(kind_by_name("floppy").is_none());
     }
 }

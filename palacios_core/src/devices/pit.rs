@@ -14,13 +14,21 @@ mod counter;
 mod tests;
 
 use self::counter::Counter;
+use super::kind::Kind;
 use super::links::{Line, Links};
 use super::ticks::Frequency;
 use super::{read_bytewise, write_bytewise, Device, IoRegion, Timed};
-use crate::alloc_ext::NoMemory;
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::Clock;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "pit",
+    make: |wanted| Ok(try_box(Pit::new(wanted.links)?)?),
+    ..Kind::OF_EVERY_PC
+};
 
 /// The crystal: a third of the colour burst's.
 pub const CRYSTAL: Frequency = Frequency(1_193_182);

@@ -5,12 +5,20 @@
 //! The third is the keyboard controller's.
 #![forbid(unsafe_code)]
 
+use super::kind::Kind;
 use super::links::Links;
 use super::{Device, IoRegion};
-use crate::alloc_ext::NoMemory;
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::{PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "reset",
+    make: |wanted| Ok(try_box(ResetPorts::new(wanted.links)?)?),
+    ..Kind::OF_EVERY_PC
+};
 
 /// Reset control (82371AB: 4.2.6).
 pub const RESET_PORT: u16 = 0xcf9;

@@ -11,15 +11,22 @@ mod calendar;
 mod tests;
 
 use self::calendar::{date_of, days_of, DAY_S};
-use super::kind::{AcpiDevice, Place};
+use super::kind::{AcpiDevice, Kind, Place};
 use super::links::{Line, Links};
 use super::ticks::{Frequency, NS_PER_S};
 use super::{read_bytewise, write_bytewise, Device, IoRegion, Timed};
-use crate::alloc_ext::NoMemory;
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::Clock;
 use crate::ram::RamLayout;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "rtc",
+    make: |wanted| Ok(try_box(Rtc::new(wanted.links, wanted.ram)?)?),
+    ..Kind::OF_EVERY_PC
+};
 
 /// Where a PC wires it.
 pub const IRQ: u32 = 8;

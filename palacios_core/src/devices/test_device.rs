@@ -11,7 +11,7 @@
 //! | memory from 0xff00_0000 | 64 KiB that keep what is written, and are no RAM |
 #![forbid(unsafe_code)]
 
-use super::kind::Kind;
+use super::kind::{Kind, Machines};
 use super::links::{Line, Links};
 use super::{memory_commands, read_bytewise, write_bytewise, Device, IoRegion, Request};
 use crate::addr::Gpa;
@@ -30,9 +30,9 @@ pub const MEMORY_BYTES: u64 = 0x1_0000;
 /// How machines come to have one.
 pub static KIND: Kind = Kind {
     name: "test-device",
-    compatible: "v3vee,test-device",
+    machines: Machines::Described("v3vee,test-device"),
     make: |wanted| Ok(try_box(TestDevice::new(wanted.links)?)?),
-    ..Kind::FIXED
+    ..Kind::OF_EVERY_PC
 };
 
 const STATE_VERSION: u32 = 1;

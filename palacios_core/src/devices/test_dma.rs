@@ -14,7 +14,7 @@
 //! | 0x2080 | the doorbell: copy |
 #![forbid(unsafe_code)]
 
-use super::kind::Kind;
+use super::kind::{Kind, Machines};
 use super::links::{Dma, DmaError, Links};
 use super::{Device, IoRegion, Request, Step, Work};
 use crate::addr::{Gpa, NotRam};
@@ -26,9 +26,9 @@ use alloc::boxed::Box;
 /// How machines come to have one.
 pub static KIND: Kind = Kind {
     name: "test-dma",
-    compatible: "v3vee,test-dma",
+    machines: Machines::Described("v3vee,test-dma"),
     make: |wanted| Ok(try_box(TestDma::new(wanted.links)?)?),
-    ..Kind::FIXED
+    ..Kind::OF_EVERY_PC
 };
 
 const STATE_VERSION: u32 = 1;

@@ -12,7 +12,7 @@ mod tests;
 
 pub use com_port::ComPort;
 
-use super::kind::{AcpiDevice, Kind};
+use super::kind::{AcpiDevice, Kind, Machines};
 use super::links::{Line, Links};
 use super::{read_bytewise, write_bytewise, ByteStream, Device, Input, IoRegion, Nowhere, Timed};
 use crate::alloc_ext::{try_box, NoMemory};
@@ -23,7 +23,7 @@ use alloc::boxed::Box;
 /// How machines come to have one.
 pub static KIND: Kind = Kind {
     name: "serial",
-    compatible: "ns16550a",
+    machines: Machines::Described("ns16550a"),
     has_stream: true,
     places: &com_port::PLACES,
     place_words: "is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",

@@ -45,8 +45,8 @@ use super::container::Image;
 use super::error::ImageError;
 use super::fdt::{Children, Node};
 use crate::addr::PAGE_SIZE;
-use crate::devices::registry::{self, Kind, Place};
 use crate::devices::uart::ComPort;
+use crate::devices::{self, Kind, Place};
 use crate::features::{Feature, FeatureSet};
 use crate::ram::RamLayout;
 use core::fmt;
@@ -485,7 +485,7 @@ fn parse_device<'a>(node: &Node<'a>) -> Result<ImageDevice<'a>, ImageError> {
         node: node.name.into(),
         compatible: compatible.into(),
     };
-    let kind = registry::by_compatible(compatible).ok_or_else(unknown)?;
+    let kind = devices::kind_by_compatible(compatible).ok_or_else(unknown)?;
     let stream = node.str("v3vee,stream")?.filter(|name| !name.is_empty());
     let device = ImageDevice {
         kind,

@@ -4,7 +4,7 @@
 
 use crate::devices::bus::Bus;
 use crate::devices::layout::AttachError;
-use crate::devices::registry::{Kind, Place};
+use crate::devices::{Kind, Place};
 use crate::host::Host;
 use crate::names::DeviceId;
 use crate::pump::FarEnds;

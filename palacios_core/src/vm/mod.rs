@@ -38,8 +38,7 @@ use crate::clock::VmClock;
 use crate::devices::bus::{Bus, DetachError};
 use crate::devices::layout::AttachError;
 use crate::devices::links::Links;
-use crate::devices::registry::{self, Resources};
-use crate::devices::{ByteStream, Device, WindowDevice};
+use crate::devices::{self, ByteStream, Device, Resources, WindowDevice};
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
 use crate::host::{CpuId, Host, Lock, LockClass, NoMemory, NoSuchCpu, Thread};
 use crate::image::{Image, ImageError, Machine};
@@ -204,7 +203,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// # Errors
     /// Why not; the machine is as it was then.
     pub fn attach(&self, wanted: Attachment<'_>) -> Result<DeviceId, AttachError> {
-        let kind = registry::by_name(wanted.kind).ok_or(AttachError::NoSuchKind)?;
+        let kind = devices::kind_by_name(wanted.kind).ok_or(AttachError::NoSuchKind)?;
         if wanted.ends.is_some() && !kind.has_stream {
             return Err(AttachError::NoStream);
         }
@@ -214,6 +213,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         self.attach_made(name, wanted.ends, |links, stream| {
             Ok((kind.make)(Resources {
                 links,
+                ram: self.memory().layout(),
                 place,
                 stream,
             })?)

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Bus, Slot, NEVER};
-use crate::devices::Device;
+use crate::devices::device::Device;
 use crate::host::Host;
 use core::sync::atomic::Ordering;
 

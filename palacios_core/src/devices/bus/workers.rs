@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Bus, Slot, SlotNumber};
-use crate::devices::{Device, Request, Step};
+use crate::devices::device::{Device, Request, Step};
 use crate::host::{Host, Lock};
 use crate::worker::{NeverRests, Worker};
 use alloc::boxed::Box;

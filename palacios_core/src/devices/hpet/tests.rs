@@ -2,8 +2,8 @@
 //! What the timers promise.
 
 use super::*;
+use crate::devices::device::Space;
 use crate::devices::testing::{assert_restores, assert_survives, saved, TestMachine};
-use crate::devices::Space;
 use proptest::prelude::*;
 
 /// Bits of a timer's configuration.

@@ -2,8 +2,8 @@
 //! Where a PC has its serial ports.
 #![forbid(unsafe_code)]
 
+use crate::devices::device::IoRegion;
 use crate::devices::kind::Place;
-use crate::devices::IoRegion;
 
 /// The four serial ports of a PC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
