@@ -11,6 +11,10 @@ use crate::state::rflags;
 use crate::stats::Counter;
 use crate::vm::states::{RunDecision, RunEnd};
 
+/// The most entries of one window. The host's interrupts end a guest's run, and the window with it; but Bochs takes none while
+/// the guest has interrupts off, so one that polls there a port that is answered in the window would keep the CPU.
+const MOST_ENTRIES: u32 = 1024;
+
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Runs until the VM stops or is to be reset.
     pub(crate) fn run(&mut self, context: &RunContext<'_, H, B>) -> RunEnd {
@@ -81,10 +85,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         exit
     }
 
-    /// Enters until an exit needs more than a window.
+    /// Enters until an exit needs more than a window, or the host wants the CPU.
     fn entries(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
         let (host, backend) = (context.board.host(), context.backend);
-        loop {
+        for _ in 0..MOST_ENTRIES {
             if !self.before_entry(context) {
                 context.shared.stats.add(Counter::Pending, 1);
                 return None;
@@ -103,6 +107,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 return None;
             }
         }
+        None
     }
 
     /// There is something to do before the next entry that needs more than a window.
