@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 use crate::alloc_ext::NoMemory;
+use crate::devices::Step;
 use crate::host::{Host, Lock, LockClass, Thread};
 use alloc::boxed::Box;
 use core::fmt;
@@ -19,15 +20,6 @@ use core::sync::atomic::{AtomicU8, Ordering};
 
 /// How long a worker may take to come to rest.
 pub const REST_NS: u64 = 2_000_000_000;
-
-/// What a step leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// There is more to do.
-    Again,
-    /// Nothing, until it is woken.
-    Idle,
-}
 
 /// Work that is done in short steps.
 pub trait Work<H: Host>: Send {

@@ -7,7 +7,6 @@
 #![forbid(unsafe_code)]
 
 pub use super::region::{IoAddress, IoRegion, Space};
-pub use crate::worker::Step;
 
 use crate::regions::{Change, RegionError};
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -109,6 +108,15 @@ pub trait Timed {
     /// The deadline passed, maybe long ago: does all that is due by now. It also comes with no deadline past when the VM
     /// goes on after a pause, in which the wall clock went on.
     fn tick(&mut self);
+}
+
+/// What a step of work leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to do.
+    Again,
+    /// Nothing, until it is woken.
+    Idle,
 }
 
 /// Work off the vCPUs' threads. A device that has some is given a worker when it is attached, a thread that calls this. It is not called while the

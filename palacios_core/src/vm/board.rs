@@ -9,6 +9,7 @@ use crate::clock::VmClock;
 use crate::host::{Host, Level, Scope};
 use crate::interfaces::{LogError, MemoryControl, PowerRequest, PowerSink};
 use crate::interrupts::chipset::Chipset;
+use crate::interrupts::MessageSink;
 use crate::memory::walk::AccessKind;
 use crate::memory::{FaultError, Memory, Resolved};
 use crate::names::VmName;
@@ -79,6 +80,19 @@ impl<H: Host> Board<H> {
         for vcpu in &self.vcpus {
             vcpu.leave_guest(&self.host, generation);
         }
+    }
+}
+
+/// What of the board may be used in the window. Its field is private to this file, so that who holds it reaches no lock that sleeps.
+pub(super) struct WindowBoard<H: Host>(H::Shared<Board<H>>);
+
+impl<H: Host> WindowBoard<H> {
+    pub(super) fn new(board: &H::Shared<Board<H>>) -> Self {
+        Self(board.clone())
+    }
+    /// Runs `f` on the interrupt controllers, with where their messages go. That is a spin lock.
+    pub(super) fn with_chipset<R>(&self, f: impl FnOnce(&mut Chipset, &dyn MessageSink) -> R) -> R {
+        self.0.with_chipset(|chipset, sink| f(chipset, sink))
     }
 }
 

@@ -2,7 +2,7 @@
 //! The links from devices to the board of their VM, and from the bus to the interrupt controllers on it.
 #![forbid(unsafe_code)]
 
-use super::board::Board;
+use super::board::{Board, WindowBoard};
 use crate::addr::{Gpa, Hpa, NotRam};
 use crate::alloc_ext::{try_box, NoMemory};
 use crate::devices::links::Links;
@@ -53,7 +53,7 @@ impl<H: Host> Links for BoardLink<H> {
 }
 
 /// The interrupt controllers, on the bus.
-pub(super) struct ControllerPorts<H: Host>(pub(super) H::Shared<Board<H>>);
+pub(super) struct ControllerPorts<H: Host>(pub(super) WindowBoard<H>);
 
 impl<H: Host> WindowDevice for ControllerPorts<H> {
     fn name(&self) -> &'static str {

@@ -51,7 +51,7 @@ use crate::vcpu::report::VcpuReport;
 use crate::vcpu::{Vcpu, VcpuShared};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use board::Board;
+use board::{Board, WindowBoard};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8};
 use io::OwnIo;
 use links::ControllerPorts;
@@ -323,7 +323,7 @@ fn make_io<H: Host>(
     stream: &mut OpenStream<'_>,
 ) -> Result<OwnIo<H>, AttachError> {
     let mut in_window: Vec<Box<dyn WindowDevice>> = Vec::new();
-    in_window.try_push(try_box(ControllerPorts::<H>(board.clone()))?)?;
+    in_window.try_push(try_box(ControllerPorts::<H>(WindowBoard::new(board)))?)?;
     let bus = host.share(Bus::new(host, in_window)?)?;
     let io = OwnIo::new(bus, board.clone());
     pc_devices::attach(&io, &io.links(), machine, stream)?;
