@@ -156,7 +156,6 @@ pub struct Machine<'a> {
     pub console: Option<&'a str>,
     /// What a triple fault does.
     pub on_triple_fault: OnTripleFault,
-    devices: Devices<'a>,
     image: Image<'a>,
 }
 
@@ -186,8 +185,8 @@ impl<'a> Machine<'a> {
         let chosen = root.child("chosen");
         let text = |name: &str| chosen.map_or(Ok(None), |chosen| chosen.str(name));
         let vcpus = parse_cpus(&root)?;
-        let devices = parse_devices(&root)?;
-        let streams = || serials_of(&devices).map(|serial| serial.stream);
+        check_devices(&root)?;
+        let streams = || serials_of(image).map(|serial| serial.stream);
         Ok(Machine {
             name: root.str("model")?,
             ram: parse_memory(&root)?,
@@ -231,7 +230,6 @@ impl<'a> Machine<'a> {
                     ))
                 }
             },
-            devices,
             image,
         })
     }
@@ -245,8 +243,8 @@ impl<'a> Machine<'a> {
     }
 
     /// The devices that its image describes, in that order. A PC has others, too.
-    pub fn devices(&self) -> impl Iterator<Item = ImageDevice<'a>> + '_ {
-        self.devices.iter().flatten().copied()
+    pub fn devices(&self) -> impl Iterator<Item = ImageDevice<'a>> {
+        devices_of(&self.image)
     }
 
     /// Whether its image describes a device of that kind.
@@ -256,8 +254,8 @@ impl<'a> Machine<'a> {
     }
 
     /// Its serial ports, by their numbers.
-    pub fn serials(&self) -> impl Iterator<Item = Serial<'a>> + '_ {
-        serials_of(&self.devices)
+    pub fn serials(&self) -> impl Iterator<Item = Serial<'a>> {
+        serials_of(self.image)
     }
 
     /// The initial file systems, in the order in which they shall be joined.
@@ -281,11 +279,17 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// The serial ports among devices, by their numbers.
-fn serials_of<'a, 'b>(devices: &'b Devices<'a>) -> impl Iterator<Item = Serial<'a>> + 'b {
-    ComPort::ALL.into_iter().filter_map(|port| {
-        let is_it = |device: &&ImageDevice<'_>| device.place.and_then(ComPort::at) == Some(port);
-        let device = devices.iter().flatten().find(is_it)?;
+/// The devices of an image. [`check_devices`] has seen that none of them fails.
+fn devices_of<'a>(image: &Image<'a>) -> impl Iterator<Item = ImageDevice<'a>> {
+    let root = image.tree().root();
+    device_nodes(&root).filter_map(|node| parse_device(&node).ok())
+}
+
+/// The serial ports of an image, by their numbers.
+fn serials_of<'a>(image: Image<'a>) -> impl Iterator<Item = Serial<'a>> {
+    ComPort::ALL.into_iter().filter_map(move |port| {
+        let is_it = |device: &ImageDevice<'_>| device.place.and_then(ComPort::at) == Some(port);
+        let device = devices_of(&image).find(is_it)?;
         device.stream.map(|stream| Serial { port, stream })
     })
 }
@@ -443,40 +447,40 @@ fn parse_blob<'a>(image: &Image<'a>, node: &Node<'a>) -> Result<(&'a str, Module
     Ok((label, module))
 }
 
-/// The devices of an image, in its order.
-type Devices<'a> = [Option<ImageDevice<'a>>; MAX_DEVICES];
-
-fn parse_devices<'a>(root: &Node<'a>) -> Result<Devices<'a>, ImageError> {
-    let mut devices: Devices<'a> = [None; MAX_DEVICES];
+/// The nodes of an image's devices, but those that are left out.
+fn device_nodes<'a>(root: &Node<'a>) -> impl Iterator<Item = Node<'a>> {
     let nodes = root.child("devices").into_iter();
-    for node in nodes.flat_map(|devices| devices.children()) {
-        if node.str("status")? == Some("disabled") {
-            continue;
-        }
-        let device = parse_device(&node)?;
-        let others = || devices.iter().flatten();
-        if others().any(|other| other.stream.is_some() && other.stream == device.stream) {
+    let nodes = nodes.flat_map(|devices| devices.children());
+    nodes.filter(|node| !matches!(node.str("status"), Ok(Some("disabled"))))
+}
+
+/// Checks all devices. There are few, so each is held against those before it.
+fn check_devices(root: &Node<'_>) -> Result<(), ImageError> {
+    for (number, node) in device_nodes(root).enumerate() {
+        if number >= MAX_DEVICES {
             return Err(wrong(
                 &node,
-                "v3vee,stream",
-                "is another device's stream, too",
+                "compatible",
+                "is of one device more than an image may have",
             ));
         }
-        if others().any(|other| other.is_at_place_of(&device)) {
-            return Err(wrong(&node, "reg", "is another device's, too"));
-        }
-        match devices.iter_mut().find(|slot| slot.is_none()) {
-            Some(slot) => *slot = Some(device),
-            None => {
+        node.str("status")?;
+        let device = parse_device(&node)?;
+        for other in device_nodes(root).take(number) {
+            let other = parse_device(&other)?;
+            if other.stream.is_some() && other.stream == device.stream {
                 return Err(wrong(
                     &node,
-                    "compatible",
-                    "is of more devices than an image may have",
-                ))
+                    "v3vee,stream",
+                    "is another device's stream, too",
+                ));
+            }
+            if other.is_at_place_of(&device) {
+                return Err(wrong(&node, "reg", "is another device's, too"));
             }
         }
     }
-    Ok(devices)
+    Ok(())
 }
 
 fn parse_device<'a>(node: &Node<'a>) -> Result<ImageDevice<'a>, ImageError> {
