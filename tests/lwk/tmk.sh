@@ -18,7 +18,7 @@ by_name() {
 	done
 }
 # shellcheck disable=SC2046 # a list
-by_name $(sed -nE 's/^test (always|ours|device|memory-control) //p' list)
+by_name $(sed -nE 's/^test (always|ours|device|our-device) //p' list)
 
 sed -n 's/^test several //p' list >several
 for cpus in 2 4; do

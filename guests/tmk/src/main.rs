@@ -39,8 +39,8 @@ pub enum When {
     Ours,
     /// With `test=all`, on every machine that has the device of test kernels.
     Device,
-    /// With `test=all`, on this project's VMM with the device of test kernels: by it they change what is where in memory.
-    MemoryControl,
+    /// With `test=all`, on this project's VMM with the device of test kernels: what only ours does.
+    OurDevice,
     /// With `test=all` and with `test=several`, on every machine of more than one processor.
     Several,
     /// When it is named: it ends the VM, or needs a helper outside.
@@ -116,7 +116,7 @@ fn list() {
             When::Always => "always",
             When::Ours => "ours",
             When::Device => "device",
-            When::MemoryControl => "memory-control",
+            When::OurDevice => "our-device",
             When::Several => "several",
             When::Named => "named",
         };
@@ -132,7 +132,7 @@ fn run(wanted: &str) -> (u32, u32) {
             When::Always => true,
             When::Ours => !boot_info::judged_by_another_machine(),
             When::Device => tests::pc::has_test_device(),
-            When::MemoryControl => tests::memory_control::is_there(),
+            When::OurDevice => tests::memory_control::is_there(),
             When::Several => smp::count() > 1,
             When::Named => false,
         };

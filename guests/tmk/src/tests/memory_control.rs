@@ -9,7 +9,7 @@ use crate::{check, check_eq, tests, Outcome};
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::*};
 
-tests!(; memory_control: a_rom_stays_as_it_is, a_rom_shadows_ram, a_flash_is_a_rom_and_a_device, page_tables_in_a_rom, marks_in_a_rom_are_lost, page_tables_before_ram, page_tables_in_a_hole,
+tests!(; our_device: a_rom_stays_as_it_is, a_rom_shadows_ram, a_flash_is_a_rom_and_a_device, page_tables_in_a_rom, marks_in_a_rom_are_lost, page_tables_before_ram, page_tables_in_a_hole,
     regions_that_cannot_be, a_region_moves_under_others, the_dirty_log_is_exact, discarded_memory_is_zero);
 
 const COMMAND: u16 = 0x2040;
@@ -34,7 +34,7 @@ const DROPPED: u64 = 1;
 const TO_DEVICE: u64 = 2;
 const TO_PAGE: u64 = 3;
 
-/// Whether this is a machine whose memory can be changed.
+/// Whether this machine has the device of test kernels that our VMM makes.
 pub fn is_there() -> bool {
     super::pc::has_test_device() && inl(COMMAND) == MAGIC
 }

@@ -66,17 +66,17 @@ pub static ALL: &[&[Test]] = &[
 ];
 
 /// A list of tests by function name: those for every machine, those for this project's VMM, those for a machine with the device of test
-/// kernels, those that change what is where by that device, those for more than one processor, those that must be named.
+/// kernels, those for what only our device does, those for more than one processor, those that must be named.
 #[macro_export]
 macro_rules! tests {
     ($($name:ident),* $(,)? $(; ours: $($ours:ident),* $(,)?)? $(; device: $($device:ident),* $(,)?)?
-        $(; memory_control: $($control:ident),* $(,)?)?
+        $(; our_device: $($our_device:ident),* $(,)?)?
         $(; several: $($several:ident),* $(,)?)? $(; named: $($special:ident),* $(,)?)?) => {
         pub static TESTS: &[$crate::Test] = &[
             $($crate::Test { name: stringify!($name), run: $name, when: $crate::When::Always },)*
             $($($crate::Test { name: stringify!($ours), run: $ours, when: $crate::When::Ours },)*)?
             $($($crate::Test { name: stringify!($device), run: $device, when: $crate::When::Device },)*)?
-            $($($crate::Test { name: stringify!($control), run: $control, when: $crate::When::MemoryControl },)*)?
+            $($($crate::Test { name: stringify!($our_device), run: $our_device, when: $crate::When::OurDevice },)*)?
             $($($crate::Test { name: stringify!($several), run: $several, when: $crate::When::Several },)*)?
             $($($crate::Test { name: stringify!($special), run: $special, when: $crate::When::Named },)*)?
         ];
