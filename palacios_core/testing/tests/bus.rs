@@ -2,7 +2,7 @@
 //! The buses under several threads: devices that come, go and move while others are called.
 
 use palacios_core::devices::bus::{Bus, SlotNumber};
-use palacios_core::devices::{Device, IoAddress, IoRegion, Request};
+use palacios_core::devices::{Device, IoAddress, IoRegion, Request, Step, Work};
 use palacios_core::names::DeviceId;
 use palacios_core::state_io::{StateError, StateReader, StateWriter};
 use palacios_testing::{Config, TestHost};
@@ -72,6 +72,22 @@ impl Device for Probe {
     }
     fn request(&mut self) -> Option<Request> {
         std::mem::take(&mut self.moved).then_some(Request::Regions)
+    }
+    fn work(&mut self) -> Option<&mut dyn Work> {
+        Some(self)
+    }
+}
+
+/// There is more to do when a bell rang.
+impl Work for Probe {
+    fn step(&mut self, rung: u64) -> Step {
+        match rung {
+            0 => Step::Idle,
+            _ => Step::Again,
+        }
+    }
+    fn is_at_rest(&self) -> bool {
+        true
     }
 }
 
@@ -211,5 +227,22 @@ fn a_region_is_switched_off_and_reset_shows_it_again() {
         // To where there are no ports.
         write(bus, 0x200, 0xfffe);
         assert_eq!((read(0xfffe), read(0x200)), (u64::MAX, u64::MAX));
+    });
+}
+
+#[test]
+fn a_bell_that_rang_before_a_reset_is_not_heard_behind_it() {
+    with_bus(|bus| {
+        let there = Arc::new(AtomicBool::new(true));
+        let bell = IoRegion::ports(0x100, 4).doorbell();
+        let slot = bus.attach(NAMES[1], Probe::boxed(1, bell, &there)).unwrap();
+        write(bus, 0x100, 0);
+        assert_eq!(bus.step(slot).step, Step::Again);
+        assert_eq!(bus.step(slot).step, Step::Idle, "it rang once");
+        write(bus, 0x100, 0);
+        bus.reset();
+        assert_eq!(bus.step(slot).step, Step::Idle);
+        write(bus, 0x100, 0);
+        assert_eq!(bus.step(slot).step, Step::Again, "it rings as before");
     });
 }
