@@ -31,6 +31,8 @@ check "a reset by system control port A" ends 1 "after the reset" reset_by_port_
 check "a reset by a triple fault" ends 1 "after the reset" reset_by_triple_fault --on-triple-fault=reset --timeout=200
 check "registers behind a reset" ends 1 "passed, 0 failed" reset_clears_registers
 check "two hundred resets" ends 1 "passed, 0 failed" "reset_storm times=200"
+check "resets while a device copies" ends 1 "passed, 0 failed" dma_reset --test-device --timeout=200
+check "a reset that a device does not come to rest for" ends 125 "the device test-dma did not come to rest" dma_never_rests --test-device --timeout=200
 check "interrupts off, and spinning" ends 124 "timeout" spin_without_interrupts --timeout=3
 
 # dies VCPUS TEST: nothing can wake the guest any more. The VM says so, does nothing, and stops when it is told to.

@@ -27,6 +27,13 @@ for cpus in 2 4; do
 	while read -r name; do grep -qE "^(not )?ok $name(:|$)" log || echo "not ok $name with $cpus CPUs: no answer"; done <several
 done
 
+# What is where changes under four CPUs, all four write while writes are logged, and ring a doorbell; interrupts of a device come to each.
+memory=a_region_moves_under_others,the_dirty_log_is_exact,dma_memory_moves_under_others,dma_doorbell_storm
+msis=dma_msi_to_a_chosen_cpu,dma_msi_in_x2apic_mode,dma_msi_to_nowhere,dma_msi_of_an_illegal_vector
+run 4 "cpus=4 test=$memory,$msis" 600
+sed -nE 's/^((not )?ok [a-z0-9_]+)/\1 with 4 CPUs/p' log
+said '^8 passed, 0 failed' || echo "not ok memory changes, and devices work, under 4 CPUs"
+
 image short 64 1 test=cpuid_signature tmk.bzimage
 lwk_run --image short.img
 check "a 32-bit bzImage of an old protocol, whose last paragraph is short" said '^ok cpuid_signature$'
@@ -62,6 +69,8 @@ ending "all ports written" 1 write_every_port guest "passed, 0 failed"
 ending "all ports read" 1 read_every_port guest "passed, 0 failed"
 ending "all model-specific registers" 1 touch_every_msr guest "passed, 0 failed"
 ending "a reset by the keyboard controller" 1 reset_by_keyboard guest "after the reset"
+ending "resets while a device copies" 1 dma_reset guest "passed, 0 failed"
+ending "a reset that a device does not come to rest for" 1 dma_never_rests lwk "the device test-dma did not come to rest"
 ending "two hundred resets" 1 "reset_storm times=200" guest "passed, 0 failed"
 ending "one CPU, halted for good, is a dead VM" 1 halt_without_interrupts lwk "dead:"
 ending "all CPUs halted for good are a dead VM" 4 all_halted_without_interrupts lwk "dead:"

@@ -170,11 +170,17 @@ fn reset_clears_registers() -> Outcome {
 
 /// Resets again and again, `times=` times.
 fn reset_storm() -> Outcome {
+    often(boot_info::number("times").unwrap_or(20), |_| Ok(()))
+}
+
+/// Resets the machine so many times. Before each reset does `before`, which is told how many there were; and content behind the last.
+pub fn often(times: u64, before: impl Fn(u64) -> Outcome) -> Outcome {
     let done = u64::from(cmos(REMEMBERED));
-    if done >= boot_info::number("times").unwrap_or(20).min(255) {
+    if done >= times.min(255) {
         set_cmos(REMEMBERED, 0);
         return Ok(());
     }
+    before(done)?;
     set_cmos(REMEMBERED, done as u8 + 1);
     outb(0x64, 0xfe);
     // SAFETY: nothing is left to do.

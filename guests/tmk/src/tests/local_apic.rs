@@ -162,7 +162,7 @@ fn self_ipi() -> Outcome {
 }
 
 /// By way of "off", which forgets all registers; then as firmware had left them.
-fn off_and_on() {
+pub fn off_and_on() {
     apic::set_mode(Mode::Off);
     apic::set_mode(Mode::XApic);
     apic::write(SPURIOUS, 0x1ff);
@@ -398,13 +398,13 @@ fn disabled_takes_no_vectors() -> Outcome {
 }
 
 /// The error register shows what has come since it was last written, when it is written.
-fn errors() -> u32 {
+pub fn errors() -> u32 {
     apic::write(ERROR, 0);
     apic::read(ERROR)
 }
 
 const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
-const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
+pub const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
 const ILLEGAL_REGISTER: u32 = 1 << 7;
 
 fn illegal_register_is_an_error() -> Outcome {

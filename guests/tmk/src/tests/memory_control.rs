@@ -18,7 +18,10 @@ const MAGIC: u32 = 0x656d_3376;
 const ROM: u64 = 0xf_0000;
 const ROM_BYTES: u64 = 0x1_0000;
 /// No RAM is there.
-const HOLE: u64 = 0xe000_0000;
+pub const HOLE: u64 = 0xe000_0000;
+
+/// Memory of the test device.
+pub const FLASH: u64 = 0xff00_2000;
 
 /// What a command does.
 const SHOW: u64 = 1;
@@ -29,10 +32,10 @@ const TAKE_DIRTY: u64 = 5;
 const END_LOG: u64 = 6;
 const HIDE_AND_SHOW: u64 = 7;
 /// Where writes go.
-const ALLOWED: u64 = 0;
-const DROPPED: u64 = 1;
-const TO_DEVICE: u64 = 2;
-const TO_PAGE: u64 = 3;
+pub const ALLOWED: u64 = 0;
+pub const DROPPED: u64 = 1;
+pub const TO_DEVICE: u64 = 2;
+pub const TO_PAGE: u64 = 3;
 
 /// Whether this machine has the device of test kernels that our VMM makes.
 pub fn is_there() -> bool {
@@ -51,7 +54,7 @@ fn command(what: u64, words: [u64; 6]) -> u64 {
 }
 
 /// Shows RAM pages at other addresses, in place of what is there if `hide`.
-fn show(hide: bool, at: u64, bytes: u64, frame: u64, writes: u64, other: u64) -> Outcome {
+pub fn show(hide: bool, at: u64, bytes: u64, frame: u64, writes: u64, other: u64) -> Outcome {
     let what = if hide { HIDE_AND_SHOW } else { SHOW };
     check_eq!(
         command(what, [at, bytes, frame / PAGE, writes, other / PAGE, 0]),
@@ -60,7 +63,7 @@ fn show(hide: bool, at: u64, bytes: u64, frame: u64, writes: u64, other: u64) ->
     Ok(())
 }
 
-fn hide(at: u64, bytes: u64) -> Outcome {
+pub fn hide(at: u64, bytes: u64) -> Outcome {
     check_eq!(command(HIDE, [at, bytes, 0, 0, 0, 0]), 0);
     Ok(())
 }
@@ -70,11 +73,11 @@ fn ram_again() -> Outcome {
     show(true, ROM, ROM_BYTES, ROM, ALLOWED, 0)
 }
 
-fn read(at: u64) -> u64 {
+pub fn read(at: u64) -> u64 {
     // SAFETY: mapped one to one; what is there is the test's.
     unsafe { (at as *const u64).read_volatile() }
 }
-fn write(at: u64, value: u64) {
+pub fn write(at: u64, value: u64) {
     // SAFETY: as above.
     unsafe { (at as *mut u64).write_volatile(value) };
 }
@@ -176,7 +179,6 @@ fn shadow(frames: u64) -> Outcome {
 
 /// While it is a ROM, writes go to the device; when it is hidden, the device answers.
 fn a_flash_is_a_rom_and_a_device() -> Outcome {
-    const FLASH: u64 = 0xff00_2000;
     let frame = paging::frame()?;
     write(frame, 0x1111);
     write(FLASH, 0x2222);
@@ -372,7 +374,10 @@ fn move_often(frames: u64) -> Outcome {
 }
 
 /// Does `others` on all other processors, if there are some, and `own` here.
-fn beside_others(others: &(dyn Fn() -> Outcome + Sync), own: impl FnOnce() -> Outcome) -> Outcome {
+pub fn beside_others(
+    others: &(dyn Fn() -> Outcome + Sync),
+    own: impl FnOnce() -> Outcome,
+) -> Outcome {
     match count() {
         1 => own(),
         _ => smp::start().and_then(|()| smp::with_others(others, own)),

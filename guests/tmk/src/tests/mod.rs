@@ -5,6 +5,7 @@ mod cpu;
 mod debug;
 mod delivery;
 mod device_stacks;
+mod dma;
 mod emulated;
 mod exceptions;
 mod features;
@@ -54,6 +55,7 @@ pub static ALL: &[&[Test]] = &[
     hpet::TESTS,
     pc::TESTS,
     memory_control::TESTS,
+    dma::TESTS,
     modes::TESTS,
     mp_table::TESTS,
     smp::TESTS,
