@@ -6,6 +6,7 @@ use crate::counters::Directory;
 use crate::ffi::{self, THIS_MODULE};
 use crate::host::Linux;
 use crate::memory::Ram;
+use crate::payer::Payer;
 use core::fmt;
 use core::ptr::null_mut;
 use kernel::{bindings, prelude::*, seq_file::SeqFile, seq_print};
@@ -88,7 +89,7 @@ unsafe extern "C" fn show_conformance(file: *mut bindings::seq_file, _data: *mut
     let print = |line: fmt::Arguments<'_>| seq_print!(file, "{}\n", line);
     let mut suite = Suite::new(&Linux, |report| print(format_args!("{report}")));
     suite.contract();
-    suite.guest_ram(|| Ram::new().ok());
+    suite.guest_ram(|| Payer::of_caller().and_then(Ram::new).ok());
     // SAFETY: In a window: interrupts are off. Halting is what comes closest to a guest that never exits.
     suite.kicks(|_: &Linux, _| unsafe { ffi::v3vee_halt() });
     print(format_args!("{}", suite.summary()));

@@ -99,7 +99,7 @@ impl Control {
                 })
             }
             Err(refusal) => {
-                explain(&create, &refusal)?;
+                user::explain(create.message, create.message_len, &refusal)?;
                 Err(refusal.error())
             }
         }
@@ -152,23 +152,6 @@ fn image_of(create: &abi::v3_create) -> Result<ImageCopy, Refusal> {
     let from = UserPtr::from_addr(user::pointer(create.image)?);
     UserSlice::new(from, len).read_all(&mut image, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
     Ok(ImageCopy(image))
-}
-
-/// Writes why there is no VM to where the caller wants it.
-fn explain(create: &abi::v3_create, refusal: &Refusal) -> Result {
-    let Some(room) = create
-        .message_len
-        .checked_sub(1)
-        .filter(|_| create.message != 0)
-    else {
-        return Ok(());
-    };
-    let text = Text::<{ abi::V3_MESSAGE_LEN as usize }>::of(format_args!("{refusal}"));
-    let text = text.as_bytes();
-    let text = text.get(..room as usize).unwrap_or(text);
-    let at = user::pointer(create.message)?;
-    user::write_bytes(at, text)?;
-    user::write_bytes(at.wrapping_add(text.len()), &[0])
 }
 
 /// An open file of the control node.

@@ -22,14 +22,16 @@ pub(crate) static PAGES: Counter = Counter(AtomicU64::new(0));
 pub(crate) static LARGE_PAGES: Counter = Counter(AtomicU64::new(0));
 /// VMs, from their creation until all their memory is back.
 pub(crate) static VMS: Counter = Counter(AtomicU64::new(0));
-/// Threads of virtual CPUs.
+/// Threads of virtual CPUs and of workers.
 pub(crate) static THREADS: Counter = Counter(AtomicU64::new(0));
 /// Locks and shared values that the core asked for.
 pub(crate) static OBJECTS: Counter = Counter(AtomicU64::new(0));
+/// Files that are the far ends of devices' streams.
+pub(crate) static FILES: Counter = Counter(AtomicU64::new(0));
 
 /// Forgets what is held now.
 pub(crate) fn start_from_zero() {
-    for counter in [&PAGES, &LARGE_PAGES, &VMS, &THREADS, &OBJECTS] {
+    for counter in [&PAGES, &LARGE_PAGES, &VMS, &THREADS, &OBJECTS, &FILES] {
         counter.0.store(0, Ordering::Relaxed);
     }
 }
@@ -54,6 +56,7 @@ impl Directory {
             (c"vms", &VMS),
             (c"threads", &THREADS),
             (c"objects", &OBJECTS),
+            (c"files", &FILES),
         ] {
             // SAFETY: `dir` is what `debugfs_create_dir` gave, which may be an error; the counter is static and outlives
             // the file, which goes with the directory.

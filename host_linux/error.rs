@@ -3,6 +3,8 @@
 
 use kernel::{bindings, prelude::*};
 use palacios_core::backend::Unsupported;
+use palacios_core::devices::bus::DetachError;
+use palacios_core::devices::layout::AttachError;
 use palacios_core::image::ImageError;
 use palacios_core::vm::{CreateError, LifeError, MoveError};
 
@@ -35,7 +37,7 @@ pub(crate) fn of_move(error: MoveError) -> Error {
 
 /// Why there is no VM.
 pub(crate) fn of_create(error: &CreateError) -> Error {
-    let beyond_us = errno(bindings::EOPNOTSUPP);
+    let beyond_us = beyond_us();
     match error {
         CreateError::NoMemory => ENOMEM,
         CreateError::NoSuchCpu(_) | CreateError::Attach(_) => beyond_us,
@@ -44,6 +46,32 @@ pub(crate) fn of_create(error: &CreateError) -> Error {
         | CreateError::Image(ImageError::UnknownCpuFeature(_))
         | CreateError::Image(ImageError::UnknownDevice { .. }) => beyond_us,
         CreateError::Image(_) | CreateError::Boot(_) => ENOEXEC,
+    }
+}
+
+/// What was asked for is beyond this module.
+pub(crate) fn beyond_us() -> Error {
+    errno(bindings::EOPNOTSUPP)
+}
+
+/// Why a device was not attached.
+pub(crate) fn of_attach(error: &AttachError) -> Error {
+    match error {
+        AttachError::Overlap { .. } | AttachError::NameTaken(_) => EEXIST,
+        AttachError::NoSuchAddresses { .. }
+        | AttachError::NoSuchPlace { .. }
+        | AttachError::NoStream => EINVAL,
+        AttachError::NoSuchKind => ENOENT,
+        AttachError::NoPlaceLeft | AttachError::Full => ENOSPC,
+        AttachError::NoMemory => ENOMEM,
+    }
+}
+
+/// Why a device was not detached.
+pub(crate) fn of_detach(error: DetachError) -> Error {
+    match error {
+        DetachError::NoSuchDevice => ENOENT,
+        DetachError::NotRemovable => EPERM,
     }
 }
 

@@ -13,6 +13,12 @@ pub(crate) struct MemCgroup {
     _opaque: [u8; 0],
 }
 
+/// A file that a VM holds, of helpers.c.
+#[repr(C)]
+pub(crate) struct FarEnd {
+    _opaque: [u8; 0],
+}
+
 /// The module itself. Linux 7.2 and those after it keep it in different places of the kernel crate.
 pub(crate) const THIS_MODULE: *mut bindings::module = (&raw const __this_module).cast_mut().cast();
 
@@ -69,4 +75,19 @@ extern "C" {
     pub(crate) fn v3vee_syscore_unregister();
     pub(crate) fn v3vee_power_register(block: *mut bindings::notifier_block) -> i32;
     pub(crate) fn v3vee_power_unregister(block: *mut bindings::notifier_block);
+
+    pub(crate) fn v3vee_file_fault(file: *mut bindings::file, input: bool, output: bool) -> i32;
+    pub(crate) fn v3vee_far_end_new(file: *mut bindings::file) -> *mut FarEnd;
+    pub(crate) fn v3vee_far_end_watch(
+        end: *mut FarEnd,
+        wake: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+    ) -> bool;
+    pub(crate) fn v3vee_far_end_transfer(
+        end: *mut FarEnd,
+        write: bool,
+        buf: *mut c_void,
+        len: usize,
+    ) -> isize;
+    pub(crate) fn v3vee_far_end_free(end: *mut FarEnd);
 }

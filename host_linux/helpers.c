@@ -4,22 +4,31 @@
  * Declared for Rust in ffi.rs.
  */
 #include <linux/cpumask.h>
+#include <linux/cred.h>
+#include <linux/file.h>
+#include <linux/fs.h>
 #include <linux/gfp.h>
 #include <linux/irqflags.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/nodemask.h>
+#include <linux/poll.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/isolation.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/sizes.h>
+#include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/suspend.h>
 #include <linux/syscore_ops.h>
 #include <linux/timekeeping.h>
+#include <linux/timer.h>
+#include <linux/uio.h>
 #include <linux/vmalloc.h>
+#include <linux/wait.h>
 #include <asm/debugreg.h>
 #include <asm/io.h>
 #include <asm/tsc.h>
@@ -339,4 +348,230 @@ void v3vee_power_unregister(struct notifier_block *block);
 void v3vee_power_unregister(struct notifier_block *block)
 {
 	unregister_pm_notifier(block);
+}
+
+/* Files that a VM reads and writes: see descriptor.rs, which knows these numbers. */
+
+#define FILE_IS_OURS		1
+#define FILE_HAS_NO_BYTES	2
+#define FILE_CANNOT_BE_READ	3
+#define FILE_CANNOT_BE_WRITTEN	4
+#define FILE_WAITS		5
+
+/* What speaks against a file as a VM's; 0 if nothing does. */
+int v3vee_file_fault(struct file *file, bool input, bool output);
+int v3vee_file_fault(struct file *file, bool input, bool output)
+{
+	struct inode *inode = file_inode(file);
+	umode_t mode = inode->i_mode;
+
+	/* A VM that held a stream of itself would wait for itself. */
+	if (file->f_op->owner == THIS_MODULE)
+		return FILE_IS_OURS;
+	if (!S_ISREG(mode) && !S_ISFIFO(mode) && !S_ISSOCK(mode) && !S_ISCHR(mode))
+		return FILE_HAS_NO_BYTES;
+	if (input && !(file->f_mode & FMODE_READ))
+		return FILE_CANNOT_BE_READ;
+	if (output && !(file->f_mode & FMODE_WRITE))
+		return FILE_CANNOT_BE_WRITTEN;
+	/* Event counters and the like; and what only takes memory of user space. */
+	if (IS_ANON_FILE(inode) || (input && !file->f_op->read_iter) || (output && !file->f_op->write_iter))
+		return FILE_HAS_NO_BYTES;
+	return S_ISREG(mode) || (file->f_flags & O_NONBLOCK) ? 0 : FILE_WAITS;
+}
+
+/* How soon a file is looked at again that does not say when it comes back. */
+#define LOOK_AGAIN		(HZ / 4)
+/* How long a file may wait that was said not to. */
+#define LONGEST_WAIT		(HZ / 10)
+
+/* A file that a VM holds. */
+struct v3vee_far_end {
+	struct file *file;
+	/* Called in any context from v3vee_far_end_watch() to v3vee_far_end_free(). */
+	void (*wake)(void *context);
+	void *context;
+	struct watched_queue *queues;
+	poll_table table;
+	bool lacks_memory;
+	struct timer_list look;
+	struct timer_list limit;
+	/* Who reads or writes. */
+	struct task_struct *task;
+};
+
+/* A wait queue on which a far end waits. Files have one, or one for readers and one for writers. */
+struct watched_queue {
+	struct watched_queue *next;
+	struct v3vee_far_end *end;
+	/* NULL: it is gone. */
+	struct wait_queue_head *head;
+	struct wait_queue_entry entry;
+};
+
+static void look_again(struct timer_list *timer)
+{
+	struct v3vee_far_end *end = timer_container_of(end, timer, look);
+
+	end->wake(end->context);
+}
+
+/* A thread that seems to have a signal does not sleep in any wait that a signal may end. */
+static void end_wait(struct timer_list *timer)
+{
+	struct v3vee_far_end *end = timer_container_of(end, timer, limit);
+
+	set_tsk_thread_flag(end->task, TIF_SIGPENDING);
+	wake_up_process(end->task);
+}
+
+/* Takes a reference to the file of its own. */
+struct v3vee_far_end *v3vee_far_end_new(struct file *file);
+struct v3vee_far_end *v3vee_far_end_new(struct file *file)
+{
+	struct v3vee_far_end *end = kzalloc(sizeof(*end), GFP_KERNEL_ACCOUNT);
+
+	if (!end)
+		return NULL;
+	end->file = get_file(file);
+	timer_setup(&end->look, look_again, 0);
+	timer_setup(&end->limit, end_wait, 0);
+	return end;
+}
+
+/* Called under the lock of the queue, with interrupts off. */
+static int woken(struct wait_queue_entry *entry, unsigned int mode, int flags, void *key)
+{
+	struct watched_queue *queue = container_of(entry, struct watched_queue, entry);
+
+	queue->end->wake(queue->end->context);
+	/*
+	 * The queue goes before its file does. Its memory stays for an RCU grace period, so that leave_queue() may look at it. The
+	 * last access to @queue: once there is no head, leave_queue() may free it.
+	 */
+	if (key_to_poll(key) & POLLFREE) {
+		list_del_init(&entry->entry);
+		smp_store_release(&queue->head, NULL);
+	}
+	return 0;
+}
+
+static void join_queue(struct file *file, struct wait_queue_head *head, poll_table *table)
+{
+	struct v3vee_far_end *end = container_of(table, struct v3vee_far_end, table);
+	struct watched_queue *queue = kzalloc(sizeof(*queue), GFP_KERNEL_ACCOUNT);
+
+	if (!queue) {
+		end->lacks_memory = true;
+		return;
+	}
+	init_waitqueue_func_entry(&queue->entry, woken);
+	queue->end = end;
+	queue->head = head;
+	queue->next = end->queues;
+	end->queues = queue;
+	add_wait_queue(head, &queue->entry);
+}
+
+static void leave_queue(struct watched_queue *queue)
+{
+	struct wait_queue_head *head;
+
+	/* Against woken(), which may see the queue off just now. */
+	rcu_read_lock();
+	head = smp_load_acquire(&queue->head);
+	if (head)
+		remove_wait_queue(head, &queue->entry);
+	rcu_read_unlock();
+}
+
+/* Has @wake called whenever the file may have become ready. To be called once; false if there is no memory. */
+bool v3vee_far_end_watch(struct v3vee_far_end *end, void (*wake)(void *context), void *context);
+bool v3vee_far_end_watch(struct v3vee_far_end *end, void (*wake)(void *context), void *context)
+{
+	end->wake = wake;
+	end->context = context;
+	init_poll_funcptr(&end->table, join_queue);
+	vfs_poll(end->file, &end->table);
+	return !end->lacks_memory;
+}
+
+/* @wake is not called any more when this returns. */
+void v3vee_far_end_free(struct v3vee_far_end *end);
+void v3vee_far_end_free(struct v3vee_far_end *end)
+{
+	struct watched_queue *queue;
+
+	while ((queue = end->queues)) {
+		end->queues = queue->next;
+		leave_queue(queue);
+		kfree(queue);
+	}
+	timer_shutdown_sync(&end->look);
+	timer_shutdown_sync(&end->limit);
+	fput(end->file);
+	kfree(end);
+}
+
+static ssize_t transfer(struct file *file, bool write, void *buf, size_t len)
+{
+	struct kvec vec = { .iov_base = buf, .iov_len = len };
+	/* A file that can, is told not to wait at each call: its O_NONBLOCK may be taken away at any time. */
+	bool never_waits = (file->f_mode & FMODE_NOWAIT) && !S_ISREG(file_inode(file)->i_mode);
+	bool has_position = !(file->f_mode & FMODE_STREAM), locks_position = file->f_mode & FMODE_ATOMIC_POS;
+	rwf_t flags = (never_waits ? RWF_NOWAIT : 0) | (write ? RWF_NOSIGNAL : 0);
+	struct iov_iter iter;
+	ssize_t done;
+	loff_t pos;
+
+	iov_iter_kvec(&iter, write ? ITER_SOURCE : ITER_DEST, &vec, 1, len);
+	if (locks_position)
+		mutex_lock(&file->f_pos_lock);
+	pos = has_position ? file->f_pos : 0;
+	if (write)
+		done = vfs_iter_write(file, &iter, has_position ? &pos : NULL, flags);
+	else
+		done = vfs_iter_read(file, &iter, has_position ? &pos : NULL, flags);
+	if (has_position && done > 0)
+		file->f_pos = pos;
+	if (locks_position)
+		mutex_unlock(&file->f_pos_lock);
+	return done;
+}
+
+/*
+ * Reads, or writes, as whoever opened the file: this thread may do more than that one. Returns how much went, -EAGAIN if nothing
+ * goes now, or another error if nobody is at the other end.
+ */
+ssize_t v3vee_far_end_transfer(struct v3vee_far_end *end, bool write, void *buf, size_t len);
+ssize_t v3vee_far_end_transfer(struct v3vee_far_end *end, bool write, void *buf, size_t len)
+{
+	struct file *file = end->file;
+	umode_t mode = file_inode(file)->i_mode;
+	const struct cred *before = override_creds(file->f_cred);
+	ssize_t done;
+
+	/* What was said not to wait, and was then told otherwise, does so for this long. Disks take the time that they take. */
+	end->task = current;
+	if (!S_ISREG(mode))
+		mod_timer(&end->limit, jiffies + LONGEST_WAIT);
+	done = transfer(file, write, buf, len);
+	if (!S_ISREG(mode)) {
+		timer_delete_sync(&end->limit);
+		recalc_sigpending();
+	}
+	revert_creds(before);
+
+	if (done > 0 || done == -EAGAIN)
+		return done;
+	/*
+	 * A terminal says nothing when it is opened at its other end, nor does a pipe, nor a disk when there is room. A socket does
+	 * not come back, and a file gets no longer.
+	 */
+	if (end->wake && !S_ISSOCK(mode) && (write || !S_ISREG(mode)))
+		mod_timer(&end->look, jiffies + LOOK_AGAIN);
+	/* It was interrupted, or there was no memory. */
+	if (done == -EINTR || done == -ERESTARTSYS || done == -ENOMEM)
+		return -EAGAIN;
+	return done < 0 ? done : -EPIPE;
 }

@@ -2,9 +2,15 @@
 //! Host memory: runs of pages for the VMM, and the frames behind guest RAM.
 
 use crate::counters::{LARGE_PAGES, PAGES};
-use crate::ffi::{self, MemCgroup};
+use crate::ffi;
+use crate::payer::Payer;
 use core::ptr::{self, NonNull};
-use kernel::{bindings, new_mutex, prelude::*, sync::Mutex, types::Opaque};
+use kernel::{
+    bindings, new_mutex,
+    prelude::*,
+    sync::{Arc, Mutex},
+    types::Opaque,
+};
 use palacios_core::addr::{Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{GuestRam, NoMemory, PageRequest, PageSize, RamError, Release};
 
@@ -152,22 +158,21 @@ pub(crate) struct Table {
     /// Held while a kept large frame becomes small ones.
     #[pin]
     splits: Mutex<()>,
-    payer: *mut MemCgroup,
+    payer: Arc<Payer>,
 }
 
-// SAFETY: The XArray has its own lock; `payer` is a counted reference that any thread may use and drop.
+// SAFETY: The XArray has its own lock.
 unsafe impl Send for Table {}
 // SAFETY: As above.
 unsafe impl Sync for Table {}
 
 impl Table {
-    fn new() -> impl PinInit<Self> {
+    fn new(payer: Arc<Payer>) -> impl PinInit<Self> {
         pin_init!(Self {
             // SAFETY: The slot is memory for an XArray.
             frames <- Opaque::ffi_init(|slot| unsafe { bindings::xa_init_flags(slot, 0) }),
             splits <- new_mutex!((), "v3vee_ram_splits"),
-            // SAFETY: Called by a process, in its context.
-            payer: unsafe { ffi::v3vee_payer_get() },
+            payer,
         })
     }
 
@@ -302,11 +307,8 @@ impl PinnedDrop for Table {
             unsafe { frame.free() };
             from = page;
         }
-        // SAFETY: The XArray was initialised and is used no more; the reference was counted in `new`.
-        unsafe {
-            bindings::xa_destroy(self.frames.get());
-            ffi::v3vee_payer_put(self.payer);
-        }
+        // SAFETY: The XArray was initialised and is used no more.
+        unsafe { bindings::xa_destroy(self.frames.get()) };
     }
 }
 
@@ -314,25 +316,20 @@ impl PinnedDrop for Table {
 pub(crate) struct Ram(Pin<KBox<Table>>);
 
 impl Ram {
-    /// No frame yet. The memory of the calling process's control group is what it will take.
-    pub(crate) fn new() -> Result<Self> {
-        Ok(Self(KBox::pin_init(Table::new(), GFP_KERNEL_ACCOUNT)?))
+    /// No frame yet. It is `payer` who will pay for them.
+    pub(crate) fn new(payer: Arc<Payer>) -> Result<Self> {
+        Ok(Self(KBox::pin_init(Table::new(payer), GFP_KERNEL_ACCOUNT)?))
     }
 }
 
 impl GuestRam for Ram {
     fn page(&self, page: u64, size: PageSize) -> Result<Hpa, RamError> {
-        // SAFETY: A counted reference; the group in force before is put back below.
-        let before = unsafe { ffi::v3vee_payer_enter(self.0.payer) };
-        let frame = match size {
+        self.0.payer.during(|| match size {
             // The page allocator has no runs of 1 GiB.
             PageSize::Huge => Err(RamError::TooLarge),
             PageSize::Large => self.0.large(page),
             PageSize::Small => self.0.small(page),
-        };
-        // SAFETY: As above.
-        unsafe { ffi::v3vee_payer_enter(before) };
-        frame
+        })
     }
 
     fn release(&self, page: u64, at: Hpa, size: PageSize, why: Release) {

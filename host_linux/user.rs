@@ -40,6 +40,19 @@ pub(crate) fn write_bytes(at: usize, bytes: &[u8]) -> Result {
         .write_slice(bytes)
 }
 
+/// Writes why a call fails to where the caller wants it, if it does: one line, cut to fit, with its NUL.
+pub(crate) fn explain(at: u64, len: u32, why: &dyn fmt::Display) -> Result {
+    let Some(room) = len.checked_sub(1).filter(|_| at != 0) else {
+        return Ok(());
+    };
+    let text = Text::<{ v3_abi::V3_MESSAGE_LEN as usize }>::of(format_args!("{why}"));
+    let text = text.as_bytes();
+    let text = text.get(..room as usize).unwrap_or(text);
+    let at = pointer(at)?;
+    write_bytes(at, text)?;
+    write_bytes(at.wrapping_add(text.len()), &[0])
+}
+
 /// A pointer out of a struct.
 pub(crate) fn pointer(at: u64) -> Result<usize> {
     usize::try_from(at).map_err(|_| EFAULT)

@@ -5,7 +5,7 @@ use crate::misc_device::{Operations, Poll};
 use crate::queue::Until;
 use crate::stream::{Attachment, Stream};
 use crate::vm_node::VmNode;
-use crate::{user, vm_calls};
+use crate::{device_calls, user, vm_calls};
 use kernel::{
     bindings,
     fs::{File, Kiocb},
@@ -60,6 +60,9 @@ impl MiscDevice for VmFile {
             abi::V3_VM_STREAMS => vm_calls::streams(node, arg),
             abi::V3_VM_FEATURES => vm_calls::features(node, arg),
             abi::V3_VM_VCPU_REPORT => vm_calls::vcpu_report(node, arg),
+            abi::V3_VM_ATTACH => device_calls::attach(node, arg),
+            abi::V3_VM_DETACH => device_calls::detach(node, arg),
+            abi::V3_VM_DEVICES => device_calls::devices(node, arg),
             _ => Err(ENOTTY),
         }?;
         Ok(0)

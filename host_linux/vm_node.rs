@@ -13,6 +13,7 @@ use crate::hardware::{Hardware, Vm};
 use crate::host::Linux;
 use crate::memory::Ram;
 use crate::misc_device::{Device, Operations};
+use crate::payer::Payer;
 use crate::queue::Until;
 use crate::refusal::Refusal;
 use crate::sleep::Awake;
@@ -38,6 +39,8 @@ use v3_abi as abi;
 /// A VM, as long as it is not freed. Its fields are dropped in this order.
 pub(crate) struct Held {
     pub(crate) vm: Vm,
+    /// Who pays for its memory.
+    pub(crate) payer: Arc<Payer>,
     _gone: Gone,
     _module: ModuleReference,
 }
@@ -112,10 +115,11 @@ impl VmNode {
         let console = console_of(image.as_ref())?;
         let image: ImageBytes = try_box(image)?;
         let observer: Box<dyn Observer> = try_box(Teller(watch.clone()))?;
+        let payer = Payer::of_caller()?;
         let parts = Parts {
             name,
             image,
-            ram: Ram::new()?,
+            ram: Ram::new(payer.clone())?,
             observer,
         };
         let vm = hardware
@@ -123,6 +127,7 @@ impl VmNode {
             .map_err(Refusal::Core)?;
         let held = Held {
             vm,
+            payer,
             _gone: gone,
             _module: module,
         };

@@ -58,6 +58,13 @@ pub enum Command {
     /// Attach to a byte stream of a VM, such as a serial port
     #[command(after_help = help::CONSOLE)]
     Stream(Stream),
+    /// Attach a device to a VM, running or not
+    #[command(after_help = help::attach())]
+    Attach(Attach),
+    /// Detach a device from a VM, running or not
+    Detach(Detach),
+    /// List a VM's devices
+    Devices(Devices),
     /// Give a VM other host memory for some of its pages
     Relocate(Relocate),
     /// Move a virtual CPU to a CPU of the host, running or not
@@ -197,6 +204,77 @@ pub struct Stream {
     pub stream: String,
     #[command(flatten)]
     pub key: EscapeKey,
+}
+
+/// Where the stream of a device leads.
+#[derive(Args, Default)]
+#[command(next_help_heading = "Far ends")]
+#[group(multiple = false)]
+pub struct Ends {
+    /// A new terminal, whose path is printed
+    #[arg(long)]
+    pub pty: bool,
+    /// The named pipes PATH.in and PATH.out; or PATH, for output alone
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub pipe: Option<PathBuf>,
+    /// A file, to whose end the output goes; made if it is not there
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// The Unix socket PATH, at which somebody listens
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// This program's standard input and output, until it ends and detaches the device
+    #[arg(long)]
+    pub stdio: bool,
+}
+
+impl Ends {
+    /// None was chosen.
+    pub fn is_none(&self) -> bool {
+        !self.pty
+            && !self.stdio
+            && self.pipe.is_none()
+            && self.file.is_none()
+            && self.socket.is_none()
+    }
+}
+
+#[derive(Args)]
+pub struct Attach {
+    #[command(flatten)]
+    pub target: OneVm,
+    /// Kind of the device, such as serial
+    #[arg(add = ArgValueCandidates::new(complete::kinds))]
+    pub kind: String,
+    /// What the device is to be known by [default: the VM chooses]
+    #[arg(long)]
+    pub id: Option<String>,
+    /// First port of a serial port: 0x3f8, 0x2f8, 0x3e8 or 0x2e8 [default: the first that is free]
+    #[arg(long, value_parser = values::port)]
+    pub port: Option<u16>,
+    #[command(flatten)]
+    pub key: EscapeKey,
+    #[command(flatten)]
+    pub format: Format,
+    #[command(flatten)]
+    pub ends: Ends,
+}
+
+#[derive(Args)]
+pub struct Detach {
+    #[command(flatten)]
+    pub target: OneVm,
+    /// What the device is known by, such as com3
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    pub id: String,
+}
+
+#[derive(Args)]
+pub struct Devices {
+    #[command(flatten)]
+    pub target: OneVm,
+    #[command(flatten)]
+    pub format: Format,
 }
 
 /// What shall be other than an image or a guest.toml says.
@@ -356,6 +434,40 @@ mod tests {
             "v3 run a --on-triple-fault explode",
         ] {
             assert!(run(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_far_end_is_chosen_once() {
+        let attach = |line: &str| {
+            let parsed = Cli::try_parse_from(line.split(' ')).map_err(|e| e.to_string())?;
+            match parsed.command {
+                Command::Attach(attach) => Ok(attach),
+                _ => Err(line.to_string()),
+            }
+        };
+        let given = attach("v3 attach debian serial --id x --port 0x3e8 --pipe /tmp/p").unwrap();
+        assert_eq!(
+            (given.target.vm.as_str(), given.kind.as_str()),
+            ("debian", "serial")
+        );
+        assert_eq!((given.id.as_deref(), given.port), (Some("x"), Some(0x3e8)));
+        assert!(given.ends.pipe.is_some() && !given.ends.is_none());
+        assert!(attach("v3 attach debian test-dma").unwrap().ends.is_none());
+        for end in ["--pty", "--file f", "--socket s", "--stdio"] {
+            assert!(!attach(&format!("v3 attach 0 serial {end}"))
+                .unwrap()
+                .ends
+                .is_none());
+        }
+        for bad in [
+            "v3 attach debian",
+            "v3 attach debian serial --pty --stdio",
+            "v3 attach debian serial --pipe",
+            "v3 attach debian serial --pty --port 0x10000",
+            "v3 attach debian serial --pty --port 0",
+        ] {
+            assert!(attach(bad).is_err(), "{bad}");
         }
     }
 

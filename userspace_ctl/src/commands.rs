@@ -2,6 +2,7 @@
 //! One function a command.
 
 mod console;
+mod devices;
 mod docs;
 mod links;
 mod make;
@@ -31,6 +32,9 @@ pub fn execute(command: Command) -> Outcome {
         Command::Stats(args) => show::stats(&args),
         Command::Console(args) => console::console(&args),
         Command::Stream(args) => console::stream(&args),
+        Command::Attach(args) => devices::attach(&args),
+        Command::Detach(args) => devices::detach(&args),
+        Command::Devices(args) => devices::devices(&args),
         Command::Relocate(args) => relocate(&args),
         Command::CoreMove(args) => core_move(&args),
         Command::Version(args) => show::version(&args),

@@ -11,6 +11,7 @@ use clap::CommandFactory;
 use clap_complete::engine::CompletionCandidate;
 use clap_complete::env::Shells;
 use clap_complete::CompleteEnv;
+use palacios_core::devices::registry;
 use std::ffi::OsString;
 use std::path::Path;
 use std::{env, io};
@@ -78,6 +79,25 @@ pub fn streams() -> Vec<CompletionCandidate> {
     streams.into_iter().map(CompletionCandidate::new).collect()
 }
 
+/// The devices that can be detached from the VM that the line names.
+pub fn devices() -> Vec<CompletionCandidate> {
+    let words: Vec<OsString> = words().collect();
+    let named = vm_in(&words).and_then(|vm| Vm::find(&vm).ok());
+    let devices = named.and_then(|vm| vm.devices().ok()).unwrap_or_default();
+    let removable = devices.into_iter().filter(|device| device.removable);
+    removable
+        .map(|device| CompletionCandidate::new(device.id).help(Some(device.kind.into())))
+        .collect()
+}
+
+/// The kinds of devices that can be attached.
+pub fn kinds() -> Vec<CompletionCandidate> {
+    let kinds = registry::KINDS.into_iter();
+    kinds
+        .map(|kind| CompletionCandidate::new(kind.name))
+        .collect()
+}
+
 /// The features that can be taken away from a guest's processor.
 pub fn features() -> Vec<CompletionCandidate> {
     let names = v3_ctl::features_to_take_away();
@@ -122,6 +142,8 @@ mod tests {
         assert_eq!(candidates("v3_wait --for"), ["--for-launch"]);
         assert_eq!(candidates("v3 completions z"), ["zsh"]);
         assert_eq!(candidates("v3 info --cp"), ["--cpuid"]);
+        assert_eq!(candidates("v3 attach debian ser"), ["serial"]);
+        assert_eq!(candidates("v3_attach debian serial --so"), ["--socket"]);
         assert_eq!(candidates("v3 run --cpu=-la5"), ["--cpu=-la57"]);
     }
 
@@ -151,6 +173,7 @@ mod tests {
             Some("debian")
         );
         assert_eq!(vm("v3_stream debian co").as_deref(), Some("debian"));
+        assert_eq!(vm("v3 detach debian ").as_deref(), Some("debian"));
         assert_eq!(vm("v3 list"), None);
         assert_eq!(vm("v3"), None);
     }

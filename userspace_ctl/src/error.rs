@@ -40,6 +40,10 @@ pub enum Call {
     CoreMove,
     /// Where a virtual CPU may run.
     Pin,
+    /// To detach a device.
+    Detach,
+    /// A VM's devices.
+    Devices,
 }
 
 impl Call {
@@ -62,6 +66,8 @@ impl Call {
             Self::Relocate => "relocate memory of",
             Self::CoreMove => "move a virtual CPU of",
             Self::Pin => "ask for the pins of",
+            Self::Detach => "detach a device of",
+            Self::Devices => "list the devices of",
         }
     }
 }
@@ -110,6 +116,33 @@ pub enum Error {
         /// The names of the streams that it has.
         known: Vec<String>,
     },
+    /// The text cannot be what a device is known by.
+    BadId(String),
+    /// The module did not attach a device.
+    NotAttached {
+        /// The VM's name.
+        vm: String,
+        /// Why.
+        errno: Errno,
+        /// The module's explanation; may be empty.
+        message: String,
+    },
+    /// The VM has no device of this id.
+    NoSuchDevice {
+        /// The VM's name.
+        vm: String,
+        /// The id.
+        id: String,
+        /// The ids of the devices that can be detached.
+        removable: Vec<String>,
+    },
+    /// The device belongs to every PC.
+    NotRemovable {
+        /// The VM's name.
+        vm: String,
+        /// What the device is known by.
+        id: String,
+    },
     /// Another call failed.
     Call {
         /// What was tried.
@@ -133,6 +166,11 @@ impl Error {
             Self::NoSuchVm(_) => "`v3 list` shows all VMs",
             Self::NoSuchStream { .. } => "the image names them: `[[serial]]` of its guest.toml",
             Self::Refused { errno, .. } => cure_of_refusal(*errno)?,
+            Self::BadId(_) => "use 1 to 31 letters, digits, `.`, `_`, `-`",
+            Self::NotAttached { vm, errno, .. } => return cure_of_attaching(vm, *errno),
+            Self::NoSuchDevice { vm, .. } | Self::NotRemovable { vm, .. } => {
+                return Some(format!("`v3 devices {vm}` shows which can be detached"))
+            }
             Self::Call { call, errno, .. } => cure_of_call(*call, *errno)?,
         };
         Some(hint.into())
@@ -173,6 +211,16 @@ fn cure_of_refusal(errno: Errno) -> Option<&'static str> {
         Errno::EXIST => Some("give another name, or free that VM with `v3 free NAME`"),
         Errno::NOSPC => Some("free a VM with `v3 free NAME`; `v3 list` shows all"),
         Errno::NOMEM => Some("give the VM less memory, or free other VMs"),
+        _ => None,
+    }
+}
+
+fn cure_of_attaching(vm: &str, errno: Errno) -> Option<String> {
+    match errno {
+        Errno::EXIST | Errno::NOSPC => Some(format!(
+            "`v3 devices {vm}` shows what is there; `v3 detach {vm} ID` takes one away"
+        )),
+        Errno::NOTTY => Some("use the v3 that was built with this module".into()),
         _ => None,
     }
 }
@@ -257,6 +305,24 @@ impl fmt::Display for Error {
                 write!(f, "cannot {} {vm}: {}", call.words(), standing(*state))
             }
             Self::NoSuchStream { vm, stream, known } => no_such_stream(f, vm, stream, known),
+            Self::BadId(id) => write!(f, "`{}` cannot name a device", id.escape_debug()),
+            Self::NotAttached { vm, errno, message } => {
+                let why = match message.as_str() {
+                    "" => meaning(Call::Devices, *errno),
+                    message => message.into(),
+                };
+                write!(f, "cannot attach a device to {vm}: {why}")
+            }
+            Self::NoSuchDevice { vm, id, removable } => {
+                write!(f, "{vm} has no device `{}`", id.escape_debug())?;
+                match removable.as_slice() {
+                    [] => Ok(()),
+                    ids => write!(f, "; those that can be detached are {}", ids.join(", ")),
+                }
+            }
+            Self::NotRemovable { vm, id } => {
+                write!(f, "cannot detach {id} of {vm}: every PC has it")
+            }
             Self::Call { call, on, errno } => {
                 write!(
                     f,

@@ -59,6 +59,9 @@ calls! {
     vcpu_report_raw: inout<v3_vcpu_report> = V3_VM_VCPU_REPORT;
     features_raw: inout<v3_features> = V3_FEATURES;
     vm_features_raw: inout<v3_features> = V3_VM_FEATURES;
+    attach_raw: inout<v3_attach> = V3_VM_ATTACH;
+    detach: input<v3_detach> = V3_VM_DETACH;
+    devices_raw: inout<v3_devices> = V3_VM_DEVICES;
 }
 
 fn address<T>(data: *const T) -> u64 {
@@ -150,6 +153,44 @@ pub(crate) fn streams(fd: impl AsFd) -> Result<Vec<v3_stream>, Errno> {
         };
         // SAFETY: There are as many entries as said, and any bytes make one.
         unsafe { streams_raw(&fd, &mut arg) }?;
+        Ok(arg.count)
+    })
+}
+
+/// Attaches a device; returns what it is known by. On failure `message` may hold an explanation, with its NUL.
+pub(crate) fn attach(
+    fd: impl AsFd,
+    (kind, id): (&[u8], &[u8]),
+    options: &[u8],
+    descriptors: &[v3_descriptor],
+    message: &mut [u8],
+) -> Result<[u8; V3_DEVICE_ID_LEN as usize], Errno> {
+    let count = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+    let mut arg = v3_attach {
+        options: address(options.as_ptr()),
+        options_len: count(options.len()),
+        descriptors: address(descriptors.as_ptr()),
+        descriptor_count: count(descriptors.len()),
+        message: address(message.as_mut_ptr()),
+        message_len: count(message.len()),
+        ..v3_attach::zeroed()
+    };
+    put_text(&mut arg.kind, kind);
+    put_text(&mut arg.id, id);
+    // SAFETY: All slices have the given lengths, and outlive the call.
+    unsafe { attach_raw(fd, &mut arg) }?;
+    Ok(arg.id)
+}
+
+pub(crate) fn devices(fd: impl AsFd) -> Result<Vec<v3_device>, Errno> {
+    all(|entries: &mut [v3_device]| {
+        let mut arg = v3_devices {
+            entries: address(entries.as_mut_ptr()),
+            count: entries.len() as u32,
+            pad: 0,
+        };
+        // SAFETY: There are as many entries as said, and any bytes make one.
+        unsafe { devices_raw(&fd, &mut arg) }?;
         Ok(arg.count)
     })
 }

@@ -20,6 +20,7 @@
 
 mod control;
 mod definition;
+mod device;
 mod error;
 mod guest;
 mod ioctl;
@@ -32,6 +33,7 @@ mod vm;
 
 pub use control::{Control, Version};
 pub use definition::{Definition, DefinitionError};
+pub use device::{Device, DeviceRegion, Request, Role, Space};
 pub use error::{Call, Error};
 pub use guest::{
     check_memory, check_vcpus, feature_taken_away, features_to_take_away, read_file, Boot,

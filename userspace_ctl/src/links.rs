@@ -6,7 +6,7 @@ use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 
 /// Each link, and the command that it is. Whatever needs the names takes them from here.
-pub const LINKS: [(&str, &str); 16] = [
+pub const LINKS: [(&str, &str); 19] = [
     ("v3_build", "build"),
     ("v3_create", "create"),
     ("v3_launch", "launch"),
@@ -21,6 +21,9 @@ pub const LINKS: [(&str, &str); 16] = [
     ("v3_stats", "stats"),
     ("v3_cons", "console"),
     ("v3_stream", "stream"),
+    ("v3_attach", "attach"),
+    ("v3_detach", "detach"),
+    ("v3_devices", "devices"),
     ("v3_relocate", "relocate"),
     ("v3_core_move", "core-move"),
 ];

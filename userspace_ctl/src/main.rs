@@ -7,6 +7,7 @@ mod commands;
 mod complete;
 mod escape;
 mod failure;
+mod far_end;
 mod links;
 mod newlines;
 mod output;

@@ -6,7 +6,7 @@ use crate::node::{open_control, open_node};
 use crate::state::text;
 use crate::vcpu_report::VcpuReport;
 use crate::{ioctl, node_of, Error, Feature, Info, Stat, Stopped, Stream};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::time::Duration;
 use v3_abi::{v3_relocate, v3_vcpu, V3_CPU_ANY};
@@ -40,7 +40,7 @@ impl Vm {
     }
 
     /// Explains the error of a call, with the VM's name and state as the module tells them.
-    fn failed(&self, call: Call) -> impl FnOnce(Errno) -> Error + '_ {
+    pub(crate) fn failed(&self, call: Call) -> impl FnOnce(Errno) -> Error + '_ {
         move |errno| match ioctl::info(&self.fd).map(|raw| Info::from(&raw)) {
             Ok(info) if errno == Errno::BADFD => Error::WrongState {
                 call,
@@ -53,6 +53,12 @@ impl Vm {
                 errno,
             },
         }
+    }
+
+    /// Its name, for messages; its node if it cannot be asked.
+    pub(crate) fn name(&self) -> String {
+        self.info()
+            .map_or_else(|_| node_of(self.number), |info| info.name)
     }
 
     /// Starts it.
@@ -111,9 +117,7 @@ impl Vm {
 
     fn no_such_stream(&self, name: &str) -> Error {
         Error::NoSuchStream {
-            vm: self
-                .info()
-                .map_or_else(|_| node_of(self.number), |info| info.name),
+            vm: self.name(),
             stream: name.into(),
             // Without them the message is shorter, and still true.
             known: self.streams().unwrap_or_default(),
@@ -158,5 +162,11 @@ impl Vm {
     pub fn pin(&self, vcpu: u32) -> Result<Option<u32>, Error> {
         let cpu = ioctl::pin(&self.fd, vcpu).map_err(self.failed(Call::Pin))?;
         Ok((cpu != V3_CPU_ANY).then_some(cpu))
+    }
+}
+
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }

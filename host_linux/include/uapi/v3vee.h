@@ -17,7 +17,8 @@
  *   - Fields named "pad" and unused bits of "flags" must be zero: EINVAL.
  *     The module writes zero to padding, and to strings behind their NUL.
  *   - Strings are NUL-terminated inside their array.
- *   - A call that fails writes nothing, except the message of V3_CREATE.
+ *   - A call that fails writes nothing, except the message of V3_CREATE and
+ *     V3_VM_ATTACH.
  *   - A call that waits can be killed, but not interrupted otherwise; reads
  *     and writes of a stream can be interrupted (EINTR).
  *
@@ -50,6 +51,11 @@
 #define V3_MESSAGE_LEN		256	/* a stop message, with its NUL */
 #define V3_FEATURE_NAME_LEN	40	/* a processor feature's name, with its NUL */
 #define V3_FEATURE_WHY_LEN	96	/* why a guest lacks a feature, with its NUL */
+#define V3_DEVICE_ID_LEN	32	/* what a device is known by, with its NUL */
+#define V3_DEVICE_KIND_LEN	32	/* a kind of devices, with its NUL */
+#define V3_DEVICE_REGIONS	8	/* regions of a device that are listed */
+#define V3_MAX_DESCRIPTORS	16	/* descriptors that one V3_VM_ATTACH takes */
+#define V3_MAX_OPTIONS_LEN	4096	/* the longest options that one takes */
 
 /* v3_version.features: what this module can do on this processor. */
 #define V3_FEATURE_NESTED_PAGING (1ULL << 0)	/* guests run on nested page tables */
@@ -423,6 +429,136 @@ struct v3_vcpu_report {
 	struct v3_exit exits[V3_LAST_EXITS];
 };
 
+/* v3_descriptor.role: what the descriptor is for the device. */
+#define V3_ROLE_INPUT		1	/* the device's input is read from it */
+#define V3_ROLE_OUTPUT		2	/* the device's output is written to it */
+#define V3_ROLE_BOTH		3	/* both */
+
+/* v3_descriptor.kind: what goes through it. */
+#define V3_DESCRIPTOR_STREAM	0	/* bytes */
+
+/**
+ * struct v3_descriptor - a descriptor of the caller, an entry of V3_VM_ATTACH.
+ * @fd: A regular file, a pipe, a socket or a terminal. All but a regular file
+ *	must have O_NONBLOCK, and keep it. The VM holds the open file itself: the
+ *	caller may close its descriptor.
+ * @role: V3_ROLE_.
+ * @kind: V3_DESCRIPTOR_.
+ * @pad: Zero.
+ */
+struct v3_descriptor {
+	__s32 fd;
+	__u32 role;
+	__u32 kind;
+	__u32 pad;
+};
+
+/* v3_serial_options.version: the newest version that this header knows. */
+#define V3_SERIAL_VERSION	1
+
+/**
+ * struct v3_serial_options - the options of a device of the kind "serial".
+ * @size: The size of the struct as the caller knows it.
+ * @version: V3_SERIAL_VERSION as the caller knows it.
+ * @port: The first of its eight ports: 0x3f8, 0x2f8, 0x3e8 or 0x2e8; or 0 for
+ *	the first of these that is free.
+ * @pad: Zero.
+ */
+struct v3_serial_options {
+	__u32 size;
+	__u32 version;
+	__u32 port;
+	__u32 pad;
+};
+
+/**
+ * struct v3_attach - the argument of V3_VM_ATTACH.
+ * @options: Address of the options of the device's kind; or 0, with length 0,
+ *	for a device as it usually is.
+ * @descriptors: Address of an array of struct v3_descriptor; may be 0 if
+ *	@descriptor_count is 0.
+ * @message: Address of a buffer for an explanation of a failure, or 0.
+ * @options_len: Length of the options in bytes, the same as their size field.
+ * @descriptor_count: Descriptors there, at most V3_MAX_DESCRIPTORS.
+ * @message_len: Length of the buffer in bytes, as in struct v3_create.
+ * @flags: Zero.
+ * @kind: The kind of the device: "serial".
+ * @id: In: what the device is to be known by: 1 to 31 of the characters A-Z a-z
+ *	0-9 . _ -; or empty, and the VM chooses. Out: what it is known by.
+ */
+struct v3_attach {
+	__u64 options;
+	__u64 descriptors;
+	__u64 message;
+	__u32 options_len;
+	__u32 descriptor_count;
+	__u32 message_len;
+	__u32 flags;
+	char kind[V3_DEVICE_KIND_LEN];
+	char id[V3_DEVICE_ID_LEN];
+};
+
+/**
+ * struct v3_detach - the argument of V3_VM_DETACH.
+ * @id: What the device is known by.
+ */
+struct v3_detach {
+	char id[V3_DEVICE_ID_LEN];
+};
+
+/* v3_device_region.space: what the addresses are those of. */
+#define V3_SPACE_PORTS		1	/* ports */
+#define V3_SPACE_MEMORY		2	/* memory */
+
+/* v3_device_region.flags */
+#define V3_REGION_ON		(1U << 0)	/* the device answers there now */
+
+/**
+ * struct v3_device_region - where a device answers, in struct v3_device.
+ * @at: The first port or guest-physical address.
+ * @bytes: How many.
+ * @space: V3_SPACE_.
+ * @flags: V3_REGION_ bits; a program ignores those that it does not know.
+ */
+struct v3_device_region {
+	__u64 at;
+	__u64 bytes;
+	__u32 space;
+	__u32 flags;
+};
+
+/* v3_device.flags */
+#define V3_DEVICE_REMOVABLE	(1U << 0)	/* V3_VM_DETACH may take it away */
+
+/**
+ * struct v3_device - a device of a VM, an entry of V3_VM_DEVICES.
+ * @id: What it is known by.
+ * @kind: What it is.
+ * @flags: V3_DEVICE_ bits; a program ignores those that it does not know.
+ * @region_count: Its regions. If that is more than V3_DEVICE_REGIONS, only the
+ *	first ones are in @regions.
+ * @regions: Where it answers.
+ */
+struct v3_device {
+	char id[V3_DEVICE_ID_LEN];
+	char kind[V3_DEVICE_KIND_LEN];
+	__u32 flags;
+	__u32 region_count;
+	struct v3_device_region regions[V3_DEVICE_REGIONS];
+};
+
+/**
+ * struct v3_devices - the argument of V3_VM_DEVICES.
+ * @entries: Address of an array of struct v3_device; may be 0 if @count is 0.
+ * @count: In: entries that fit. Out: devices that exist, as in struct v3_list.
+ * @pad: Zero.
+ */
+struct v3_devices {
+	__u64 entries;
+	__u32 count;
+	__u32 pad;
+};
+
 /*
  * Calls of /dev/v3vee. They are enumerators, not macros, so that bindgen sees
  * their values.
@@ -557,6 +693,41 @@ __extension__ enum v3_vm_ioctl {
 	 *   EBADFD  the VM is running or paused
 	 */
 	V3_VM_VCPU_REPORT = _IOWR(V3_IOCTL_TYPE, 0x2d, struct v3_vcpu_report),
+
+	/*
+	 * Attaches a device to the VM, whatever its state. Descriptors are the far
+	 * ends of the device's stream; the VM holds them until the device is
+	 * detached or the VM freed, and whoever gives one away gives it to the VM
+	 * as it is: reads and writes move its position. Output that nobody takes
+	 * is kept, the last 64 KiB of it.
+	 *   EBADF       a descriptor is not open
+	 *   EINVAL      a descriptor cannot be read or written as its role wants,
+	 *               may block, is a node of this module, or is none of a file,
+	 *               pipe, socket or terminal; two have the same role; the id is
+	 *               malformed; a device of this kind cannot be at that port, has
+	 *               no stream, or no such options
+	 *   E2BIG       more descriptors than V3_MAX_DESCRIPTORS, or options with
+	 *               more in them than the module knows
+	 *   EOPNOTSUPP  the options are of a newer version than the module knows
+	 *   ENOENT      there is no such kind
+	 *   EEXIST      the id is taken, or the place
+	 *   ENOSPC      no place for a device of this kind is left, or the VM has as
+	 *               many devices as it can have
+	 */
+	V3_VM_ATTACH = _IOWR(V3_IOCTL_TYPE, 0x2e, struct v3_attach),
+
+	/*
+	 * Takes a device away from the VM, whatever its state. What it had sent is
+	 * with its descriptor then, as far as that takes it; and the descriptor is
+	 * not held any more.
+	 *   EINVAL  the id is malformed
+	 *   ENOENT  the VM has no such device
+	 *   EPERM   the device belongs to every PC
+	 */
+	V3_VM_DETACH = _IOW(V3_IOCTL_TYPE, 0x2f, struct v3_detach),
+
+	/* Lists the devices of the VM, in the order in which they came. */
+	V3_VM_DEVICES = _IOWR(V3_IOCTL_TYPE, 0x30, struct v3_devices),
 };
 
 #endif /* _UAPI_V3VEE_H */

@@ -5,12 +5,16 @@ use super::svm::Svm;
 use super::vmx::Vmx;
 use super::{Backend, Features, Unsupported};
 use crate::addr::Gpa;
+use crate::devices::bus::{DetachError, DeviceInfo};
+use crate::devices::layout::AttachError;
 use crate::features::{self, FeatureSet, Judge};
-use crate::host::{CpuId, Host};
+use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::Memory;
+use crate::names::DeviceId;
 use crate::stats::Snapshot;
 use crate::vcpu::report::VcpuReport;
-use crate::vm::{CreateError, LifeError, MoveError, OpenStream, Parts, State, Vm};
+use crate::vm::{Attachment, CreateError, LifeError, MoveError, OpenStream, Parts, State, Vm};
+use alloc::vec::Vec;
 
 /// The processor's virtualization. A clone is another handle to the same.
 pub enum Hardware<H: Host> {
@@ -145,6 +149,18 @@ impl<H: Host> AnyVm<H> {
     /// Its RAM: [`Vm::memory`].
     pub fn memory(&self) -> &Memory<H> {
         each!(Self, self, vm => vm.memory())
+    }
+    /// Attaches a device: [`Vm::attach`]. *Thread.*
+    pub fn attach(&self, wanted: Attachment<'_>) -> Result<DeviceId, AttachError> {
+        each!(Self, self, vm => vm.attach(wanted))
+    }
+    /// Takes a device away: [`Vm::detach`]. *Thread.*
+    pub fn detach(&self, name: &DeviceId) -> Result<(), DetachError> {
+        each!(Self, self, vm => vm.detach(name))
+    }
+    /// Its devices, in the order in which they came. *Thread.*
+    pub fn devices(&self) -> Result<Vec<DeviceInfo>, NoMemory> {
+        each!(Self, self, vm => vm.bus().devices())
     }
     /// New input waits in a stream: [`Vm::input_ready`].
     pub fn input_ready(&self) {

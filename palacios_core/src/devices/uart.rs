@@ -560,7 +560,7 @@ impl Uart {
 
 impl Device for Uart {
     fn name(&self) -> &'static str {
-        "uart"
+        KIND.name
     }
 
     fn is_removable(&self) -> bool {

@@ -216,7 +216,7 @@ fn what_is_wrong_is_refused<B: TestBackend>() {
         assert_eq!(vm.detach(&rtc), Err(DetachError::NotRemovable));
         let listed = vm.bus().devices().unwrap();
         let com3 = listed.last().unwrap();
-        assert_eq!((com3.name, com3.kind), (COM3, "uart"));
+        assert_eq!((com3.name, com3.kind), (COM3, "serial"));
         assert!(com3.is_removable && com3.regions.len() == 1);
         vm.detach(&COM3).unwrap();
         assert_eq!(vm.detach(&COM3), Err(DetachError::NoSuchDevice));

@@ -77,6 +77,13 @@ abi! {
     v3_exit: 32,
     v3_segment: 16,
     v3_vcpu_report: 1104,
+    v3_descriptor: 16,
+    v3_serial_options: 16,
+    v3_attach: 104,
+    v3_detach: 32,
+    v3_device_region: 24,
+    v3_device: 264,
+    v3_devices: 16,
 }
 
 /// Whether `name` may name a VM: see `v3_create.name` in the header.

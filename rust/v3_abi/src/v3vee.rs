@@ -17,6 +17,16 @@ pub const V3_MESSAGE_LEN: u32 = 256;
 pub const V3_FEATURE_NAME_LEN: u32 = 40;
 /// Why a guest lacks a feature, with its NUL
 pub const V3_FEATURE_WHY_LEN: u32 = 96;
+/// What a device is known by, with its NUL
+pub const V3_DEVICE_ID_LEN: u32 = 32;
+/// A kind of devices, with its NUL
+pub const V3_DEVICE_KIND_LEN: u32 = 32;
+/// Regions of a device that are listed
+pub const V3_DEVICE_REGIONS: u32 = 8;
+/// Descriptors that one V3_VM_ATTACH takes
+pub const V3_MAX_DESCRIPTORS: u32 = 16;
+/// The longest options that one takes
+pub const V3_MAX_OPTIONS_LEN: u32 = 4096;
 /// Guests run on nested page tables
 pub const V3_FEATURE_NESTED_PAGING: u32 = 1;
 /// Guests may use AVX and its like
@@ -91,6 +101,24 @@ pub const V3_CAUSE_NONE: u32 = 0;
 pub const V3_CAUSE_EXCEPTION: u32 = 1;
 /// An interrupt whose handler was not reached
 pub const V3_CAUSE_INTERRUPT: u32 = 2;
+/// The device's input is read from it
+pub const V3_ROLE_INPUT: u32 = 1;
+/// The device's output is written to it
+pub const V3_ROLE_OUTPUT: u32 = 2;
+/// Both
+pub const V3_ROLE_BOTH: u32 = 3;
+/// Bytes
+pub const V3_DESCRIPTOR_STREAM: u32 = 0;
+/// v3_serial_options.version: the newest version that this header knows.
+pub const V3_SERIAL_VERSION: u32 = 1;
+/// Ports
+pub const V3_SPACE_PORTS: u32 = 1;
+/// Memory
+pub const V3_SPACE_MEMORY: u32 = 2;
+/// The device answers there now
+pub const V3_REGION_ON: u32 = 1;
+/// V3_VM_DETACH may take it away
+pub const V3_DEVICE_REMOVABLE: u32 = 1;
 /// The type `__u8` of C.
 pub type __u8 = crate::ctypes::c_uchar;
 /// The type `__u16` of C.
@@ -396,6 +424,108 @@ pub struct v3_vcpu_report {
     /// The last exits, the oldest first.
     pub exits: [v3_exit; 16usize],
 }
+/// A descriptor of the caller, an entry of V3_VM_ATTACH.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_descriptor {
+    /// A regular file, a pipe, a socket or a terminal. All but a regular file
+    /// must have O_NONBLOCK, and keep it. The VM holds the open file itself: the
+    /// caller may close its descriptor.
+    pub fd: __s32,
+    /// V3_ROLE_.
+    pub role: __u32,
+    /// V3_DESCRIPTOR_.
+    pub kind: __u32,
+    /// Zero.
+    pub pad: __u32,
+}
+/// The options of a device of the kind "serial".
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_serial_options {
+    /// The size of the struct as the caller knows it.
+    pub size: __u32,
+    /// V3_SERIAL_VERSION as the caller knows it.
+    pub version: __u32,
+    /// The first of its eight ports: 0x3f8, 0x2f8, 0x3e8 or 0x2e8; or 0 for
+    /// the first of these that is free.
+    pub port: __u32,
+    /// Zero.
+    pub pad: __u32,
+}
+/// The argument of V3_VM_ATTACH.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_attach {
+    /// Address of the options of the device's kind; or 0, with length 0,
+    /// for a device as it usually is.
+    pub options: __u64,
+    /// Address of an array of [`v3_descriptor`]; may be 0 if
+    /// `descriptor_count` is 0.
+    pub descriptors: __u64,
+    /// Address of a buffer for an explanation of a failure, or 0.
+    pub message: __u64,
+    /// Length of the options in bytes, the same as their size field.
+    pub options_len: __u32,
+    /// Descriptors there, at most V3_MAX_DESCRIPTORS.
+    pub descriptor_count: __u32,
+    /// Length of the buffer in bytes, as in [`v3_create`].
+    pub message_len: __u32,
+    /// Zero.
+    pub flags: __u32,
+    /// The kind of the device: "serial".
+    pub kind: [crate::ctypes::c_char; 32usize],
+    /// In: what the device is to be known by: 1 to 31 of the characters A-Z a-z
+    /// 0-9 . _ -; or empty, and the VM chooses. Out: what it is known by.
+    pub id: [crate::ctypes::c_char; 32usize],
+}
+/// The argument of V3_VM_DETACH.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_detach {
+    /// What the device is known by.
+    pub id: [crate::ctypes::c_char; 32usize],
+}
+/// Where a device answers, in [`v3_device`].
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_device_region {
+    /// The first port or guest-physical address.
+    pub at: __u64,
+    /// How many.
+    pub bytes: __u64,
+    /// V3_SPACE_.
+    pub space: __u32,
+    /// V3_REGION_ bits; a program ignores those that it does not know.
+    pub flags: __u32,
+}
+/// A device of a VM, an entry of V3_VM_DEVICES.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_device {
+    /// What it is known by.
+    pub id: [crate::ctypes::c_char; 32usize],
+    /// What it is.
+    pub kind: [crate::ctypes::c_char; 32usize],
+    /// V3_DEVICE_ bits; a program ignores those that it does not know.
+    pub flags: __u32,
+    /// Its regions. If that is more than V3_DEVICE_REGIONS, only the
+    /// first ones are in `regions`.
+    pub region_count: __u32,
+    /// Where it answers.
+    pub regions: [v3_device_region; 8usize],
+}
+/// The argument of V3_VM_DEVICES.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_devices {
+    /// Address of an array of [`v3_device`]; may be 0 if `count` is 0.
+    pub entries: __u64,
+    /// In: entries that fit. Out: devices that exist, as in [`v3_list`].
+    pub count: __u32,
+    /// Zero.
+    pub pad: __u32,
+}
 /// What is this module, and what can it do? No further errors.
 pub const V3_VERSION: v3_control_ioctl = 2154321408;
 /// Makes a VM from a guest.img; it is then V3_STATE_CREATED, with all of
@@ -481,5 +611,33 @@ pub const V3_VM_FEATURES: v3_vm_ioctl = 3222296108;
 /// - `ENOENT`: the VM has no such virtual CPU
 /// - `EBADFD`: the VM is running or paused
 pub const V3_VM_VCPU_REPORT: v3_vm_ioctl = 3293599277;
+/// Attaches a device to the VM, whatever its state. Descriptors are the far
+/// ends of the device's stream; the VM holds them until the device is
+/// detached or the VM freed, and whoever gives one away gives it to the VM
+/// as it is: reads and writes move its position. Output that nobody takes
+/// is kept, the last 64 KiB of it.
+/// - `EBADF`: a descriptor is not open
+/// - `EINVAL`: a descriptor cannot be read or written as its role wants,
+///   may block, is a node of this module, or is none of a file,
+///   pipe, socket or terminal; two have the same role; the id is
+///   malformed; a device of this kind cannot be at that port, has
+///   no stream, or no such options
+/// - `E2BIG`: more descriptors than V3_MAX_DESCRIPTORS, or options with
+///   more in them than the module knows
+/// - `EOPNOTSUPP`: the options are of a newer version than the module knows
+/// - `ENOENT`: there is no such kind
+/// - `EEXIST`: the id is taken, or the place
+/// - `ENOSPC`: no place for a device of this kind is left, or the VM has as
+///   many devices as it can have
+pub const V3_VM_ATTACH: v3_vm_ioctl = 3228063278;
+/// Takes a device away from the VM, whatever its state. What it had sent is
+/// with its descriptor then, as far as that takes it; and the descriptor is
+/// not held any more.
+/// - `EINVAL`: the id is malformed
+/// - `ENOENT`: the VM has no such device
+/// - `EPERM`: the device belongs to every PC
+pub const V3_VM_DETACH: v3_vm_ioctl = 1075861039;
+/// Lists the devices of the VM, in the order in which they came.
+pub const V3_VM_DEVICES: v3_vm_ioctl = 3222296112;
 /// Calls of /dev/v3-vmN.
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

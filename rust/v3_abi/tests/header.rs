@@ -73,6 +73,9 @@ fn c_and_rust_agree_on_numbers() {
         ("V3_VM_VCPU", V3_VM_VCPU),
         ("V3_VM_STREAMS", V3_VM_STREAMS),
         ("V3_VM_VCPU_REPORT", V3_VM_VCPU_REPORT),
+        ("V3_VM_ATTACH", V3_VM_ATTACH),
+        ("V3_VM_DETACH", V3_VM_DETACH),
+        ("V3_VM_DEVICES", V3_VM_DEVICES),
     ];
     let source: String = calls
         .iter()
@@ -90,6 +93,8 @@ fn layout_is_the_same_for_32_bits() {
         ("info", 352),
         ("wait", 24),
         ("stat", 56),
+        ("attach", 104),
+        ("device", 264),
     ];
     let source: String = sizes
         .iter()

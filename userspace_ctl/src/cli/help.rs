@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What `--help` and the manual pages say beyond the options.
 
+use palacios_core::devices::registry;
+
 /// For `v3` itself.
 pub const V3: &str = "\
 A VM is given by its name, its number N, or /dev/v3-vmN.
@@ -13,7 +15,8 @@ Exit status, of every command:
   126  the guest was refused: its guest.toml, image or kernel is wrong, no machine is such as the
        options ask for, or the module cannot make a VM of it
   127  the guest died (run, wait)
-  129, 130, 131, 143  SIGHUP, SIGINT, SIGQUIT, SIGTERM came (run, console, stream)
+  129, 130, 131, 143  SIGHUP, SIGINT, SIGQUIT, SIGTERM came (run, console, stream,
+       attach)
 `v3 run` and `v3 wait` also end as the guest did: see `v3 run --help`.
 
 An error is one line on standard error that begins with `v3: `, and then a line `hint: ` if there
@@ -88,6 +91,32 @@ Exit status, --expect and --json: as of `v3 run`, where 124 means that the VM di
 pub const CONSOLE: &str = "\
 Where keys are passed on (always by `v3 console`, by `v3 stream` with -i), Ctrl-] q leaves and the
 VM goes on; Ctrl-] ? shows more keys. --escape takes another key than Ctrl-].";
+
+/// For `attach`.
+pub fn attach() -> String {
+    let kinds = registry::KINDS.map(|kind| kind.name).join(", ");
+    format!(
+        "\
+Kinds of devices: {kinds}.
+
+A serial port needs a far end. The VM holds it until the device is detached or the VM freed:
+  --pty          a new terminal in raw mode; its path, /dev/pts/N, is printed. Programs may open
+                 it, close it and open it again
+  --pipe PATH    input from the named pipe PATH.in, output to PATH.out, both there already. If
+                 neither of them is, output to the named pipe PATH
+  --file PATH    output to the end of a file, which is made if it is not there; no input
+  --socket PATH  both ways, over a connection to whoever listens at the Unix socket
+  --stdio        both ways, by this program: it stays until the device is detached or the VM
+                 stops, and detaches the device when it ends. In a terminal Ctrl-] q ends it.
+                 The end of its input changes nothing
+What the guest sends while nobody takes it is kept, the last 64 KiB of it.
+
+Without --pty and --stdio the device's id is printed, with --json both id and terminal:
+  {{\"id\": \"com3\", \"terminal\": \"/dev/pts/3\"}}
+A guest does not look for a port that comes late: it has to be told. In Linux:
+  setserial /dev/ttyS2 uart 16550A port 0x3e8 irq 4"
+    )
+}
 
 /// For `build`.
 pub const BUILD: &str = "\

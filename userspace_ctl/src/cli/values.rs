@@ -18,6 +18,16 @@ pub fn cpu(text: &str) -> Result<Cpu, String> {
     }
 }
 
+/// The first port of a device.
+pub fn port(text: &str) -> Result<u16, String> {
+    let port = match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    let port = port.ok().filter(|port| *port != 0);
+    port.ok_or_else(|| "give the number of a port, such as 0x3e8".into())
+}
+
 /// The control character of a key: `]` is 0x1d, `a` is 0x01.
 pub fn escape(key: &str) -> Result<u8, String> {
     match key.as_bytes() {
@@ -68,6 +78,11 @@ mod tests {
             .all(Result::is_err));
         assert_eq!((escape("]"), escape("a")), (Ok(0x1d), Ok(1)));
         assert!(escape("]]").is_err());
+        assert_eq!((port("0x3e8"), port("1000")), (Ok(0x3e8), Ok(1000)));
+        assert!(["0", "", "0x", "0x10000", "com3"]
+            .map(port)
+            .iter()
+            .all(Result::is_err));
     }
 
     #[test]

@@ -213,7 +213,7 @@ fn table(vms: &[v3_ctl::Info]) -> String {
 }
 
 /// A table whose columns line up.
-fn lines<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+pub fn lines<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let widths: [usize; COLUMNS] =
         std::array::from_fn(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or(0));
     let line = |row: &[String; COLUMNS]| {

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Devices of a VM: what there is, and what a new one is to be.
+
+use crate::error::Call;
+use crate::state::text;
+use crate::{ioctl, Error, Vm};
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::io::Errno;
+use serde::Serialize;
+use v3_abi::{put_text, v3_descriptor, v3_detach, v3_serial_options, Abi};
+
+/// A device of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// What it is known by.
+    pub id: String,
+    /// What it is.
+    pub kind: String,
+    /// It can be detached.
+    pub removable: bool,
+    /// Where it answers.
+    pub regions: Vec<DeviceRegion>,
+}
+
+/// Addresses at which a device answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceRegion {
+    /// What they are.
+    pub space: Space,
+    /// The first.
+    pub at: u64,
+    /// How many.
+    pub bytes: u64,
+    /// The device answers there now.
+    pub on: bool,
+}
+
+/// What addresses are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Space {
+    /// Those of ports.
+    Ports,
+    /// Those of memory.
+    Memory,
+    /// Those of something that this program does not know.
+    Other,
+}
+
+impl From<&v3_abi::v3_device> for Device {
+    fn from(raw: &v3_abi::v3_device) -> Self {
+        let count = raw.region_count as usize;
+        Self {
+            id: text(&raw.id),
+            kind: text(&raw.kind),
+            removable: raw.flags & v3_abi::V3_DEVICE_REMOVABLE != 0,
+            regions: raw.regions.iter().take(count).map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&v3_abi::v3_device_region> for DeviceRegion {
+    fn from(raw: &v3_abi::v3_device_region) -> Self {
+        Self {
+            space: match raw.space {
+                v3_abi::V3_SPACE_PORTS => Space::Ports,
+                v3_abi::V3_SPACE_MEMORY => Space::Memory,
+                _ => Space::Other,
+            },
+            at: raw.at,
+            bytes: raw.bytes,
+            on: raw.flags & v3_abi::V3_REGION_ON != 0,
+        }
+    }
+}
+
+/// What a descriptor is for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The device reads it.
+    Input,
+    /// The device writes it.
+    Output,
+    /// Both.
+    Both,
+}
+
+impl Role {
+    fn number(self) -> u32 {
+        match self {
+            Self::Input => v3_abi::V3_ROLE_INPUT,
+            Self::Output => v3_abi::V3_ROLE_OUTPUT,
+            Self::Both => v3_abi::V3_ROLE_BOTH,
+        }
+    }
+}
+
+/// A device that is to be attached.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Its kind, such as `serial`.
+    pub kind: &'a str,
+    /// What it is to be known by; by default the VM chooses.
+    pub id: Option<&'a str>,
+    /// The first port of a serial port; by default that of the first place that is free.
+    pub port: Option<u16>,
+    /// The far ends of its stream, in non-blocking mode. The VM holds the files themselves.
+    pub descriptors: &'a [(OwnedFd, Role)],
+}
+
+impl Request<'_> {
+    fn options(&self) -> Option<v3_serial_options> {
+        self.port.map(|port| v3_serial_options {
+            size: size_of::<v3_serial_options>() as u32,
+            version: v3_abi::V3_SERIAL_VERSION,
+            port: port.into(),
+            pad: 0,
+        })
+    }
+
+    fn descriptors(&self) -> Vec<v3_descriptor> {
+        let raw = |(fd, role): &(OwnedFd, Role)| v3_descriptor {
+            fd: fd.as_raw_fd(),
+            role: role.number(),
+            kind: v3_abi::V3_DESCRIPTOR_STREAM,
+            pad: 0,
+        };
+        self.descriptors.iter().map(raw).collect()
+    }
+}
+
+/// Whether something may be what a device is known by: see `v3_attach.id` in the header.
+fn is_id(id: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    !id.is_empty() && id.len() < v3_abi::V3_DEVICE_ID_LEN as usize && id.bytes().all(allowed)
+}
+
+impl Vm {
+    /// Attaches a device, whatever the VM's state. Returns what it is known by.
+    pub fn attach(&self, wanted: &Request<'_>) -> Result<String, Error> {
+        let id = wanted.id.unwrap_or_default();
+        if wanted.id.is_some() && !is_id(id) {
+            return Err(Error::BadId(id.into()));
+        }
+        let options = wanted.options();
+        let options = options.as_ref().map_or(&[][..], Abi::as_bytes);
+        let mut message = [0; v3_abi::V3_MESSAGE_LEN as usize];
+        let named = (wanted.kind.as_bytes(), id.as_bytes());
+        let attached = ioctl::attach(self, named, options, &wanted.descriptors(), &mut message);
+        let id = attached.map_err(|errno| Error::NotAttached {
+            vm: self.name(),
+            errno,
+            message: text(&message),
+        })?;
+        Ok(text(&id))
+    }
+
+    /// Takes a device away, whatever the VM's state.
+    pub fn detach(&self, id: &str) -> Result<(), Error> {
+        if !is_id(id) {
+            return Err(Error::BadId(id.into()));
+        }
+        let mut arg = v3_detach::zeroed();
+        put_text(&mut arg.id, id.as_bytes());
+        ioctl::detach(self, arg).map_err(|errno| match errno {
+            Errno::NOENT => Error::NoSuchDevice {
+                vm: self.name(),
+                id: id.into(),
+                removable: self.removable(),
+            },
+            Errno::PERM => Error::NotRemovable {
+                vm: self.name(),
+                id: id.into(),
+            },
+            errno => self.failed(Call::Detach)(errno),
+        })
+    }
+
+    /// Its devices, in the order in which they came.
+    pub fn devices(&self) -> Result<Vec<Device>, Error> {
+        let raw = ioctl::devices(self).map_err(self.failed(Call::Devices))?;
+        Ok(raw.iter().map(Device::from).collect())
+    }
+
+    /// What can be detached. Without it a message is shorter, and still true.
+    fn removable(&self) -> Vec<String> {
+        let all = self.devices().unwrap_or_default().into_iter();
+        all.filter(|device| device.removable)
+            .map(|device| device.id)
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids() {
+        for good in ["com3", "a", "A.b_c-9", "7"] {
+            assert!(is_id(good), "{good}");
+        }
+        for bad in [
+            "",
+            "a b",
+            "a/b",
+            "\u{e9}",
+            "12345678901234567890123456789012",
+        ] {
+            assert!(!is_id(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_request_says_what_is_wanted() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let descriptors = [(one.into(), Role::Input), (other.into(), Role::Output)];
+        let wanted = Request {
+            kind: "serial",
+            id: None,
+            port: Some(0x3e8),
+            descriptors: &descriptors,
+        };
+        let options = wanted.options().unwrap();
+        assert_eq!(
+            (options.size, options.version, options.port),
+            (16, 1, 0x3e8)
+        );
+        let roles: Vec<u32> = wanted.descriptors().iter().map(|d| d.role).collect();
+        assert_eq!(roles, [1, 2]);
+        assert_eq!(Role::Both.number(), 3);
+        let anywhere = Request {
+            port: None,
+            ..wanted
+        };
+        assert!(anywhere.options().is_none());
+    }
+
+    #[test]
+    fn a_device_is_read() {
+        let mut raw = v3_abi::v3_device::zeroed();
+        put_text(&mut raw.id, b"com3");
+        put_text(&mut raw.kind, b"serial");
+        (raw.flags, raw.region_count) = (v3_abi::V3_DEVICE_REMOVABLE, 1);
+        raw.regions[0].at = 0x3e8;
+        raw.regions[0].bytes = 8;
+        raw.regions[0].space = v3_abi::V3_SPACE_PORTS;
+        raw.regions[0].flags = v3_abi::V3_REGION_ON;
+        let device = Device::from(&raw);
+        assert_eq!((device.id.as_str(), device.removable), ("com3", true));
+        let region = DeviceRegion {
+            space: Space::Ports,
+            at: 0x3e8,
+            bytes: 8,
+            on: true,
+        };
+        assert_eq!(device.regions, [region]);
+        // A newer module's device, with more regions than a list has.
+        raw.region_count = 100;
+        assert_eq!(Device::from(&raw).regions.len(), 8);
+    }
+}
