@@ -5,13 +5,21 @@ mod smp;
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid, CpuidResult};
+use std::fs::OpenOptions;
+use std::io::Error;
 use std::num::ParseIntError;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 type Answer = Result<String, String>;
+
+extern "C" {
+    fn ioctl(file: i32, request: u64, ...) -> i32;
+}
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -27,9 +35,10 @@ fn main() -> ExitCode {
         ["load", rounds] => number(rounds).and_then(smp::load),
         ["clocks"] => smp::clocks(60),
         ["clocks", seconds] => number(seconds).and_then(smp::clocks),
+        ["serial", port] => serial(port),
         ["exit", value] => number(value).and_then(test_exit),
         _ => Err(
-            "usage: probe hypervisor | avx | clock | sleep | spin | watch | load [ROUNDS] | clocks [SECONDS] | exit N"
+            "usage: probe hypervisor | avx | clock | sleep | spin | watch | load [ROUNDS] | clocks [SECONDS] | serial TTY | exit N"
                 .into(),
         ),
     };
@@ -47,6 +56,22 @@ fn main() -> ExitCode {
 
 fn number<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|e: ParseIntError| e.to_string())
+}
+
+/// Has the driver look whether there is a serial port now: one that came after Linux looked for the last time.
+fn serial(port: &str) -> Answer {
+    const O_NOCTTY: i32 = 0o400;
+    const O_NONBLOCK: i32 = 0o4000;
+    const TIOCSERCONFIG: u64 = 0x5453;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    let opened = options.custom_flags(O_NOCTTY | O_NONBLOCK).open(port);
+    let file = opened.map_err(|e| format!("{port}: {e}"))?;
+    // SAFETY: This request has no argument.
+    match unsafe { ioctl(file.as_raw_fd(), TIOCSERCONFIG) } {
+        0 => Ok(port.into()),
+        _ => Err(format!("{port}: {}", Error::last_os_error())),
+    }
 }
 
 /// CPUID. Older compilers call it unsafe, newer ones do not.
