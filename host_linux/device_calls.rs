@@ -14,7 +14,7 @@ use kernel::{
 use palacios_core::alloc_ext::try_box;
 use palacios_core::devices::bus::DeviceInfo;
 use palacios_core::devices::layout::AttachError;
-use palacios_core::devices::{registry, IoRegion, Space};
+use palacios_core::devices::{self, IoRegion, Space};
 use palacios_core::names::DeviceId;
 use palacios_core::pump::FarEnds;
 use palacios_core::vm::Attachment;
@@ -48,7 +48,7 @@ fn attach_device(
     let held = node.held()?;
     let kind = abi::until_nul(&attach.kind).ok_or(EINVAL)?;
     let kind = core::str::from_utf8(kind).unwrap_or_default();
-    if registry::by_name(kind).is_none() {
+    if devices::kind_by_name(kind).is_none() {
         return Err(DeviceRefusal::Core(AttachError::NoSuchKind));
     }
     let id = abi::until_nul(&attach.id).ok_or(DeviceRefusal::BadId)?;

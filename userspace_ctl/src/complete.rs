@@ -11,7 +11,7 @@ use clap::CommandFactory;
 use clap_complete::engine::CompletionCandidate;
 use clap_complete::env::Shells;
 use clap_complete::CompleteEnv;
-use palacios_core::devices::registry;
+use palacios_core::devices;
 use std::ffi::OsString;
 use std::path::Path;
 use std::{env, io};
@@ -92,7 +92,7 @@ pub fn devices() -> Vec<CompletionCandidate> {
 
 /// The kinds of devices that can be attached.
 pub fn kinds() -> Vec<CompletionCandidate> {
-    let kinds = registry::KINDS.into_iter();
+    let kinds = devices::attachable_kinds();
     kinds
         .map(|kind| CompletionCandidate::new(kind.name))
         .collect()

@@ -49,10 +49,15 @@ pub static KINDS: &[&Kind] = &[
     &test_dma::KIND,
 ];
 
-/// The kind of that name, if one can be attached to a machine.
+/// The kinds of which devices can be attached to a machine that exists.
+pub fn attachable_kinds() -> impl Iterator<Item = &'static Kind> {
+    let can_be_attached = |kind: &&Kind| kind.machines != Machines::All;
+    KINDS.iter().copied().filter(can_be_attached)
+}
+
+/// The one of them with that name.
 pub fn kind_by_name(name: &str) -> Option<&'static Kind> {
-    let can_be_attached = |kind: &&Kind| kind.name == name && kind.machines != Machines::All;
-    KINDS.iter().copied().find(can_be_attached)
+    attachable_kinds().find(|kind| kind.name == name)
 }
 
 /// The kind that an image knows by `compatible`.

@@ -244,7 +244,7 @@ impl<'a> Machine<'a> {
 
     /// The devices that its image describes, in that order. A PC has others, too.
     pub fn devices(&self) -> impl Iterator<Item = ImageDevice<'a>> {
-        devices_of(&self.image)
+        Devices::new(&self.image)
     }
 
     /// Whether its image describes a device of that kind.
@@ -280,16 +280,27 @@ impl<'a> Machine<'a> {
 }
 
 /// The devices of an image. [`check_devices`] has seen that none of them fails.
-fn devices_of<'a>(image: &Image<'a>) -> impl Iterator<Item = ImageDevice<'a>> {
-    let root = image.tree().root();
-    device_nodes(&root).filter_map(|node| parse_device(&node).ok())
+struct Devices<'a>(DeviceNodes<'a>);
+
+impl<'a> Devices<'a> {
+    fn new(image: &Image<'a>) -> Self {
+        Self(DeviceNodes::new(&image.tree().root()))
+    }
+}
+
+impl<'a> Iterator for Devices<'a> {
+    type Item = ImageDevice<'a>;
+
+    fn next(&mut self) -> Option<ImageDevice<'a>> {
+        parse_device(&self.0.next()?).ok()
+    }
 }
 
 /// The serial ports of an image, by their numbers.
 fn serials_of<'a>(image: Image<'a>) -> impl Iterator<Item = Serial<'a>> {
     ComPort::ALL.into_iter().filter_map(move |port| {
         let is_it = |device: &ImageDevice<'_>| device.place.and_then(ComPort::at) == Some(port);
-        let device = devices_of(&image).find(is_it)?;
+        let device = Devices::new(&image).find(is_it)?;
         device.stream.map(|stream| Serial { port, stream })
     })
 }
@@ -448,16 +459,28 @@ fn parse_blob<'a>(image: &Image<'a>, node: &Node<'a>) -> Result<(&'a str, Module
 }
 
 /// The nodes of an image's devices, but those that are left out.
-fn device_nodes<'a>(root: &Node<'a>) -> impl Iterator<Item = Node<'a>> {
-    let nodes = root.child("devices").into_iter();
-    let nodes = nodes.flat_map(|devices| devices.children());
-    nodes.filter(|node| !matches!(node.str("status"), Ok(Some("disabled"))))
+struct DeviceNodes<'a>(Option<Children<'a>>);
+
+impl<'a> DeviceNodes<'a> {
+    fn new(root: &Node<'a>) -> Self {
+        Self(root.child("devices").map(|devices| devices.children()))
+    }
+}
+
+impl<'a> Iterator for DeviceNodes<'a> {
+    type Item = Node<'a>;
+
+    fn next(&mut self) -> Option<Node<'a>> {
+        let is_there = |node: &Node<'_>| !matches!(node.str("status"), Ok(Some("disabled")));
+        self.0.as_mut()?.find(is_there)
+    }
 }
 
 /// Checks all devices. There are few, so each is held against those before it.
 fn check_devices(root: &Node<'_>) -> Result<(), ImageError> {
-    for (number, node) in device_nodes(root).enumerate() {
-        if number >= MAX_DEVICES {
+    let mut before = 0usize;
+    for node in DeviceNodes::new(root) {
+        if before >= MAX_DEVICES {
             return Err(wrong(
                 &node,
                 "compatible",
@@ -466,7 +489,7 @@ fn check_devices(root: &Node<'_>) -> Result<(), ImageError> {
         }
         node.str("status")?;
         let device = parse_device(&node)?;
-        for other in device_nodes(root).take(number) {
+        for other in DeviceNodes::new(root).take(before) {
             let other = parse_device(&other)?;
             if other.stream.is_some() && other.stream == device.stream {
                 return Err(wrong(
@@ -479,6 +502,7 @@ fn check_devices(root: &Node<'_>) -> Result<(), ImageError> {
                 return Err(wrong(&node, "reg", "is another device's, too"));
             }
         }
+        before = before.wrapping_add(1);
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use crate::pump::FarEnds;
 
 /// A device that its owner wants.
 pub struct Attachment<'a> {
-    /// The name of its kind, as in the registry: `serial`.
+    /// The name of its kind, as in [`KINDS`](crate::devices::KINDS): `serial`.
     pub kind: &'a str,
     /// What it is to be known by. By default the name of its place, or of its kind.
     pub name: Option<DeviceId>,

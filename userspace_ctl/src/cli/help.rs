@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What `--help` and the manual pages say beyond the options.
 
-use palacios_core::devices::registry;
+use palacios_core::devices;
 
 /// For `v3` itself.
 pub const V3: &str = "\
@@ -94,7 +94,8 @@ VM goes on; Ctrl-] ? shows more keys. --escape takes another key than Ctrl-].";
 
 /// For `attach`.
 pub fn attach() -> String {
-    let kinds = registry::KINDS.map(|kind| kind.name).join(", ");
+    let kinds: Vec<_> = devices::attachable_kinds().map(|kind| kind.name).collect();
+    let kinds = kinds.join(", ");
     format!(
         "\
 Kinds of devices: {kinds}.

@@ -10,7 +10,7 @@ use crate::output::{print, print_json};
 use crate::pump::{End, Pump};
 use crate::signals::Signals;
 use crate::terminal::say;
-use palacios_core::devices::registry;
+use palacios_core::devices;
 use rustix::fd::AsFd;
 use rustix::stdio::{stdin, stdout};
 use serde::Serialize;
@@ -59,7 +59,7 @@ pub fn attach(args: &Attach) -> Outcome {
 
 /// A stream leads somewhere, by the user's choice.
 fn check_ends(kind: &str, ends: &Ends) -> Result<(), Failure> {
-    let has_stream = registry::by_name(kind).is_some_and(|kind| kind.has_stream);
+    let has_stream = devices::kind_by_name(kind).is_some_and(|kind| kind.has_stream);
     if has_stream && ends.is_none() {
         let failure = Failure::tool(format!("a device of the kind {kind} needs a far end"));
         return Err(
