@@ -40,9 +40,11 @@ stream=$!
 exec 3>keys
 v3 launch linux
 check "the guest comes up" soon grep -q "^guest: token attach" log
-# In the guest: `tell NAME` sends a line at the third serial port, which came after Linux had looked for such ports. `talk NAME` also waits for one.
-echo 'tell() { probe serial /dev/ttyS2 && stty -F /dev/ttyS2 raw -echo && echo "words of $1" >/dev/ttyS2; }' >&3
-echo 'talk() { tell $1 && read -r line </dev/ttyS2 && echo "guest: $1 heard $line"; }' >&3
+# In the guest: `tell NAME` sends a line at the third serial port, which came after Linux had looked for such ports. `talk NAME` also waits for
+# one. The port is opened once: Linux throws away what a port received before.
+echo 'find() { probe serial /dev/ttyS2 && stty -F /dev/ttyS2 raw -echo; }' >&3
+echo 'tell() { find && echo "words of $1" >/dev/ttyS2; }' >&3
+echo 'talk() { find && { echo "words of $1" >&9 && read -r line <&9 && echo "guest: $1 heard $line"; } 9<>/dev/ttyS2; }' >&3
 attach() { v3 attach linux serial --port 0x3e8 "$@"; }
 heard() { grep -q "^guest: $1 heard answer $1" log; }
 first_line_is() { [ "$(timeout 60 head -n 1 <$1)" = "$2" ]; }
