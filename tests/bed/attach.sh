@@ -86,7 +86,7 @@ wait $listener
 check "who listened sees the end" [ $? = 0 ]
 
 mkfifo input
-attach --stdio <input >output 2>said &
+v3 attach linux serial --port 0x3e8 --stdio <input >output 2>said &
 stdio=$!
 exec 4>input
 soon sh -c 'v3 devices linux | grep -q com3'
