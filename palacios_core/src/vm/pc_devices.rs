@@ -12,7 +12,8 @@ use crate::image::machine::ImageDevice;
 use crate::image::Machine;
 use crate::names::DeviceId;
 
-/// Attaches the devices. `stream` opens the byte stream of a name.
+/// Attaches the devices, those of every PC first: where the guest moves another's region over theirs, they answer. `stream` opens the byte stream
+/// of a name.
 pub(super) fn attach<H: Host>(
     io: &Io<H>,
     links: &dyn Links,
@@ -25,7 +26,7 @@ pub(super) fn attach<H: Host>(
         place: None,
         stream: kind.has_stream.then_some(kind.name),
     });
-    for device in machine.devices().chain(of_every_pc) {
+    for device in of_every_pc.chain(machine.devices()) {
         let ImageDevice { kind, place, .. } = device;
         let name = DeviceId::of_kind(place.map_or(kind.name, |place| place.name));
         let resources = Resources {
