@@ -12,6 +12,7 @@ use palacios_core::devices::keyboard::KeyboardController;
 use palacios_core::devices::pit::Pit;
 use palacios_core::devices::reset::ResetPorts;
 use palacios_core::devices::rtc::Rtc;
+use palacios_core::devices::test_dma::TestDma;
 use palacios_core::devices::testing::{assert_restores, assert_survives, saved};
 use palacios_core::devices::testing::{TestMachine, TestStream};
 use palacios_core::devices::{Device, Space};
@@ -42,7 +43,7 @@ fn run(data: &[u8]) {
     machine.wall_at_zero_ns.set(1_700_000_000_000_000_000);
     let device = |tested: &mut dyn Device| device(&machine, tested, &steps, record);
     let (stream, ram) = (TestStream::default(), RamLayout::new(1 << 30));
-    match which % 11 {
+    match which % 12 {
         0 => device(&mut Pit::new(&machine).unwrap()),
         1 => device(&mut Rtc::new(&machine, ram).unwrap()),
         2 => device(&mut AcpiPm::new(&machine, TimerWidth::Bits24).unwrap()),
@@ -53,6 +54,7 @@ fn run(data: &[u8]) {
         7 => lapic(&steps, record),
         8 => device(&mut Crtc::new()),
         9 => device(&mut KeyboardController::new(&machine).unwrap()),
+        10 => device(&mut TestDma::new(&machine).unwrap()),
         _ => device(&mut Hpet::new(&machine).unwrap()),
     }
 }
@@ -73,6 +75,7 @@ fn device(machine: &TestMachine, device: &mut dyn Device, steps: &[Step], record
             3 => {
                 machine.advance_ns(u64::from(value(step)) << (step[1] & 31));
                 tick(machine, device);
+                work(device, step);
             }
             _ => {
                 let record = saved(|w| device.save(w));
@@ -104,6 +107,16 @@ fn access(device: &mut dyn Device, step: &Step, write: bool) {
     match write {
         true => device.write(number, offset, size, value),
         false => _ = device.read(number, offset, size),
+    }
+}
+
+/// Some steps of the device's work, if it has any, with some of its doorbells rung.
+fn work(device: &mut dyn Device, step: &Step) {
+    if let Some(work) = device.work() {
+        let mut rung = u64::from(step[3]);
+        while work.step(rung) == palacios_core::devices::Step::Again && rung > 0 {
+            rung >>= 1;
+        }
     }
 }
 
