@@ -19,7 +19,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 /// How long a worker may take to come to rest.
-pub const REST_NS: u64 = 2_000_000_000;
+pub const REST_NS: u64 = 5_000_000_000;
 
 /// Work that is done in short steps.
 pub trait Work<H: Host>: Send {
@@ -103,11 +103,15 @@ impl<H: Host> Worker<H> {
         self.halt();
         let host = &self.0.host;
         let begin_ns = host.now_ns();
-        while !self.0.rests_behind_a_step() {
+        while let Some(step) = self.0.step_if_busy() {
             if host.now_ns().saturating_sub(begin_ns) > REST_NS {
                 return Err(NeverRests);
             }
-            host.yield_now();
+            // It waits for somebody else. While it gets on, nobody is waited for: how long it takes is not to depend on what else
+            // the host does.
+            if step == Step::Idle {
+                host.yield_now();
+            }
         }
         Ok(())
     }
@@ -154,15 +158,10 @@ impl<H: Host> Inner<H> {
         }
     }
 
-    /// Whether it is at rest. If not, makes a step in its place.
-    fn rests_behind_a_step(&self) -> bool {
+    /// Makes a step in its place, unless it is at rest.
+    fn step_if_busy(&self) -> Option<Step> {
         let mut work = self.work.lock();
-        work.as_mut().is_none_or(|work| {
-            let rests = work.is_at_rest();
-            if !rests {
-                work.step();
-            }
-            rests
-        })
+        let work = work.as_mut()?;
+        (!work.is_at_rest()).then(|| work.step())
     }
 }
