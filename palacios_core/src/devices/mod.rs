@@ -34,7 +34,8 @@ pub use device::{
 };
 pub use kind::{AcpiDevice, Kind, Machines, Place, Resources};
 
-/// All kinds of devices. A new device is its file, its line above, and one here.
+/// All kinds of devices. A new device is its file, its line above, and one here. A machine's are attached in this order: where the guest moves one over
+/// another, the first answers, so those whose regions move stand at the end.
 pub static KINDS: &[&Kind] = &[
     &uart::KIND,
     &pit::KIND,

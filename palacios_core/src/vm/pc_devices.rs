@@ -6,27 +6,30 @@ use super::io::Io;
 use super::parts::OpenStream;
 use crate::devices::layout::AttachError;
 use crate::devices::links::Links;
-use crate::devices::{Machines, Resources, KINDS};
+use crate::devices::{Kind, Machines, Resources, KINDS};
 use crate::host::Host;
 use crate::image::machine::ImageDevice;
 use crate::image::Machine;
 use crate::names::DeviceId;
 
-/// Attaches the devices, those of every PC first: where the guest moves another's region over theirs, they answer. `stream` opens the byte stream
-/// of a name.
+/// Attaches the devices, in the order of their kinds. `stream` opens the byte stream of a name.
 pub(super) fn attach<H: Host>(
     io: &Io<H>,
     links: &dyn Links,
     machine: &Machine<'_>,
     stream: &mut OpenStream<'_>,
 ) -> Result<(), AttachError> {
-    let of_every_pc = KINDS.iter().filter(|kind| kind.machines == Machines::All);
-    let of_every_pc = of_every_pc.map(|kind| ImageDevice {
-        kind,
-        place: None,
-        stream: kind.has_stream.then_some(kind.name),
-    });
-    for device in of_every_pc.chain(machine.devices()) {
+    let of_kind = |kind: &'static Kind| {
+        let of_every_pc = (kind.machines == Machines::All).then_some(ImageDevice {
+            kind,
+            place: None,
+            stream: kind.has_stream.then_some(kind.name),
+        });
+        let described = machine.devices();
+        let described = described.filter(move |device| core::ptr::eq(device.kind, kind));
+        of_every_pc.into_iter().chain(described)
+    };
+    for device in KINDS.iter().copied().flat_map(of_kind) {
         let ImageDevice { kind, place, .. } = device;
         let name = DeviceId::of_kind(place.map_or(kind.name, |place| place.name));
         let resources = Resources {
