@@ -8,7 +8,7 @@ use super::local_apic::{errors, off_and_on, RECEIVE_ILLEGAL_VECTOR};
 use super::memory_control::{
     beside_others, hide, read, show, write, ALLOWED, DROPPED, FLASH, HOLE, TO_DEVICE, TO_PAGE,
 };
-use crate::apic::{self, interrupts, let_in, Mode, XAPIC};
+use crate::apic::{self, interrupts, let_in, Mode, INIT, STARTUP, XAPIC};
 use crate::io::{cpuid, inl, mmio_read, mmio_write, outb, outl};
 use crate::paging::{self, PAGE};
 use crate::smp::{self, all, on, on_all, settle, until, wait_ms};
@@ -306,15 +306,32 @@ fn dma_msi_to_nowhere() -> Outcome {
         (to_apic(0) | LOGICAL, VECTOR),
         // A reserved way of delivery, a start-up message, a level that is not asserted.
         (first, 0x300 | VECTOR),
-        (first, 0x606),
-        (to_apic(EVERYBODY), 0x606),
+        (first, STARTUP | 6),
+        (to_apic(EVERYBODY), STARTUP | 6),
         (first, 0x8000 | VECTOR),
     ] {
         expect(address, data, 0, |_| false)?;
     }
     // Behind all of them it can still send.
     expect(first, VECTOR, VECTOR as u8, |cpu| cpu == 0)?;
+    if smp::count() > 1 {
+        nobody_starts()?;
+    }
     end_of_msis()
+}
+
+/// Not even who waits for a start-up message: those come from processors alone.
+fn nobody_starts() -> Outcome {
+    let (before, _) = smp::starts(1);
+    apic::send(smp::id(1), INIT);
+    outl(MSI_ADDRESS, to_apic(smp::id(1)));
+    outl(MSI_DATA, STARTUP | u32::from(smp::START_PAGE));
+    check_eq!(copy(0, 0, 0)?, WHOLE);
+    wait_ms(20);
+    let (after, _) = smp::starts(1);
+    smp::start()?;
+    check_eq!(after, before);
+    Ok(())
 }
 
 /// The receiver notes an error for each of the first 16 vectors (SDM 3A: 10.5.3), and goes on.
@@ -622,7 +639,8 @@ fn dma_doorbell_storm() -> Outcome {
     Ok(())
 }
 
-/// Resets in the middle of a copy, and when the doorbell has just rung: nothing of that is left behind them.
+/// Resets in the middle of a copy, and when the doorbell has just rung: nothing of that is left behind them. Behind each, and at the beginning,
+/// the device is as new; so no other test runs before this one.
 fn dma_reset() -> Outcome {
     const LONG: u64 = 64 * PAGE;
     let (from, to) = (paging::frames(LONG / PAGE)?, paging::frames(LONG / PAGE)?);
