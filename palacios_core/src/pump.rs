@@ -16,7 +16,6 @@ use crate::ring::Ring;
 use crate::worker::Worker;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 /// How much of a device's output is kept until the descriptor takes it.
 const OUTPUT_BYTES: usize = 64 << 10;
@@ -39,7 +38,6 @@ struct Middle<H: Host> {
     output: H::SpinLock<Ring<Vec<u8>>>,
     input: H::SpinLock<Ring<Vec<u8>>>,
     worker: H::SpinLock<Option<Worker<H>>>,
-    lost_bytes: AtomicU64,
 }
 
 impl<H: Host> Middle<H> {
@@ -55,10 +53,7 @@ struct DeviceEnd<H: Host>(H::Shared<Middle<H>>);
 
 impl<H: Host> ByteStream for DeviceEnd<H> {
     fn write(&mut self, data: &[u8]) {
-        let lost = self.0.output.lock().push(data);
-        if lost > 0 {
-            self.0.lost_bytes.fetch_add(lost, Ordering::Relaxed);
-        }
+        self.0.output.lock().push(data);
         self.0.wake();
     }
     fn read(&mut self, buf: &mut [u8]) -> usize {
@@ -104,7 +99,6 @@ impl<H: Host> Pump<H> {
             output: host.spin_lock(LockClass::Stream, ring(OUTPUT_BYTES)?)?,
             input: host.spin_lock(LockClass::Stream, ring(INPUT_BYTES)?)?,
             worker: host.spin_lock(LockClass::StreamWorker, None)?,
-            lost_bytes: AtomicU64::new(0),
         })?;
         let device_end = try_box(DeviceEnd::<H>(middle.clone()))?;
         let pump = Self {

@@ -4,6 +4,7 @@
 use crate::error::Call;
 use crate::state::text;
 use crate::{ioctl, Error, Vm};
+use palacios_core::names::DeviceId;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -131,8 +132,7 @@ impl Request<'_> {
 
 /// Whether something may be what a device is known by: see `v3_attach.id` in the header.
 fn is_id(id: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-    !id.is_empty() && id.len() < v3_abi::V3_DEVICE_ID_LEN as usize && id.bytes().all(allowed)
+    DeviceId::new(id).is_some()
 }
 
 impl Vm {

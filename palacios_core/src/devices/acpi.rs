@@ -182,7 +182,7 @@ const fn block_offset(region: usize, offset: u64) -> u64 {
 
 impl Device for AcpiPm {
     fn name(&self) -> &'static str {
-        "acpi"
+        KIND.name
     }
 
     fn reset(&mut self) {

@@ -52,12 +52,6 @@ type SlotGuard<'a, H> =
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotNumber(u16);
 
-impl SlotNumber {
-    fn bit(self) -> u64 {
-        1u64.checked_shl(self.0.into()).unwrap_or(0)
-    }
-}
-
 /// All devices of a machine.
 pub struct Bus<H: Host> {
     slots: Vec<Slot<H>>,
@@ -76,8 +70,6 @@ pub struct Bus<H: Host> {
 
 /// What is attached, as those see it who change it.
 struct Attached {
-    /// The slots that have a device, one bit each.
-    slots: u64,
     /// The devices, in the order in which they came.
     devices: Vec<Listed>,
     /// All regions, those of the device that was attached first at the front.
@@ -126,7 +118,7 @@ pub struct Answer {
     pub new_deadline: bool,
 }
 
-/// What a write did beside writing.
+/// What a write, or a step of a device's work, did beside.
 #[derive(Default)]
 pub struct Written {
     /// The earliest deadline may have changed.
@@ -180,7 +172,6 @@ impl<H: Host> Bus<H> {
         layout::check(&[], &regions)?;
         let map = Map::new()?;
         let mut attached = Attached {
-            slots: 0,
             devices: Vec::new(),
             regions,
             layout: Layout::new()?,
@@ -208,8 +199,9 @@ impl<H: Host> Bus<H> {
         device: Box<dyn Device>,
     ) -> Result<SlotNumber, AttachError> {
         let mut attached = self.attached.lock();
-        let number = SlotNumber(attached.slots.trailing_ones() as u16);
-        let slot = self.slot(number).ok_or(AttachError::Full)?;
+        let slot = self.slots.iter().find(|slot| attached.is_free(slot.number));
+        let slot = slot.ok_or(AttachError::Full)?;
+        let number = slot.number;
         attached.add(name, number, device.as_ref())?;
         self.look_at_deadline(slot, &mut **slot.device.lock().insert(device));
         let used = usize::from(number.0).wrapping_add(1);
@@ -241,7 +233,6 @@ impl<H: Host> Bus<H> {
         self.find_earliest();
         let mut attached = self.attached.lock();
         attached.devices.retain(|device| device.slot != number);
-        attached.slots &= !number.bit();
         Some(device)
     }
 
@@ -477,6 +468,10 @@ impl<H: Host> Bus<H> {
 }
 
 impl Attached {
+    fn is_free(&self, slot: SlotNumber) -> bool {
+        self.devices.iter().all(|device| device.slot != slot)
+    }
+
     /// Notes a device. On an error nothing has changed.
     fn add(
         &mut self,
@@ -503,7 +498,6 @@ impl Attached {
         for named in new {
             self.regions.try_push(named)?;
         }
-        self.slots |= slot.bit();
         Ok(())
     }
 

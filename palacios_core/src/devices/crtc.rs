@@ -69,7 +69,7 @@ impl Crtc {
 
 impl Device for Crtc {
     fn name(&self) -> &'static str {
-        "crtc"
+        KIND.name
     }
     fn reset(&mut self) {
         *self = Self::new();

@@ -5,7 +5,7 @@
 
 use super::kind::Kind;
 use super::links::Links;
-use super::{ByteStream, Device, IoRegion, Nowhere};
+use super::{ByteStream, Device, IoRegion};
 use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::{PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -15,11 +15,8 @@ use alloc::boxed::Box;
 pub static KIND: Kind = Kind {
     name: "debug",
     has_stream: true,
-    make: |wanted| {
-        let stream = match wanted.stream {
-            Some(stream) => stream,
-            None => try_box(Nowhere)?,
-        };
+    make: |mut wanted| {
+        let stream = wanted.take_stream()?;
         Ok(try_box(DebugPorts::new(wanted.links, stream)?)?)
     },
     ..Kind::OF_EVERY_PC
@@ -66,7 +63,7 @@ impl DebugPorts {
 
 impl Device for DebugPorts {
     fn name(&self) -> &'static str {
-        "debug"
+        KIND.name
     }
     fn reset(&mut self) {}
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {

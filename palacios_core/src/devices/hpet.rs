@@ -497,7 +497,7 @@ fn piece(offset: u64, size: u8) -> Option<(u64, u32)> {
 
 impl Device for Hpet {
     fn name(&self) -> &'static str {
-        "hpet"
+        KIND.name
     }
 
     fn reset(&mut self) {

@@ -199,7 +199,7 @@ impl KeyboardController {
 
 impl Device for KeyboardController {
     fn name(&self) -> &'static str {
-        "keyboard"
+        KIND.name
     }
     fn reset(&mut self) {
         self.state = State::new();

@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::links::Links;
-use super::{ByteStream, Device};
-use crate::alloc_ext::NoMemory;
+use super::{ByteStream, Device, Nowhere};
+use crate::alloc_ext::{try_box, NoMemory};
+use crate::names::DeviceId;
 use crate::ram::RamLayout;
 use alloc::boxed::Box;
 
@@ -75,7 +76,22 @@ pub struct AcpiDevice {
     pub place: Place,
 }
 
+impl Resources<'_> {
+    /// Takes its stream; without one, what is sent goes nowhere.
+    pub(super) fn take_stream(&mut self) -> Result<Box<dyn ByteStream>, NoMemory> {
+        match self.stream.take() {
+            Some(stream) => Ok(stream),
+            None => Ok(try_box(Nowhere)?),
+        }
+    }
+}
+
 impl Kind {
+    /// What a device of it is known by, if its owner gives no name: the name of its place, or of the kind.
+    pub fn usual_name(&self, place: Option<&Place>) -> DeviceId {
+        DeviceId::of_kind(place.map_or(self.name, |place| place.name))
+    }
+
     /// A kind whose device every PC has, always at the same addresses, without a stream, and of which ACPI's tables say nothing.
     pub(super) const OF_EVERY_PC: Self = Self {
         name: "",

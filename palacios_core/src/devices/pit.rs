@@ -193,7 +193,7 @@ impl Pit {
 
 impl Device for Pit {
     fn name(&self) -> &'static str {
-        "pit"
+        KIND.name
     }
 
     fn reset(&mut self) {

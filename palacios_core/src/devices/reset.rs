@@ -76,7 +76,7 @@ impl ResetPorts {
 
 impl Device for ResetPorts {
     fn name(&self) -> &'static str {
-        "reset"
+        KIND.name
     }
     fn reset(&mut self) {
         self.state = State::new();

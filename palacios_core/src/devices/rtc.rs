@@ -488,7 +488,7 @@ impl Rtc {
 
 impl Device for Rtc {
     fn name(&self) -> &'static str {
-        "rtc"
+        KIND.name
     }
 
     /// The battery keeps time and memory; only interrupts are off.

@@ -154,7 +154,7 @@ impl TestDma {
 
 impl Device for TestDma {
     fn name(&self) -> &'static str {
-        "test-dma"
+        KIND.name
     }
     fn is_removable(&self) -> bool {
         true

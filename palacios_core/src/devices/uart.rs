@@ -14,7 +14,7 @@ pub use com_port::ComPort;
 
 use super::kind::{AcpiDevice, Kind, Machines};
 use super::links::{Line, Links};
-use super::{read_bytewise, write_bytewise, ByteStream, Device, Input, IoRegion, Nowhere, Timed};
+use super::{read_bytewise, write_bytewise, ByteStream, Device, Input, IoRegion, Timed};
 use crate::alloc_ext::{try_box, NoMemory};
 use crate::interfaces::Clock;
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -28,11 +28,8 @@ pub static KIND: Kind = Kind {
     places: &com_port::PLACES,
     place_words: "is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",
     irq_words: "is not that of a PC's port: 4 at 0x3f8 and 0x3e8, 3 at 0x2f8 and 0x2e8",
-    make: |wanted| {
-        let stream = match wanted.stream {
-            Some(stream) => stream,
-            None => try_box(Nowhere)?,
-        };
+    make: |mut wanted| {
+        let stream = wanted.take_stream()?;
         let port = wanted.place.and_then(ComPort::at);
         let port = port.unwrap_or(ComPort::Com1);
         Ok(try_box(Uart::new(wanted.links, port, stream)?)?)

@@ -53,8 +53,6 @@ use core::fmt;
 
 /// The most virtual CPUs of a machine.
 pub const MAX_VCPUS: u32 = 64;
-/// The most serial ports of a machine.
-pub const MAX_SERIALS: usize = ComPort::ALL.len();
 /// The most devices that an image describes.
 pub const MAX_DEVICES: usize = 16;
 /// The least memory of a machine: what firmware tables, boot data and a small kernel fit in.

@@ -39,7 +39,6 @@ pub(super) fn find_place<H: Host>(
         }
         None if kind.places.is_empty() => Ok(None),
         None => {
-            // Who takes it meanwhile is told apart when the device is attached.
             let is_free = |place: &&Place| !bus.has_device_at(place.port);
             let place = kind.places.iter().find(is_free);
             Ok(Some(place.ok_or(AttachError::NoPlaceLeft)?))

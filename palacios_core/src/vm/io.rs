@@ -75,9 +75,9 @@ impl<H: Host> Io<H> {
 
     /// A write by vCPU `from` of the low bytes of `value`. Lost where nobody answers.
     pub(crate) fn write(&self, from: u32, last: &mut Option<Found>, at: IoAddress, value: u64) {
-        let answer = self.bus.write(last, at, value);
-        self.tell_of_deadline(Some(from), answer.new_deadline);
-        if let Some((device, request)) = answer.request {
+        let written = self.bus.write(last, at, value);
+        self.tell_of_deadline(Some(from), written.new_deadline);
+        if let Some((device, request)) = written.request {
             self.grant(device, request);
         }
     }
@@ -206,14 +206,14 @@ impl<H: Host> Work<H> for SlotWork<H> {
     }
     fn step(&mut self) -> Step {
         let pumped = self.pump();
-        let worked = self.io.bus.step(self.slot);
-        self.io.tell_of_deadline(None, worked.new_deadline);
-        if let Some(request) = worked.request {
-            self.io.grant(self.slot, request);
+        let (step, written) = self.io.bus.step(self.slot);
+        self.io.tell_of_deadline(None, written.new_deadline);
+        if let Some((device, request)) = written.request {
+            self.io.grant(device, request);
         }
         match pumped {
             true => Step::Again,
-            false => worked.step,
+            false => step,
         }
     }
     fn is_at_rest(&mut self) -> bool {

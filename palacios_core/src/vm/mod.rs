@@ -37,15 +37,14 @@ use crate::boot::{self, BootError};
 use crate::clock::VmClock;
 use crate::devices::bus::{Bus, DetachError};
 use crate::devices::layout::AttachError;
-use crate::devices::links::Links;
-use crate::devices::{self, ByteStream, Device, Resources, WindowDevice};
+use crate::devices::{self, Resources, WindowDevice};
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
 use crate::host::{CpuId, Host, Lock, LockClass, NoMemory, NoSuchCpu, Thread};
 use crate::image::{Image, ImageError, Machine};
 use crate::interrupts::chipset::Chipset;
 use crate::memory::Memory;
 use crate::names::DeviceId;
-use crate::pump::{FarEnds, Pump};
+use crate::pump::Pump;
 use crate::stats::Snapshot;
 use crate::vcpu::report::VcpuReport;
 use crate::vcpu::{Vcpu, VcpuShared};
@@ -207,42 +206,25 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         if wanted.ends.is_some() && !kind.has_stream {
             return Err(AttachError::NoStream);
         }
-        let place = attach::find_place(self.bus(), kind, wanted.port)?;
-        let usual = DeviceId::of_kind(place.map_or(kind.name, |place| place.name));
-        let name = wanted.name.unwrap_or(usual);
-        self.attach_made(name, wanted.ends, |links, stream| {
-            Ok((kind.make)(Resources {
-                links,
-                ram: self.memory().layout(),
-                place,
-                stream,
-            })?)
-        })?;
-        Ok(name)
-    }
-    /// Attaches the device that `make` makes under a name, whether the VM runs or not. `make` is given links, and a stream to `ends`. *Thread.*
-    ///
-    /// # Errors
-    /// Why not; the machine is as it was then.
-    pub fn attach_made(
-        &self,
-        name: DeviceId,
-        ends: Option<FarEnds>,
-        make: impl FnOnce(
-            &dyn Links,
-            Option<Box<dyn ByteStream>>,
-        ) -> Result<Box<dyn Device>, AttachError>,
-    ) -> Result<(), AttachError> {
         let _control = self.control.lock();
-        let io = self.shared.io();
-        let (stream, pump) = match ends {
+        let place = attach::find_place(self.bus(), kind, wanted.port)?;
+        let name = wanted.name.unwrap_or_else(|| kind.usual_name(place));
+        let (stream, pump) = match wanted.ends {
             None => (None, None),
             Some(ends) => {
                 let (stream, pump) = Pump::new(self.shared.host(), ends)?;
                 (Some(stream), Some(pump))
             }
         };
-        io.attach(name, make(&io.links(), stream)?, pump)
+        let io = self.shared.io();
+        let device = (kind.make)(Resources {
+            links: &io.links(),
+            ram: self.memory().layout(),
+            place,
+            stream,
+        })?;
+        io.attach(name, device, pump)?;
+        Ok(name)
     }
     /// Takes a device away, whether the VM runs or not. *Thread.*
     ///

@@ -10,7 +10,6 @@ use crate::devices::{Kind, Machines, Resources, KINDS};
 use crate::host::Host;
 use crate::image::machine::ImageDevice;
 use crate::image::Machine;
-use crate::names::DeviceId;
 
 /// Attaches the devices, in the order of their kinds. `stream` opens the byte stream of a name.
 pub(super) fn attach<H: Host>(
@@ -31,14 +30,13 @@ pub(super) fn attach<H: Host>(
     };
     for device in KINDS.iter().copied().flat_map(of_kind) {
         let ImageDevice { kind, place, .. } = device;
-        let name = DeviceId::of_kind(place.map_or(kind.name, |place| place.name));
         let resources = Resources {
             links,
             ram: machine.ram,
             place,
             stream: device.stream.map(&mut *stream).transpose()?,
         };
-        io.attach(name, (kind.make)(resources)?, None)?;
+        io.attach(kind.usual_name(place), (kind.make)(resources)?, None)?;
     }
     Ok(())
 }

@@ -2,21 +2,11 @@
 //! The workers of devices: who steps the work of the device in a slot, and how all of them come to rest.
 #![forbid(unsafe_code)]
 
-use super::{Bus, Slot, SlotNumber};
-use crate::devices::device::{Device, Request, Step};
+use super::{Bus, Slot, SlotNumber, Written};
+use crate::devices::device::{Device, Step};
 use crate::host::{Host, Lock};
 use crate::worker::{NeverRests, Worker};
 use alloc::boxed::Box;
-
-/// What a step of a device's work left.
-pub struct Worked {
-    /// Whether there is more to do.
-    pub step: Step,
-    /// The earliest deadline may have changed.
-    pub new_deadline: bool,
-    /// What the device asks for.
-    pub request: Option<Request>,
-}
 
 impl<H: Host> Bus<H> {
     /// Whether the device in a slot has work, and so wants a worker.
@@ -84,24 +74,19 @@ impl<H: Host> Bus<H> {
         }
     }
 
-    /// A step of the work of the device in a slot. *Thread.*
-    pub fn step(&self, number: SlotNumber) -> Worked {
-        let mut worked = Worked {
-            step: Step::Idle,
-            new_deadline: false,
-            request: None,
-        };
-        let Some(slot) = self.slot(number) else {
-            return worked;
-        };
-        let rung = slot.doorbells.take();
-        worked.new_deadline = self.call(slot, |device| {
-            if let Some(work) = device.work() {
-                worked.step = work.step(rung);
-                worked.request = device.request();
-            }
-        });
-        worked
+    /// A step of the work of the device in a slot: what it left, and what it did beside. *Thread.*
+    pub fn step(&self, number: SlotNumber) -> (Step, Written) {
+        let (mut step, mut written) = (Step::Idle, Written::default());
+        if let Some(slot) = self.slot(number) {
+            let rung = slot.doorbells.take();
+            written.new_deadline = self.call(slot, |device| {
+                if let Some(work) = device.work() {
+                    step = work.step(rung);
+                    written.request = device.request().map(|request| (number, request));
+                }
+            });
+        }
+        (step, written)
     }
 
     /// Whether nothing of the work of the device in a slot is under way. *Thread.*
