@@ -178,7 +178,7 @@ pub(crate) fn detach(node: &VmNode, arg: usize) -> Result {
 pub(crate) fn devices(node: &VmNode, arg: usize) -> Result {
     let mut devices: abi::v3_devices = user::read(arg)?;
     must_be_zero(devices.pad)?;
-    let all = node.held()?.vm.devices().map_err(|_| ENOMEM)?;
+    let all = node.held()?.vm.bus().devices().map_err(|_| ENOMEM)?;
     let mut entries = KVVec::new();
     for device in all.iter().take(devices.count as usize) {
         entries.push(entry_of(device), GFP_KERNEL)?;

@@ -23,6 +23,7 @@ pub(crate) fn of_life(error: LifeError) -> Error {
         LifeError::WrongState(_) => wrong_state(),
         LifeError::NoMemory => ENOMEM,
         LifeError::NotLoadable => EIO,
+        LifeError::TooManyHolds => EBUSY,
     }
 }
 

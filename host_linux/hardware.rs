@@ -5,13 +5,16 @@ use crate::error;
 use crate::host::Linux;
 use crate::virtualization::Virtualization;
 use kernel::prelude::*;
-use palacios_core::backend::any::{self, AnyVm};
+use palacios_core::backend::any;
 use palacios_core::backend::Features;
 use palacios_core::features::Judge;
+use palacios_core::host::Host;
 use palacios_core::vm::{CreateError, OpenStream, Parts};
 
 /// A VM.
-pub(crate) type Vm = AnyVm<Linux>;
+pub(crate) type Vm = palacios_core::vm::Vm<Linux>;
+/// A reference to one.
+pub(crate) type SharedVm = <Linux as Host>::Shared<Vm>;
 
 /// The processor's virtualization, on every CPU until this is dropped.
 pub(crate) struct Hardware {
@@ -46,7 +49,7 @@ impl Hardware {
         &self,
         parts: Parts<Linux>,
         stream: &mut OpenStream<'_>,
-    ) -> Result<Vm, CreateError> {
+    ) -> Result<SharedVm, CreateError> {
         self.backend.vm(&Linux, parts, stream)
     }
 }

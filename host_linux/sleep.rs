@@ -1,61 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The host's sleep: suspend, hibernation, the return to a hibernated system.
 //!
-//! Before the host freezes its processes, all VMs stand still, clocks and all; until it has thawed them again, none starts.
+//! Before the host freezes its processes, all VMs are held, clocks and all, until it has thawed them again; so is one that is made meanwhile.
 //! So no guest runs while devices sleep, and a guest knows nothing of the time that it missed, except that its real-time
 //! clock says what the world's clocks say.
 
 use crate::ffi;
-use crate::queue::{Queue, Until};
 use core::mem::offset_of;
 use kernel::{
     bindings,
     error::to_result,
-    new_mutex,
     prelude::*,
-    static_lock_class,
-    sync::{Arc, Mutex},
+    sync::Arc,
     types::Opaque,
 };
-
-/// Whether the host is awake, for those who set VMs running.
-///
-/// Lock order: before any lock of a VM.
-#[pin_data]
-pub(crate) struct Awake {
-    #[pin]
-    awake: Mutex<bool>,
-    #[pin]
-    changed: Queue,
-}
-
-impl Awake {
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            awake <- new_mutex!(true, "v3vee_awake"),
-            changed <- Queue::new(c"v3vee_woken", static_lock_class!()),
-        })
-    }
-
-    /// Calls `f` while the host is awake, and keeps it from falling asleep meanwhile. Waits for that, killable.
-    pub(crate) fn during<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
-        loop {
-            let seen = self.changed.event_count();
-            let awake = self.awake.lock();
-            if *awake {
-                return f();
-            }
-            drop(awake);
-            self.changed.wait(seen, Until::Killed, None)?;
-        }
-    }
-
-    /// From now on, or no longer, [`Awake::during`] waits.
-    pub(crate) fn set(&self, awake: bool) {
-        *self.awake.lock() = awake;
-        self.changed.wake();
-    }
-}
 
 /// Whoever has to do something before the host falls asleep.
 pub(crate) trait HostSleep: Send + Sync {

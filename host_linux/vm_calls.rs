@@ -76,16 +76,12 @@ pub(crate) fn vcpu(node: &VmNode, arg: usize) -> Result {
     user::write(arg, &vcpu)
 }
 
-/// `V3_VM_VCPU_REPORT`: what a vCPU that does not run looks like inside.
+/// `V3_VM_VCPU_REPORT`: what a vCPU looks like inside. One that runs is called out of its guest for that.
 pub(crate) fn vcpu_report(node: &VmNode, arg: usize) -> Result {
     let wanted: abi::v3_vcpu_report = user::read(arg)?;
     must_be_zero(wanted.pad)?;
-    let held = node.held()?;
-    if wanted.vcpu >= held.vm.vcpus() {
-        return Err(ENOENT);
-    }
-    let report = held.vm.report(wanted.vcpu);
-    let report = report.ok_or_else(error::wrong_state)?;
+    let report = node.held()?.vm.report(wanted.vcpu);
+    let report = report.ok_or(ENOENT)?;
     user::write(arg, &report::of(wanted.vcpu, &report))
 }
 

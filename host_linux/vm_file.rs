@@ -46,10 +46,10 @@ impl MiscDevice for VmFile {
         }
         let node = &me.node;
         match cmd {
-            abi::V3_VM_LAUNCH => node.awake.during(|| node.launch()),
+            abi::V3_VM_LAUNCH => node.launch(),
             abi::V3_VM_STOP => node.stop(),
             abi::V3_VM_PAUSE => node.pause(),
-            abi::V3_VM_CONTINUE => node.awake.during(|| node.resume()),
+            abi::V3_VM_CONTINUE => node.resume(),
             abi::V3_VM_WAIT => vm_calls::wait(node, arg),
             abi::V3_VM_INFO => user::write(arg, &node.info()?),
             abi::V3_VM_STATS => vm_calls::stats(node, arg),

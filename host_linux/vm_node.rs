@@ -4,24 +4,23 @@
 //! The node outlives its VM: a file that is open when the VM is freed answers `ENODEV`. Whoever uses the VM for the length of
 //! a call counts a reference to [`Held`]; a call that waits does so without one.
 //!
-//! Lock order: [`Awake`], `VmNode::vm`, the core's locks, `Watch::streams`.
+//! Lock order: the table of VMs, `VmNode::vm`, the core's locks, `Watch::streams`.
 
 use crate::counters::VMS;
 use crate::cpus::on_each_cpu;
 use crate::ffi::THIS_MODULE;
-use crate::hardware::{Hardware, Vm};
+use crate::hardware::{Hardware, SharedVm, Vm};
 use crate::host::Linux;
 use crate::memory::Ram;
 use crate::misc_device::{Device, Operations};
 use crate::payer::Payer;
 use crate::queue::Until;
 use crate::refusal::Refusal;
-use crate::sleep::Awake;
 use crate::stream::Stream;
 use crate::watch::{Teller, Watch};
 use crate::{error, info};
 use alloc::boxed::Box;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::Ordering;
 use kernel::{
     bindings, new_mutex,
     prelude::*,
@@ -32,13 +31,13 @@ use palacios_core::alloc_ext::try_box;
 use palacios_core::host::Host;
 use palacios_core::image::Image;
 use palacios_core::vm::{
-    CreateError, ImageBytes, LifeError, Observer, Parts, State, StopReason, VmName,
+    CreateError, HoldReason, ImageBytes, LifeError, Observer, Parts, State, StopReason, VmName,
 };
 use v3_abi as abi;
 
 /// A VM, as long as it is not freed. Its fields are dropped in this order.
 pub(crate) struct Held {
-    pub(crate) vm: Vm,
+    pub(crate) vm: SharedVm,
     /// Who pays for its memory.
     pub(crate) payer: Arc<Payer>,
     _gone: Gone,
@@ -88,9 +87,6 @@ impl AsRef<[u8]> for ImageCopy {
 pub(crate) struct VmNode {
     id: u32,
     pub(crate) watch: Arc<Watch>,
-    pub(crate) awake: Arc<Awake>,
-    /// It stands still because the host sleeps, and goes on when it wakes.
-    sleeps: AtomicBool,
     /// The name of the stream that the image makes the console.
     console: Option<CString>,
     #[pin]
@@ -103,7 +99,6 @@ impl VmNode {
     /// Makes a VM and its node, whose files have these operations.
     pub(crate) fn new(
         hardware: &Hardware,
-        awake: Arc<Awake>,
         operations: &'static Operations,
         id: u32,
         name: VmName,
@@ -137,8 +132,6 @@ impl VmNode {
             pin_init!(Self {
                 id,
                 watch,
-                awake,
-                sleeps: AtomicBool::new(false),
                 console,
                 vm <- new_mutex!(Some(held), "v3vee_vm_node"),
                 device <- Device::new(file_name, operations),
@@ -225,7 +218,7 @@ impl VmNode {
         let vm = self.vm.lock();
         let held = vm.as_ref().ok_or(ENODEV)?;
         match held.vm.state() {
-            State::Created => held.vm.launch().map_err(error::of_life),
+            State::Created => Vm::launch(&held.vm).map_err(error::of_life),
             // The core would launch one that has stopped again.
             _ => Err(error::wrong_state()),
         }
@@ -250,16 +243,9 @@ impl VmNode {
     /// Has it stand still.
     pub(crate) fn pause(&self) -> Result {
         let held = self.held()?;
-        let paused = match held.vm.state() {
-            State::Paused => Ok(()),
-            _ => stand_still(&held.vm),
-        };
-        // If it was for the host's sleep that it stands still, it is for longer now.
-        self.sleeps.store(false, Ordering::SeqCst);
-        match held.vm.state() {
-            State::Paused => Ok(()),
-            _ => paused,
-        }
+        held.vm.pause().map_err(error::of_life)?;
+        end_windows();
+        Ok(())
     }
 
     /// Has it go on.
@@ -271,29 +257,24 @@ impl VmNode {
         }
     }
 
-    /// The host falls asleep: a VM that runs stands still until [`VmNode::host_wakes`].
+    /// The host falls asleep: the VM stands still until [`VmNode::host_wakes`].
     pub(crate) fn host_sleeps(&self) -> Result {
-        let running = |held: &Held| held.vm.state() == State::Running;
-        let Some(held) = self.held().ok().filter(|held| running(held)) else {
+        let Ok(held) = self.held() else {
             return Ok(());
         };
-        self.sleeps.store(true, Ordering::SeqCst);
-        stand_still(&held.vm).or_else(|why| {
-            self.sleeps.store(false, Ordering::SeqCst);
-            // It may have stopped meanwhile, or been paused by somebody else.
-            if running(&held) {
-                Err(why)
-            } else {
-                Ok(())
-            }
-        })
+        match held.vm.hold(HoldReason::HostSleep) {
+            // One that a device keeps from resting stops.
+            Ok(()) | Err(LifeError::WrongState(_)) => end_windows(),
+            Err(why) => return Err(error::of_life(why)),
+        }
+        Ok(())
     }
 
     /// The host is awake.
     pub(crate) fn host_wakes(&self) {
-        if self.sleeps.swap(false, Ordering::SeqCst) {
-            // One that was stopped or freed meanwhile does not mind.
-            let _ = self.resume();
+        if let Ok(held) = self.held() {
+            // If the host did not fall asleep after all, not all were held.
+            let _ = held.vm.release(HoldReason::HostSleep);
         }
     }
 
@@ -320,25 +301,9 @@ impl VmNode {
     }
 }
 
-/// Pauses a VM that runs. No guest code runs when this returns.
-fn stand_still(vm: &Vm) -> Result {
-    /// A guest that resets itself over and over can be paused in between only.
-    const TRIES: u32 = 1000;
-    for _ in 0..TRIES {
-        match vm.pause() {
-            Err(LifeError::WrongState(State::Running)) => {
-                // SAFETY: An ordinary sleep, a tick long.
-                unsafe { bindings::schedule_timeout_idle(1) };
-            }
-            result => {
-                result.map_err(error::of_life)?;
-                // An interrupt on every CPU ends what guest is there, and is taken after the guest's window: none runs on.
-                on_each_cpu(&|_| {});
-                return Ok(());
-            }
-        }
-    }
-    Err(EBUSY)
+/// An interrupt on every CPU is taken behind the window of the guest that is there: when this returns, nothing of a VM that is held runs on.
+fn end_windows() {
+    on_each_cpu(&|_| {});
 }
 
 /// The name of the console in an image. What else the image holds is looked at when the VM is made.

@@ -3,7 +3,7 @@
 
 use crate::hardware::Hardware;
 use crate::refusal::Refusal;
-use crate::sleep::{Awake, HostSleep};
+use crate::sleep::HostSleep;
 use crate::vm_file;
 use crate::vm_node::{ImageCopy, VmNode};
 use kernel::{
@@ -39,23 +39,27 @@ impl Slot {
     }
 }
 
+/// All numbers.
+struct Table {
+    slots: KVec<Slot>,
+    /// The host sleeps, or is about to: all VMs are held.
+    sleeps: bool,
+}
+
 /// All VMs, and the hardware that they run on.
 #[pin_data]
 pub(crate) struct Vms {
-    awake: Arc<Awake>,
     #[pin]
-    table: Mutex<KVec<Slot>>,
+    table: Mutex<Table>,
     hardware: Hardware,
 }
 
 impl Vms {
     /// None yet.
     pub(crate) fn new(hardware: Hardware) -> Result<Arc<Self>> {
-        let awake = Arc::pin_init(Awake::new(), GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
-                awake,
-                table <- new_mutex!(KVec::new(), "v3vee_table"),
+                table <- new_mutex!(Table { slots: KVec::new(), sleeps: false }, "v3vee_table"),
                 hardware,
             }),
             GFP_KERNEL,
@@ -74,12 +78,11 @@ impl Vms {
     ) -> Result<u32, Refusal> {
         let id = self.reserve(name)?;
         let made = image().and_then(|image| {
-            let awake = self.awake.clone();
-            VmNode::new(&self.hardware, awake, &vm_file::OPERATIONS, id, name, image)
+            VmNode::new(&self.hardware, &vm_file::OPERATIONS, id, name, image)
         });
         match made {
             Ok(node) => {
-                self.set(id, Slot::Used(name, node));
+                self.add(id, name, node);
                 Ok(id)
             }
             Err(refusal) => {
@@ -92,25 +95,37 @@ impl Vms {
     /// Takes the lowest free number, and the name.
     fn reserve(&self, name: VmName) -> Result<u32, Refusal> {
         let mut table = self.table.lock();
-        if table.iter().any(|slot| slot.name() == Some(&name)) {
+        if table.slots.iter().any(|slot| slot.name() == Some(&name)) {
             return Err(Refusal::NameTaken(name));
         }
-        let mut slots = table.iter_mut().enumerate();
+        let mut slots = table.slots.iter_mut().enumerate();
         if let Some((id, slot)) = slots.find(|(_, slot)| matches!(slot, Slot::Free)) {
             *slot = Slot::Busy(name);
             return Ok(id as u32);
         }
-        let id = table.len();
+        let id = table.slots.len();
         if id == MAX_VMS {
             return Err(Refusal::Full(MAX_VMS));
         }
-        let push = table.push(Slot::Busy(name), GFP_KERNEL_ACCOUNT);
+        let push = table.slots.push(Slot::Busy(name), GFP_KERNEL_ACCOUNT);
         push.map_err(Error::from)?;
         Ok(id as u32)
     }
 
+    /// A VM was made.
+    fn add(&self, id: u32, name: VmName, node: Arc<VmNode>) {
+        let mut table = self.table.lock();
+        if table.sleeps {
+            // It was made just now, and is held as all others are.
+            let _ = node.host_sleeps();
+        }
+        if let Some(slot) = table.slots.get_mut(id as usize) {
+            *slot = Slot::Used(name, node);
+        }
+    }
+
     fn set(&self, id: u32, new: Slot) {
-        let old = match self.table.lock().get_mut(id as usize) {
+        let old = match self.table.lock().slots.get_mut(id as usize) {
             Some(slot) => core::mem::replace(slot, new),
             None => new,
         };
@@ -120,14 +135,14 @@ impl Vms {
 
     fn node(&self, id: u32) -> Result<Arc<VmNode>> {
         let table = self.table.lock();
-        let node = table.get(id as usize).and_then(Slot::node);
+        let node = table.slots.get(id as usize).and_then(Slot::node);
         Ok(node.ok_or(ENOENT)?.clone())
     }
 
     /// All VMs, by their numbers.
     pub(crate) fn nodes(&self) -> Result<KVec<Arc<VmNode>>> {
         let mut nodes = KVec::new();
-        for node in self.table.lock().iter().filter_map(Slot::node) {
+        for node in self.table.lock().slots.iter().filter_map(Slot::node) {
             nodes.push(node.clone(), GFP_KERNEL)?;
         }
         Ok(nodes)
@@ -146,26 +161,21 @@ impl Vms {
 }
 
 impl HostSleep for Vms {
-    /// All VMs stand still, and none starts, until the host wakes.
+    /// All VMs are held until the host wakes.
     fn host_sleeps(&self) -> Result {
-        self.awake.set(false);
-        let stand_still = || {
-            for slot in self.table.lock().iter() {
-                slot.node().map_or(Ok(()), |node| node.host_sleeps())?;
-            }
-            Ok(())
-        };
-        stand_still().inspect_err(|_| self.host_wakes())
+        let mut table = self.table.lock();
+        table.sleeps = true;
+        let mut nodes = table.slots.iter().filter_map(Slot::node);
+        let held = nodes.try_for_each(|node| node.host_sleeps());
+        drop(table);
+        held.inspect_err(|_| self.host_wakes())
     }
 
-    /// Those go on that ran.
+    /// Those go on that nobody else holds.
     fn host_wakes(&self) {
-        let table = self.table.lock();
-        table
-            .iter()
-            .filter_map(Slot::node)
-            .for_each(|node| node.host_wakes());
-        drop(table);
-        self.awake.set(true);
+        let mut table = self.table.lock();
+        table.sleeps = false;
+        let nodes = table.slots.iter().filter_map(Slot::node);
+        nodes.for_each(|node| node.host_wakes());
     }
 }

@@ -687,10 +687,9 @@ __extension__ enum v3_vm_ioctl {
 	V3_VM_FEATURES = _IOWR(V3_IOCTL_TYPE, 0x2c, struct v3_features),
 
 	/*
-	 * Describes a virtual CPU of a VM that is stopped or not yet launched:
-	 * what a guest that died left behind.
+	 * Describes a virtual CPU, whatever its VM is at: what a guest that died
+	 * left behind, or where one that runs is just now.
 	 *   ENOENT  the VM has no such virtual CPU
-	 *   EBADFD  the VM is running or paused
 	 */
 	V3_VM_VCPU_REPORT = _IOWR(V3_IOCTL_TYPE, 0x2d, struct v3_vcpu_report),
 

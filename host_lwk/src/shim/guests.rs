@@ -12,17 +12,17 @@ use crate::kernel::{cpu, log, memory, serial};
 use crate::log;
 use alloc::boxed::Box;
 use palacios_core::alloc_ext::try_box;
-use palacios_core::backend::any::{AnyVm, Hardware};
+use palacios_core::backend::any::Hardware;
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, VmName};
+use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
 
 /// One guest.
 pub struct Guest {
     name: VmName,
-    vm: AnyVm<Lwk>,
+    vm: Shared<Vm<Lwk>>,
     console: Shared<Console>,
     /// The serial port that shows its console; without one its output is lost.
     port: Option<usize>,
@@ -136,7 +136,7 @@ fn make(
     };
     guest.fill_and_place(cores)?;
     guest.log_start(layout.bytes(), cores);
-    if guest.vm.launch().is_err() {
+    if Vm::<Lwk>::launch(&guest.vm).is_err() {
         return Err(Refusal::Vm(CreateError::NoMemory));
     }
     Ok(guest)

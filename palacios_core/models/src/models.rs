@@ -3,6 +3,7 @@
 
 use crate::atomic::{AtomicU64, Ordering, Orderings};
 use crate::pending::Events;
+use crate::run_word::{HoldReason, RunState, RunWord};
 use crate::stuck::Stuck;
 use crate::vcpu::{Taken, Vcpu};
 use loom::sync::Notify;
@@ -136,9 +137,9 @@ fn timer_against_entry(look: bool) {
     });
 }
 
-/// A VM is paused, and goes on, beside a vCPU that comes to wait: `Vm::pause`, `Vm::resume`, `Vm::wait_while`. Before it sleeps
-/// it looks whether the news of the pause has come since it took such: `look`.
-fn pause(look: bool) {
+/// A VM is held, and goes on, or a vCPU is asked for, and answers, beside a vCPU that comes to rest: `Vm::hold`, `Vm::release`, `Vm::ask`,
+/// `Vcpu::rest_until`. Before it sleeps it looks whether news has come since it took such: `look`.
+fn rest(look: bool) {
     let paused = Arc::new(AtomicU64::new(0));
     let of_other = paused.clone();
     let other = move |vcpu: &Vcpu| {
@@ -162,6 +163,88 @@ fn pause(look: bool) {
             vcpu.presence.leave();
         }
         join();
+    });
+}
+
+/// What a VM that is held is about.
+#[derive(Clone)]
+struct Held {
+    word: Arc<RunWord>,
+    /// The vCPU has come or gone.
+    moved: Arc<Notify>,
+    /// Not part of the model: the holder has seen that the vCPU is out.
+    stands: Arc<AtomicBool>,
+}
+
+impl Held {
+    fn new() -> Self {
+        let word = RunWord::new();
+        word.launch();
+        Self {
+            word: Arc::new(word),
+            moved: Arc::new(Notify::new()),
+            stands: Arc::default(),
+        }
+    }
+    /// As `Vm::hold` and `Vm::release`.
+    fn hold(&self, vcpu: &Vcpu) {
+        self.word.hold(HoldReason::Debugger).unwrap();
+        vcpu.post(Events::STATE);
+        while self.word.state() == RunState::Resetting {
+            self.moved.wait();
+        }
+        while vcpu.presence.is_stale(u64::MAX) {
+            self.moved.wait();
+        }
+        self.stands.store(true, SeqCst);
+        thread::yield_now();
+        self.stands.store(false, SeqCst);
+        self.word.release(HoldReason::Debugger);
+        self.word.go_on();
+        vcpu.post(Events::STATE);
+    }
+    /// As `Vcpu::before_entry`: with `look`, it looks again once it has said that it is in the guest.
+    fn enter(&self, vcpu: &Vcpu, look: bool) {
+        vcpu.open_window();
+        vcpu.presence.enter(|| 0);
+        let runs = self.word.state() == RunState::Running && !vcpu.pending.has_events();
+        if runs || !look {
+            assert!(!self.stands.load(SeqCst), "it runs under a hold");
+        }
+        vcpu.presence.leave();
+        self.moved.notify();
+    }
+}
+
+/// Somebody holds a VM and releases it, beside a vCPU that steps.
+fn hold(look: bool) {
+    let held = Held::new();
+    let of_holder = held.clone();
+    let holder = move |vcpu: &Vcpu| of_holder.hold(vcpu);
+    beside(vec![Box::new(holder)], |vcpu, _| {
+        for _ in 0..LOOKS {
+            vcpu.pending.take_events();
+            if held.word.state() == RunState::Running {
+                held.enter(vcpu, look);
+            }
+        }
+    });
+}
+
+/// The same, while the vCPU resets the machine. `finds`: the end of the reset finds the hold.
+fn hold_a_reset(finds: bool) {
+    let held = Held::new();
+    let of_holder = held.clone();
+    let holder = move |vcpu: &Vcpu| of_holder.hold(vcpu);
+    beside(vec![Box::new(holder)], |vcpu, _| {
+        if held.word.begin_reset() {
+            held.word.reset_done();
+            held.moved.notify();
+        }
+        vcpu.pending.take_events();
+        if !finds || held.word.state() == RunState::Running {
+            held.enter(vcpu, finds);
+        }
     });
 }
 
@@ -340,8 +423,12 @@ models! {
         fails: AsWritten, timer_against_entry(false), "deadlock";
     timer_and_interrupt_against_sleep: Some(4), sleeping(&[Vcpu::unpark, POST], one);
         fails: Relaxed, sleeping(&[Vcpu::unpark, POST], one), "it sleeps on";
-    pause_against_sleep: ALL, pause(true);
-        fails: AsWritten, pause(false), "it sleeps on";
+    hold_against_rest: ALL, rest(true);
+        fails: AsWritten, rest(false), "it sleeps on";
+    hold_against_step: Some(4), hold(true);
+        fails: AsWritten, hold(false), "it runs under a hold";
+    hold_against_reset: Some(4), hold_a_reset(true);
+        fails: AsWritten, hold_a_reset(false), "it runs under a hold";
     death: ALL, death(true);
         fails: AsWritten, death(false), "dead with an NMI on its way";
     revocation_against_entry: Some(3), revocation(vec![]);

@@ -43,8 +43,23 @@ use crate::xsave::XsaveArea;
 use core::fmt;
 use vendor_msrs::VendorMsrs;
 
+/// What a backend says of the host's processors, to whoever need not know which backend it is.
+pub trait HostProcessor: Send + Sync {
+    /// The backend's name and what it found, for people: `svm`, …
+    fn features(&self) -> Features;
+    /// What the CPU this runs on answers to `CPUID` with these EAX and ECX: EAX, EBX, ECX, EDX.
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
+    /// The time stamp counter of the CPU this runs on.
+    fn tsc(&self) -> u64;
+    /// Why guests cannot have a feature of the host's here; `None` if nothing is in the way but CR4 and XCR0, of which
+    /// [`HostProcessor::features`] tells.
+    fn lacks(&self, _feature: Feature) -> Option<&'static str> {
+        None
+    }
+}
+
 /// A vendor's virtualization on all CPUs of a host.
-pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
+pub trait Backend<H: Host>: HostProcessor + Sized + 'static {
     /// A virtual CPU.
     type Vcpu: BackendVcpu<H, Self>;
     /// Kernels look for this vendor's cores and caches in the extended leaves of CPUID, 0x8000_0008 and 0x8000_001d and its
@@ -65,19 +80,8 @@ pub trait Backend<H: Host>: Send + Sync + Sized + 'static {
     fn enable_cpu(&self, cpu: CpuId) -> Result<(), Unsupported>;
     /// Turns it off again, in atomic context; harmless where it is off.
     fn disable_cpu(&self, cpu: CpuId);
-    /// Its name and what it found, for people: `svm`, …
-    fn features(&self) -> Features;
-    /// What the CPU this runs on answers to `CPUID` with these EAX and ECX: EAX, EBX, ECX, EDX.
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4];
-    /// The time stamp counter of the CPU this runs on.
-    fn tsc(&self) -> u64;
     /// The entry format and the number of levels of nested tables.
     fn table_format(&self) -> Format;
-    /// Why guests cannot have a feature of the host's here; `None` if nothing is in the way but CR4 and XCR0, of which
-    /// [`Backend::features`] tells.
-    fn lacks(&self, _feature: Feature) -> Option<&'static str> {
-        None
-    }
     /// A virtual CPU in the state after power-on. Its guest has `features` and no others, as far as the processor lets the
     /// backend see to that.
     fn vcpu(&self, host: &H, features: &GuestFeatures) -> Result<Self::Vcpu, NoMemory>;

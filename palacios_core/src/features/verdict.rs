@@ -4,8 +4,7 @@
 use super::guest::{is_in, GuestFeatures, Words};
 use super::set::FeatureSet;
 use super::table::{Feature, Offer, Row, Word, TABLE};
-use crate::backend::{Backend, Features};
-use crate::host::Host;
+use crate::backend::{Features, HostProcessor};
 use crate::state::cr4;
 use core::fmt;
 
@@ -137,8 +136,8 @@ impl<'a> Judge<'a> {
 }
 
 /// Which features a guest has by default on this host and backend, less `taken_away`; gives what `read` makes of them.
-pub fn judge<H: Host, B: Backend<H>, T>(
-    backend: &B,
+pub fn judge<T>(
+    backend: &dyn HostProcessor,
     taken_away: FeatureSet,
     read: impl FnOnce(&Judge<'_>) -> T,
 ) -> T {

@@ -12,7 +12,7 @@ use crate::interrupts::pending::Events;
 use crate::interrupts::Delivery;
 use crate::state::{cr0, rflags, CpuState, Exception, Seg};
 use crate::stats::Counter;
-use crate::vm::states::RunState;
+use crate::vm::run_word::RunState;
 
 /// Above every task priority: what comes from the PIC pair, or was taken from its controller before, knows none.
 const NO_TASK_PRIORITY: u8 = 16;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A virtual CPU: its loop, and the one dispatch of exits.
+//! A virtual CPU: its steps, and the one dispatch of exits.
 //!
 //! ```text
-//!  run.rs            the loop: what is due, then entries in a window
+//!  run.rs            a step: what is due, then entries in a window
 //!   ├─ deliver.rs    what the next entry brings: interrupts, exceptions
 //!   ├─ timers.rs     what is due, and when the next is
 //!   └─ dispatch.rs   an exit, and who sees to it:
@@ -11,12 +11,13 @@
 //!       ├─ emulate.rs         what the emulator executes, with the rules of control_registers.rs
 //!       ├─ exceptions.rs      faults and debug traps on their way to the guest
 //!       └─ cause.rs           a triple fault: which exception began it
-//!  owned.rs          the vCPU, which belongs to its thread alone
+//!  owned.rs          the vCPU, which belongs to whoever steps it
+//!  on_backend.rs     the same, as the VM has it: whatever backend runs it
 //!  context.rs        what its methods need besides: the VM's shared part, the backend, its own shared part
 //!  shared.rs         what others see of a vCPU, and leave for it
 //! ```
 //!
-//! A [`Vcpu`] belongs to its thread alone. What others see of it, and leave for it, is its [`VcpuShared`].
+//! A [`Vcpu`] belongs to whoever steps it, most of the time its thread. What others see of it, and leave for it, is its [`VcpuShared`].
 #![forbid(unsafe_code)]
 
 mod cause;
@@ -32,6 +33,7 @@ mod instructions;
 pub mod last_exits;
 mod msr_access;
 mod msr_values;
+mod on_backend;
 mod owned;
 mod presence;
 mod pvclock;
@@ -43,7 +45,8 @@ mod timers;
 mod times;
 mod tsc;
 
-pub(crate) use context::RunContext;
+pub(crate) use on_backend::{AnyVcpu, OnBackend, ProcessorOf};
 pub(crate) use owned::reset_shared;
 pub use owned::{Activity, Vcpu};
+pub(crate) use run::VcpuStep;
 pub use shared::VcpuShared;

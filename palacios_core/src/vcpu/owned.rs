@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A virtual CPU, as its thread owns it: its parts, and the states that it begins in.
+//! A virtual CPU, as whoever steps it owns it: its parts, and the states that it begins in.
 #![forbid(unsafe_code)]
 
 use super::context::RunContext;
@@ -9,12 +9,13 @@ use super::pvclock::PvClock;
 use super::shared::VcpuShared;
 use super::tick_cost::TickCost;
 use super::tsc::Tsc;
-use crate::backend::{Backend, BackendVcpu, Event};
+use crate::backend::{Backend, BackendVcpu, Event, HostProcessor};
 use crate::devices::bus::Found;
 use crate::features::GuestFeatures;
 use crate::host::{CpuId, Host};
 use crate::interrupts::lapic::LocalApic;
 use crate::state::{cr0, CpuState, Exception};
+use crate::vm::run_word::Resets;
 use crate::vm::stop_reason::StopReason;
 use bitflags::bitflags;
 
@@ -50,7 +51,7 @@ pub(super) struct Replay {
     pub(super) exits: LastExits,
 }
 
-/// A virtual CPU, as its thread owns it.
+/// A virtual CPU, as whoever steps it owns it.
 pub struct Vcpu<H: Host, B: Backend<H>> {
     pub(super) arch: B::Vcpu,
     /// Where on the buses its last access went.
@@ -94,6 +95,12 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     pub(super) rearm: bool,
     /// Why the VM must stop. The VM is told after the window.
     pub(super) stopping: Option<StopReason>,
+    /// Its thread has nothing to do: see [`super::run`].
+    pub(super) resting: bool,
+    /// The resets of its machine that it knows of.
+    pub(super) resets: Resets,
+    /// It is counted among those that wait for the next one.
+    pub(super) gathered: bool,
     /// In a window, where nothing may sleep.
     pub(super) in_window: bool,
     /// The host CPU of its last window.
@@ -136,6 +143,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             length: None,
             rearm: false,
             stopping: None,
+            resting: true,
+            resets: Resets::NONE,
+            gathered: false,
             in_window: false,
             cpu: None,
         }
@@ -181,14 +191,14 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
 /// Resets what others see of a vCPU. To be called for all vCPUs before any of them runs: otherwise a vCPU whose thread starts late
 /// would lose what the first one has sent it.
-pub(crate) fn reset_shared<H: Host, B: Backend<H>>(shared: &VcpuShared<H>, backend: &B) {
+pub(crate) fn reset_shared<H: Host>(shared: &VcpuShared<H>, processor: &dyn HostProcessor) {
     shared.pending.clear();
-    shared.set_filter(new_apic(shared.index(), backend).filter());
+    shared.set_filter(new_apic(shared.index(), processor).filter());
 }
 
 /// A local APIC as firmware leaves it.
-fn new_apic<H: Host, B: Backend<H>>(index: u32, backend: &B) -> LocalApic {
-    let mut apic = LocalApic::new(index, index == 0, backend.features().physical_bits);
+fn new_apic(index: u32, processor: &dyn HostProcessor) -> LocalApic {
+    let mut apic = LocalApic::new(index, index == 0, processor.features().physical_bits);
     if index == 0 {
         apic.enter_virtual_wire_mode();
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A vCPU's loop: what is due outside of the guest, then a window of entries, again and again.
+//! A step of a vCPU: what is due outside of the guest, then a window of entries. Whoever has its thread steps it, again and again.
 #![forbid(unsafe_code)]
 
 use super::context::RunContext;
@@ -7,52 +7,130 @@ use super::owned::{Activity, Vcpu, WaitsFor};
 use super::times::TimeClass;
 use crate::backend::{Backend, BackendVcpu, Exit, PortAccess};
 use crate::host::{CpuId, Host, Thread};
+use crate::interrupts::pending::Events;
 use crate::state::rflags;
 use crate::stats::Counter;
-use crate::vm::states::{RunDecision, RunEnd};
+use crate::vm::run_word::RunState;
 
 /// The most entries of one window. The host's interrupts end a guest's run, and the window with it; but Bochs takes none while
 /// the guest has interrupts off, so one that polls there a port that is answered in the window would keep the CPU.
 const MOST_ENTRIES: u32 = 1024;
 
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum VcpuStep {
+    /// There is more to do.
+    Again,
+    /// Nothing to do until its thread is unparked.
+    Idle,
+    /// It waits for the machine's reset from now on, and is to be counted.
+    Gathers,
+    /// The VM stops. The next launch begins with a reset.
+    Ended,
+}
+
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
-    /// Runs until the VM stops or is to be reset.
-    pub(crate) fn run(&mut self, context: &RunContext<'_, H, B>) -> RunEnd {
-        let (vm, shared) = (context.vm, context.shared);
-        shared.turn_to(context.board.host(), TimeClass::Handling, 0);
-        loop {
-            self.take_events(context);
-            if let Some(reason) = self.stopping.take() {
-                vm.vcpu_failed(reason);
-            }
-            match vm.wait_to_run(self.index) {
-                RunDecision::Run => {}
-                RunDecision::LookAgain => {
-                    self.armed_ns = None;
-                    continue;
-                }
-                RunDecision::Reset => return RunEnd::Reset,
-                RunDecision::End => break,
-            }
-            if vm.honour_power_request() {
-                continue;
-            }
-            self.tick(context);
-            if !self.runnable(context) {
-                self.idle(context);
-                continue;
-            }
-            if !self.publish_clock(context) {
-                continue;
-            }
-            if let Some(exit) = self.enter(context) {
-                self.dispatch(context, exit);
-            }
+    /// Does what is next: most of the time that is a window of entries, and what the exit needs that ended it.
+    pub(crate) fn step(&mut self, context: &RunContext<'_, H, B>) -> VcpuStep {
+        let vm = context.vm;
+        if core::mem::take(&mut self.resting) {
+            context.shared.rise(context.board.host());
         }
+        let (_, resets) = vm.state_and_resets();
+        if self.resets != resets {
+            (self.resets, self.gathered) = (resets, false);
+            self.reset(context);
+        }
+        self.take_events(context);
+        if let Some(reason) = self.stopping.take() {
+            vm.vcpu_failed(reason);
+        }
+        if context.shared.is_asked_for() {
+            let shared = context.shared;
+            return self.rest_until(context, || !shared.is_asked_for());
+        }
+        match vm.state_and_resets() {
+            // The machine was reset just now, before this vCPU.
+            (_, now) if now != resets => VcpuStep::Again,
+            (RunState::Running, _) => self.run(context),
+            (RunState::Paused, _) => self.stand_still(context),
+            (RunState::Resetting, _) => self.gather(context),
+            (RunState::New | RunState::Stopping | RunState::Stopped, _) => self.end(context),
+        }
+    }
+
+    fn run(&mut self, context: &RunContext<'_, H, B>) -> VcpuStep {
+        if context.vm.honour_power_request() {
+            return VcpuStep::Again;
+        }
+        self.tick(context);
+        if !self.runnable(context) {
+            return self.idle(context);
+        }
+        if !self.publish_clock(context) {
+            return VcpuStep::Again;
+        }
+        if let Some(exit) = self.enter(context) {
+            self.dispatch(context, exit);
+        }
+        VcpuStep::Again
+    }
+
+    /// The VM is paused.
+    fn stand_still(&mut self, context: &RunContext<'_, H, B>) -> VcpuStep {
+        // No timer wakes it meanwhile. It is armed anew afterwards.
+        context.shared.thread().arm(None);
+        self.armed_ns = None;
+        self.rest_in(context, RunState::Paused)
+    }
+
+    /// The machine is to be reset, once all vCPUs have gathered.
+    fn gather(&mut self, context: &RunContext<'_, H, B>) -> VcpuStep {
+        match core::mem::replace(&mut self.gathered, true) {
+            false => VcpuStep::Gathers,
+            true => self.rest_in(context, RunState::Resetting),
+        }
+    }
+
+    /// The VM stops.
+    fn end(&mut self, context: &RunContext<'_, H, B>) -> VcpuStep {
+        let shared = context.shared;
         self.unstick(context);
         shared.thread().arm(None);
         shared.turn_to(context.board.host(), TimeClass::NotRunning, 0);
-        RunEnd::Stop
+        self.resting = true;
+        VcpuStep::Ended
+    }
+
+    /// Rests until the machine is in another state, or was reset.
+    fn rest_in(&mut self, context: &RunContext<'_, H, B>, state: RunState) -> VcpuStep {
+        let (vm, here) = (context.vm, (state, self.resets));
+        self.rest_until(context, || vm.state_and_resets() != here)
+    }
+
+    /// Rests until that holds. Who makes it hold posts an event behind that, and calls the thread only if the event was not posted yet: so an
+    /// event that is there counts as well.
+    fn rest_until(
+        &mut self,
+        context: &RunContext<'_, H, B>,
+        holds: impl FnOnce() -> bool,
+    ) -> VcpuStep {
+        let pending = &context.shared.pending;
+        self.rest_unless(context, || holds() || pending.has(Events::STATE))
+    }
+
+    /// Rests, unless something is there to do by now.
+    fn rest_unless(
+        &mut self,
+        context: &RunContext<'_, H, B>,
+        awake: impl FnOnce() -> bool,
+    ) -> VcpuStep {
+        self.resting = context.shared.rest_unless(context.board.host(), awake);
+        match self.resting {
+            true => VcpuStep::Idle,
+            false => VcpuStep::Again,
+        }
     }
 
     /// One window: enters the guest, and again after each exit that needs nothing from outside of the window. `None`: there is no
@@ -165,11 +243,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         settles
     }
 
-    /// Sleeps until something is pending.
-    fn idle(&mut self, context: &RunContext<'_, H, B>) {
+    /// Rests until something is pending.
+    fn idle(&mut self, context: &RunContext<'_, H, B>) -> VcpuStep {
         if self.waits_for.contains(WaitsFor::TICK_END) {
             // Its timers change, and are to be armed anew.
-            return self.tick_ends(context);
+            self.tick_ends(context);
+            return VcpuStep::Again;
         }
         self.tell_priority(context);
         if !self.stuck && self.only_events_wake() {
@@ -177,9 +256,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             context.vm.vcpu_is_stuck();
         }
         let pending = &context.shared.pending;
-        context.shared.park_unless(context.board.host(), || {
-            pending.has_events() || pending.has_vectors()
-        });
+        self.rest_unless(context, || pending.has_events() || pending.has_vectors())
     }
 
     /// Whether only an NMI, an INIT or a start-up message can wake the vCPU: it is halted with interrupts off, or was never

@@ -8,13 +8,15 @@ use crate::host::{Host, Thread};
 use crate::interrupts::destination::DestinationFilter;
 use crate::interrupts::pending::{Events, Pending};
 use crate::stats::{Counter, Snapshot, Stats};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The part of a vCPU that everybody may touch.
 pub struct VcpuShared<H: Host> {
     index: u32,
     thread: H::Thread,
     presence: Presence,
+    /// How many wait for the vCPU, or have it.
+    askers: AtomicU32,
     filter: AtomicU64,
     pub(crate) pending: Pending,
     pub(crate) stats: Stats,
@@ -27,6 +29,7 @@ impl<H: Host> VcpuShared<H> {
             index,
             thread,
             presence: Presence::new(),
+            askers: AtomicU32::new(0),
             filter: AtomicU64::new(DestinationFilter::default().to_bits()),
             pending: Pending::new(),
             stats: Stats::new(),
@@ -75,15 +78,35 @@ impl<H: Host> VcpuShared<H> {
         self.presence.leave();
     }
 
-    /// Parks the vCPU's own thread, unless `awake` holds. May return early.
-    pub(crate) fn park_unless(&self, host: &H, awake: impl FnOnce() -> bool) {
+    /// The vCPU rests from now on, unless `awake` holds: whoever leaves work for it unparks its thread. `false`: it does not.
+    pub(crate) fn rest_unless(&self, host: &H, awake: impl FnOnce() -> bool) -> bool {
         self.presence.park();
-        if !awake() {
-            self.turn_to(host, TimeClass::Idle, 0);
-            self.thread.park();
-            self.turn_to(host, TimeClass::Handling, 0);
+        let rests = !awake();
+        match rests {
+            true => self.turn_to(host, TimeClass::Idle, 0),
+            false => self.presence.leave(),
         }
+        rests
+    }
+    /// It rests no more.
+    pub(crate) fn rise(&self, host: &H) {
         self.presence.leave();
+        self.turn_to(host, TimeClass::Handling, 0);
+    }
+
+    /// Somebody wants the vCPU, and waits until it rests. While there is anybody, it does.
+    pub(crate) fn ask(&self) {
+        self.askers.fetch_add(1, Ordering::SeqCst);
+        self.post(Events::STATE);
+    }
+    /// Who asked has had it.
+    pub(crate) fn answered(&self) {
+        self.askers.fetch_sub(1, Ordering::SeqCst);
+        self.post(Events::STATE);
+    }
+    /// Whether anybody asks for it.
+    pub(crate) fn is_asked_for(&self) -> bool {
+        self.askers.load(Ordering::SeqCst) != 0
     }
 
     /// The vCPU's own thread turns to something else; of a window, `guest_ns` were the guest's.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A VM's life: what its owner can call (launch, pause, resume, stop), and the threads of its vCPUs from start to end.
+//! A VM's life: what its owner can call (launch, stop), how it ends, and its reset. How it is held is in `hold.rs`.
 //!
 //! A reset waits until all vCPUs have left their loops, and the last to arrive does it.
 //!
@@ -7,16 +7,15 @@
 //! in the order of their slots. Then the VM's clock stops. So it is for a pause, for a reset (whose clock goes on) and for the end. To go on is the
 //! same backwards.
 
-use super::states::{LifeError, RunEnd, RunState, State};
+use super::states::{LifeError, State};
 use super::stop_reason::StopReason;
 use super::Vm;
-use crate::backend::Backend;
 use crate::host::{Host, Level, Lock, NoMemory, Thread};
 use crate::interfaces::MemoryControl;
-use crate::vcpu::{self, RunContext};
+use crate::vcpu;
 use core::sync::atomic::Ordering;
 
-impl<H: Host, B: Backend<H>> Vm<H, B> {
+impl<H: Host> Vm<H> {
     /// The state, as the owner sees it. *Thread.*
     pub fn state(&self) -> State {
         self.shared.state()
@@ -46,56 +45,34 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     fn stop_before_launch(&self) -> Result<(), LifeError> {
         let control = self.control.lock();
-        if self.state() != State::Created {
+        if !self.shared.run.stop_new() {
             // It was launched just now.
             drop(control);
             return self.stop();
-        }
-        {
-            let mut life = self.shared.life.lock();
-            (life.is_new, life.reason) = (false, Some(StopReason::Requested));
         }
         self.shared.observer.state_changed();
         Ok(())
     }
 
-    /// Starts the VM; one that has stopped starts again from its image. *Thread.*
+    /// Starts the VM, with a thread for each vCPU; one that has stopped starts again from its image. *Thread.*
     ///
     /// # Errors
-    /// `WrongState` unless the VM is new or has stopped; `NotLoadable` if its kernel cannot be loaded again; `NoMemory` if a
-    /// thread cannot be started, and then the VM has stopped.
+    /// Those of [`Vm::begin`]; `NoMemory` if a thread cannot be started, and then the VM has stopped.
     pub fn launch(vm: &H::Shared<Self>) -> Result<(), LifeError> {
         let _control = vm.control.lock();
-        match vm.state() {
-            State::Created => {}
-            State::Stopped(_) => {
-                vm.join();
-                vm.reset_machine().map_err(|()| LifeError::NotLoadable)?;
-            }
-            state => return Err(LifeError::WrongState(state)),
-        }
-        {
-            let mut life = vm.shared.life.lock();
-            (life.is_new, life.reason) = (false, None);
-        }
-        vm.reset_shared();
-        vm.alive.store(vm.vcpus(), Ordering::SeqCst);
-        vm.waiting.store(0, Ordering::SeqCst);
-        vm.shared.clock().resume(vm.backend.tsc());
-        vm.shared.bus().run_workers();
-        vm.shared
-            .run_state
-            .store(RunState::Running as u8, Ordering::SeqCst);
-        vm.shared.observer.state_changed();
+        vm.begin_life()?;
         for index in 0..vm.vcpus() {
             let this = vm.clone();
             let started = vm
                 .thread(index)
-                .map_or(Ok(()), |thread| thread.start(move || this.vcpu_main(index)));
+                .map_or(Ok(()), |thread| thread.start(move || this.drive(index)));
             if let Err(error) = started {
                 // Those that were not started count as ended.
                 vm.shared.request_stop(StopReason::OutOfMemory);
-                (index..vm.vcpus()).for_each(|_| vm.thread_ended());
+                for seat in vm.seats.iter().skip(index as usize) {
+                    seat.lock().lives = false;
+                    vm.vcpu_ended();
+                }
                 vm.join();
                 return Err(error.into());
             }
@@ -103,44 +80,54 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         Ok(())
     }
 
-    /// Pauses the VM and its clock. Returns when no vCPU is in the guest and all devices are at rest. *Thread.*
+    /// Starts the VM, as [`Vm::launch`] does, but starts no threads: [`Vm::step`] steps its vCPUs. *Thread.*
     ///
     /// # Errors
-    /// `WrongState` unless it is running, or if a device does not come to rest: that stops the VM.
-    pub fn pause(&self) -> Result<(), LifeError> {
+    /// `WrongState` unless the VM is new or has stopped; `NotLoadable` if its kernel cannot be loaded again.
+    pub fn begin(&self) -> Result<(), LifeError> {
         let _control = self.control.lock();
-        if !self.shared.change(RunState::Running, RunState::Paused) {
-            return Err(LifeError::WrongState(self.state()));
-        }
-        self.shared.call_all();
-        // The clock stops when no vCPU can read it: a guest must not see a time twice.
-        for vcpu in self.shared.board().vcpus() {
-            vcpu.leave_guest(self.shared.host(), u64::MAX);
-        }
-        let at_rest = self.shared.rest_workers();
-        self.shared.clock().pause(self.backend.tsc());
-        self.shared.observer.state_changed();
-        at_rest.map_err(|()| LifeError::WrongState(self.state()))
+        self.begin_life()
     }
 
-    /// Lets a paused VM go on. *Thread.*
-    ///
-    /// # Errors
-    /// `WrongState` unless it is paused.
-    pub fn resume(&self) -> Result<(), LifeError> {
-        let _control = self.control.lock();
-        if self.shared.run_state() != RunState::Paused {
-            return Err(LifeError::WrongState(self.state()));
+    /// From new or stopped to running, or to paused if somebody holds the VM.
+    fn begin_life(&self) -> Result<(), LifeError> {
+        match self.state() {
+            State::Created => {}
+            State::Stopped(_) => {
+                self.join();
+                self.reset_machine().map_err(|()| LifeError::NotLoadable)?;
+            }
+            state => return Err(LifeError::WrongState(state)),
         }
-        self.shared.clock().resume(self.backend.tsc());
-        self.shared.bus().run_workers();
-        if !self.shared.change(RunState::Paused, RunState::Running) {
-            // It was stopped just now. If its last thread has ended already, nobody else brings them to rest again.
-            let _ = self.shared.rest_workers();
+        self.shared.life.lock().reason = None;
+        self.reset_shared();
+        self.alive.store(self.vcpus(), Ordering::SeqCst);
+        self.waiting.store(0, Ordering::SeqCst);
+        for seat in &self.seats {
+            seat.lock().lives = true;
         }
-        self.shared.call_all();
+        if !self.shared.run.is_held() {
+            self.set_going();
+        }
+        self.shared.run.launch();
         self.shared.observer.state_changed();
         Ok(())
+    }
+
+    /// The clock and the devices' workers go, before the first vCPU does.
+    pub(super) fn set_going(&self) {
+        self.shared.clock().resume(self.processor.tsc());
+        self.shared.bus().run_workers();
+    }
+
+    /// Devices come to rest, and then the clock stops. No vCPU is in the guest, which could read it: it must not see a time twice.
+    ///
+    /// # Errors
+    /// If a device does not come to rest: that stops the VM.
+    pub(super) fn bring_to_rest(&self) -> Result<(), ()> {
+        let at_rest = self.shared.rest_workers();
+        self.shared.clock().pause(self.processor.tsc());
+        at_rest
     }
 
     /// Waits until all threads have ended. To be called only after the VM was told to stop. *Thread.*
@@ -150,68 +137,41 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         }
     }
 
-    /// One vCPU's thread, from start to end.
-    pub(crate) fn vcpu_main(&self, index: u32) {
-        let slot = self.vcpus.get(index as usize);
-        let (Some(slot), Some(shared)) = (slot, self.shared.vcpu(index)) else {
+    /// A vCPU has ended. The last one ends the VM.
+    pub(super) fn vcpu_ended(&self) {
+        if self.alive.fetch_sub(1, Ordering::SeqCst) != 1 {
             return;
-        };
-        let context = RunContext {
-            vm: &self.shared,
-            board: self.shared.board(),
-            backend: &*self.backend,
-            shared,
-        };
-        let taken = slot.lock().take();
-        if let Some(mut vcpu) = taken {
-            vcpu.reset(&context);
-            while vcpu.run(&context) == RunEnd::Reset {
-                self.gather_for_reset(index);
-                vcpu.reset(&context);
-            }
-            *slot.lock() = Some(vcpu);
         }
-        self.thread_ended();
-    }
-
-    fn thread_ended(&self) {
-        if self.alive.fetch_sub(1, Ordering::SeqCst) == 1 {
-            // It ends one way or the other: what does not rest makes no step any more.
-            let _ = self.shared.rest_workers();
-            self.shared.clock().pause(self.backend.tsc());
-            self.shared
-                .run_state
-                .store(RunState::Stopped as u8, Ordering::SeqCst);
-            if let State::Stopped(reason) = self.state() {
-                if reason.is_guest_error() || reason.is_host_error() {
-                    self.shared.log(Level::Error, format_args!("{reason}"));
-                }
+        // It ends one way or the other: what does not rest makes no step any more.
+        let _ = self.bring_to_rest();
+        self.shared.run.ended();
+        if let State::Stopped(reason) = self.state() {
+            if reason.is_guest_error() || reason.is_host_error() {
+                self.shared.log(Level::Error, format_args!("{reason}"));
             }
-            self.shared.observer.state_changed();
         }
+        self.shared.observer.state_changed();
     }
 
     /// A vCPU waits until the machine was reset. The last to arrive does it.
-    fn gather_for_reset(&self, index: u32) {
-        if self.waiting.fetch_add(1, Ordering::SeqCst) + 1 == self.vcpus() {
-            self.reset_gathered();
-        } else {
-            self.shared.wait_while(index, RunState::Resetting);
+    pub(super) fn gather_for_reset(&self) {
+        if self.waiting.fetch_add(1, Ordering::SeqCst).wrapping_add(1) != self.vcpus() {
+            return;
         }
-    }
-
-    fn reset_gathered(&self) {
         self.waiting.store(0, Ordering::SeqCst);
         if self.shared.rest_workers().is_err() {
             return;
         }
-        if self.reset_machine().is_ok() {
-            self.shared.bus().run_workers();
-            self.shared.change(RunState::Resetting, RunState::Running);
-            self.shared.call_all();
-        } else {
-            self.shared.request_stop(StopReason::ResetFailed);
+        match self.reset_machine() {
+            Ok(()) => self.go_on_after_reset(),
+            Err(()) => _ = self.shared.request_stop(StopReason::ResetFailed),
         }
+    }
+
+    fn go_on_after_reset(&self) {
+        self.shared.bus().run_workers();
+        self.shared.run.reset_done();
+        self.shared.call_all();
     }
 
     /// Resets the devices and the interrupt controllers, and loads the kernel again. Each vCPU resets itself.
@@ -233,7 +193,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     fn reset_shared(&self) {
         for vcpu in self.shared.board().vcpus() {
-            vcpu::reset_shared(vcpu, &*self.backend);
+            vcpu::reset_shared(vcpu, &*self.processor);
         }
     }
 }

@@ -2,21 +2,24 @@
 //! A virtual machine: memory, devices and vCPUs around one image, and what its owner can ask of it.
 //!
 //! ```text
-//!  Vm<H, B>            image, backend, vCPUs; launch, pause, reset, stop        mod.rs, life.rs
-//!   └─ VmShared<H>     what the vCPUs share: the buses with the devices, state  shared.rs, run_state.rs, io.rs
+//!  Vm<H>               image, vCPUs and who steps them                          mod.rs, drive.rs
+//!                      launch, hold, reset, stop                                life.rs, hold.rs
+//!   └─ VmShared<H>     what the vCPUs share: the buses with the devices, state  shared.rs, run_word.rs, run_state.rs, io.rs
 //!       └─ Board<H>    what devices are wired to: memory, clock, chipset,        board.rs, links.rs, route.rs
 //!           └─ VcpuShared<H>   … and of each vCPU what the others may touch     vcpu/shared.rs
 //! ```
 //!
 //! A vCPU knows `VmShared` and its backend, and not the [`Vm`]: so nothing below the `Vm` depends on what
-//! the VM is made of above it.
+//! the VM is made of above it. And a `Vm` does not know which backend runs its vCPUs, once it is made.
 //!
 //! Lock order is that of [`LockClass`]. A VM is made whole or not at all, and gives everything back when it is dropped.
 #![forbid(unsafe_code)]
 
 mod attach;
 pub(crate) mod board;
+mod drive;
 mod error;
+mod hold;
 mod io;
 mod life;
 mod links;
@@ -25,6 +28,8 @@ mod pc_devices;
 mod power;
 mod route;
 mod run_state;
+pub(crate) mod run_word;
+mod seat;
 pub(crate) mod shared;
 pub(crate) mod states;
 pub(crate) mod stop_reason;
@@ -32,7 +37,7 @@ mod stuck;
 
 use crate::addr::{Gpa, NotRam};
 use crate::alloc_ext::{try_box, TryPush};
-use crate::backend::{Backend, BackendVcpu};
+use crate::backend::{Backend, BackendVcpu, HostProcessor};
 use crate::boot::{self, BootError};
 use crate::clock::VmClock;
 use crate::devices::bus::{Bus, DetachError};
@@ -47,16 +52,17 @@ use crate::names::DeviceId;
 use crate::pump::Pump;
 use crate::stats::Snapshot;
 use crate::vcpu::report::VcpuReport;
-use crate::vcpu::{Vcpu, VcpuShared};
+use crate::vcpu::{AnyVcpu, OnBackend, ProcessorOf, Vcpu, VcpuShared};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use board::{Board, WindowBoard};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU8};
+use core::sync::atomic::{AtomicBool, AtomicU32};
 use io::OwnIo;
 use links::ControllerPorts;
 use power::PowerSwitch;
+use run_word::RunWord;
+use seat::Seat;
 use shared::{Life, VmShared};
-use states::RunState;
 use stuck::Stuck;
 
 pub use crate::names::VmName;
@@ -64,30 +70,28 @@ pub use attach::Attachment;
 pub use error::{CreateError, MoveError};
 pub use parts::{ImageBytes, Observer, OpenStream, Parts};
 pub use run_state::DEAD;
-pub use states::{LifeError, State};
+pub use run_word::HoldReason;
+pub use states::{LifeError, State, Step};
 pub use stop_reason::StopReason;
 
-/// A virtual machine on host `H`, run by backend `B`.
-pub struct Vm<H: Host, B: Backend<H>> {
+/// A virtual machine on host `H`.
+pub struct Vm<H: Host> {
     /// What its vCPUs see of it.
     shared: VmShared<H>,
-    backend: H::Shared<B>,
+    processor: Box<dyn HostProcessor>,
     image: ImageBytes,
-    vcpus: Vec<VcpuSlot<H, B>>,
+    seats: Vec<H::Mutex<Seat<H>>>,
     /// Features that its processors do not have, whatever the host's has.
     without: FeatureSet,
-    /// vCPU threads that have not ended.
+    /// vCPUs that have not ended.
     alive: AtomicU32,
-    /// vCPU threads that wait for a reset.
+    /// vCPUs that wait for a reset.
     waiting: AtomicU32,
-    /// Held over launch, stop and the like, one at a time.
+    /// Held over launch, hold and the like, one at a time.
     control: H::Mutex<()>,
 }
 
-/// A vCPU, which is out of its slot while its thread runs it.
-type VcpuSlot<H, B> = <H as Host>::Mutex<Option<Box<Vcpu<H, B>>>>;
-
-impl<H: Host, B: Backend<H>> Vm<H, B> {
+impl<H: Host> Vm<H> {
     /// Makes a VM and loads its kernel; launches nothing. `stream` opens the byte stream of a name. *Thread.*
     ///
     /// A kernel's stack is small. So each step is a function of its own, whose frame is gone when it returns, and the VM is moved
@@ -96,7 +100,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     /// # Errors
     /// What is wrong with the image, or what this host does not have. Nothing of the VM is left then.
     #[inline(never)]
-    pub fn new(
+    pub fn new<B: Backend<H>>(
         host: &H,
         backend: H::Shared<B>,
         parts: Parts<H>,
@@ -109,7 +113,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
 
     /// Makes the machine that the image describes.
     #[inline(never)]
-    fn assemble(
+    fn assemble<B: Backend<H>>(
         host: &H,
         backend: H::Shared<B>,
         parts: Parts<H>,
@@ -119,7 +123,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let format = backend.table_format();
         let memory = Memory::new(host, parts.ram, machine.ram, format)?;
         let without = machine.without;
-        let vcpus = make_vcpus(host, &*backend, &memory, &parts.name, &machine)?;
+        let vcpus = make_vcpus(host, &backend, &memory, &parts.name, &machine)?;
         let board = make_board(host, parts.name, memory, vcpus.0)?;
         let io = make_io(host, &board, &machine, stream)?;
         // Nothing of it is made elsewhere and moved here: that would take room on the stack twice.
@@ -127,7 +131,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             shared: VmShared {
                 io,
                 life: make_life(host)?,
-                run_state: AtomicU8::new(RunState::Stopped as u8),
+                run: RunWord::new(),
                 on_triple_fault: machine.on_triple_fault,
                 stuck: Stuck::new(),
                 told_dead: AtomicBool::new(false),
@@ -136,8 +140,8 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
             control: host.mutex(LockClass::VmControl, ())?,
             alive: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            backend,
-            vcpus: vcpus.1,
+            processor: try_box(ProcessorOf(backend))?,
+            seats: vcpus.1,
             without,
             image: parts.image,
         })?)
@@ -157,7 +161,7 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
     }
     /// Which features its processors have, and why not the others. Returns what `read` returns.
     pub fn judge_features<T>(&self, read: impl FnOnce(&Judge<'_>) -> T) -> T {
-        features::judge(&*self.backend, self.without, read)
+        features::judge(&*self.processor, self.without, read)
     }
     /// The thread of a vCPU.
     pub fn thread(&self, vcpu: u32) -> Option<&H::Thread> {
@@ -184,14 +188,9 @@ impl<H: Host, B: Backend<H>> Vm<H, B> {
         let counters = |vcpu: &VcpuShared<H>| vcpu.counters(self.shared.host());
         self.shared.vcpu(vcpu).map_or(Snapshot::ZERO, counters)
     }
-    /// The registers and last exits of a vCPU. `None` while the VM runs, and if there is no such vCPU. *Thread.*
+    /// The registers and last exits of a vCPU, whatever the VM is at. `None`: there is no such vCPU. *Thread.*
     pub fn report(&self, vcpu: u32) -> Option<VcpuReport> {
-        if !matches!(self.state(), State::Created | State::Stopped(_)) {
-            return None;
-        }
-        let slot = self.vcpus.get(vcpu as usize)?;
-        let vcpu = slot.lock();
-        vcpu.as_ref().map(|vcpu| vcpu.report(self.memory()))
+        self.ask(vcpu, |vcpu| vcpu.report(self.memory()))
     }
     /// How long its image is, which is kept for resets.
     pub fn image_bytes(&self) -> u64 {
@@ -318,48 +317,60 @@ fn make_life<H: Host>(host: &H) -> Result<H::Mutex<Life>, NoMemory> {
 }
 
 /// vCPUs in two parts: what everybody may touch, and the rest.
-type VcpuParts<H, B> = (Vec<VcpuShared<H>>, Vec<VcpuSlot<H, B>>);
+type VcpuParts<H> = (Vec<VcpuShared<H>>, Vec<<H as Host>::Mutex<Seat<H>>>);
 
 /// All vCPUs of a machine.
 #[inline(never)]
 fn make_vcpus<H: Host, B: Backend<H>>(
     host: &H,
-    backend: &B,
+    backend: &H::Shared<B>,
     memory: &Memory<H>,
     name: &VmName,
     machine: &Machine<'_>,
-) -> Result<VcpuParts<H, B>, CreateError> {
-    let features = features::judge(backend, machine.without, |judge| judge.features());
-    let (mut all_shared, mut slots) = (Vec::new(), Vec::new());
+) -> Result<VcpuParts<H>, CreateError> {
+    let features = features::judge(&**backend, machine.without, |judge| judge.features());
+    let (mut all_shared, mut seats) = (Vec::new(), Vec::new());
     for index in 0..machine.vcpus {
         let pin = machine.pin(index).map(CpuId);
         if let Some(cpu) = pin.filter(|cpu| cpu.0 >= host.cpu_limit()) {
             return Err(CreateError::NoSuchCpu(cpu));
         }
-        let whose = (name, index, machine.vcpus);
-        let (shared, slot) = make_vcpu(host, (backend, &features), memory, whose, pin)?;
-        all_shared.try_push(shared)?;
-        slots.try_push(slot)?;
+        all_shared.try_push(make_shared(host, name, index, pin)?)?;
+        let vcpu = make_vcpu(host, (backend, &features), memory, (index, machine.vcpus))?;
+        let seat = Seat {
+            vcpu: Some(vcpu),
+            lives: false,
+        };
+        seats.try_push(host.mutex(LockClass::VcpuSlot, seat)?)?;
     }
-    Ok((all_shared, slots))
+    Ok((all_shared, seats))
 }
 
 #[inline(never)]
-fn make_vcpu<H: Host, B: Backend<H>>(
+fn make_shared<H: Host>(
     host: &H,
-    (backend, features): (&B, &GuestFeatures),
-    memory: &Memory<H>,
-    (name, index, count): (&VmName, u32, u32),
+    name: &VmName,
+    index: u32,
     pin: Option<CpuId>,
-) -> Result<(VcpuShared<H>, VcpuSlot<H, B>), CreateError> {
+) -> Result<VcpuShared<H>, CreateError> {
     let thread = host.thread(format_args!("v3-{}/{index}", name.as_str()), pin)?;
     if pin.is_some() {
         let moved = thread.move_to(pin);
         moved.map_err(|NoSuchCpu(cpu)| CreateError::NoSuchCpu(cpu))?;
     }
+    Ok(VcpuShared::new(index, thread))
+}
+
+#[inline(never)]
+fn make_vcpu<H: Host, B: Backend<H>>(
+    host: &H,
+    (backend, features): (&H::Shared<B>, &GuestFeatures),
+    memory: &Memory<H>,
+    whose: (u32, u32),
+) -> Result<Box<dyn AnyVcpu<H>>, NoMemory> {
     let mut arch = backend.vcpu(host, features)?;
     arch.set_table_root(memory.root());
-    let vcpu = crate::alloc_ext::try_box(Vcpu::new(arch, backend, features, (index, count)))?;
-    let slot = host.mutex(LockClass::VcpuSlot, Some(vcpu))?;
-    Ok((VcpuShared::new(index, thread), slot))
+    let vcpu = Vcpu::new(arch, &**backend, features, whose);
+    let backend = backend.clone();
+    Ok(try_box(OnBackend { vcpu, backend })?)
 }

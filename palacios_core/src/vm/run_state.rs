@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The run state of a VM: who changes it, and what its vCPUs do then.
+//! The state of a VM as its vCPUs see it and change it: what they are to do, how the VM ends, and whether it is dead.
 //!
-//! It is one atomic byte. Whoever changes it then calls every vCPU ([`VmShared::call_all`]); a vCPU looks at it before each
-//! entry.
+//! The state is in the [`RunWord`](super::run_word). Whoever changes it then calls every vCPU ([`VmShared::call_all`]).
 #![forbid(unsafe_code)]
 
+use super::run_word::{Resets, RunState};
 use super::shared::VmShared;
-use super::states::{RunDecision, RunState, State};
+use super::states::State;
 use super::stop_reason::StopReason;
-use crate::host::{Host, Level, Lock, Thread};
+use crate::host::{Host, Level, Lock};
 use crate::image::OnTripleFault;
 use crate::interfaces::{PowerRequest, PowerSink};
 use crate::interrupts::pending::Events;
@@ -21,21 +21,23 @@ pub const DEAD: &str = "dead: every CPU is halted with interrupts off, or was ne
 impl<H: Host> VmShared<H> {
     /// What vCPUs are to do.
     pub(crate) fn run_state(&self) -> RunState {
-        RunState::from_byte(self.run_state.load(Ordering::SeqCst))
+        self.run.state()
+    }
+    /// The same, and how often the machine was reset.
+    pub(crate) fn state_and_resets(&self) -> (RunState, Resets) {
+        self.run.state_and_resets()
     }
 
     /// The state, as the owner sees it. *Thread.*
     pub(crate) fn state(&self) -> State {
         match self.run_state() {
+            RunState::New => State::Created,
             RunState::Running | RunState::Resetting => State::Running,
             RunState::Paused => State::Paused,
             RunState::Stopping => State::Stopping,
             RunState::Stopped => {
-                let life = self.life.lock();
-                match (life.is_new, life.reason) {
-                    (true, _) => State::Created,
-                    (false, reason) => State::Stopped(reason.unwrap_or(StopReason::Requested)),
-                }
+                let reason = self.life.lock().reason;
+                State::Stopped(reason.unwrap_or(StopReason::Requested))
             }
         }
     }
@@ -79,11 +81,7 @@ impl<H: Host> VmShared<H> {
     pub(crate) fn request_stop(&self, reason: StopReason) -> bool {
         {
             let mut life = self.life.lock();
-            let running = [RunState::Running, RunState::Paused, RunState::Resetting];
-            if !running
-                .into_iter()
-                .any(|from| self.change(from, RunState::Stopping))
-            {
+            if !self.run.stop() {
                 return false;
             }
             life.reason = Some(reason);
@@ -118,47 +116,9 @@ impl<H: Host> VmShared<H> {
     }
 
     fn begin_reset(&self) {
-        if self.change(RunState::Running, RunState::Resetting) {
+        if self.run.begin_reset() {
             self.call_all();
         }
-    }
-
-    /// What a vCPU does next. While the VM is paused, it waits here.
-    pub(crate) fn wait_to_run(&self, index: u32) -> RunDecision {
-        match self.run_state() {
-            RunState::Running => RunDecision::Run,
-            RunState::Stopping | RunState::Stopped => RunDecision::End,
-            RunState::Paused => {
-                // No timer wakes it meanwhile. It is armed anew afterwards.
-                if let Some(thread) = self.thread(index) {
-                    thread.arm(None);
-                }
-                self.wait_while(index, RunState::Paused);
-                RunDecision::LookAgain
-            }
-            RunState::Resetting => RunDecision::Reset,
-        }
-    }
-
-    /// A vCPU's thread sleeps while the VM is in that state.
-    pub(super) fn wait_while(&self, index: u32, state: RunState) {
-        let Some(shared) = self.vcpu(index) else {
-            return;
-        };
-        while self.run_state() == state {
-            // The next change posts this event and calls the thread only if the event is not posted yet. So it is taken here.
-            // The event of the change that led here may arrive late; it is taken in the next round.
-            shared.pending.take(Events::STATE);
-            shared.park_unless(self.host(), || {
-                self.run_state() != state || shared.pending.has(Events::STATE)
-            });
-        }
-    }
-
-    pub(super) fn change(&self, from: RunState, to: RunState) -> bool {
-        self.run_state
-            .compare_exchange(from as u8, to as u8, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
     }
 
     /// Has every vCPU look at the run state.

@@ -7,6 +7,7 @@
 use super::board::Board;
 use super::io::{Io, OwnIo};
 use super::parts::Observer;
+use super::run_word::RunWord;
 use super::stop_reason::StopReason;
 use super::stuck::Stuck;
 use crate::clock::VmClock;
@@ -18,14 +19,14 @@ use crate::state::CpuState;
 use crate::vcpu::VcpuShared;
 use alloc::boxed::Box;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU8};
+use core::sync::atomic::AtomicBool;
 
 /// A VM as its vCPUs see it.
 pub(crate) struct VmShared<H: Host> {
     pub(super) io: OwnIo<H>,
     pub(super) observer: Box<dyn Observer>,
-    /// [`RunState`](super::states::RunState), which vCPUs look at before each entry.
-    pub(super) run_state: AtomicU8,
+    /// What vCPUs look at before each entry.
+    pub(super) run: RunWord,
     pub(super) life: H::Mutex<Life>,
     pub(super) on_triple_fault: OnTripleFault,
     pub(super) stuck: Stuck,
@@ -37,8 +38,7 @@ pub(crate) struct VmShared<H: Host> {
 pub(super) struct Life {
     /// What the first vCPU starts with.
     pub(super) boot_state: CpuState,
-    /// Neither launched nor stopped yet.
-    pub(super) is_new: bool,
+    /// Why it stops, or has stopped.
     pub(super) reason: Option<StopReason>,
 }
 
@@ -46,7 +46,6 @@ impl Life {
     pub(super) fn new() -> Self {
         Self {
             boot_state: CpuState::reset(),
-            is_new: true,
             reason: None,
         }
     }

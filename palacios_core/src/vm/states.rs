@@ -1,38 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The states in a VM's life, as its owner sees them and as its vCPUs do.
+//! The states in a VM's life, as its owner sees them, and why a call may come at the wrong time.
 #![forbid(unsafe_code)]
 
+use super::run_word::TooManyHolds;
 use super::stop_reason::StopReason;
 use crate::host::NoMemory;
-
-/// What vCPU threads are to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum RunState {
-    /// No thread runs.
-    Stopped,
-    /// They enter the guest.
-    Running,
-    /// They wait, out of the guest.
-    Paused,
-    /// They gather outside of the guest; the last one to arrive resets the machine.
-    Resetting,
-    /// They end.
-    Stopping,
-}
-
-impl RunState {
-    /// The state that the byte stands for.
-    pub(super) fn from_byte(byte: u8) -> Self {
-        match byte {
-            1 => Self::Running,
-            2 => Self::Paused,
-            3 => Self::Resetting,
-            4 => Self::Stopping,
-            _ => Self::Stopped,
-        }
-    }
-}
 
 /// What the owner of a VM sees of its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +13,7 @@ pub enum State {
     Created,
     /// Runs.
     Running,
-    /// Waits to be continued.
+    /// Stands still, because somebody holds it.
     Paused,
     /// Was asked to end, or is just ending.
     Stopping,
@@ -58,6 +30,8 @@ pub enum LifeError {
     NoMemory,
     /// The kernel could not be loaded again.
     NotLoadable,
+    /// Too many hold the VM for this reason.
+    TooManyHolds,
 }
 
 impl From<NoMemory> for LifeError {
@@ -66,24 +40,20 @@ impl From<NoMemory> for LifeError {
     }
 }
 
-/// What a vCPU does next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RunDecision {
-    /// Run the guest.
-    Run,
-    /// Look at the run state again.
-    LookAgain,
-    /// Stop here until the machine was reset.
-    Reset,
-    /// End its thread.
-    End,
+impl From<TooManyHolds> for LifeError {
+    fn from(_: TooManyHolds) -> Self {
+        Self::TooManyHolds
+    }
 }
 
-/// Why a vCPU left its loop.
+/// What became of a step of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RunEnd {
-    /// The machine is to be reset.
-    Reset,
-    /// The VM stops.
-    Stop,
+#[must_use]
+pub enum Step {
+    /// There is more to do: step it again.
+    Again,
+    /// There is nothing to do until its thread is unparked, or the time has come for which it was armed.
+    Idle,
+    /// It has ended with its VM, and makes no step until the next launch.
+    Ended,
 }

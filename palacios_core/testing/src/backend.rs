@@ -10,7 +10,9 @@ use crate::processor::tlb::{Space, Tag};
 use crate::processor::{Core, Violation, NO_ROOT};
 use crate::{heap, TestHost};
 use palacios_core::addr::Hpa;
-use palacios_core::backend::{Backend, BackendVcpu, Event, Exit, Features, Unsupported};
+use palacios_core::backend::{
+    Backend, BackendVcpu, Event, Exit, Features, HostProcessor, Unsupported,
+};
 use palacios_core::features::GuestFeatures;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::memory::nested::Format;
@@ -44,6 +46,34 @@ pub struct AdversarialBackend {
     next_vcpu: AtomicU64,
 }
 
+impl HostProcessor for AdversarialBackend {
+    fn features(&self) -> Features {
+        let config = &self.host.processors().config;
+        Features {
+            backend: "adversarial",
+            address_space_tags: config.tags,
+            next_rip: config.next_rip,
+            decode_assists: false,
+            physical_bits: 48,
+            xcr0: 0,
+            cr4: u64::MAX,
+        }
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        match leaf {
+            0 => [0xd, 0x7473_6554, 0x7473_6f48, 0x7473_6554],
+            0x8000_0000 => [0x8000_0008, 0, 0, 0],
+            0x8000_0008 => [48 | 48 << 8, 0, 0, 0],
+            _ => [0, leaf, subleaf, u32::MAX],
+        }
+    }
+
+    fn tsc(&self) -> u64 {
+        self.host.now_ns()
+    }
+}
+
 impl Backend<TestHost> for AdversarialBackend {
     type Vcpu = AdversarialVcpu;
 
@@ -65,29 +95,6 @@ impl Backend<TestHost> for AdversarialBackend {
     fn disable_cpu(&self, cpu: CpuId) {
         assert_eq!(self.host.current_cpu(), cpu, "disable_cpu of another CPU");
         self.host.processors().cpu(cpu).enabled = false;
-    }
-    fn features(&self) -> Features {
-        let config = &self.host.processors().config;
-        Features {
-            backend: "adversarial",
-            address_space_tags: config.tags,
-            next_rip: config.next_rip,
-            decode_assists: false,
-            physical_bits: 48,
-            xcr0: 0,
-            cr4: u64::MAX,
-        }
-    }
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        match leaf {
-            0 => [0xd, 0x7473_6554, 0x7473_6f48, 0x7473_6554],
-            0x8000_0000 => [0x8000_0008, 0, 0, 0],
-            0x8000_0008 => [48 | 48 << 8, 0, 0, 0],
-            _ => [0, leaf, subleaf, u32::MAX],
-        }
-    }
-    fn tsc(&self) -> u64 {
-        self.host.now_ns()
     }
     fn table_format(&self) -> Format {
         self.host.processors().config.format

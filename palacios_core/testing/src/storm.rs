@@ -12,7 +12,7 @@ use crate::vm::TestBackend;
 use crate::{formats, heap, TestHost};
 use palacios_core::addr::Hpa;
 use palacios_core::backend::{
-    Backend, BackendVcpu, Event, Exit, Features, PortAccess, Unsupported,
+    Backend, BackendVcpu, Event, Exit, Features, HostProcessor, PortAccess, Unsupported,
 };
 use palacios_core::features::GuestFeatures;
 use palacios_core::host::{CpuId, Host, NoMemory};
@@ -150,6 +150,28 @@ impl TestBackend for StormBackend {
     }
 }
 
+impl HostProcessor for StormBackend {
+    fn features(&self) -> Features {
+        Features {
+            backend: "storm",
+            address_space_tags: 0,
+            next_rip: true,
+            decode_assists: false,
+            physical_bits: 48,
+            xcr0: 0,
+            cr4: u64::MAX,
+        }
+    }
+
+    fn cpuid(&self, _: u32, _: u32) -> [u32; 4] {
+        [0; 4]
+    }
+
+    fn tsc(&self) -> u64 {
+        self.host.now_ns()
+    }
+}
+
 impl Backend<TestHost> for StormBackend {
     type Vcpu = StormVcpu;
 
@@ -164,23 +186,6 @@ impl Backend<TestHost> for StormBackend {
         Ok(())
     }
     fn disable_cpu(&self, _: CpuId) {}
-    fn features(&self) -> Features {
-        Features {
-            backend: "storm",
-            address_space_tags: 0,
-            next_rip: true,
-            decode_assists: false,
-            physical_bits: 48,
-            xcr0: 0,
-            cr4: u64::MAX,
-        }
-    }
-    fn cpuid(&self, _: u32, _: u32) -> [u32; 4] {
-        [0; 4]
-    }
-    fn tsc(&self) -> u64 {
-        self.host.now_ns()
-    }
     fn table_format(&self) -> Format {
         formats::npt(4)
     }

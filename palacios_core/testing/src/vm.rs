@@ -284,7 +284,7 @@ impl<B: TestBackend> Hypervisor<B> {
         &self.backend
     }
     /// Makes a VM, and launches nothing.
-    pub fn create(&self, spec: &Spec) -> Result<TestVm<B>, CreateError> {
+    pub fn create(&self, spec: &Spec) -> Result<TestVm, CreateError> {
         let (parts, ram, watcher, streams) = heap::exempt(|| {
             let watcher = Arc::<Watcher>::default();
             let ram = self.host.ram(spec.large_pages);
@@ -312,7 +312,7 @@ impl<B: TestBackend> Hypervisor<B> {
         })
     }
     /// Makes a VM and launches it.
-    pub fn launch(&self, spec: &Spec) -> TestVm<B> {
+    pub fn launch(&self, spec: &Spec) -> TestVm {
         let vm = self.create(spec).expect("a VM");
         vm.launch();
         vm
@@ -326,20 +326,20 @@ impl<B: TestBackend> Drop for Hypervisor<B> {
 }
 
 /// A VM of a test.
-pub struct TestVm<B: TestBackend> {
+pub struct TestVm {
     /// The VM itself.
-    pub vm: TestShared<Vm<TestHost, B>>,
+    pub vm: TestShared<Vm<TestHost>>,
     /// The provider of its RAM.
     pub ram: TestRam,
     watcher: Arc<Watcher>,
     streams: Streams,
 }
 
-impl<B: TestBackend> TestVm<B> {
+impl TestVm {
     /// Launches it, or launches it again.
     #[track_caller]
     pub fn launch(&self) {
-        Vm::<TestHost, B>::launch(&self.vm).expect("a launch");
+        Vm::<TestHost>::launch(&self.vm).expect("a launch");
     }
     /// Waits until the VM has stopped, and says why it did.
     #[track_caller]
@@ -396,8 +396,8 @@ impl<B: TestBackend> TestVm<B> {
     }
 }
 
-impl<B: TestBackend> Deref for TestVm<B> {
-    type Target = Vm<TestHost, B>;
+impl Deref for TestVm {
+    type Target = Vm<TestHost>;
     fn deref(&self) -> &Self::Target {
         &self.vm
     }
@@ -411,7 +411,7 @@ struct Patience {
 }
 
 impl Patience {
-    fn new<B: TestBackend>(vm: &TestVm<B>) -> Self {
+    fn new(vm: &TestVm) -> Self {
         let entries = vm.count(Counter::Entries);
         Self {
             begin: entries,
@@ -421,7 +421,7 @@ impl Patience {
     }
     /// Panics if that is over.
     #[track_caller]
-    fn check<B: TestBackend>(&mut self, vm: &TestVm<B>) {
+    fn check(&mut self, vm: &TestVm) {
         let entries = vm.count(Counter::Entries);
         if entries != self.last {
             (self.last, self.since) = (entries, Instant::now());

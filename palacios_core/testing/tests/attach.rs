@@ -18,7 +18,7 @@ use std::thread;
 const COM3: DeviceId = DeviceId::of_kind("com3");
 const DMA: DeviceId = DeviceId::of_kind("dma");
 
-fn on_vm<B: TestBackend>(kernel: Vec<u8>, test: impl Fn(&TestVm<B>)) {
+fn on_vm<B: TestBackend>(kernel: Vec<u8>, test: impl Fn(&TestVm)) {
     let config = Config {
         processor: B::adapt(processor::Config::default()),
         ..Config::default()
@@ -40,7 +40,7 @@ fn ends(output: &Pipe, input: &Pipe) -> Option<FarEnds> {
     })
 }
 
-fn attach_com3<B: TestBackend>(vm: &TestVm<B>, ends: Option<FarEnds>) -> Result<(), AttachError> {
+fn attach_com3(vm: &TestVm, ends: Option<FarEnds>) -> Result<(), AttachError> {
     let name = vm.attach(Attachment {
         kind: "serial",
         name: None,
@@ -51,7 +51,7 @@ fn attach_com3<B: TestBackend>(vm: &TestVm<B>, ends: Option<FarEnds>) -> Result<
     Ok(())
 }
 
-fn attach_dma<B: TestBackend>(vm: &TestVm<B>) -> Result<(), AttachError> {
+fn attach_dma(vm: &TestVm) -> Result<(), AttachError> {
     let name = vm.attach(Attachment {
         kind: "test-dma",
         name: Some(DMA),
@@ -63,7 +63,7 @@ fn attach_dma<B: TestBackend>(vm: &TestVm<B>) -> Result<(), AttachError> {
 }
 
 /// A write to a port, as a vCPU makes it.
-fn out<B: TestBackend>(vm: &TestVm<B>, port: u16, size: u8, value: u32) {
+fn out(vm: &TestVm, port: u16, size: u8, value: u32) {
     let at = IoAddress::port(port, size);
     let answer = vm.bus().write(&mut None, at, value.into());
     if let Some((slot, Request::Regions)) = answer.request {
@@ -71,7 +71,7 @@ fn out<B: TestBackend>(vm: &TestVm<B>, port: u16, size: u8, value: u32) {
     }
 }
 
-fn inp<B: TestBackend>(vm: &TestVm<B>, port: u16, size: u8) -> u32 {
+fn inp(vm: &TestVm, port: u16, size: u8) -> u32 {
     vm.bus().read(&mut None, IoAddress::port(port, size)).value as u32
 }
 
@@ -241,14 +241,14 @@ fn attaching_may_fail_anywhere<B: TestBackend>() {
 }
 
 /// Starts a copy of that many bytes from 1 MiB to 8 MiB.
-fn copy<B: TestBackend>(vm: &TestVm<B>, bytes: u32) {
+fn copy(vm: &TestVm, bytes: u32) {
     for (register, value) in [(0, 1 << 20), (1, 8 << 20), (2, bytes), (5, 1)] {
         out(vm, 0x2060 + 4 * register, 4, value);
     }
     out(vm, 0x2080, 1, 0);
 }
 
-fn copies<B: TestBackend>(vm: &TestVm<B>) -> u32 {
+fn copies(vm: &TestVm) -> u32 {
     inp(vm, 0x207c, 4)
 }
 

@@ -62,12 +62,12 @@ impl Drop for Pages<'_> {
     }
 }
 
-fn change<B: TestBackend>(vm: &TestVm<B>, changes: &[Change]) -> Result<(), RegionError> {
+fn change(vm: &TestVm, changes: &[Change]) -> Result<(), RegionError> {
     vm.with_memory(|memory, flush| memory.change(changes, flush))
 }
 
 /// Puts pages in place of the RAM at [`ROM`].
-fn insert_rom<B: TestBackend>(vm: &TestVm<B>, page: u64, writes: Writes) {
+fn insert_rom(vm: &TestVm, page: u64, writes: Writes) {
     let rom = Region {
         writes,
         ..Region::ram(Gpa(ROM), ROM_BYTES, page)
@@ -197,10 +197,10 @@ impl Copy {
             seen: BTreeSet::new(),
         }
     }
-    fn all<B: TestBackend>(&mut self, vm: &TestVm<B>) {
+    fn all(&mut self, vm: &TestVm) {
         vm.memory().read(Gpa(0), &mut self.memory).unwrap();
     }
-    fn take<B: TestBackend>(&mut self, vm: &TestVm<B>) {
+    fn take(&mut self, vm: &TestVm) {
         let mut words = vec![0; self.memory.len() / PAGE_SIZE as usize / PAGES_PER_WORD as usize];
         vm.with_memory(|memory, flush| memory.take_dirty(0, &mut words, flush));
         for (n, word) in (0..).zip(words) {

@@ -52,7 +52,7 @@ fn storm(cpus: u32, vcpus: usize, kinds: usize, interrupts: u64) {
 }
 
 /// Waits for the end, as long as it comes nearer.
-fn wait(vm: &TestVm<StormBackend>, storm: &Arc<Storm>) {
+fn wait(vm: &TestVm, storm: &Arc<Storm>) {
     let (mut seen, mut since) = (0, Instant::now());
     while !matches!(vm.state(), State::Stopped(_)) {
         std::thread::sleep(Duration::from_millis(10));

@@ -32,12 +32,7 @@ const fn work<B: TestBackend>() -> u32 {
 
 /// Runs a guest on a host where an entry takes `entry_ns`, until it stops or was entered more often than can be right. One
 /// with more vCPUs than one begins when the first sleeps.
-fn run<B: TestBackend>(
-    entry_ns: u64,
-    kernel: Vec<u8>,
-    vcpus: usize,
-    test: impl FnOnce(&TestVm<B>),
-) {
+fn run<B: TestBackend>(entry_ns: u64, kernel: Vec<u8>, vcpus: usize, test: impl FnOnce(&TestVm)) {
     let config = Config {
         virtual_time: true,
         entry_ns,
@@ -66,7 +61,7 @@ fn run<B: TestBackend>(
     });
 }
 
-fn word<B: TestBackend>(vm: &TestVm<B>, at: u64) -> u64 {
+fn word(vm: &TestVm, at: u64) -> u64 {
     let mut bytes = [0; 4];
     vm.memory().read(Gpa(at), &mut bytes).unwrap();
     u32::from_le_bytes(bytes).into()

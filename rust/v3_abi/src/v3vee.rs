@@ -606,10 +606,9 @@ pub const V3_VM_VCPU: v3_vm_ioctl = 3221771818;
 pub const V3_VM_STREAMS: v3_vm_ioctl = 3222296107;
 /// Lists the features of processors, and which of them this VM has.
 pub const V3_VM_FEATURES: v3_vm_ioctl = 3222296108;
-/// Describes a virtual CPU of a VM that is stopped or not yet launched:
-/// what a guest that died left behind.
+/// Describes a virtual CPU, whatever its VM is at: what a guest that died
+/// left behind, or where one that runs is just now.
 /// - `ENOENT`: the VM has no such virtual CPU
-/// - `EBADFD`: the VM is running or paused
 pub const V3_VM_VCPU_REPORT: v3_vm_ioctl = 3293599277;
 /// Attaches a device to the VM, whatever its state. Descriptors are the far
 /// ends of the device's stream; the VM holds them until the device is

@@ -6,7 +6,7 @@ use palacios_core::backend::any::Hardware;
 use palacios_core::backend::Unsupported;
 use palacios_core::devices::ByteStream;
 use palacios_core::host::Host;
-use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, VmName};
+use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
 
@@ -82,7 +82,7 @@ pub fn run(
     };
     let mut open_stream = |_: &str| Ok(Box::new(console.clone()) as Box<dyn ByteStream>);
     let vm = hardware.vm(host, parts, &mut open_stream)?;
-    vm.launch().expect("a new VM can be launched");
+    Vm::<MinimalHost>::launch(&vm).expect("a new VM can be launched");
     let reason = loop {
         match vm.state() {
             State::Stopped(reason) => break reason,

@@ -25,7 +25,7 @@ mod vmcb;
 use super::cpu::{self, MSR_EFER};
 use super::fpu::Layout;
 use super::vendor_msrs::VendorMsrs;
-use super::{Backend, Features, Unsupported};
+use super::{Backend, Features, HostProcessor, Unsupported};
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::nested::Format;
@@ -60,6 +60,33 @@ impl<H: Host> Svm<H> {
         cpuid: impl Fn(u32, u32) -> [u32; 4],
     ) -> Result<Self, Unsupported> {
         Self::probe_by(host, cpuid)
+    }
+}
+
+impl<H: Host> HostProcessor for Svm<H> {
+    fn features(&self) -> Features {
+        Features {
+            backend: "svm",
+            address_space_tags: self.caps.asids,
+            next_rip: self.caps.next_rip,
+            decode_assists: self.caps.decode_assists,
+            physical_bits: self.caps.guest_physical_bits(),
+            xcr0: self.fpu.allowed(),
+            // Each write is intercepted, and VMRUN takes what the processor has.
+            cr4: u64::MAX,
+        }
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        cpu::cpuid(leaf, subleaf)
+    }
+
+    fn tsc(&self) -> u64 {
+        cpu::tsc()
+    }
+
+    fn lacks(&self, feature: Feature) -> Option<&'static str> {
+        self.caps.lacks(feature)
     }
 }
 
@@ -109,33 +136,8 @@ impl<H: Host> Backend<H> for Svm<H> {
         }
     }
 
-    fn features(&self) -> Features {
-        Features {
-            backend: "svm",
-            address_space_tags: self.caps.asids,
-            next_rip: self.caps.next_rip,
-            decode_assists: self.caps.decode_assists,
-            physical_bits: self.caps.guest_physical_bits(),
-            xcr0: self.fpu.allowed(),
-            // Each write is intercepted, and VMRUN takes what the processor has.
-            cr4: u64::MAX,
-        }
-    }
-
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        cpu::cpuid(leaf, subleaf)
-    }
-
-    fn tsc(&self) -> u64 {
-        cpu::tsc()
-    }
-
     fn table_format(&self) -> Format {
         self.caps.table_format()
-    }
-
-    fn lacks(&self, feature: Feature) -> Option<&'static str> {
-        self.caps.lacks(feature)
     }
 
     fn vcpu(&self, host: &H, features: &GuestFeatures) -> Result<Vcpu<H>, NoMemory> {

@@ -31,7 +31,7 @@ mod vmcs;
 use super::cpu::{self, CR4_FRED};
 use super::fpu::Layout;
 use super::vendor_msrs::VendorMsrs;
-use super::{Backend, Features, Unsupported};
+use super::{Backend, Features, HostProcessor, Unsupported};
 use crate::features::{Feature, GuestFeatures};
 use crate::host::{CpuId, Host, NoMemory};
 use crate::memory::nested::Format;
@@ -75,6 +75,32 @@ impl<H: Host> Vmx<H> {
     }
 }
 
+impl<H: Host> HostProcessor for Vmx<H> {
+    fn features(&self) -> Features {
+        Features {
+            backend: "vmx",
+            address_space_tags: self.tags,
+            next_rip: true,
+            decode_assists: false,
+            physical_bits: self.caps.guest_physical_bits(),
+            xcr0: self.fpu.allowed(),
+            cr4: self.caps.guest_cr4,
+        }
+    }
+
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        cpu::cpuid(leaf, subleaf)
+    }
+
+    fn tsc(&self) -> u64 {
+        cpu::tsc()
+    }
+
+    fn lacks(&self, feature: Feature) -> Option<&'static str> {
+        self.caps.lacks(feature)
+    }
+}
+
 impl<H: Host> Backend<H> for Vmx<H> {
     type Vcpu = Vcpu<H>;
     const VENDOR_MSRS: &'static [VendorMsrs] = vendor_msrs::TABLE;
@@ -106,32 +132,8 @@ impl<H: Host> Backend<H> for Vmx<H> {
         }
     }
 
-    fn features(&self) -> Features {
-        Features {
-            backend: "vmx",
-            address_space_tags: self.tags,
-            next_rip: true,
-            decode_assists: false,
-            physical_bits: self.caps.guest_physical_bits(),
-            xcr0: self.fpu.allowed(),
-            cr4: self.caps.guest_cr4,
-        }
-    }
-
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        cpu::cpuid(leaf, subleaf)
-    }
-
-    fn tsc(&self) -> u64 {
-        cpu::tsc()
-    }
-
     fn table_format(&self) -> Format {
         self.caps.table_format()
-    }
-
-    fn lacks(&self, feature: Feature) -> Option<&'static str> {
-        self.caps.lacks(feature)
     }
 
     fn vcpu(&self, host: &H, features: &GuestFeatures) -> Result<Vcpu<H>, NoMemory> {

@@ -73,9 +73,9 @@ pub fn host() -> Option<TestHost> {
     HOST.with_borrow(Clone::clone)
 }
 
-/// Makes this thread known as `thread`, or forgets it.
-pub fn set_thread(thread: Option<Arc<ThreadState>>) {
-    THREAD.replace(thread);
+/// Makes this thread known as `thread`, or forgets it; gives what it was known as.
+pub fn set_thread(thread: Option<Arc<ThreadState>>) -> Option<Arc<ThreadState>> {
+    THREAD.replace(thread)
 }
 
 /// The host's thread that this is, if it is one.

@@ -83,6 +83,17 @@ impl TestThread {
         drop(wake);
         self.0.woken.notify_all();
     }
+    /// Has the calling thread be this one while `f` runs: on a host without threads, one plays all.
+    pub fn played<R>(&self, f: impl FnOnce() -> R) -> R {
+        let before = heap::exempt(|| here::set_thread(Some(self.0.clone())));
+        let result = f();
+        heap::exempt(|| here::set_thread(before));
+        result
+    }
+    /// Whether it was unparked since it was last asked.
+    pub fn take_unpark(&self) -> bool {
+        std::mem::take(&mut *lock(&self.0.wake))
+    }
     /// How often it slept in [`Thread::park`], rather than finding that it was unparked already.
     pub fn parks(&self) -> u64 {
         self.0.parks.load(SeqCst)
@@ -187,11 +198,11 @@ impl ThreadState {
 
     /// The life of the thread beneath.
     fn live(self: Arc<Self>, body: impl FnOnce()) {
-        here::set_thread(Some(self.clone()));
+        let _ = here::set_thread(Some(self.clone()));
         here::set_host(Some(TestHost(self.host.clone())));
         let result = catch_unwind(AssertUnwindSafe(body));
         heap::exempt(|| {
-            here::set_thread(None);
+            let _ = here::set_thread(None);
             here::set_host(None);
         });
         self.host.disarm(&self);

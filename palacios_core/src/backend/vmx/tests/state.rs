@@ -6,7 +6,7 @@ use crate::backend::fake_host::CPUS;
 use crate::backend::vmx::controls::entry;
 use crate::backend::vmx::field::*;
 use crate::backend::vmx::registers::{self, from_rights, to_rights};
-use crate::backend::{Backend, BackendVcpu, Exit};
+use crate::backend::{BackendVcpu, Exit, HostProcessor};
 use crate::host::CpuId;
 use crate::state::{cr0, cr4, efer, rflags, CpuState, Seg, SegmentAttributes as A};
 use std::sync::atomic::Ordering;
