@@ -3,15 +3,13 @@
 
 import argparse
 import multiprocessing
-import os
 import resource
-import signal
 import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection, wait
 
-from bed import steps
+from bed import offspring, steps
 from bed.cache import Failure
 
 from . import jobs, report
@@ -25,6 +23,7 @@ FORK = multiprocessing.get_context("fork")
 
 def run_stage(stage: Stage, number: int, wire: Connection) -> None:
     """In a process of its own, so that its children's time can be told from that of others."""
+    offspring.unguarded()
     jobs.begin_stage(number)
     steps.say(f"{stage.name}: {stage.help}")
     start, results = time.monotonic(), Results(stage.name)
@@ -107,8 +106,6 @@ def arguments(prog: str, about: str, all_stages: list[Stage]) -> argparse.Namesp
 
 
 def main(prog: str, about: str, all_stages: list[Stage]) -> int:
-    # It reaches all that runs here, and each cleans up behind itself; nothing more is to be started.
-    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     args = arguments(prog, about, all_stages)
     if args.list:
         print("\n".join(f"{stage.name:12} {stage.help}" for stage in all_stages))
@@ -116,6 +113,11 @@ def main(prog: str, about: str, all_stages: list[Stage]) -> int:
     if args.names:
         print(report.read(), end="")
         return 0
+    return offspring.guarded(lambda: judge(args, all_stages))
+
+
+def judge(args: argparse.Namespace, all_stages: list[Stage]) -> int:
+    """Runs the stages; the status of the whole."""
     start = time.monotonic()
     chosen = [stage for stage in all_stages if not args.stages or stage.name in args.stages]
     stages = run_stages(with_implied(chosen, all_stages))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bed.cache import TOP
 
-from . import docstest, layerstest, oracle, selftest, sharing
+from . import docstest, interruptions, layerstest, oracle, selftest, sharing
 from .boots import KERNELS, boots, has_long_form
 from .commands import BUILD, LOGS, SOAK, Output, run
 from .jobs import JOBS, as_job
@@ -132,6 +132,7 @@ def modules(results: Results) -> None:
 def testbed(results: Results) -> None:
     selftest.run(results)
     sharing.run(results)
+    interruptions.run(results)
 
 
 def bed(results: Results) -> None:
