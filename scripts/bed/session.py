@@ -54,13 +54,16 @@ class KernelLog:
         elif self.begun and self.first_splat is None and splats.is_splat(line):
             self.first_splat = len(self.lines) - 1
 
+    def last(self) -> str:
+        return self.lines[-1] if self.lines else ""
+
     def report(self) -> list[str]:
         return self.lines[self.first_splat:][: splats.SHOWN_LINES]
 
 
 class Session:
-    def __init__(self, machine: Machine, job: Job, log: KernelLog, on_sections, goes_down: bool = False) -> None:
-        self.machine, self.job, self.log, self.on_sections, self.goes_down = machine, job, log, on_sections, goes_down
+    def __init__(self, machine: Machine, job: Job, log: KernelLog, boot: steps.Shown, on_sections, goes_down: bool = False) -> None:
+        self.machine, self.job, self.log, self.boot, self.on_sections, self.goes_down = machine, job, log, boot, on_sections, goes_down
         self.status: int | None = None
         self.failure = ""
         # Whether the command was started, and whether the user left it by the escape.
@@ -152,8 +155,10 @@ class Session:
             self.failure = "insmod v3vee.ko failed; the kernel's last words:\n" + "\n".join(self.log.lines[-12:])
         elif word == "run":
             self.started = True
+            self.boot.end()
             self._terminal.enter_context(raw_terminal(self.job.terminal is not None))
         elif word == "sections":
+            self.boot.end()
             self.on_sections(self.machine, dict(pair.split("=") for pair in rest.split()))
 
     def _typed(self, data: bytes) -> None:
@@ -165,6 +170,7 @@ class Session:
         self._escape = data == ESCAPE and not self._escape
 
     def _verdict(self, reason: str, status: int) -> int:
+        self.boot.end(good=False)
         if self.log.first_splat is not None:
             complain("the kernel reported a fault:")
             print("\n".join("  " + line for line in self.log.report()), file=sys.stderr)

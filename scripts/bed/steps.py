@@ -7,6 +7,7 @@ A step that ends within two seconds is silent. All is plain lines, the same on a
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,48 +23,68 @@ def say(text: str) -> None:
     print(f"==> {text}", file=sys.stderr, flush=True)
 
 
-def run(title: str, command: list, log: Path, hint: str = "", takes: str = "", **kwargs) -> None:
-    """Runs `command` with its output in `log`; on failure shows the log's end and raises with the hint.
+class Shown:
+    """While its body runs it says that a step is at work, once it takes long, and at the end that it is done.
 
-    `takes` says how long it takes: "about 2 minutes"."""
+    `takes` says how long it takes: "about 2 minutes"; `last` gives the step's last words."""
+
+    def __init__(self, title: str, takes: str = "", last: Callable[[], str] = str) -> None:
+        self.title, self.takes, self.last = title, takes, last
+        self.said, self.over = False, threading.Event()
+        self.teller: threading.Thread | None = None
+
+    def __enter__(self) -> "Shown":
+        self.begin_s = time.monotonic()
+        self.teller = threading.Thread(target=self._tell, daemon=True)
+        self.teller.start()
+        return self
+
+    def __exit__(self, failure: type | None, *_) -> None:
+        self.end(failure is None)
+
+    def end(self, good: bool = True) -> None:
+        """The step is over; nothing more is said of it. Without effect where it never began, or was over before."""
+        if self.teller is None or self.over.is_set():
+            return
+        self.over.set()
+        self.teller.join()
+        if self.said and good:
+            say(f"{self.title}: done in {time.monotonic() - self.begin_s:.0f} s")
+
+    def _tell(self) -> None:
+        if self.over.wait(QUIET_S):
+            return
+        self.said = True
+        say(f"{self.title}, {self.takes} …" if self.takes else f"{self.title} …")
+        while not self.over.wait(HEARTBEAT_S):
+            # With its name, as another step may run beside it.
+            words = ": ".join(filter(None, (self.title, self.last())))
+            print(f"    {time.monotonic() - self.begin_s:4.0f} s  {words}"[:120], file=sys.stderr, flush=True)
+
+
+def run(title: str, command: list, log: Path, hint: str = "", takes: str = "", **kwargs) -> None:
+    """Runs `command` with its output in `log`; on failure shows the log's end and raises with the hint."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
     # What a step prints goes to a log, whatever the caller's environment says of colours.
     env = {**kwargs.pop("env", os.environ), "CARGO_TERM_COLOR": "never"}
+    with Shown(title, takes, lambda: last_line(log)):
+        status = status_in(log, [str(part) for part in command], env=env, **kwargs)
+        if status != 0:
+            tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            print("\n".join("    " + line for line in tail), file=sys.stderr)
+            raise Failure(f"{title}: failed with status {status}. The whole log: {log}\n{hint}".rstrip())
+
+
+def status_in(log: Path, command: list[str], **kwargs) -> int:
+    """Runs a command with its output in `log`."""
     with open(log, "wb") as out:
-        process = subprocess.Popen([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT, env=env, **kwargs)
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **kwargs)
         try:
-            said = wait(process, start, log, title, takes)
+            return process.wait()
         except BaseException:
             process.terminate()
             process.wait()
             raise
-    if process.returncode != 0:
-        tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        print("\n".join("    " + line for line in tail), file=sys.stderr)
-        raise Failure(f"{title}: failed with status {process.returncode}. The whole log: {log}\n{hint}".rstrip())
-    if said:
-        say(f"{title}: done in {time.monotonic() - start:.0f} s")
-
-
-def wait(process: subprocess.Popen, start: float, log: Path, title: str, takes: str) -> bool:
-    """Waits for the end of a step; returns whether the step was announced, because it took long."""
-    if ends(process, QUIET_S):
-        return False
-    say(f"{title}, {takes} …" if takes else f"{title} …")
-    while not ends(process, HEARTBEAT_S):
-        # With its name, as another step may run beside it.
-        words = ": ".join(filter(None, (title, last_line(log))))
-        print(f"    {time.monotonic() - start:4.0f} s  {words}"[:120], file=sys.stderr, flush=True)
-    return True
-
-
-def ends(process: subprocess.Popen, within_s: float) -> bool:
-    try:
-        process.wait(timeout=within_s)
-        return True
-    except subprocess.TimeoutExpired:
-        return False
 
 
 def last_line(log: Path) -> str:

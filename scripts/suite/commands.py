@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bed import steps
 from bed.cache import TOP
 
 # The long forms of tests: `make soak` sets it.
@@ -41,17 +42,21 @@ class Output:
     def text(self) -> str:
         return "".join(f"{line.text}\n" for line in self.lines)
 
+    def last(self) -> str:
+        return self.lines[-1].text.strip() if self.lines else ""
+
     def show_end(self, lines: int = 40) -> None:
         """Shows its last lines to people."""
         print("\n".join(f"      {line.text}" for line in self.lines[-lines:]), file=sys.stderr)
 
 
-def run(log: str, *command: object, cwd: Path = TOP, env: dict | None = None, allowed_s: Callable[[str], float | None] = lambda _: None) -> Output:
-    """Runs a command. What it prints is kept in LOG.log too. `allowed_s` says how many seconds the command has after a line of its
-    output; None: as many as before."""
+def run(log: str, *command: object, title: str = "", cwd: Path = TOP, env: dict | None = None,
+        allowed_s: Callable[[str], float | None] = lambda _: None) -> Output:
+    """Runs a command, and shows it as a step. What it prints is kept in LOG.log too. `allowed_s` says how many seconds the command has
+    after a line of its output; None: as many as before."""
     LOGS.mkdir(parents=True, exist_ok=True)
     output, begin = Output(), time.monotonic()
-    with open(LOGS / f"{log}.log", "w") as file:
+    with open(LOGS / f"{log}.log", "w") as file, steps.Shown(title or log, last=output.last) as step:
         process = subprocess.Popen([str(word) for word in command], cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, env={**os.environ, "CARGO_TERM_COLOR": "never", **(env or {})})
         limit = Limit(process)
@@ -63,6 +68,7 @@ def run(log: str, *command: object, cwd: Path = TOP, env: dict | None = None, al
             limit.set(allowed_s(line.text))
         output.status = process.wait()
         output.late = limit.end()
+        step.end(good=output.status == 0)
     output.seconds = time.monotonic() - begin
     return output
 

@@ -16,8 +16,6 @@ from . import jobs, report
 from .results import Results, allowed_skips
 from .stages import Stage
 
-# So long it may be silent.
-HEARTBEAT_S = 60
 FORK = multiprocessing.get_context("fork")
 
 
@@ -64,7 +62,7 @@ def failed(stage: Stage, why: str) -> Results:
 def run_stages(chosen: list[Stage]) -> list[Results]:
     """Each as soon as those have ended whose work it needs."""
     names, made = {stage.name for stage in chosen}, {stage.name for stage in chosen if stage.implied}
-    waiting, running, ended, begin = list(chosen), {}, {}, time.monotonic()
+    waiting, running, ended = list(chosen), {}, {}
     while waiting or running:
         for stage in [stage for stage in waiting if not (names & set(stage.after)) - set(ended)]:
             waiting.remove(stage)
@@ -73,10 +71,7 @@ def run_stages(chosen: list[Stage]) -> list[Results]:
                 ended[stage.name] = failed(stage, f"needs what {' and '.join(lacks)} could not make")
             else:
                 running[start(stage, chosen.index(stage))] = stage
-        done = wait(list(running), HEARTBEAT_S)
-        if not done:
-            steps.say(f"{time.monotonic() - begin:5.0f} s  still at work: {', '.join(stage.name for stage in running.values())}")
-        for wire in done:
+        for wire in wait(list(running)):
             stage = running.pop(wire)
             ended[stage.name] = result_of(stage, wire)
     return [ended[stage.name] for stage in chosen]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bed.cache import TOP
+from bed.steps import Shown
 
 from . import docstest, interruptions, layerstest, oracle, selftest, sharing
 from .boots import KERNELS, boots, has_long_form
@@ -39,7 +40,7 @@ def judge(results: Results, name: str, output: Output) -> bool:
 def check(results: Results, name: str, *command: object, **kwargs) -> bool:
     """Runs one command as one test."""
     log = f"{results.stage}-{re.sub(r'[^a-z0-9]+', '-', name.lower())}"
-    return judge(results, name, as_job(run, log, *command, **kwargs))
+    return judge(results, name, as_job(run, log, *command, title=f"{results.stage}: {name}", **kwargs))
 
 
 def root(results: Results) -> None:
@@ -55,30 +56,32 @@ def style(results: Results) -> None:
     loose = [*TOP.glob("host_linux/main.rs"), *TOP.glob("rust/kernel_alloc/lib.rs"), *TOP.glob("rust/num_traits/lib.rs"),
              *TOP.glob("guests/linux/*.rs"), *TOP.glob("guests/examples/*/rust/main.rs")]
     check(results, "rustfmt of the module and the guests", "rustfmt", "--check", "--edition=2021", *loose)
-    check(results, "clippy", "cargo", "clippy", "--quiet", "--workspace", "--all-targets", "--", "-Dwarnings")
+    check(results, "clippy", "cargo", "clippy", "--workspace", "--all-targets", "--", "-Dwarnings")
     tmk = ("--manifest-path", TOP / "guests/tmk/Cargo.toml")
     check(results, "cargo fmt of the test kernels", "cargo", "fmt", "--check", *tmk)
-    check(results, "clippy of the test kernels", "cargo", "clippy", "--quiet", "--locked", *tmk, "--", "-Dwarnings")
+    check(results, "clippy of the test kernels", "cargo", "clippy", "--locked", *tmk, "--", "-Dwarnings")
     for main in TOP.glob("guests/examples/*/rust/main.rs"):
         check(results, f"clippy of the example {main.parents[1].name}", "clippy-driver", "--edition=2021", "-Cpanic=abort", "-Dwarnings",
               "--emit=metadata", "-o", LOGS / "example.rmeta", main)
     check(results, "rustfmt of the lightweight kernel", "cargo", "fmt", "--check", "--manifest-path", TOP / "host_lwk/Cargo.toml")
-    check(results, "clippy of the lightweight kernel", "cargo", "clippy", "--quiet", "--locked", f"--target-dir={BUILD}/lwk/clippy",
+    check(results, "clippy of the lightweight kernel", "cargo", "clippy", "--locked", f"--target-dir={BUILD}/lwk/clippy",
           "--manifest-path", TOP / "host_lwk/Cargo.toml", "--", "-Dwarnings")
     check(results, "every source file names its licence", TOP / "scripts/check-licences")
     check(results, "each file imports what is below it", TOP / "scripts/check-layers")
-    layerstest.run(results)
+    with Shown("style: tests of check-layers"):
+        layerstest.run(results)
     documented(results, "the workspace", "--workspace")
     documented(results, "the core, private items too", "--package=palacios_core", "--document-private-items")
     documented(results, "the test kernels", *tmk)
     documented(results, "the lightweight kernel", f"--target-dir={BUILD}/lwk/clippy", "--manifest-path", TOP / "host_lwk/Cargo.toml")
     check(results, "the book shows tested code", "scripts/docs-check", "--quick")
-    docstest.run(results)
+    with Shown("style: tests of docs-check"):
+        docstest.run(results)
 
 
 def documented(results: Results, name: str, *what: object) -> None:
     """Every public item has words, and their links lead somewhere."""
-    check(results, f"cargo doc of {name}", "cargo", "doc", "--quiet", "--locked", "--no-deps", *what, env={"RUSTDOCFLAGS": "-Dwarnings"})
+    check(results, f"cargo doc of {name}", "cargo", "doc", "--locked", "--no-deps", *what, env={"RUSTDOCFLAGS": "-Dwarnings"})
 
 
 def cargo(results: Results) -> None:
