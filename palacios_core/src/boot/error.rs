@@ -104,7 +104,7 @@ impl fmt::Display for BootError {
             Self::UnknownFlags(flags) => write!(f, "the Multiboot kernel requires features {flags:#x}, which this loader does not know"),
             Self::UnknownTag(tag) => write!(f, "the Multiboot 2 kernel requires what tag {tag} stands for, which this loader does not know; mark it as optional in the kernel's header"),
             Self::NeedsDisplay => f.write_str("the Multiboot kernel requires a video mode (in its header), and the machine has no display; build it for a serial port"),
-            Self::NeedsMemory { need, have } => write!(f, "the machine has {} MiB of memory; to load its kernel and files takes {} MiB or more", have >> 20, need.div_ceil(1 << 20)),
+            Self::NeedsMemory { need, have } => write!(f, "the machine has {} MiB of memory; to load its kernel and files takes {} MiB, and a kernel needs more to run", have >> 20, need.div_ceil(1 << 20)),
             Self::FilesTooBig { bytes, room } => write!(f, "the kernel's files have {bytes} bytes; there is room for {room} where the kernel can reach them"),
             Self::CommandLineTooLong { bytes, limit } => write!(f, "the command line has {bytes} bytes; the kernel takes {limit}"),
             Self::TablesTooBig => f.write_str("the ACPI tables do not fit; take devices or processors out of the machine"),

@@ -191,6 +191,12 @@ fn too_little_memory_says_how_much_is_needed() {
     };
     let error = boot(&small, &[&bzimage()]).map(|_| ()).unwrap_err();
     assert!(matches!(error, BootError::NeedsMemory { .. }));
+    // It knows what loading takes, and does not say that this is enough.
+    let words = error.to_string();
+    assert!(
+        words.ends_with(" MiB, and a kernel needs more to run"),
+        "{words}"
+    );
     let need = match error {
         BootError::NeedsMemory { need, .. } => need.next_multiple_of(MIB),
         _ => 0,
