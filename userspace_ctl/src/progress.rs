@@ -7,19 +7,28 @@ use std::thread;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(1);
+const READING: &str = "{spinner} reading files";
+const READING_TO_AN_END: &str = "reading files {bar:30} {bytes}/{total_bytes}";
 
 /// Does `work` that reads files, and shows how far it is. The work says how many bytes were read, of how many.
 pub fn reading<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
-    let bar = hidden("{spinner} reading files");
-    let mut step = |done, total| {
-        if total != 0 && bar.length() != Some(total) {
-            // Now it is known how much there is.
-            bar.set_length(total);
-            set_style(&bar, "reading files {bar:30} {bytes}/{total_bytes}");
+    let bar = hidden(READING);
+    shown_during(&bar, PATIENCE, show, || {
+        work(&mut |done, total| advance(&bar, done, total))
+    })
+}
+
+/// Shows how far the reading is. Pipes do not say how much they have, and give more than what is to be read: then there is no end to show.
+fn advance(bar: &ProgressBar, done: u64, total: u64) {
+    let end = (total > 0 && done <= total).then_some(total);
+    if bar.length() != end {
+        match end {
+            Some(total) => bar.set_length(total),
+            None => bar.unset_length(),
         }
-        bar.set_position(done);
-    };
-    shown_during(&bar, PATIENCE, show, || work(&mut step))
+        set_style(bar, end.map_or(READING, |_| READING_TO_AN_END));
+    }
+    bar.set_position(done);
 }
 
 /// Does `work`, of which nobody knows how long it takes, and shows `what` meanwhile.
@@ -95,6 +104,20 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let never = |_: &ProgressBar| panic!("shown");
         assert_eq!(shown_during(&hidden("{msg}"), hour, never, || 7), 7);
+    }
+
+    #[test]
+    fn what_is_read_has_an_end_only_if_it_is_known() {
+        let bar = hidden(READING);
+        for (done, total, end) in [
+            (3, 0, None),
+            (3, 10, Some(10)),
+            (12, 10, None),
+            (0, 0, None),
+        ] {
+            advance(&bar, done, total);
+            assert_eq!((bar.position(), bar.length()), (done, end));
+        }
     }
 
     #[test]
