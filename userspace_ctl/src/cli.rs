@@ -318,7 +318,7 @@ pub struct Changes {
 }
 
 #[derive(Args)]
-#[command(group(ArgGroup::new("guest").args(["image", "kernel"]).required(true).multiple(true)))]
+#[command(group(ArgGroup::new("guest").args(["image", "kernel", "check"]).required(true).multiple(true)))]
 pub struct Run {
     /// FILE is a guest.toml: build the image first
     #[arg(short, long, requires = "image")]
@@ -338,7 +338,7 @@ pub struct Run {
     /// Print one line of JSON at the end; the guest's output goes to standard error
     #[arg(long)]
     pub json: bool,
-    /// Only check the options, the image and the files; needs no host
+    /// Only check the options, the image and the files; needs no host, and without an image and a kernel checks the rest
     #[arg(long)]
     pub check: bool,
     #[command(flatten)]
@@ -416,7 +416,12 @@ mod tests {
             assert_eq!(changes.module[0].cmdline, "x=1");
             assert_eq!(run.key.escape, 0x1d);
         }
-        assert!(run("v3 run guest.img --timeout 1.5 --json --expect 1").is_ok());
+        for good in [
+            "v3 run guest.img --timeout 1.5 --json --expect 1",
+            "v3 run --check --cpus 2",
+        ] {
+            assert!(run(good).is_ok(), "{good}");
+        }
         for bad in [
             "v3 run",
             "v3 run a b",

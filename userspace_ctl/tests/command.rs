@@ -99,9 +99,9 @@ fn a_wrong_command_line_is_125_and_told_like_every_error() {
                 .and(contains("error:").not()),
         );
     }
-    v3("run")
-        .assert()
-        .stderr(contains("hint: usage: v3 run <FILE|--kernel <FILE>>"));
+    v3("run").assert().stderr(contains(
+        "hint: usage: v3 run <FILE|--kernel <FILE>|--check>",
+    ));
     // Nothing is asked for: that is no mistake in what is.
     v3("")
         .assert()
@@ -138,6 +138,20 @@ fn one_kind_of_mistake_has_one_status_in_every_command() {
             .assert()
             .code(126)
             .stderr(starts_with("v3: "));
+    }
+}
+
+#[test]
+fn options_are_checked_without_a_guest() {
+    for (options, code, message) in [
+        ("--cpus 2 --mem 64 --initrd Cargo.toml", 0, ""),
+        ("--cpuz 2", 125, "unexpected argument '--cpuz'"),
+        ("--cpus 65", 126, "--cpus: a machine has 1 to 64"),
+        ("--initrd none", 125, "v3: none: no such file"),
+        ("--module none=words", 125, "v3: none: no such file"),
+    ] {
+        let done = v3(&format!("run --check {options}")).assert();
+        done.code(code).stdout(is_empty()).stderr(contains(message));
     }
 }
 

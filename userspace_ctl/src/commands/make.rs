@@ -150,6 +150,19 @@ impl Changes {
         self.pin(guest)
     }
 
+    /// Checks them without a guest to change: its kernel is still to come.
+    pub fn check_alone(&self) -> Result<(), Failure> {
+        let mut guest = Guest::new(PathBuf::new());
+        self.apply(&mut guest)?;
+        let modules = guest.modules.iter().map(|module| &module.contents);
+        for contents in guest.initrds.iter().chain(modules) {
+            if let Contents::File(file) = contents {
+                read(file)?;
+            }
+        }
+        Ok(())
+    }
+
     fn pin(&self, guest: &mut Guest) -> Result<(), Failure> {
         let count = guest.vcpus as usize;
         if self.pins.len() > count {

@@ -25,10 +25,18 @@ pub fn wait(args: &Wait) -> Outcome {
 
 pub fn run(args: &Run) -> Outcome {
     if args.check {
-        return image_of(args.image.as_deref(), args.build, &args.changes).map(|_| 0);
+        return check(args).map(|()| 0);
     }
     let report = run_vm(args).map(|report| report.judged(args.expect));
     conclude(report, args.json, Report::tell)
+}
+
+/// Checks what can be known before there is a VM.
+fn check(args: &Run) -> Result<(), Failure> {
+    if args.image.is_none() && args.changes.kernel.is_none() {
+        return args.changes.check_alone();
+    }
+    image_of(args.image.as_deref(), args.build, &args.changes).map(drop)
 }
 
 /// Reports an end, or that there was none.
