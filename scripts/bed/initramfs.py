@@ -39,6 +39,19 @@ class Job:
     add: list[tuple[Path, str]] = field(default_factory=list)
 
 
+def added(words: list[str]) -> list[tuple[Path, str]]:
+    """The files that FILE and FILE:NAME say, and what each is called on the host."""
+    names: dict[str, Path] = {}
+    for word in words:
+        source, _, name = word.partition(":")
+        path = Path(source)
+        if not path.is_file():
+            raise Failure(f"{source}: there is no such file to add")
+        if names.setdefault(name or path.name, path) != path:
+            raise Failure(f"{source}: {names[name or path.name]}, which is added too, has the same name. FILE:NAME gives it another")
+    return [(path, name) for name, path in names.items()]
+
+
 def build(root: Path, kernel: Kernel, job: Job) -> bytes:
     archive = Cpio()
     # The kernel gives the first process this console before /dev is mounted.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""What `make run`, `make bed` and `make run-lwk` build before they boot: in silence if there is nothing to do."""
+"""What `make run`, `make bed`, `make tmk` and `make run-lwk` build before they boot: in silence if there is nothing to do."""
 
 import argparse
 import os
@@ -105,6 +105,11 @@ cmdline = "console=ttyS0 quiet v3.token={token} {append}"
 def first_image(out: Path, attended: bool) -> None:
     """The guest.img that a newcomer meets. If nobody attends, it switches itself off when it has said who it is."""
     linux_image(out, QUICK_BOOT if attended else f"{QUICK_BOOT} v3.script=poweroff")
+
+
+def check(words: list[str]) -> int:
+    """Has `v3 run` refuse here, before anything long, what it would refuse on the emulated host. Returns its status."""
+    return subprocess.run([BUILD / "tools/v3", "run", "--check", *words], check=False).returncode
 
 
 def boot(script: str, options: list[str], *words: str) -> int:

@@ -3,7 +3,7 @@
 
 import re
 
-from bed import hostroot
+from bed import hostroot, tmk
 from bed.cache import TOP
 from bed.qemu import plain_pc
 
@@ -47,6 +47,8 @@ def run(results: Results) -> None:
 
 def judge_tmk(results: Results, outputs: dict[str, Output]) -> None:
     results.read_tap(outputs[ALL].lines)
+    listed = re.findall(r"^test (\S+) (\S+)", outputs["test=list"].text, re.MULTILINE)
+    results.check("the tests' sources list them as the kernel does", bool(listed) and listed == tmk.tests())
     wanted = re.findall(r"^test (?:always|device|several) (\S+)", outputs["test=list"].text, re.MULTILINE)
     for name in wanted:
         if not re.search(rf"^(not )?ok {name}\b", outputs[ALL].text, re.MULTILINE):

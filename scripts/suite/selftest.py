@@ -32,9 +32,9 @@ def bed(*words: str) -> subprocess.CompletedProcess:
 
 def run(results: Results) -> None:
     tests = (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
-             instruction_clock, two_at_once, terminal, a_users_bed, a_users_guest, kernel_and_its_status, guest_without_end, no_guest_at_all,
-             debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick, bootstrap_keeps_apt_to_itself, long_steps_speak,
-             a_long_boot_speaks)
+             instruction_clock, two_at_once, terminal, a_users_bed, a_users_guest, kernel_and_its_status, files_of_one_name, names_that_are_wrong,
+             guest_without_end, no_guest_at_all, debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick, bootstrap_keeps_apt_to_itself,
+             long_steps_speak, a_long_boot_speaks)
     for test, (good, seen, seconds) in zip(tests, JOBS.map(timed, tests)):
         results.check(test.__name__.replace("_", " "), good, seconds)
         if not good:
@@ -165,6 +165,32 @@ def kernel_and_its_status():
     return done.returncode == 1 and b"ok cpuid_signature" in done.stdout and output in done.stderr, done
 
 
+def files_of_one_name():
+    """Each gets there."""
+    with tempfile.TemporaryDirectory() as folder:
+        modules = [Path(folder) / name / "tmk" for name in "ab"]
+        for module in modules:
+            module.parent.mkdir()
+            module.write_text("words")
+        options = [word for module in modules for word in ("--module", f"{module}=words")]
+        done = user_run("--image", "build/guests/tmk/tmk", "--", *options, "--append", "test=cpuid_signature")
+    return b"--module 1-tmk=words --module 2-tmk=words" in done.stdout and b"ok cpuid_signature" in done.stdout, done
+
+
+def names_that_are_wrong():
+    """`make tmk` and `make bed` refuse at once what is not there; a list of tests needs nothing but their sources."""
+    def user(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([TOP / "scripts" / words[0], *words[1:]], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=TOP, check=False)
+
+    wrong = {("tmk", "cpuid_signatur"): "tmk: no test is named cpuid_signatur; is it cpuid_signature? `make tmk TEST=list` lists all\n",
+             ("tmk", "cpuid_signature,zzz"): "tmk: no test is named zzz. `make tmk TEST=list` lists all\n",
+             ("tmk", "cpuid_signature", "--cpus", "65"): "v3: --cpus: a machine has 1 to 64 virtual CPUs\n",
+             ("run-bed", "--add", "nowhere"): "run-bed: nowhere: there is no such file to add\n"}
+    listed, runs = user("tmk", "list"), {words: user(*words) for words in wrong}
+    good = all(run.returncode != 0 and run.stderr.endswith(wrong[words]) and "boot" not in run.stderr for words, run in runs.items())
+    return good and "test ours cpuid_signature\n" in listed.stdout and listed.stderr == "", (listed, runs)
+
+
 def guest_without_end():
     """It is stopped, and the time was said before."""
     with tempfile.TemporaryDirectory() as folder:
@@ -175,18 +201,22 @@ def guest_without_end():
 
 
 def no_guest_at_all():
-    """A file of which no guest can be made and a wrong option are named before anything boots."""
+    """A file of which no guest can be made and a wrong option are named before anything boots, and before a guest is made for them."""
     tmk = ("--image", "build/guests/tmk/tmk", "--")
     wrong = {("--image", "nowhere"): (1, b"nowhere: there is no such file"),
              ("--image", "README.md"): (1, b"README.md, taken for a guest.toml, as it is a text"),
              ("--image", "build/tools/v3"): (126, b"it is an ELF file without a Multiboot header"),
              (*tmk, "--initrd", "nowhere"): (125, b"nowhere: no such file"),
+             ("--", "--initrd", "nowhere"): (125, b"nowhere: no such file"),
+             ("--", "--mem", "64"): (126, b"and a kernel needs more to run"),
+             ("--", "--help"): (0, b""),
              (*tmk, "--cpus", "65"): (126, b"--cpus: a machine has 1 to 64"),
              (*tmk, "--speed", "9"): (125, b"unexpected argument '--speed'")}
     runs = {words: user_run(*words) for words in wrong}
     bochs_run = user_run("--gdb", "--machine", "vtx")
     good = all(run.returncode == wrong[words][0] and wrong[words][1] in run.stderr and b"booting" not in run.stderr
-               for words, run in runs.items())
+               and b"exit status" not in run.stderr for words, run in runs.items())
+    good &= b"--cpus <N>" in runs["--", "--help"].stdout
     return good and bochs_run.returncode == 1 and b"Take the machine svm" in bochs_run.stderr, (runs, bochs_run)
 
 
