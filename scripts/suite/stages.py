@@ -135,7 +135,8 @@ def modules(results: Results) -> None:
 def testbed(results: Results) -> None:
     selftest.run(results)
     sharing.run(results)
-    interruptions.run(results)
+    with Shown("testbed: tests of interruptions"):
+        interruptions.run(results)
 
 
 def bed(results: Results) -> None:
