@@ -45,24 +45,32 @@ check "nothing is held after a race of calls" nothing_held
 # Allocations that fail, wherever they may: a VM is made whole, or not at all.
 fail() { for knob in failslab fail_page_alloc; do echo $2 >/sys/kernel/debug/$knob/$1; done; }
 if [ -e /sys/kernel/debug/failslab ]; then
-	fail task-filter Y; fail interval 1; fail times -1; fail verbose 0
+	fail task-filter Y; fail probability 100; fail times -1; fail verbose 0
 	echo 0 >/sys/kernel/debug/fail_page_alloc/min-order
 	echo N >/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait
 	echo N >/sys/kernel/debug/failslab/ignore-gfp-wait
-	made=0 refused=0
-	for percent in 1 2 5; do
-		fail probability $percent
-		for _ in $(seq 30); do
-			sh -c 'echo 1 >/proc/self/make-it-fail; exec v3 create halt.img frail' >/dev/null 2>&1
-			if [ -e /dev/v3-vm0 ]; then
-				made=$((made + 1))
-				v3 free frail
-			else
+	may_fail() { sh -c 'echo 1 >/proc/self/make-it-fail; exec v3 "$@"' sh "$@" >/dev/null 2>&1; }
+	made=0 refused=0 attached=0 not_attached=0
+	# Each so many allocations one fails. To make a VM takes some hundreds.
+	for every in 7 53 211 997 3989; do
+		fail interval $every
+		for _ in $(seq 20); do
+			may_fail create halt.img frail
+			if [ ! -e /dev/v3-vm0 ]; then
 				refused=$((refused + 1))
+				continue
 			fi
+			made=$((made + 1))
+			# An attachment takes fewer.
+			fail interval $((every / 5))
+			if may_fail attach frail serial --file frail.out; then attached=$((attached + 1)); else not_attached=$((not_attached + 1)); fi
+			fail interval $every
+			v3 free frail
 		done
 	done
 	fail probability 0
+	echo "attached $attached, not attached $not_attached"
+	check "some devices were attached, some not" [ $attached -gt 0 -a $not_attached -gt 0 ]
 	echo "made $made, refused $refused"
 	check "some VMs were made, some not" [ $made -gt 0 -a $refused -gt 0 ]
 	check "nothing is held after failed allocations" nothing_held
