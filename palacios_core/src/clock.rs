@@ -117,6 +117,14 @@ impl<H: Host> VmClock<H> {
         self.paused_ns.store(RUNNING, Ordering::SeqCst);
     }
 
+    /// Has a clock that stands still, stand at this time and counter.
+    pub fn restore(&self, now_ns: u64, tsc: u64) {
+        if self.paused_ns.load(Ordering::SeqCst) != RUNNING {
+            self.paused_tsc.store(tsc, Ordering::SeqCst);
+            self.paused_ns.store(now_ns, Ordering::SeqCst);
+        }
+    }
+
     /// The guest's counter on a CPU where the host's stands at `host_tsc`.
     pub fn tsc(&self, host_tsc: u64) -> u64 {
         if self.paused_ns.load(Ordering::SeqCst) != RUNNING {

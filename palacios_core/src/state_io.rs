@@ -82,6 +82,23 @@ impl<'a> StateReader<'a> {
         self.0 = rest;
         Ok(*head)
     }
+    /// The next `len` bytes.
+    pub fn slice(&mut self, len: usize) -> Result<&'a [u8], StateError> {
+        let (head, rest) = self.0.split_at_checked(len).ok_or(StateError::Truncated)?;
+        self.0 = rest;
+        Ok(head)
+    }
+    /// What was not read yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+    /// There must be nothing left.
+    pub fn end(&self, field: &'static str) -> Result<(), StateError> {
+        match self.0.is_empty() {
+            true => Ok(()),
+            false => Err(StateError::Value(field)),
+        }
+    }
     /// One byte.
     pub fn u8(&mut self) -> Result<u8, StateError> {
         self.bytes::<1>().map(u8::from_le_bytes)

@@ -6,6 +6,10 @@
 //! write first makes the bytes say so.
 #![forbid(unsafe_code)]
 
+use crate::alloc_ext::{NoMemory, TryPush};
+use crate::state_io::{StateError, StateReader, StateWriter};
+use alloc::vec::Vec;
+
 /// Where things stand in the legacy region (SDM 1: table 10-2).
 const CONTROL_WORD: usize = 0;
 const STATUS_WORD: usize = 2;
@@ -25,6 +29,8 @@ const X87: u32 = 0;
 const SSE: u32 = 1;
 const AVX: u32 = 2;
 const ZMM_HIGH: u32 = 6;
+/// Those in the legacy region.
+const LEGACY_COMPONENTS: u64 = 1 << X87 | 1 << SSE;
 
 /// x87's control word after FNINIT.
 pub const INITIAL_CONTROL_WORD: u16 = 0x37f;
@@ -252,6 +258,194 @@ impl<'a> XsaveArea<'a> {
         self.use_component(component);
         self.put(at, value.get(..bytes).unwrap_or_default());
     }
+}
+
+/// Where a state component lies in an area (SDM 1: 13.4.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ComponentPlace {
+    number: u8,
+    at: usize,
+    bytes: usize,
+}
+
+/// The places of those components behind the header that `allowed` has, a mask as XCR0 is, by what CPUID says in leaf 0xd.
+pub fn component_places(
+    allowed: u64,
+    cpuid: impl Fn(u32, u32) -> [u32; 4],
+) -> impl Iterator<Item = ComponentPlace> {
+    let place = move |number: u8| {
+        let [bytes, at, _, _] = cpuid(0xd, number.into());
+        ComponentPlace {
+            number,
+            at: at as usize,
+            bytes: bytes as usize,
+        }
+    };
+    let allowed = move |number: &u8| allowed.wrapping_shr((*number).into()) & 1 != 0;
+    (AVX as u8..63).filter(allowed).map(place)
+}
+
+impl XsaveArea<'_> {
+    /// Writes down what it holds.
+    pub fn record(
+        &self,
+        places: impl Iterator<Item = ComponentPlace>,
+    ) -> Result<FpuRecord, NoMemory> {
+        let legacy = self.record_legacy()?;
+        let in_use = match self.layout.header {
+            true => u64::from_le_bytes(self.get(HEADER)),
+            false => LEGACY_COMPONENTS,
+        };
+        let mut record = FpuRecord {
+            legacy,
+            in_use: in_use & LEGACY_COMPONENTS,
+            components: Vec::new(),
+        };
+        for place in places {
+            let mask = 1u64.wrapping_shl(place.number.into());
+            if in_use & mask != 0 {
+                let end = place.at.saturating_add(place.bytes);
+                let bytes = try_copy(self.bytes.get(place.at..end).unwrap_or_default())?;
+                record.components.try_push((place.number, bytes))?;
+                record.in_use |= mask;
+            }
+        }
+        Ok(record)
+    }
+
+    /// The legacy region up to the last XMM register, without the mask of MXCSR, which is the processor's.
+    fn record_legacy(&self) -> Result<Vec<u8>, NoMemory> {
+        let mut legacy = Vec::new();
+        if self.bytes.is_empty() {
+            return Ok(legacy);
+        }
+        for chunk in 0..(XMM_END / 16) as u8 {
+            let bytes = self.legacy(chunk);
+            let at = 16 * usize::from(chunk);
+            for (at, byte) in (at..).zip(bytes) {
+                let masked = (MXCSR_MASK..X87_REGISTERS).contains(&at);
+                legacy.try_push(if masked { 0 } else { byte })?;
+            }
+        }
+        Ok(legacy)
+    }
+
+    /// Takes what was written down. A component that has no place here is refused. On an error the area is in its initial state.
+    pub fn restore(
+        &mut self,
+        record: &FpuRecord,
+        places: impl Iterator<Item = ComponentPlace> + Clone,
+    ) -> Result<(), StateError> {
+        self.clear();
+        let restored = self.restore_cleared(record, places);
+        if restored.is_err() {
+            self.clear();
+        }
+        restored
+    }
+
+    fn restore_cleared(
+        &mut self,
+        record: &FpuRecord,
+        places: impl Iterator<Item = ComponentPlace> + Clone,
+    ) -> Result<(), StateError> {
+        let from = XsaveFields(&record.legacy);
+        if !self.set_mxcsr(from.mxcsr()) {
+            return Err(StateError::Value("cpu.fpu.mxcsr"));
+        }
+        if record.in_use & 1 << X87 != 0 {
+            self.put(0, from.part(0, MXCSR));
+            self.put(X87_REGISTERS, from.part(X87_REGISTERS, XMM_REGISTERS));
+        }
+        if record.in_use & 1 << SSE != 0 {
+            self.put(XMM_REGISTERS, from.part(XMM_REGISTERS, XMM_END));
+        }
+        for (number, bytes) in &record.components {
+            let mut places = places.clone();
+            let place = places.find(|place| place.number == *number && self.layout.header);
+            let place = place.filter(|place| place.bytes == bytes.len());
+            let place = place.ok_or(StateError::Value("cpu.fpu.component"))?;
+            self.put(place.at, bytes);
+        }
+        if self.layout.header {
+            self.put(HEADER, &record.in_use.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+/// The legacy region of a record.
+struct XsaveFields<'a>(&'a [u8]);
+
+impl XsaveFields<'_> {
+    fn part(&self, from: usize, to: usize) -> &[u8] {
+        self.0.get(from..to).unwrap_or_default()
+    }
+    fn mxcsr(&self) -> u32 {
+        let bytes = self.part(MXCSR, MXCSR_MASK).first_chunk();
+        bytes.map_or(INITIAL_MXCSR, |bytes| u32::from_le_bytes(*bytes))
+    }
+}
+
+/// Floating-point and vector registers, written down in no processor's layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FpuRecord {
+    /// The legacy region up to the last XMM register, as FXSAVE has it; empty where there is none.
+    legacy: Vec<u8>,
+    /// The components that are not in their initial state, a mask as XSTATE_BV is.
+    in_use: u64,
+    /// Of those the ones behind the header, by their numbers.
+    components: Vec<(u8, Vec<u8>)>,
+}
+
+impl FpuRecord {
+    /// Writes it down.
+    pub fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        to.u32(self.legacy.len() as u32)?;
+        to.bytes(&self.legacy)?;
+        to.u64(self.in_use)?;
+        for (number, bytes) in &self.components {
+            to.u8(*number)?;
+            to.u32(bytes.len() as u32)?;
+            to.bytes(bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what [`FpuRecord::save`] wrote.
+    pub fn read(from: &mut StateReader<'_>) -> Result<Self, StateError> {
+        let legacy = from.u32()? as usize;
+        if legacy != XMM_END && legacy != 0 {
+            return Err(StateError::Value("cpu.fpu.legacy"));
+        }
+        let legacy = try_copy(from.slice(legacy)?)?;
+        let in_use = from.u64()?;
+        let mut components = Vec::new();
+        for number in AVX as u8..64 {
+            if in_use.wrapping_shr(number.into()) & 1 == 0 {
+                continue;
+            }
+            let (found, len) = (from.u8()?, from.u32()?);
+            if found != number {
+                return Err(StateError::Value("cpu.fpu.component"));
+            }
+            components.try_push((number, try_copy(from.slice(len as usize)?)?))?;
+        }
+        Ok(Self {
+            legacy,
+            in_use,
+            components,
+        })
+    }
+}
+
+fn try_copy(from: &[u8]) -> Result<Vec<u8>, NoMemory> {
+    let mut to = Vec::new();
+    to.try_reserve_exact(from.len()).map_err(|_| NoMemory)?;
+    for byte in from {
+        to.try_push(*byte)?;
+    }
+    Ok(to)
 }
 
 fn copy(to: &mut [u8], from: &[u8]) {

@@ -15,6 +15,7 @@ mod alloc_ext;
 mod atomic;
 mod bus;
 #[path = "../../src/devices/doorbell.rs"]
+#[expect(dead_code, reason = "the models need a part of it")]
 mod doorbell;
 #[path = "../../src/memory/frame_word.rs"]
 #[expect(dead_code, reason = "the models need a part of it")]

@@ -179,7 +179,7 @@ struct Held {
 impl Held {
     fn new() -> Self {
         let word = RunWord::new();
-        word.launch();
+        word.launch(true);
         Self {
             word: Arc::new(word),
             moved: Arc::new(Notify::new()),

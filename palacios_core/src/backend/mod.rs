@@ -170,6 +170,10 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn nmi_blocked(&self) -> bool;
     /// Holds NMIs back until the guest's next `IRET`, or no more: the core has delivered one, or executed an `IRET`.
     fn set_nmi_blocked(&mut self, blocked: bool);
+    /// The event that the next entry delivers, if any.
+    fn pending_event(&self) -> Option<Event>;
+    /// The guest is in the shadow that `STI` or `MOV SS` leave for one instruction.
+    fn interrupt_shadow(&self) -> bool;
     /// Sets the shadow that `STI` or `MOV SS` leave for one instruction.
     fn set_interrupt_shadow(&mut self, on: bool);
     /// Asks for [`Exit::InterruptWindow`], once, as soon as the guest would take an interrupt of `priority` (vector >> 4;

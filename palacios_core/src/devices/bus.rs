@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod deadlines;
+mod saved;
 mod workers;
 
 use super::doorbell::Doorbells;
@@ -22,11 +23,11 @@ use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass, NoMemory};
 use crate::names::DeviceId;
 use crate::regions::RegionError;
-use crate::state_io::{StateError, StateReader, StateWriter};
 use crate::worker::Worker;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+pub use saved::DEVICE_PATH;
 
 /// The most devices that a machine has.
 pub const MAX_DEVICES: usize = 64;
@@ -445,25 +446,6 @@ impl<H: Host> Bus<H> {
             slot.doorbells.take();
         }
         self.update_all_regions();
-    }
-
-    /// Saves all devices, in the order of their slots.
-    pub fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
-        self.used()
-            .iter()
-            .filter_map(|slot| slot.device.lock().as_ref().map(|device| device.save(to)))
-            .collect()
-    }
-
-    /// Restores all devices, in the order of their slots.
-    pub fn restore(&self, from: &mut StateReader<'_>) -> Result<(), StateError> {
-        for slot in self.used() {
-            let mut restored = Ok(());
-            self.call(slot, |device| restored = device.restore(from));
-            restored?;
-        }
-        self.update_all_regions();
-        Ok(())
     }
 }
 

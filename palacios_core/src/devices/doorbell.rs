@@ -22,6 +22,11 @@ impl Doorbells {
         self.0.fetch_or(bit, AcqRel) & bit == 0
     }
 
+    /// Those that rang and were not taken yet.
+    pub(super) fn rung(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
     /// Takes those that rang, a bit for each region. What was written before they rang is seen from here on.
     pub(super) fn take(&self) -> u64 {
         // Most often none did, and a read costs less than an exchange.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The features that a guest's processor has.
 
-use super::table::{Feature, Word};
+use super::table::{Feature, Word, TABLE};
+use crate::state_io::{StateError, StateReader, StateWriter};
 
 /// The words of CPUID that hold features.
 pub(super) type Words = [u32; Word::ALL.len()];
@@ -22,7 +23,47 @@ pub struct GuestFeatures {
     pub(super) efer: u64,
 }
 
+/// Of what [`GuestFeatures::save`] writes.
+const VERSION: u32 = 1;
+
 impl GuestFeatures {
+    /// Writes them down.
+    pub fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        to.u32(VERSION)?;
+        self.words.iter().try_for_each(|word| to.u32(*word))?;
+        [self.cr4, self.xcr0, self.efer]
+            .iter()
+            .try_for_each(|word| to.u64(*word))
+    }
+    /// Reads what [`GuestFeatures::save`] wrote.
+    pub fn read(from: &mut StateReader<'_>) -> Result<Self, StateError> {
+        from.version(VERSION)?;
+        let mut words = [0; Word::ALL.len()];
+        for word in &mut words {
+            *word = from.u32()?;
+        }
+        let features = Self {
+            words,
+            cr4: from.u64()?,
+            xcr0: from.u64()?,
+            efer: from.u64()?,
+        };
+        from.end("features.end")?;
+        Ok(features)
+    }
+    /// The name of a feature in which another set differs, and whether that is the one without it. One that is missing there comes before one
+    /// that is more.
+    pub fn first_difference(&self, other: &Self) -> Option<(&'static str, bool)> {
+        let lacks = |mine: &Self, others: &Self| {
+            let mut rows = TABLE.iter().map(|row| row.feature);
+            let missing = rows.find(|feature| mine.has(*feature) && !others.has(*feature));
+            missing.map(|feature| feature.name())
+        };
+        let rest = (self != other).then_some(("cpuid", false));
+        let missing = lacks(self, other).map(|name| (name, true));
+        let more = || lacks(other, self).map(|name| (name, false));
+        missing.or_else(more).or(rest)
+    }
     /// Whether it has one.
     #[inline(always)] // As `Feature::place`.
     pub fn has(&self, feature: Feature) -> bool {

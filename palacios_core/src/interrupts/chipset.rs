@@ -225,7 +225,8 @@ impl Chipset {
         self.pic.restore(from)?;
         self.ioapic.restore(from)?;
         self.legacy_replacement = from.bool("chipset.legacy_replacement")?;
-        self.told = false;
+        // What rises from now on is news.
+        self.told = self.output();
         Ok(())
     }
 }

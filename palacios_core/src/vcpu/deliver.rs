@@ -122,7 +122,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.waits_for.contains(WaitsFor::PIC) && self.apic.takes_extint()
     }
 
-    fn accept_vectors(&mut self, context: &RunContext<'_, H, B>) {
+    pub(super) fn accept_vectors(&mut self, context: &RunContext<'_, H, B>) {
         let apic = &mut self.apic;
         context.shared.pending.drain(|vector, level| {
             apic.accept(vector, level);

@@ -11,6 +11,7 @@
 //!       ├─ emulate.rs         what the emulator executes, with the rules of control_registers.rs
 //!       ├─ exceptions.rs      faults and debug traps on their way to the guest
 //!       └─ cause.rs           a triple fault: which exception began it
+//!  saved.rs          writing it down (record.rs), and going on from that
 //!  owned.rs          the vCPU, which belongs to whoever steps it
 //!  on_backend.rs     the same, as the VM has it: whatever backend runs it
 //!  context.rs        what its methods need besides: the VM's shared part, the backend, its own shared part
@@ -37,8 +38,10 @@ mod on_backend;
 mod owned;
 mod presence;
 mod pvclock;
+pub mod record;
 pub mod report;
 mod run;
+mod saved;
 mod shared;
 mod tick_cost;
 mod timers;

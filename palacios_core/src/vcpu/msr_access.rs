@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::context::RunContext;
-use super::msr_values::valid_mtrr;
+use super::msr_values::{valid_mtrr, MCG_STATUS, MCG_STATUS_BITS};
 use super::owned::Vcpu;
 use super::pvclock::{STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
 use crate::backend::{Backend, BackendVcpu};
@@ -21,7 +21,6 @@ const PATCH_LEVEL: u32 = 0x8b;
 const MTRR_CAP: u32 = 0xfe;
 /// How many banks of machine checks there are: none, since errors of the machine are the host's (SDM 3B: 15.3.1).
 const MCG_CAP: u32 = 0x179;
-const MCG_STATUS: u32 = 0x17a;
 const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC_FIRST: u32 = 0x800;
 const X2APIC_LAST: u32 = 0x8ff;
@@ -31,8 +30,6 @@ const EFER: u32 = 0xc000_0080;
 
 /// Eight variable ranges, fixed ranges, write-combining (SDM 3A: 11.11.1).
 const MTRR_CAP_VALUE: u64 = 8 | 1 << 8 | 1 << 10;
-/// MCG_STATUS: RIPV, EIPV, MCIP.
-const MCG_STATUS_BITS: u64 = 0b111;
 /// APIC_BASE: x2APIC mode.
 const APIC_BASE_X2APIC: u64 = 1 << 10;
 

@@ -10,6 +10,7 @@ use crate::backend::{Backend, Features, HostProcessor};
 use crate::features::Feature;
 use crate::host::Host;
 use crate::memory::Memory;
+use crate::state_io::{StateError, StateWriter};
 use crate::vm::shared::VmShared;
 
 /// What a VM does with a vCPU.
@@ -18,6 +19,12 @@ pub(crate) trait AnyVcpu<H: Host>: Send {
     fn step(&mut self, vm: &VmShared<H>) -> VcpuStep;
     /// Describes it. It does not run.
     fn report(&self, memory: &Memory<H>) -> VcpuReport;
+    /// Writes it down: see [`Vcpu::record`].
+    fn save(&mut self, vm: &VmShared<H>, to: &mut StateWriter<'_>) -> Result<(), StateError>;
+    /// Whether it can go on from that record.
+    fn check(&self, vm: &VmShared<H>, record: &[u8]) -> Result<(), StateError>;
+    /// Goes on from a record: see [`Vcpu::restore`].
+    fn restore(&mut self, vm: &VmShared<H>, record: &[u8]) -> Result<(), StateError>;
 }
 
 /// A vCPU, and the backend that runs it.
@@ -26,18 +33,45 @@ pub(crate) struct OnBackend<H: Host, B: Backend<H>> {
     pub(crate) backend: H::Shared<B>,
 }
 
+/// Where the vCPU of that number runs. `None`: the VM has no such.
+fn context_of<'a, H: Host, B: Backend<H>>(
+    vm: &'a VmShared<H>,
+    backend: &'a B,
+    index: u32,
+) -> Option<RunContext<'a, H, B>> {
+    Some(RunContext {
+        vm,
+        board: vm.board(),
+        backend,
+        shared: vm.vcpu(index)?,
+    })
+}
+
+const NO_SUCH_VCPU: StateError = StateError::Value("vcpu");
+
 impl<H: Host, B: Backend<H>> AnyVcpu<H> for OnBackend<H, B> {
     fn step(&mut self, vm: &VmShared<H>) -> VcpuStep {
-        let Some(shared) = vm.vcpu(self.vcpu.index) else {
-            return VcpuStep::Ended;
-        };
-        let context = RunContext {
-            vm,
-            board: vm.board(),
-            backend: &*self.backend,
-            shared,
-        };
-        self.vcpu.step(&context)
+        match context_of(vm, &*self.backend, self.vcpu.index) {
+            Some(context) => self.vcpu.step(&context),
+            None => VcpuStep::Ended,
+        }
+    }
+    fn save(&mut self, vm: &VmShared<H>, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        let context = context_of(vm, &*self.backend, self.vcpu.index);
+        let record = self.vcpu.record(&context.ok_or(NO_SUCH_VCPU)?)?;
+        record.save(to)
+    }
+    fn check(&self, vm: &VmShared<H>, record: &[u8]) -> Result<(), StateError> {
+        let context = context_of(vm, &*self.backend, self.vcpu.index);
+        self.vcpu
+            .read_record(&context.ok_or(NO_SUCH_VCPU)?, record)
+            .map(|_| ())
+    }
+    fn restore(&mut self, vm: &VmShared<H>, record: &[u8]) -> Result<(), StateError> {
+        let context = context_of(vm, &*self.backend, self.vcpu.index);
+        let context = context.ok_or(NO_SUCH_VCPU)?;
+        let record = self.vcpu.read_record(&context, record)?;
+        self.vcpu.restore(&context, &record)
     }
     fn report(&self, memory: &Memory<H>) -> VcpuReport {
         self.vcpu.report(memory)

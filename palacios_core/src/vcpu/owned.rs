@@ -197,7 +197,7 @@ pub(crate) fn reset_shared<H: Host>(shared: &VcpuShared<H>, processor: &dyn Host
 }
 
 /// A local APIC as firmware leaves it.
-fn new_apic(index: u32, processor: &dyn HostProcessor) -> LocalApic {
+pub(super) fn new_apic(index: u32, processor: &dyn HostProcessor) -> LocalApic {
     let mut apic = LocalApic::new(index, index == 0, processor.features().physical_bits);
     if index == 0 {
         apic.enter_virtual_wire_mode();

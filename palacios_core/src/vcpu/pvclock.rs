@@ -12,6 +12,7 @@ use crate::clock::NS_PER_S;
 use crate::interfaces::GuestMemory;
 use crate::interrupts::lapic::GeneralProtection;
 use crate::ram::RamLayout;
+use crate::state_io::{StateError, StateReader, StateWriter};
 use core::sync::atomic::{fence, Ordering};
 
 /// The first leaf: signature and last leaf.
@@ -83,6 +84,45 @@ impl PvClock {
             waited_ns,
             ..Self::default()
         }
+    }
+
+    /// Writes down where its pages are. What a page says is written anew when it is taken back.
+    pub(super) fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        to.u64(self.wall_clock)?;
+        to.bool(self.wall_clock_due)?;
+        to.u64(self.system_time)?;
+        to.u64(self.steal_time)?;
+        to.u32(self.version)?;
+        to.u64(self.waited_ns.wrapping_sub(self.waited_at_reset_ns))
+    }
+    /// Takes back what [`PvClock::save`] wrote. Where the pages may be is checked by [`PvClock::fits`].
+    pub(super) fn restored(from: &mut StateReader<'_>) -> Result<Self, StateError> {
+        let mut new = Self {
+            wall_clock: from.u64()?,
+            wall_clock_due: from.bool("pvclock.wall_clock_due")?,
+            system_time: from.u64()?,
+            steal_time: from.u64()?,
+            version: from.u32()? & !1,
+            waited_ns: from.u64()?,
+            ..Self::default()
+        };
+        new.system_time_due = new.system_time & ENABLE != 0;
+        new.steal_time_due = new.steal_time & ENABLE != 0;
+        Ok(new)
+    }
+    /// Its pages are in this RAM.
+    pub(super) fn fits(&self, ram: RamLayout) -> bool {
+        let mut probe = Self::default();
+        let clock =
+            !self.wall_clock_due || probe.write_msr(WALL_CLOCK, self.wall_clock, ram).is_ok();
+        let mut written = |index, value| probe.write_msr(index, value, ram).is_ok();
+        clock && written(SYSTEM_TIME, self.system_time) && written(STEAL_TIME, self.steal_time)
+    }
+    /// From now on a thread that has waited so long counts what it waits.
+    pub(super) fn count_from(&mut self, waited_ns: u64) {
+        let stolen_ns = self.waited_ns.wrapping_sub(self.waited_at_reset_ns);
+        self.waited_ns = waited_ns;
+        self.waited_at_reset_ns = waited_ns.wrapping_sub(stolen_ns);
     }
 
     /// CPUID, for a counter of this rate.
@@ -179,7 +219,7 @@ impl PvClock {
             self.system_time_due = false;
         }
         if self.steal_time_due {
-            let stolen_ns = self.waited_ns.saturating_sub(self.waited_at_reset_ns);
+            let stolen_ns = self.waited_ns.wrapping_sub(self.waited_at_reset_ns);
             let at = Gpa(self.steal_time & !ENABLE);
             let words = [stolen_ns as u32, (stolen_ns >> 32) as u32];
             self.write(memory, at.wrapping_add(8), at, &words)?;

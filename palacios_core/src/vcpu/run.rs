@@ -37,11 +37,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if core::mem::take(&mut self.resting) {
             context.shared.rise(context.board.host());
         }
-        let (_, resets) = vm.state_and_resets();
-        if self.resets != resets {
-            (self.resets, self.gathered) = (resets, false);
-            self.reset(context);
-        }
+        self.follow_resets(context);
         self.take_events(context);
         if let Some(reason) = self.stopping.take() {
             vm.vcpu_failed(reason);
@@ -52,11 +48,20 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
         match vm.state_and_resets() {
             // The machine was reset just now, before this vCPU.
-            (_, now) if now != resets => VcpuStep::Again,
+            (_, resets) if resets != self.resets => VcpuStep::Again,
             (RunState::Running, _) => self.run(context),
             (RunState::Paused, _) => self.stand_still(context),
             (RunState::Resetting, _) => self.gather(context),
             (RunState::New | RunState::Stopping | RunState::Stopped, _) => self.end(context),
+        }
+    }
+
+    /// Begins anew if the machine was reset since.
+    pub(super) fn follow_resets(&mut self, context: &RunContext<'_, H, B>) {
+        let (_, resets) = context.vm.state_and_resets();
+        if self.resets != resets {
+            (self.resets, self.gathered) = (resets, false);
+            self.reset(context);
         }
     }
 

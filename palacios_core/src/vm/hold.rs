@@ -6,10 +6,12 @@ use super::run_word::{HoldReason, RunState};
 use super::states::{LifeError, State};
 use super::Vm;
 use crate::host::{Host, Lock};
+use core::sync::atomic::Ordering;
 
 impl<H: Host> Vm<H> {
     /// Holds the VM: no vCPU is in the guest and all devices are at rest when this returns, until [`Vm::release`] was called as often. One that
-    /// was not launched, or has stopped, stands still from its launch on. *Thread.*
+    /// was not launched, or has stopped, stands still from its launch on. Where no threads step its vCPUs and a reset is under way, it stands still only
+    /// when [`Vm::state`] says that it is paused: the reset wants more steps. *Thread.*
     ///
     /// # Errors
     /// `TooManyHolds`, and nothing has changed then. `WrongState` if a device does not come to rest: that stops the VM, and the hold counts
@@ -28,6 +30,9 @@ impl<H: Host> Vm<H> {
         }
         // Who resets the machine finds the hold at its end.
         while self.shared.run_state() == RunState::Resetting {
+            if !self.has_threads.load(Ordering::SeqCst) {
+                return Ok(());
+            }
             self.shared.host().yield_now();
         }
         for vcpu in self.shared.board().vcpus() {

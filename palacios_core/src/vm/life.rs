@@ -7,6 +7,7 @@
 //! in the order of their slots. Then the VM's clock stops. So it is for a pause, for a reset (whose clock goes on) and for the end. To go on is the
 //! same backwards.
 
+use super::run_word::RunState;
 use super::states::{LifeError, State};
 use super::stop_reason::StopReason;
 use super::Vm;
@@ -60,6 +61,7 @@ impl<H: Host> Vm<H> {
     /// Those of [`Vm::begin`]; `NoMemory` if a thread cannot be started, and then the VM has stopped.
     pub fn launch(vm: &H::Shared<Self>) -> Result<(), LifeError> {
         let _control = vm.control.lock();
+        vm.has_threads.store(true, Ordering::SeqCst);
         vm.begin_life()?;
         for index in 0..vm.vcpus() {
             let this = vm.clone();
@@ -86,6 +88,7 @@ impl<H: Host> Vm<H> {
     /// `WrongState` unless the VM is new or has stopped; `NotLoadable` if its kernel cannot be loaded again.
     pub fn begin(&self) -> Result<(), LifeError> {
         let _control = self.control.lock();
+        self.has_threads.store(false, Ordering::SeqCst);
         self.begin_life()
     }
 
@@ -100,7 +103,10 @@ impl<H: Host> Vm<H> {
             state => return Err(LifeError::WrongState(state)),
         }
         self.shared.life.lock().reason = None;
-        self.reset_shared();
+        let goes_on = self.loaded.swap(false, Ordering::SeqCst);
+        if !goes_on {
+            self.reset_shared();
+        }
         self.alive.store(self.vcpus(), Ordering::SeqCst);
         self.waiting.store(0, Ordering::SeqCst);
         for seat in &self.seats {
@@ -109,7 +115,7 @@ impl<H: Host> Vm<H> {
         if !self.shared.run.is_held() {
             self.set_going();
         }
-        self.shared.run.launch();
+        self.shared.run.launch(!goes_on);
         self.shared.observer.state_changed();
         Ok(())
     }
@@ -170,12 +176,15 @@ impl<H: Host> Vm<H> {
 
     fn go_on_after_reset(&self) {
         self.shared.bus().run_workers();
-        self.shared.run.reset_done();
+        if self.shared.run.reset_done() == Some(RunState::Paused) {
+            // Somebody held it meanwhile.
+            let _ = self.bring_to_rest();
+        }
         self.shared.call_all();
     }
 
     /// Resets the devices and the interrupt controllers, and loads the kernel again. Each vCPU resets itself.
-    fn reset_machine(&self) -> Result<(), ()> {
+    pub(super) fn reset_machine(&self) -> Result<(), ()> {
         self.shared.board().power.clear();
         self.shared.told_dead.store(false, Ordering::SeqCst);
         self.shared.bus().reset();
@@ -191,7 +200,7 @@ impl<H: Host> Vm<H> {
         })
     }
 
-    fn reset_shared(&self) {
+    pub(super) fn reset_shared(&self) {
         for vcpu in self.shared.board().vcpus() {
             vcpu::reset_shared(vcpu, &*self.processor);
         }

@@ -29,6 +29,7 @@ mod power;
 mod route;
 mod run_state;
 pub(crate) mod run_word;
+mod saved;
 mod seat;
 pub(crate) mod shared;
 pub(crate) mod states;
@@ -71,6 +72,7 @@ pub use error::{CreateError, MoveError};
 pub use parts::{ImageBytes, Observer, OpenStream, Parts};
 pub use run_state::DEAD;
 pub use run_word::HoldReason;
+pub use saved::{LoadError, LoadFault, SaveError};
 pub use states::{LifeError, State, Step};
 pub use stop_reason::StopReason;
 
@@ -87,6 +89,10 @@ pub struct Vm<H: Host> {
     alive: AtomicU32,
     /// vCPUs that wait for a reset.
     waiting: AtomicU32,
+    /// Its vCPUs are stepped by threads.
+    has_threads: AtomicBool,
+    /// The next launch goes on from what was loaded.
+    loaded: AtomicBool,
     /// Held over launch, hold and the like, one at a time.
     control: H::Mutex<()>,
 }
@@ -140,6 +146,8 @@ impl<H: Host> Vm<H> {
             control: host.mutex(LockClass::VmControl, ())?,
             alive: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            has_threads: AtomicBool::new(false),
+            loaded: AtomicBool::new(false),
             processor: try_box(ProcessorOf(backend))?,
             seats: vcpus.1,
             without,

@@ -128,10 +128,12 @@ impl RunWord {
         Some(to(before).0)
     }
 
-    /// The machine was made ready: its vCPUs begin, running unless somebody holds it. Gives the state.
-    pub(crate) fn launch(&self) -> Option<RunState> {
+    /// The machine was made ready: its vCPUs begin, running unless somebody holds it. They are reset first, unless they go on from what was
+    /// loaded. Gives the state.
+    pub(crate) fn launch(&self, resets: bool) -> Option<RunState> {
         let from = [RunState::New, RunState::Stopped];
-        self.change(&from, |word| (go(word), word.wrapping_add(RESET)))
+        let more = if resets { RESET } else { 0 };
+        self.change(&from, |word| (go(word), word.wrapping_add(more)))
     }
     /// Its vCPUs are to gather. `false`: it does not run.
     pub(crate) fn begin_reset(&self) -> bool {
@@ -218,7 +220,7 @@ mod tests {
     #[test]
     fn it_stands_still_as_long_as_anybody_holds_it() {
         let word = RunWord::new();
-        assert_eq!(word.launch(), Some(RunState::Running));
+        assert_eq!(word.launch(true), Some(RunState::Running));
         assert_eq!(word.hold(HoldReason::User), Ok(true));
         assert_eq!(word.hold(HoldReason::Saving), Ok(false));
         assert_eq!(word.hold(HoldReason::Saving), Ok(false));
@@ -261,7 +263,7 @@ mod tests {
     fn launch_and_reset_lead_to_a_pause_if_it_is_held() {
         let word = RunWord::new();
         word.hold(HoldReason::Debugger).unwrap();
-        assert_eq!(word.launch(), Some(RunState::Paused));
+        assert_eq!(word.launch(true), Some(RunState::Paused));
         assert!(!word.begin_reset());
         assert!(word.release(HoldReason::Debugger) && word.go_on());
         assert!(word.begin_reset());
@@ -274,15 +276,15 @@ mod tests {
     #[test]
     fn the_users_hold_ends_with_the_vm() {
         let word = RunWord::new();
-        word.launch();
+        word.launch(true);
         word.hold(HoldReason::User).unwrap();
         word.hold(HoldReason::HostSleep).unwrap();
         assert!(word.stop() && !word.stop());
-        assert_eq!(word.launch(), None);
+        assert_eq!(word.launch(true), None);
         word.ended();
         assert_eq!(word.state(), RunState::Stopped);
         assert!(!word.release(HoldReason::User) && word.is_held());
-        assert_eq!(word.launch(), Some(RunState::Paused));
+        assert_eq!(word.launch(true), Some(RunState::Paused));
         assert!(word.release(HoldReason::HostSleep) && word.go_on());
     }
 
@@ -290,7 +292,7 @@ mod tests {
     fn one_that_stops_is_neither_reset_nor_launched() {
         let word = RunWord::new();
         assert!(!word.stop() && word.stop_new() && !word.stop_new());
-        assert_eq!(word.launch(), Some(RunState::Running));
+        assert_eq!(word.launch(true), Some(RunState::Running));
         assert!(word.begin_reset() && word.stop());
         assert_eq!(word.reset_done(), None);
         assert!(!word.go_on());

@@ -370,6 +370,12 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     fn set_nmi_blocked(&mut self, blocked: bool) {
         self.guest.nmi_blocked = blocked;
     }
+    fn pending_event(&self) -> Option<Event> {
+        self.guest.injected
+    }
+    fn interrupt_shadow(&self) -> bool {
+        self.guest.shadow
+    }
     fn set_interrupt_shadow(&mut self, on: bool) {
         self.guest.shadow = on;
     }

@@ -499,6 +499,12 @@ impl BackendVcpu<TestHost, StormBackend> for StormVcpu {
         false
     }
     fn set_nmi_blocked(&mut self, _: bool) {}
+    fn pending_event(&self) -> Option<Event> {
+        self.injected
+    }
+    fn interrupt_shadow(&self) -> bool {
+        false
+    }
     fn set_interrupt_shadow(&mut self, _: bool) {}
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.window = priority.is_some();

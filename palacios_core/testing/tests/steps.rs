@@ -58,6 +58,7 @@ fn one_thread_steps_a_whole_vm<B: TestBackend>() {
     let config = Config {
         virtual_time: true,
         entry_ns: 1_000,
+        tick_looks: 200,
         ..config::<B>()
     };
     TestHost::run(config, |host| {

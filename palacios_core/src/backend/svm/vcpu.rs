@@ -456,6 +456,12 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     fn set_nmi_blocked(&mut self, blocked: bool) {
         self.events.set_nmi_blocked(blocked);
     }
+    fn pending_event(&self) -> Option<Event> {
+        self.events.pending
+    }
+    fn interrupt_shadow(&self) -> bool {
+        self.vmcb.get().control.interrupt_shadow & 1 != 0
+    }
     fn set_interrupt_shadow(&mut self, on: bool) {
         self.vmcb.uncached().control.interrupt_shadow = on.into();
     }

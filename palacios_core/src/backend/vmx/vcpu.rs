@@ -551,6 +551,12 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     fn set_nmi_blocked(&mut self, blocked: bool) {
         set_blocking(&mut self.vmcs, blocking::NMI, blocked);
     }
+    fn pending_event(&self) -> Option<Event> {
+        self.events.pending
+    }
+    fn interrupt_shadow(&self) -> bool {
+        self.vmcs.get(INTERRUPTIBILITY) & blocking::SHADOW != 0
+    }
     fn set_interrupt_shadow(&mut self, on: bool) {
         set_blocking(&mut self.vmcs, blocking::SHADOW, false);
         set_blocking(&mut self.vmcs, blocking::STI, on);

@@ -23,6 +23,8 @@ pub struct Cpu {
     since_ns: AtomicU64,
     /// How often the processor has looked for an interrupt in it.
     looks: AtomicU64,
+    /// So many looks later a tick of the host's comes; 0 is never.
+    tick_looks: u64,
 }
 
 #[derive(Default)]
@@ -35,7 +37,7 @@ struct Turns {
 pub struct Turn<'a>(&'a Cpu);
 
 impl Cpu {
-    pub fn new() -> Self {
+    pub fn new(tick_looks: u64) -> Self {
         Self {
             turns: Mutex::default(),
             served: Condvar::new(),
@@ -44,6 +46,7 @@ impl Cpu {
             made: Instant::now(),
             since_ns: AtomicU64::new(0),
             looks: AtomicU64::new(0),
+            tick_looks,
         }
     }
     /// Waits for a turn: first come, first served.
@@ -72,8 +75,9 @@ impl Cpu {
     }
     /// An interrupt waits, and would end guest mode.
     pub fn interrupted(&self) -> bool {
-        self.looks.fetch_add(1, SeqCst);
-        self.interrupt.load(SeqCst) || self.must_end()
+        let looks = self.looks.fetch_add(1, SeqCst);
+        let ticks = self.tick_looks != 0 && looks >= self.tick_looks;
+        ticks || self.interrupt.load(SeqCst) || self.must_end()
     }
     /// Others want the CPU, and the present turn was not too short.
     pub fn must_end(&self) -> bool {

@@ -50,6 +50,8 @@ pub struct Config {
     pub virtual_time: bool,
     /// What an entry takes in virtual time, together with the exit behind it. The guest's instructions take none.
     pub entry_ns: u64,
+    /// After how many instructions of a guest a tick of the host's ends guest mode, as the one thread wants that steps all vCPUs; 0 is never.
+    pub tick_looks: u64,
     /// Of how many windows one opens on another CPU than the last, for threads that are not pinned; 0 is none.
     pub migrate_one_in: u64,
     /// Where its random choices start.
@@ -72,6 +74,7 @@ impl Default for Config {
             high_pages: 1 << 14,
             virtual_time: false,
             entry_ns: 0,
+            tick_looks: 0,
             migrate_one_in: 8,
             seed: 1,
             hurry: 1.0,
@@ -188,7 +191,9 @@ impl TestHost {
     pub fn run<R>(config: Config, test: impl FnOnce(&TestHost) -> R) -> R {
         let host = Self(Arc::new(Inner {
             arena: Arena::new(config.low_pages, config.high_pages),
-            cpus: (0..config.cpus).map(|_| Cpu::new()).collect(),
+            cpus: (0..config.cpus)
+                .map(|_| Cpu::new(config.tick_looks))
+                .collect(),
             clock: match config.virtual_time {
                 true => Clock::Virtual(AtomicU64::new(1_000_000_000)),
                 false => Clock::Real(Instant::now(), config.hurry),

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! VMs that are written down, and go on from that in another VM.
+
+use palacios_core::addr::Gpa;
+use palacios_core::host::Host;
+use palacios_core::interfaces::GuestMemory;
+use palacios_core::sections::Sections;
+use palacios_core::vm::{HoldReason, LoadFault, SaveError, State, Step, StopReason};
+use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
+use palacios_testing::{guests, on_all_backends, processor, Config, TestHost};
+
+/// The status of `exit 0`.
+const GOOD: StopReason = StopReason::Exit(1);
+const RAM_BYTES: u64 = 4 << 20;
+
+fn on_virtual_time<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
+    let config = Config {
+        virtual_time: true,
+        entry_ns: 1_000,
+        tick_looks: 200,
+        processor: B::adapt(processor::Config::default()),
+        ..Config::default()
+    };
+    TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
+}
+
+fn spec(kernel: Vec<u8>, vcpus: usize) -> Spec {
+    Spec {
+        memory_bytes: RAM_BYTES,
+        pins: vec![None; vcpus],
+        serial: true,
+        ..Spec::new(kernel)
+    }
+}
+
+/// Steps all vCPUs from this thread, so many rounds at most. Time passes when none has anything to do, up to the next timer.
+fn step_rounds(host: &TestHost, vm: &TestVm, rounds: usize) -> State {
+    for _ in 0..rounds {
+        let mut all_idle = true;
+        for index in 0..vm.vcpus() {
+            let thread = vm.thread(index).expect("each vCPU has one");
+            let step = thread.played(|| vm.step(index));
+            all_idle &= step != Step::Again && !thread.take_unpark();
+        }
+        if let State::Stopped(_) = vm.state() {
+            break;
+        }
+        if all_idle {
+            let next_ns = host.next_timer_ns().expect("somebody waits for a time");
+            host.advance(next_ns.saturating_sub(host.now_ns()));
+        }
+    }
+    vm.state()
+}
+
+/// A VM as it is written down: its state, and its RAM.
+struct Saved {
+    state: Vec<u8>,
+    ram: Vec<u8>,
+}
+
+fn save(host: &TestHost, vm: &TestVm) -> Saved {
+    vm.hold(HoldReason::Saving).expect("it runs");
+    while vm.state() != State::Paused {
+        step_rounds(host, vm, 1);
+    }
+    let mut state = Vec::new();
+    vm.save(&mut state).expect("it stands still");
+    let mut ram = vec![0; RAM_BYTES as usize];
+    vm.memory().read(Gpa(0), &mut ram).expect("it is RAM");
+    Saved { state, ram }
+}
+
+fn load<B: TestBackend>(hypervisor: &Hypervisor<B>, spec: &Spec, saved: &Saved) -> TestVm {
+    let vm = hypervisor.create(spec).expect("a VM");
+    vm.memory().write(Gpa(0), &saved.ram).expect("it is RAM");
+    vm.load(&saved.state).expect("it was saved");
+    vm
+}
+
+/// The names of all sections that differ.
+fn differences(one: &[u8], other: &[u8]) -> Vec<String> {
+    let sections = Sections::new(one).zip(Sections::new(other));
+    let differ = sections.filter(|(one, other)| one != other);
+    differ
+        .map(|(one, other)| {
+            let (one, other) = (one.expect("good"), other.expect("good"));
+            let at = one
+                .content
+                .iter()
+                .zip(other.content)
+                .position(|(a, b)| a != b);
+            format!("{} at {at:?}", one.path)
+        })
+        .collect()
+}
+
+/// What guests do while they are written down: (kernel, vCPUs).
+fn guests_of<B: TestBackend>() -> Vec<(Vec<u8>, usize)> {
+    let few = 60 / B::SLOWNESS;
+    vec![
+        (guests::halt_for_ticks(&[20, 1_000_000]), 1),
+        (guests::spin_for_ticks(&[few, 500]), 1),
+        (guests::ping_pong(&[few]), 2),
+        (guests::nmi_ping_pong(&[few]), 2),
+        (guests::nmis(&[few]), 1),
+        (guests::workers(&[3, 40 * few, 4, 4096]), 3),
+        (guests::counter(&[200 * few]), 1),
+        (guests::resets(&[3]), 2),
+        (guests::acknowledged_by_another(&[3]), 2),
+    ]
+}
+
+/// Each is stopped in the middle, again and again, and goes on in another VM, whose state is the same to the bit before it does.
+fn guests_go_on_in_another_vm<B: TestBackend>() {
+    on_virtual_time::<B>(|host, hypervisor| {
+        for (number, (kernel, vcpus)) in guests_of::<B>().into_iter().enumerate() {
+            let spec = spec(kernel, vcpus);
+            let mut vm = hypervisor.create(&spec).expect("a VM");
+            vm.begin().expect("a new VM begins");
+            let mut moves = 0;
+            loop {
+                let rounds = 1 + host.random() as usize % 12;
+                match step_rounds(host, &vm, rounds) {
+                    State::Stopped(reason) => {
+                        assert_eq!(reason, GOOD, "guest {number} after {moves} moves");
+                        break;
+                    }
+                    State::Running if moves < 30 => {
+                        let saved = save(host, &vm);
+                        let next = load(hypervisor, &spec, &saved);
+                        next.hold(HoldReason::Saving).expect("it is new");
+                        next.begin().expect("it goes on");
+                        let again = save(host, &next);
+                        next.release(HoldReason::Saving).expect("it is held");
+                        assert_eq!(
+                            differences(&saved.state, &again.state),
+                            [""; 0],
+                            "guest {number}"
+                        );
+                        assert!(saved.state == again.state && saved.ram == again.ram);
+                        next.release(HoldReason::Saving).expect("it is held");
+                        let _ = vm.stop();
+                        step_rounds(host, &vm, 10);
+                        (vm, moves) = (next, moves + 1);
+                    }
+                    _ => {}
+                }
+            }
+            assert!(moves > 0, "guest {number}");
+        }
+    });
+}
+
+/// What is cut, damaged, foreign or of another machine is refused, and the VM is a new one as before.
+fn what_cannot_be_is_refused<B: TestBackend>() {
+    on_virtual_time::<B>(|host, hypervisor| {
+        let spec = spec(guests::ping_pong(&[1000]), 2);
+        let vm = hypervisor.create(&spec).expect("a VM");
+        let mut state = Vec::new();
+        let created = Err(SaveError::WrongState(State::Created));
+        assert_eq!(vm.save(&mut state), created);
+        vm.begin().expect("a new VM begins");
+        step_rounds(host, &vm, 50);
+        let saved = save(host, &vm);
+        let twin = hypervisor.create(&spec).expect("a VM");
+        let refused = |bytes: &[u8]| twin.load(bytes).expect_err("it is bad").why;
+        let mut ends = vec![0];
+        for section in Sections::new(&saved.state) {
+            let content = section.expect("it is good").content;
+            let end = content.as_ptr_range().end as usize - saved.state.as_ptr() as usize;
+            ends.push(end);
+        }
+        for cut in ends.windows(2) {
+            assert_eq!(refused(&saved.state[..cut[0]]), LoadFault::Missing);
+            let inside = refused(&saved.state[..cut[1] - 1]);
+            assert!(matches!(inside, LoadFault::Record(_)), "{inside:?}");
+            let twice = [&saved.state[..], &saved.state[cut[0]..cut[1]]].concat();
+            let device_twice = refused(&twice);
+            assert_eq!(device_twice, LoadFault::Twice, "{cut:?}");
+        }
+        let mut foreign = saved.state.clone();
+        let unknown = |to: &mut palacios_core::state_io::StateWriter<'_>| to.u32(1);
+        palacios_core::sections::write_section(
+            &mut foreign,
+            format_args!("moon"),
+            "cheese",
+            unknown,
+        )
+        .expect("there is memory");
+        assert_eq!(refused(&foreign), LoadFault::Unknown);
+        // Whatever bits are flipped: it is refused, or the guest goes on somehow. Nothing else happens.
+        for _ in 0..300 {
+            let mut damaged = saved.state.clone();
+            let at = host.random() as usize % damaged.len();
+            damaged[at] ^= 1 << (host.random() % 8);
+            if hypervisor
+                .create(&spec)
+                .expect("a VM")
+                .load(&damaged)
+                .is_err()
+            {
+                continue;
+            }
+        }
+        let other = hypervisor.create(&Spec {
+            pins: vec![None; 3],
+            ..spec.clone()
+        });
+        let differs = other
+            .expect("a VM")
+            .load(&saved.state)
+            .expect_err("it has more CPUs");
+        assert_eq!(differs.why, LoadFault::Differs("number of CPUs"));
+        // After all that it is a new one, which can be loaded, and then is no new one.
+        assert_eq!(twin.state(), State::Created);
+        twin.load(&saved.state).expect("it is good");
+        twin.begin().expect("it goes on");
+        assert!(matches!(
+            twin.load(&saved.state).expect_err("it runs").why,
+            LoadFault::WrongState(_)
+        ));
+        for vm in [&vm, &twin] {
+            let _ = vm.stop();
+            step_rounds(host, vm, 10);
+        }
+    });
+}
+
+on_all_backends! {
+    guests_go_on_in_another_vm,
+    what_cannot_be_is_refused,
+}
