@@ -87,12 +87,12 @@ pub struct Section<'a> {
 /// Appends a section that must be known, whose record is what `write` writes. On an error nothing of it is left.
 pub fn write_section(
     to: &mut Vec<u8>,
-    path: fmt::Arguments<'_>,
+    path: &SectionName,
     kind: &str,
     write: impl FnOnce(&mut StateWriter<'_>) -> Result<(), StateError>,
 ) -> Result<(), StateError> {
     let begin = to.len();
-    let written = write_parts(to, &SectionName::new(path), kind, write);
+    let written = write_parts(to, path, kind, write);
     if written.is_err() {
         to.truncate(begin);
     }
@@ -184,11 +184,20 @@ mod tests {
 
     fn two() -> Vec<u8> {
         let mut bytes = Vec::new();
-        write_section(&mut bytes, format_args!("vcpu/{}", 1), "cpu", |to| {
-            to.u32(7)
-        })
+        write_section(
+            &mut bytes,
+            &SectionName::new(format_args!("vcpu/{}", 1)),
+            "cpu",
+            |to| to.u32(7),
+        )
         .unwrap();
-        write_section(&mut bytes, format_args!("empty"), "nothing", |_| Ok(())).unwrap();
+        write_section(
+            &mut bytes,
+            &SectionName::new(format_args!("empty")),
+            "nothing",
+            |_| Ok(()),
+        )
+        .unwrap();
         bytes
     }
 
@@ -213,7 +222,7 @@ mod tests {
     fn a_section_that_fails_leaves_nothing() {
         let mut bytes = two();
         let fails = |to: &mut StateWriter<'_>| to.u64(1).and(Err(StateError::NoMemory));
-        let failed = write_section(&mut bytes, format_args!("x"), "y", fails);
+        let failed = write_section(&mut bytes, &SectionName::new(format_args!("x")), "y", fails);
         assert_eq!(failed, Err(StateError::NoMemory));
         assert_eq!(bytes, two());
     }

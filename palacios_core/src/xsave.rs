@@ -262,35 +262,40 @@ impl<'a> XsaveArea<'a> {
 
 /// Where a state component lies in an area (SDM 1: 13.4.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ComponentPlace {
+struct ComponentPlace {
     number: u8,
     at: usize,
     bytes: usize,
 }
 
-/// The places of those components behind the header that `allowed` has, a mask as XCR0 is, by what CPUID says in leaf 0xd.
-pub fn component_places(
-    allowed: u64,
-    cpuid: impl Fn(u32, u32) -> [u32; 4],
-) -> impl Iterator<Item = ComponentPlace> {
-    let place = move |number: u8| {
-        let [bytes, at, _, _] = cpuid(0xd, number.into());
-        ComponentPlace {
-            number,
-            at: at as usize,
-            bytes: bytes as usize,
+/// The places of the state components behind the header. A processor has few.
+#[derive(Clone, Copy, Debug)]
+pub struct ComponentPlaces([Option<ComponentPlace>; 16]);
+
+impl ComponentPlaces {
+    /// Of those that `allowed` has, a mask as XCR0 is, by what CPUID says in leaf 0xd.
+    pub fn new(allowed: u64, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Self {
+        let mut all = [None; 16];
+        let is_allowed = |number: &u8| allowed.wrapping_shr((*number).into()) & 1 != 0;
+        let numbers = (AVX as u8..63).filter(is_allowed);
+        for (slot, number) in all.iter_mut().zip(numbers) {
+            let [bytes, at, _, _] = cpuid(0xd, number.into());
+            *slot = Some(ComponentPlace {
+                number,
+                at: at as usize,
+                bytes: bytes as usize,
+            });
         }
-    };
-    let allowed = move |number: &u8| allowed.wrapping_shr((*number).into()) & 1 != 0;
-    (AVX as u8..63).filter(allowed).map(place)
+        Self(all)
+    }
+    fn iter(&self) -> impl Iterator<Item = &ComponentPlace> {
+        self.0.iter().flatten()
+    }
 }
 
 impl XsaveArea<'_> {
     /// Writes down what it holds.
-    pub fn record(
-        &self,
-        places: impl Iterator<Item = ComponentPlace>,
-    ) -> Result<FpuRecord, NoMemory> {
+    pub fn record(&self, places: &ComponentPlaces) -> Result<FpuRecord, NoMemory> {
         let legacy = self.record_legacy()?;
         let in_use = match self.layout.header {
             true => u64::from_le_bytes(self.get(HEADER)),
@@ -301,7 +306,7 @@ impl XsaveArea<'_> {
             in_use: in_use & LEGACY_COMPONENTS,
             components: Vec::new(),
         };
-        for place in places {
+        for place in places.iter() {
             let mask = 1u64.wrapping_shl(place.number.into());
             if in_use & mask != 0 {
                 let end = place.at.saturating_add(place.bytes);
@@ -334,7 +339,7 @@ impl XsaveArea<'_> {
     pub fn restore(
         &mut self,
         record: &FpuRecord,
-        places: impl Iterator<Item = ComponentPlace> + Clone,
+        places: &ComponentPlaces,
     ) -> Result<(), StateError> {
         self.clear();
         let restored = self.restore_cleared(record, places);
@@ -347,7 +352,7 @@ impl XsaveArea<'_> {
     fn restore_cleared(
         &mut self,
         record: &FpuRecord,
-        places: impl Iterator<Item = ComponentPlace> + Clone,
+        places: &ComponentPlaces,
     ) -> Result<(), StateError> {
         let from = XsaveFields(&record.legacy);
         if !self.set_mxcsr(from.mxcsr()) {
@@ -361,8 +366,9 @@ impl XsaveArea<'_> {
             self.put(XMM_REGISTERS, from.part(XMM_REGISTERS, XMM_END));
         }
         for (number, bytes) in &record.components {
-            let mut places = places.clone();
-            let place = places.find(|place| place.number == *number && self.layout.header);
+            let place = places
+                .iter()
+                .find(|place| place.number == *number && self.layout.header);
             let place = place.filter(|place| place.bytes == bytes.len());
             let place = place.ok_or(StateError::Value("cpu.fpu.component"))?;
             self.put(place.at, bytes);
@@ -388,7 +394,7 @@ impl XsaveFields<'_> {
 }
 
 /// Floating-point and vector registers, written down in no processor's layout.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct FpuRecord {
     /// The legacy region up to the last XMM register, as FXSAVE has it; empty where there is none.
     legacy: Vec<u8>,

@@ -136,6 +136,7 @@ impl<'a> Judge<'a> {
 }
 
 /// Which features a guest has by default on this host and backend, less `taken_away`; gives what `read` makes of them.
+#[inline(always)] // What `read` does stays in its own function.
 pub fn judge<T>(
     backend: &dyn HostProcessor,
     taken_away: FeatureSet,

@@ -17,7 +17,7 @@ const VERSION: u32 = 1;
 const MOST_MSRS: u32 = 256;
 
 /// A vCPU, written down.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct CpuRecord {
     /// Its registers, but for those below.
     pub state: CpuState,

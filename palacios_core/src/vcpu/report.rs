@@ -111,10 +111,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             rip: 0,
             kind: Counter::Other,
         }; KEPT_EXITS];
-        let mut exits_kept = 0;
+        let mut exits_kept = 0usize;
         for (to, exit) in exits.iter_mut().zip(self.last_exits.all()) {
             *to = exit;
-            exits_kept += 1;
+            exits_kept = exits_kept.wrapping_add(1);
         }
         let stack = match self.is_wide(Seg::Ss) {
             true => self.arch.gprs()[Reg::Rsp],

@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::memory::walk::GuestTables;
 use crate::state::{cr0, cr4, efer, rflags, Control, CpuState};
 use crate::state_io::{StateError, StateReader};
-use crate::xsave::{component_places, ComponentPlace};
+use crate::xsave::ComponentPlaces;
 use alloc::vec::Vec;
 
 /// The model-specific registers that backends hold for a guest, but for those that are parts of segments, as SDM 4: table 2-2 numbers them:
@@ -53,7 +53,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 pic_waits: self.waits_for.contains(WaitsFor::PIC),
             },
             msrs: self.record_msrs()?,
-            fpu: self.arch.fpu().record(places)?,
+            fpu: self.arch.fpu().record(&places)?,
             apic: self.apic.clone(),
             tsc_ahead: self.tsc.ahead,
             pvclock: self.pvclock.clone(),
@@ -73,19 +73,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         Ok(all)
     }
 
-    fn component_places(
-        &self,
-        context: &RunContext<'_, H, B>,
-    ) -> impl Iterator<Item = ComponentPlace> + Clone {
-        let backend = context.backend;
-        let cpuid = move |leaf, subleaf| backend.cpuid(leaf, subleaf);
-        let places = component_places(self.msrs.guest().xcr0(), cpuid);
-        // A processor has few.
-        let mut all = [None; 16];
-        for (slot, place) in all.iter_mut().zip(places) {
-            *slot = Some(place);
-        }
-        all.into_iter().flatten()
+    fn component_places(&self, context: &RunContext<'_, H, B>) -> ComponentPlaces {
+        let cpuid = |leaf, subleaf| context.backend.cpuid(leaf, subleaf);
+        ComponentPlaces::new(self.msrs.guest().xcr0(), cpuid)
     }
 
     /// Reads a record of a vCPU of this number. Nothing is changed.
@@ -139,7 +129,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             self.restore_msr(*index, *value)?;
         }
         let places = self.component_places(context);
-        self.arch.fpu().restore(&record.fpu, places)?;
+        self.arch.fpu().restore(&record.fpu, &places)?;
         self.activity = record.activity;
         self.apic = record.apic.clone();
         self.arch.set_cr8(self.apic.cr8());
@@ -196,11 +186,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
         let mut tables = context.board.memory().resident();
         let mut entries = [0; 4];
-        for (entry, at) in entries
-            .iter_mut()
-            .zip((control.cr3 & 0xffff_ffe0..).step_by(8))
-        {
-            let read = tables.read_entry(Gpa(at), 8);
+        let table = Gpa(control.cr3 & 0xffff_ffe0);
+        for (entry, offset) in entries.iter_mut().zip([0, 8, 16, 24]) {
+            let read = tables.read_entry(table.wrapping_add(offset), 8);
             *entry = read.map_err(|_| StateError::Value("cpu.cr3"))?;
         }
         self.arch.set_page_directories(entries);

@@ -15,8 +15,8 @@ use super::Vm;
 use crate::devices::bus::DEVICE_PATH;
 use crate::features::GuestFeatures;
 use crate::host::{Host, Lock};
-use crate::interfaces::Clock;
-use crate::interfaces::PowerRequest;
+use crate::interfaces::{Clock, PowerRequest};
+use crate::names::DeviceId;
 use crate::sections::{write_section, Section, SectionName, Sections};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::vec::Vec;
@@ -86,9 +86,16 @@ impl fmt::Display for LoadError {
     }
 }
 
+fn name(path: &str) -> SectionName {
+    SectionName::new(format_args!("{path}"))
+}
+fn name_of_vcpu(index: u32) -> SectionName {
+    SectionName::new(format_args!("{VCPU_PATH}{index}"))
+}
+
 fn at(path: &str, why: LoadFault) -> LoadError {
     LoadError {
-        section: SectionName::new(format_args!("{path}")),
+        section: name(path),
         why,
     }
 }
@@ -111,19 +118,15 @@ impl<H: Host> Vm<H> {
     }
 
     fn save_paused(&self, to: &mut Vec<u8>) -> Result<(), StateError> {
-        let machine = format_args!("{MACHINE}");
-        write_section(to, machine, "pc", |record| self.save_machine(record))?;
+        write_section(to, &name(MACHINE), "pc", |record| self.save_machine(record))?;
         let features = self.judge_features(|judge| judge.features());
-        write_section(to, format_args!("{FEATURES}"), "cpuid", |record| {
-            features.save(record)
-        })?;
+        write_section(to, &name(FEATURES), "cpuid", |record| features.save(record))?;
         self.bus().save(to)?;
-        write_section(to, format_args!("{INTERRUPTS}"), "chipset", |record| {
+        write_section(to, &name(INTERRUPTS), "chipset", |record| {
             self.shared.board().chipset().lock().save(record)
         })?;
         for index in 0..self.vcpus() {
-            let path = format_args!("{VCPU_PATH}{index}");
-            write_section(to, path, "cpu", |record| {
+            write_section(to, &name_of_vcpu(index), "cpu", |record| {
                 let saved = self.ask(index, |vcpu| vcpu.save(&self.shared, record));
                 saved.unwrap_or(Err(StateError::Value("vcpu")))
             })?;
@@ -182,18 +185,14 @@ impl<H: Host> Vm<H> {
         self.check_machine(&machine)?;
         self.check_features(&find(sections, FEATURES)?)?;
         find(sections, INTERRUPTS)?;
-        let saved = |name: &crate::names::DeviceId| {
-            let path = SectionName::new(format_args!("{DEVICE_PATH}{name}"));
-            find(sections, path.as_str()).is_ok()
-        };
+        let path_of = |name: &DeviceId| SectionName::new(format_args!("{DEVICE_PATH}{name}"));
+        let saved = |name: &DeviceId| find(sections, path_of(name).as_str()).is_ok();
         let unsaved = self.bus().find_unsaved(saved);
         if let Some(name) = unsaved.map_err(in_record(DEVICE_PATH))? {
-            let path = SectionName::new(format_args!("{DEVICE_PATH}{name}"));
-            return find(sections, path.as_str()).map(|_| ());
+            return find(sections, path_of(&name).as_str()).map(|_| ());
         }
         for index in 0..self.vcpus() {
-            let path = SectionName::new(format_args!("{VCPU_PATH}{index}"));
-            let section = find(sections, path.as_str())?;
+            let section = find(sections, name_of_vcpu(index).as_str())?;
             let checked = self.ask(index, |vcpu| vcpu.check(&self.shared, section.content));
             let checked = checked.unwrap_or(Err(StateError::Value("vcpu")));
             checked.map_err(in_record(section.path))?;
@@ -258,8 +257,7 @@ impl<H: Host> Vm<H> {
         self.reset_shared();
         self.load_machine(&find(sections, MACHINE)?)?;
         for index in 0..self.vcpus() {
-            let path = SectionName::new(format_args!("{VCPU_PATH}{index}"));
-            let section = find(sections, path.as_str())?;
+            let section = find(sections, name_of_vcpu(index).as_str())?;
             let restored = self.ask(index, |vcpu| vcpu.restore(&self.shared, section.content));
             let restored = restored.unwrap_or(Err(StateError::Value("vcpu")));
             restored.map_err(in_record(section.path))?;

@@ -4,7 +4,7 @@
 use palacios_core::addr::Gpa;
 use palacios_core::host::Host;
 use palacios_core::interfaces::GuestMemory;
-use palacios_core::sections::Sections;
+use palacios_core::sections::{write_section, SectionName, Sections};
 use palacios_core::vm::{HoldReason, LoadFault, SaveError, State, Step, StopReason};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, on_all_backends, processor, Config, TestHost};
@@ -181,9 +181,9 @@ fn what_cannot_be_is_refused<B: TestBackend>() {
         }
         let mut foreign = saved.state.clone();
         let unknown = |to: &mut palacios_core::state_io::StateWriter<'_>| to.u32(1);
-        palacios_core::sections::write_section(
+        write_section(
             &mut foreign,
-            format_args!("moon"),
+            &SectionName::new(format_args!("moon")),
             "cheese",
             unknown,
         )

@@ -7,7 +7,7 @@ use crate::alloc_ext::{NoMemory, TryPush};
 use crate::devices::device::Device;
 use crate::host::{Host, Lock};
 use crate::names::DeviceId;
-use crate::sections::{self, Section};
+use crate::sections::{self, Section, SectionName};
 use crate::state_io::{StateError, StateReader};
 use alloc::vec::Vec;
 
@@ -25,8 +25,8 @@ impl<H: Host> Bus<H> {
             let Some(device) = device.as_ref() else {
                 continue;
             };
-            let path = format_args!("{DEVICE_PATH}{}", listed.name);
-            sections::write_section(to, path, listed.kind, |record| {
+            let path = SectionName::new(format_args!("{DEVICE_PATH}{}", listed.name));
+            sections::write_section(to, &path, listed.kind, |record| {
                 record.u64(slot.doorbells.rung())?;
                 device.save(record)
             })?;
