@@ -169,6 +169,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Enters until an exit needs more than a window, or the host wants the CPU.
+    #[inline(never)] // The fast path has a frame of its own, and what is around it takes no registers from it.
     fn entries(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
         let (host, backend) = (context.board.host(), context.backend);
         for _ in 0..MOST_ENTRIES {
