@@ -78,7 +78,7 @@ impl GuestMemory for Ram {
 }
 
 /// `file` with bytes of it replaced: a place of two bytes, then the byte.
-fn edited(mut file: Vec<u8>, edits: &[u8]) -> Vec<u8> {
+pub(crate) fn edited(mut file: Vec<u8>, edits: &[u8]) -> Vec<u8> {
     for edit in edits.chunks_exact(3) {
         let at = usize::from(u16::from_le_bytes([edit[0], edit[1]]));
         if let Some(byte) = file.get_mut(at) {

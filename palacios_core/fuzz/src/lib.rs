@@ -10,17 +10,19 @@ pub mod devices;
 pub mod emulator;
 pub mod image;
 mod inputs;
+pub mod state;
 pub mod uart;
 
 pub use inputs::Inputs;
 use std::path::Path;
 
 /// All targets, by name.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     apic::TARGET,
     devices::TARGET,
     emulator::TARGET,
     image::TARGET,
+    state::TARGET,
     uart::TARGET,
 ];
 

@@ -91,7 +91,7 @@ macro_rules! tests {
         })*
     };
 }
-tests!(apic, devices, emulator, image, uart);
+tests!(apic, devices, emulator, image, state, uart);
 
 #[test]
 fn every_target_is_tested() {
