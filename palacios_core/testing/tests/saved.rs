@@ -5,9 +5,10 @@ use palacios_core::addr::Gpa;
 use palacios_core::host::Host;
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::sections::{write_section, SectionName, Sections};
+use palacios_core::state_io::StateError;
 use palacios_core::vm::{HoldReason, LoadFault, SaveError, State, Step, StopReason};
 use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{guests, on_all_backends, processor, Config, TestHost};
+use palacios_testing::{guests, on_all_backends, processor, AdversarialBackend, Config, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
@@ -225,6 +226,53 @@ fn what_cannot_be_is_refused<B: TestBackend>() {
             step_rounds(host, vm, 10);
         }
     });
+}
+
+/// The machine of `saved/*.state`.
+fn kept_spec() -> Spec {
+    spec(guests::ping_pong(&[1000]), 2)
+}
+
+/// Saves that machine where cargo keeps such files, as `saved.state`. When the version of a record changes, that file belongs into `saved/`.
+fn save_for_later() -> std::path::PathBuf {
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("saved.state");
+    on_virtual_time::<AdversarialBackend>(|host, hypervisor| {
+        let vm = hypervisor.create(&kept_spec()).expect("a VM");
+        vm.begin().expect("a new VM begins");
+        step_rounds(host, &vm, 50);
+        let saved = save(host, &vm);
+        std::fs::write(&path, &saved.state).expect("a writable folder");
+        let _ = vm.stop();
+        step_rounds(host, &vm, 10);
+    });
+    path
+}
+
+/// Files that were saved by earlier versions: each is read, or refused with the name of a section whose version is no longer known.
+#[test]
+fn what_was_saved_earlier_is_read_or_refused_by_name() {
+    let load = |path: &std::path::Path| {
+        let state = std::fs::read(path).expect("a readable file");
+        let mut loaded = Ok(());
+        let result = &std::cell::RefCell::new(&mut loaded);
+        on_virtual_time::<AdversarialBackend>(|_, hypervisor| {
+            let vm = hypervisor.create(&kept_spec()).expect("a VM");
+            **result.borrow_mut() = vm.load(&state);
+        });
+        loaded
+    };
+    assert_eq!(load(&save_for_later()), Ok(()));
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/saved");
+    let files = std::fs::read_dir(folder).expect("the folder of kept files");
+    let paths: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+    assert!(!paths.is_empty());
+    for path in paths {
+        if let Err(refused) = load(&path) {
+            let is_version = matches!(refused.why, LoadFault::Record(StateError::Version(_)));
+            assert!(is_version, "{path:?}: {refused}");
+            assert!(!refused.section.as_str().is_empty());
+        }
+    }
 }
 
 on_all_backends! {
