@@ -3,8 +3,8 @@
 //! lines, and the PIC pair's output goes to the first vCPU's LINT0.
 #![forbid(unsafe_code)]
 
-use super::ioapic::{self, IoApic};
-use super::pic::{self, Pic};
+use super::ioapic::{self, IoApic, IoApicRegisters};
+use super::pic::{self, Pic, PicRegisters};
 use super::MessageSink;
 use crate::devices::{hpet, IoRegion};
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -43,7 +43,27 @@ pub struct Chipset {
     sources: [u16; LINES],
 }
 
+/// Registers of the interrupt controllers that all vCPUs share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChipsetRegisters {
+    /// The I/O APIC's.
+    pub ioapic: IoApicRegisters,
+    /// The primary 8259A's, and the secondary's.
+    pub pics: [PicRegisters; 2],
+    /// The first two timers of the HPET have the lines of the 8254 and the real-time clock.
+    pub legacy_replacement: bool,
+}
+
 impl Chipset {
+    /// All registers. Reading them changes nothing.
+    pub fn registers(&self) -> ChipsetRegisters {
+        ChipsetRegisters {
+            ioapic: self.ioapic.registers(),
+            pics: self.pic.registers(),
+            legacy_replacement: self.legacy_replacement,
+        }
+    }
+
     /// As firmware leaves them.
     pub const fn new() -> Self {
         Self {

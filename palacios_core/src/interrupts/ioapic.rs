@@ -87,6 +87,17 @@ pub struct IoApic {
     entries: [Entry; INPUTS],
 }
 
+/// An I/O APIC's registers (82093AA: 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoApicRegisters {
+    /// The id.
+    pub id: u8,
+    /// The inputs that are asserted, bit `n` for input `n`.
+    pub lines: u32,
+    /// The redirection entries.
+    pub entries: [u64; INPUTS],
+}
+
 impl Default for IoApic {
     fn default() -> Self {
         Self::new()
@@ -101,6 +112,15 @@ impl IoApic {
             select: 0,
             lines: 0,
             entries: [Entry(Entry::MASKED); INPUTS],
+        }
+    }
+
+    /// Its registers.
+    pub fn registers(&self) -> IoApicRegisters {
+        IoApicRegisters {
+            id: self.id,
+            lines: self.lines,
+            entries: self.entries.map(|entry| entry.0),
         }
     }
 

@@ -11,6 +11,8 @@ mod saved;
 #[cfg(test)]
 mod tests;
 
+pub use registers::LocalApicRegisters;
+
 use super::apic_timer::{ApicTimer, Now, TimerMode};
 use super::destination::{ApicMode, DestinationFilter};
 use super::{Delivery, Message};

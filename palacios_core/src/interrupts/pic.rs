@@ -6,6 +6,10 @@
 //! may pulse its line; and buffered mode and the MCS-80 call format, which no PC can have wired, are accepted and ignored.
 #![forbid(unsafe_code)]
 
+mod registers;
+
+pub use registers::PicRegisters;
+
 use crate::devices::{read_bytewise, write_bytewise, IoRegion};
 use crate::state_io::{StateError, StateReader, StateWriter};
 

@@ -14,7 +14,7 @@ use crate::regions::Writes;
 use core::cell::Cell;
 
 /// Why a page cannot be reached just now.
-enum Unreached {
+pub(super) enum Unreached {
     /// No memory is there, or none that takes writes.
     Nothing,
     /// This page has no frame.
@@ -69,6 +69,23 @@ impl<H: Host> Memory<H> {
                 Err(Unreached::NoFrame(page)) => page,
             };
             self.fill(missing).map_err(|_| NotRam(gpa))?;
+        }
+    }
+
+    /// Runs `f` on the host address of `gpa`, good to the end of its page, if that has a frame now; gives it none. Sleeps only while the frame
+    /// comes or goes.
+    pub(super) fn with_resident<R>(
+        &self,
+        gpa: Gpa,
+        mut f: impl FnMut(*mut u8) -> R,
+    ) -> Result<R, Unreached> {
+        loop {
+            // A statement of its own: to wait inside the gate is forbidden.
+            let reached = self.reach(&self.gate.enter(), gpa, false, &mut f);
+            match reached {
+                Err(Unreached::Busy) => self.host.yield_now(),
+                reached => return reached,
+            }
         }
     }
 

@@ -24,6 +24,7 @@ mod frame_word;
 mod frames;
 mod gate;
 mod log;
+pub mod look;
 pub mod nested;
 mod page_set;
 mod pin;

@@ -5,6 +5,8 @@
 //! set serves all vCPUs. Entries are atomic words: processors read them, and may set accessed and dirty bits, at any time.
 //! Tables stay until the VM ends, so entries are made and forgotten without a lock.
 
+pub mod trace;
+
 use super::words::{WordPages, WORDS};
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
 use crate::host::{Host, NoMemory, PageSize};
@@ -382,8 +384,7 @@ impl<H: Host> NestedTables<H> {
     }
 
     fn entry(&self, table: Hpa, gpa: Gpa, level: u8) -> &AtomicU64 {
-        self.tables
-            .word(table, gpa.0.wrapping_shr(12 + level_shift(level)))
+        self.tables.word(table, index_of(gpa, level))
     }
 
     fn free_tables(&self, table: Hpa, level: u8) {
@@ -426,6 +427,11 @@ const fn size_of(level: u8) -> PageSize {
 /// The bytes that one entry of a table at `level` covers.
 const fn span(level: u8) -> u64 {
     PAGE_SIZE.wrapping_shl(level_shift(level))
+}
+
+/// Which entry of a table at `level` is that of `gpa`.
+const fn index_of(gpa: Gpa, level: u8) -> u64 {
+    gpa.0.wrapping_shr(12 + level_shift(level)) & (WORDS - 1)
 }
 
 /// By how much more than at level 1 the index field of `level` is shifted.

@@ -2,6 +2,8 @@
 //! The guest's page tables, walked as its processor would (SDM 3A: chapter 4; APM 2: chapter 5).
 #![forbid(unsafe_code)]
 
+pub mod trace;
+
 use crate::addr::{Gpa, Gva};
 use crate::state::{cr0, cr4, efer, rflags};
 

@@ -31,6 +31,7 @@ mod dispatch;
 mod emulate;
 mod exceptions;
 mod instructions;
+pub mod interrupts;
 pub mod last_exits;
 mod msr_access;
 mod msr_values;

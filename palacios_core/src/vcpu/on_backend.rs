@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 use super::context::RunContext;
+use super::interrupts::VcpuInterrupts;
 use super::owned::Vcpu;
 use super::report::VcpuReport;
 use super::run::VcpuStep;
 use crate::backend::{Backend, Features, HostProcessor};
 use crate::features::Feature;
 use crate::host::Host;
+use crate::memory::walk::Paging;
 use crate::memory::Memory;
 use crate::state_io::{StateError, StateWriter};
 use crate::vm::shared::VmShared;
@@ -25,6 +27,10 @@ pub(crate) trait AnyVcpu<H: Host>: Send {
     fn check(&self, vm: &VmShared<H>, record: &[u8]) -> Result<(), StateError>;
     /// Goes on from a record: see [`Vcpu::restore`].
     fn restore(&mut self, vm: &VmShared<H>, record: &[u8]) -> Result<(), StateError>;
+    /// How it translates.
+    fn paging(&self) -> Paging;
+    /// What is on its way to it. It does not run.
+    fn interrupts(&self, vm: &VmShared<H>) -> Option<VcpuInterrupts>;
 }
 
 /// A vCPU, and the backend that runs it.
@@ -75,6 +81,13 @@ impl<H: Host, B: Backend<H>> AnyVcpu<H> for OnBackend<H, B> {
     }
     fn report(&self, memory: &Memory<H>) -> VcpuReport {
         self.vcpu.report(memory)
+    }
+    fn paging(&self) -> Paging {
+        self.vcpu.paging()
+    }
+    fn interrupts(&self, vm: &VmShared<H>) -> Option<VcpuInterrupts> {
+        let context = context_of(vm, &*self.backend, self.vcpu.index)?;
+        Some(self.vcpu.interrupts(&context))
     }
 }
 

@@ -4,11 +4,12 @@
 
 use super::last_exits::{PastExit, KEPT_EXITS};
 use super::owned::{Activity, Vcpu};
-use crate::addr::{Gpa, Gva, NotRam};
+use crate::addr::Gva;
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
-use crate::memory::walk::{self, Access, AccessKind, GuestTables, Privilege};
-use crate::memory::{Memory, Resident};
+use crate::memory::look::{Place, Untouched};
+use crate::memory::walk::{self, Access, AccessKind, Privilege};
+use crate::memory::Memory;
 use crate::state::{CpuState, Reg, Seg};
 use crate::stats::Counter;
 use core::fmt;
@@ -90,20 +91,6 @@ impl ShownBytes {
     }
 }
 
-/// The guest's page tables, which are looked at and keep their marks.
-struct Untouched<'a, H: Host>(Resident<'a, H>);
-
-impl<H: Host> GuestTables for Untouched<'_, H> {
-    type Error = NotRam;
-
-    fn read_entry(&mut self, at: Gpa, size: u8) -> Result<u64, NotRam> {
-        self.0.read_entry(at, size)
-    }
-    fn compare_exchange_entry(&mut self, _: Gpa, _: u8, _: u64, _: u64) -> Result<bool, NotRam> {
-        Ok(true)
-    }
-}
-
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Describes it. It does not run.
     pub(crate) fn report(&self, memory: &Memory<H>) -> VcpuReport {
@@ -160,12 +147,15 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             _ => Privilege::Supervisor,
         };
         let access = Access { kind, privilege };
-        let (paging, mut tables) = (self.paging(), Untouched(memory.resident()));
+        let (paging, mut tables) = (self.paging(), Untouched(memory));
         for (n, byte) in shown.bytes.iter_mut().enumerate() {
             let walked =
                 walk::translate(&paging, access, Gva(at.wrapping_add(n as u64)), &mut tables);
-            let gpa = walked.ok().map(|translation| translation.gpa);
-            if gpa.is_none_or(|gpa| tables.0.read(gpa, core::slice::from_mut(byte)).is_err()) {
+            let Ok(page) = walked else {
+                break;
+            };
+            let (place, _) = memory.look(page.gpa, core::slice::from_mut(byte));
+            if place != Place::Resident {
                 break;
             }
             shown.len = n.wrapping_add(1);

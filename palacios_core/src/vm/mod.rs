@@ -4,6 +4,7 @@
 //! ```text
 //!  Vm<H>               image, vCPUs and who steps them                          mod.rs, drive.rs
 //!                      launch, hold, reset, stop                                life.rs, hold.rs
+//!                      a look inside                                            look.rs
 //!   └─ VmShared<H>     what the vCPUs share: the buses with the devices, state  shared.rs, run_word.rs, run_state.rs, io.rs
 //!       └─ Board<H>    what devices are wired to: memory, clock, chipset,        board.rs, links.rs, route.rs
 //!           └─ VcpuShared<H>   … and of each vCPU what the others may touch     vcpu/shared.rs
@@ -23,6 +24,7 @@ mod hold;
 mod io;
 mod life;
 mod links;
+mod look;
 mod parts;
 mod pc_devices;
 mod power;

@@ -3,6 +3,7 @@
 //! written down mode by mode, as the manual draws them.
 
 mod second;
+mod trace;
 
 use palacios_core::addr::{Gpa, Gva};
 use palacios_core::memory::walk::error_code::*;

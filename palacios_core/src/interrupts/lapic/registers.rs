@@ -33,6 +33,47 @@ pub(super) mod register {
     pub const SELF_IPI: u32 = 0x3f;
 }
 
+/// A local APIC's registers as the guest would read them, in whichever mode it is (SDM 3A: table 10-1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalApicRegisters {
+    /// IA32_APIC_BASE.
+    pub base: u64,
+    /// The id; in xAPIC mode it is in bits 31:24.
+    pub id: u32,
+    /// The version.
+    pub version: u32,
+    /// The task priority.
+    pub tpr: u32,
+    /// The processor priority.
+    pub ppr: u32,
+    /// The logical destination.
+    pub ldr: u32,
+    /// The destination format; 0 in x2APIC mode, which has none.
+    pub dfr: u32,
+    /// The spurious-interrupt vector and the software enable.
+    pub spurious: u32,
+    /// The error status.
+    pub errors: u32,
+    /// The interrupt command.
+    pub icr: u64,
+    /// The local vector table, in the order of [`Lvt`].
+    pub lvt: [u32; 6],
+    /// The timer's initial count.
+    pub initial_count: u32,
+    /// Its current count.
+    pub current_count: u32,
+    /// Its divide configuration.
+    pub divide: u32,
+    /// IA32_TSC_DEADLINE; 0 is disarmed.
+    pub tsc_deadline: u64,
+    /// ISR: bit `n % 32` of word `n / 32` is vector `n`, as in the two below.
+    pub in_service: [u32; 8],
+    /// TMR: those that are level-triggered.
+    pub level: [u32; 8],
+    /// IRR: those that are requested.
+    pub requests: [u32; 8],
+}
+
 /// Bits of the ICR's low half that x2APIC mode reserves.
 const ICR_RESERVED: u32 = 0xfff3_2000;
 const ICR_READ_ONLY: u32 = 1 << 12;
@@ -40,6 +81,33 @@ const ICR_READ_ONLY: u32 = 1 << 12;
 const LVT_READ_ONLY: u32 = 1 << 12 | 1 << 14;
 
 impl LocalApic {
+    /// All registers at `now`, for somebody who changes nothing: what is due is seen in a copy.
+    pub fn registers(&self, now: Now) -> LocalApicRegisters {
+        let mut seen = self.clone();
+        let mut read = |number| seen.read(number, now).unwrap_or(0);
+        let words = |vectors: &Vectors| [0, 1, 2, 3, 4, 5, 6, 7].map(|n| vectors.word(n));
+        LocalApicRegisters {
+            base: self.base,
+            id: read(register::ID),
+            version: read(register::VERSION),
+            tpr: read(register::TPR),
+            ppr: read(register::PPR),
+            ldr: read(register::LDR),
+            dfr: read(register::DFR),
+            spurious: read(register::SPURIOUS),
+            errors: read(register::ERROR),
+            icr: self.icr,
+            lvt: self.lvt,
+            initial_count: read(register::INITIAL_COUNT),
+            current_count: read(register::CURRENT_COUNT),
+            divide: read(register::DIVIDE),
+            tsc_deadline: seen.timer.tsc_deadline(),
+            in_service: words(&seen.in_service),
+            level: words(&seen.level),
+            requests: words(&seen.requests),
+        }
+    }
+
     /// A read of `size` bytes at `offset` in the page, in xAPIC mode. Registers have 32 bits in 16 bytes; the rest is 0.
     pub fn mmio_read(&mut self, offset: u64, size: u8, now: Now) -> u64 {
         let offset = offset & (PAGE_SIZE - 1);
