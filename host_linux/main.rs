@@ -15,6 +15,8 @@ mod ffi;
 mod hardware;
 mod host;
 mod info;
+mod look;
+mod look_calls;
 mod memory;
 mod misc_device;
 mod payer;

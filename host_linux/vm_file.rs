@@ -5,7 +5,7 @@ use crate::misc_device::{Operations, Poll};
 use crate::queue::Until;
 use crate::stream::{Attachment, Stream};
 use crate::vm_node::VmNode;
-use crate::{device_calls, user, vm_calls};
+use crate::{device_calls, look_calls, user, vm_calls};
 use kernel::{
     bindings,
     fs::{File, Kiocb},
@@ -63,6 +63,10 @@ impl MiscDevice for VmFile {
             abi::V3_VM_ATTACH => device_calls::attach(node, arg),
             abi::V3_VM_DETACH => device_calls::detach(node, arg),
             abi::V3_VM_DEVICES => device_calls::devices(node, arg),
+            abi::V3_VM_MEMORY_READ => look_calls::memory_read(node, arg),
+            abi::V3_VM_WALK => look_calls::walk(node, arg),
+            abi::V3_VM_INTERRUPTS => look_calls::interrupts(node, arg),
+            abi::V3_VM_CHIPSET => look_calls::chipset(node, arg),
             _ => Err(ENOTTY),
         }?;
         Ok(0)

@@ -559,6 +559,285 @@ struct v3_devices {
 	__u32 pad;
 };
 
+/* v3_memory_read.place, v3_walk.place: what is at a guest-physical address. */
+#define V3_PLACE_MEMORY		1	/* memory: RAM, or a ROM */
+#define V3_PLACE_UNTOUCHED	2	/* memory without a page of the host: never touched, then it reads as zeroes, or taken back */
+#define V3_PLACE_NONE		3	/* no memory: a device's address, or nobody's */
+
+/**
+ * struct v3_memory_read - the argument of V3_VM_MEMORY_READ.
+ * @gpa: The first guest-physical address.
+ * @buffer: Address of a buffer for what is there.
+ * @len: In: length of the buffer in bytes. Out: bytes from @gpa on that are of
+ *	the kind @place; they end with their page of 4 KiB at the latest. Only
+ *	those of V3_PLACE_MEMORY are in the buffer, of which nothing else is
+ *	written.
+ * @place: Out: V3_PLACE_.
+ */
+struct v3_memory_read {
+	__u64 gpa;
+	__u64 buffer;
+	__u32 len;
+	__u32 place;
+};
+
+#define V3_WALK_LEVELS		5	/* the most levels that page tables have */
+
+/* v3_walk.flags */
+#define V3_WALK_PHYSICAL	(1U << 0)	/* the address is guest-physical: only nested tables are walked */
+
+/* v3_walk.mode: how the guest translates. */
+#define V3_PAGING_OFF		0	/* a linear address is a guest-physical one */
+#define V3_PAGING_32BIT		1	/* two levels of 4-byte entries */
+#define V3_PAGING_PAE		2	/* three levels of 8-byte entries */
+#define V3_PAGING_4LEVEL	3	/* four levels */
+#define V3_PAGING_5LEVEL	4	/* five levels */
+
+/* v3_walk.end: where the walk through the guest's tables ends. */
+#define V3_WALK_MAPPED		1	/* at a page */
+#define V3_WALK_NOT_PRESENT	2	/* at the last entry, which is not present */
+#define V3_WALK_RESERVED	3	/* at the last entry, which has bits set that must be zero */
+#define V3_WALK_NON_CANONICAL	4	/* it does not begin: the address is not canonical */
+#define V3_WALK_NO_TABLE	5	/* no memory is where the next entry would be */
+
+/*
+ * v3_walk_entry.flags, v3_walk.rights, v3_walk.nested_rights: what entries say.
+ * Without the first one an entry says nothing else.
+ */
+#define V3_ENTRY_PRESENT	(1U << 0)	/* it is present */
+#define V3_ENTRY_WRITE		(1U << 1)	/* it allows writes */
+#define V3_ENTRY_USER		(1U << 2)	/* it allows privilege level 3 */
+#define V3_ENTRY_EXECUTE	(1U << 3)	/* it does not forbid execution */
+#define V3_ENTRY_ACCESSED	(1U << 4)	/* the processor has used it */
+#define V3_ENTRY_DIRTY		(1U << 5)	/* the processor has written to the page */
+#define V3_ENTRY_LEAF		(1U << 6)	/* it maps a page itself */
+#define V3_ENTRY_RESERVED	(1U << 7)	/* bits are set that must be zero */
+#define V3_ENTRY_UNTOUCHED	(1U << 8)	/* its table is at V3_PLACE_UNTOUCHED, so it reads as zero */
+
+/**
+ * struct v3_walk_entry - an entry of a page table, in struct v3_walk.
+ * @at: Where it is: guest-physical for one of the guest's, host-physical for a
+ *	nested one.
+ * @value: What it holds.
+ * @level: The level of its table. At level 1 entries map pages of 4 KiB.
+ * @flags: V3_ENTRY_ bits; a program ignores those that it does not know.
+ */
+struct v3_walk_entry {
+	__u64 at;
+	__u64 value;
+	__u32 level;
+	__u32 flags;
+};
+
+/**
+ * struct v3_walk - the argument of V3_VM_WALK.
+ * @address: In: a linear address.
+ * @vcpu: In: number of the virtual CPU whose tables are walked.
+ * @flags: In: V3_WALK_ bits.
+ * @mode: Out, as all that follows: V3_PAGING_.
+ * @end: V3_WALK_.
+ * @count: Entries of @entries.
+ * @nested_count: Entries of @nested. Zero unless @end is V3_WALK_MAPPED.
+ * @gpa: The guest-physical address for V3_WALK_MAPPED. For V3_WALK_NO_TABLE, that
+ *	of the entry. Else zero.
+ * @page_bytes: The size of the guest's page; 2^32 without paging. Zero unless
+ *	@end is V3_WALK_MAPPED, as in those that follow.
+ * @rights: What all of the guest's entries allow, of V3_ENTRY_WRITE, USER and
+ *	EXECUTE.
+ * @place: V3_PLACE_ of @gpa.
+ * @hpa: The host-physical address; zero unless nested tables map it.
+ * @nested_page_bytes: The size of the page there; zero unless they map it.
+ * @nested_rights: What nested tables allow, of V3_ENTRY_WRITE and EXECUTE. Where
+ *	they allow less than the guest's, the module decides at the access.
+ * @pad: Zero.
+ * @entries: The guest's entries, from the root down.
+ * @nested: The nested tables' entries, from the root down. Host-physical
+ *	addresses, and what holds them, are zero unless the caller has
+ *	CAP_SYS_ADMIN.
+ */
+struct v3_walk {
+	__u64 address;
+	__u32 vcpu;
+	__u32 flags;
+	__u32 mode;
+	__u32 end;
+	__u32 count;
+	__u32 nested_count;
+	__u64 gpa;
+	__u64 page_bytes;
+	__u32 rights;
+	__u32 place;
+	__u64 hpa;
+	__u64 nested_page_bytes;
+	__u32 nested_rights;
+	__u32 pad;
+	struct v3_walk_entry entries[V3_WALK_LEVELS];
+	struct v3_walk_entry nested[V3_WALK_LEVELS];
+};
+
+/**
+ * struct v3_local_apic - a local APIC's registers as its guest reads them, in
+ *	struct v3_interrupts.
+ * @base: IA32_APIC_BASE.
+ * @icr: The interrupt command.
+ * @tsc_deadline: IA32_TSC_DEADLINE.
+ * @id: The id, in bits 31:24 unless it is in x2APIC mode.
+ * @version: The version.
+ * @tpr: The task priority.
+ * @ppr: The processor priority.
+ * @ldr: The logical destination.
+ * @dfr: The destination format; zero in x2APIC mode.
+ * @spurious: The spurious-interrupt vector register.
+ * @errors: The error status.
+ * @lvt: Timer, thermal sensor, performance counters, LINT0, LINT1, error.
+ * @initial_count: The timer's initial count.
+ * @current_count: The timer's current count.
+ * @divide: The timer's divide configuration.
+ * @pad: Zero.
+ * @in_service: ISR; bit n % 32 of word n / 32 is vector n.
+ * @level: TMR, those that are level-triggered.
+ * @requests: IRR.
+ */
+struct v3_local_apic {
+	__u64 base;
+	__u64 icr;
+	__u64 tsc_deadline;
+	__u32 id;
+	__u32 version;
+	__u32 tpr;
+	__u32 ppr;
+	__u32 ldr;
+	__u32 dfr;
+	__u32 spurious;
+	__u32 errors;
+	__u32 lvt[6];
+	__u32 initial_count;
+	__u32 current_count;
+	__u32 divide;
+	__u32 pad;
+	__u32 in_service[8];
+	__u32 level[8];
+	__u32 requests[8];
+};
+
+/* v3_event.kind */
+#define V3_EVENT_NONE		0	/* there is none */
+#define V3_EVENT_EXCEPTION	1	/* an exception */
+#define V3_EVENT_INTERRUPT	2	/* an interrupt of a controller */
+#define V3_EVENT_NMI		3	/* a non-maskable interrupt */
+#define V3_EVENT_SOFTWARE	4	/* an interrupt by an instruction */
+
+/**
+ * struct v3_event - an event on its way to the guest, in struct v3_interrupts.
+ * @kind: V3_EVENT_.
+ * @vector: Its vector.
+ * @has_error_code: 1 if it has an error code, else 0.
+ * @error_code: That error code.
+ */
+struct v3_event {
+	__u32 kind;
+	__u32 vector;
+	__u32 has_error_code;
+	__u32 error_code;
+};
+
+/* v3_interrupts.flags */
+#define V3_TAKES_INTERRUPTS	(1U << 0)	/* RFLAGS.IF is set, and no shadow of an instruction holds them back */
+#define V3_TAKES_NMIS		(1U << 1)	/* the guest handles no NMI */
+#define V3_PIC_WAITS		(1U << 2)	/* the PIC pair has said that it has an interrupt for it */
+
+/* v3_interrupts.posted: what others have posted besides vectors. */
+#define V3_POSTED_NMI		(1U << 0)	/* an NMI */
+#define V3_POSTED_TWO_NMIS	(1U << 1)	/* another one */
+#define V3_POSTED_INIT		(1U << 2)	/* INIT */
+#define V3_POSTED_STARTUP	(1U << 3)	/* a start-up message */
+#define V3_POSTED_PIC		(1U << 4)	/* the output of the PIC pair rose */
+
+/* v3_interrupts.next_vector: the local APIC has none that goes first now. */
+#define V3_NO_VECTOR		0xffffffffU
+
+/**
+ * struct v3_interrupts - the argument of V3_VM_INTERRUPTS.
+ * @vcpu: In: number of the virtual CPU.
+ * @flags: In: zero. Out, as all that follows: V3_TAKES_ and V3_PIC_ bits; a
+ *	program ignores those that it does not know.
+ * @apic: Its local APIC.
+ * @edges: Vectors that others have posted, and the local APIC has not taken in:
+ *	bit n % 64 of word n / 64 is vector n.
+ * @levels: The same, of those that are level-triggered.
+ * @posted: V3_POSTED_ bits; a program ignores those that it does not know.
+ * @startup_page: The page of a start-up message.
+ * @waiting_nmis: NMIs that were taken in, and not delivered yet.
+ * @next_vector: What the local APIC would have the processor take now, or
+ *	V3_NO_VECTOR.
+ * @raised: An exception of the module's for the next entry.
+ * @cut_short: An event whose delivery an exit cut short.
+ * @held: An event that waits behind an exception.
+ */
+struct v3_interrupts {
+	__u32 vcpu;
+	__u32 flags;
+	struct v3_local_apic apic;
+	__u64 edges[4];
+	__u64 levels[4];
+	__u32 posted;
+	__u32 startup_page;
+	__u32 waiting_nmis;
+	__u32 next_vector;
+	struct v3_event raised;
+	struct v3_event cut_short;
+	struct v3_event held;
+};
+
+/* v3_pic.flags */
+#define V3_PIC_INITIALISED	(1U << 0)	/* it was initialised; else it asserts nothing */
+#define V3_PIC_AUTO_EOI		(1U << 1)	/* its interrupts end when they are acknowledged */
+
+/**
+ * struct v3_pic - an 8259A, in struct v3_chipset; bit n is input n.
+ * @lines: Levels of its inputs.
+ * @requests: IRR.
+ * @in_service: ISR.
+ * @mask: IMR.
+ * @level_triggered: ELCR.
+ * @vector_base: The vector of input 0.
+ * @lowest: The input of lowest priority.
+ * @flags: V3_PIC_ bits; a program ignores those that it does not know.
+ */
+struct v3_pic {
+	__u8 lines;
+	__u8 requests;
+	__u8 in_service;
+	__u8 mask;
+	__u8 level_triggered;
+	__u8 vector_base;
+	__u8 lowest;
+	__u8 flags;
+};
+
+#define V3_IOAPIC_INPUTS	24	/* inputs of the I/O APIC */
+
+/* v3_chipset.flags */
+#define V3_CHIPSET_LEGACY	(1U << 0)	/* the HPET has the lines of the 8254 and the real-time clock */
+
+/**
+ * struct v3_chipset - the answer to V3_VM_CHIPSET.
+ * @ioapic_id: The I/O APIC's id.
+ * @ioapic_lines: Its inputs that are asserted; bit n is input n.
+ * @ioapic: Its redirection entries.
+ * @pics: The primary 8259A, and the secondary.
+ * @flags: V3_CHIPSET_ bits; a program ignores those that it does not know.
+ * @pad: Zero.
+ */
+struct v3_chipset {
+	__u32 ioapic_id;
+	__u32 ioapic_lines;
+	__u64 ioapic[V3_IOAPIC_INPUTS];
+	struct v3_pic pics[2];
+	__u32 flags;
+	__u32 pad;
+};
+
 /*
  * Calls of /dev/v3vee. They are enumerators, not macros, so that bindgen sees
  * their values.
@@ -727,6 +1006,31 @@ __extension__ enum v3_vm_ioctl {
 
 	/* Lists the devices of the VM, in the order in which they came. */
 	V3_VM_DEVICES = _IOWR(V3_IOCTL_TYPE, 0x30, struct v3_devices),
+
+	/*
+	 * Reads the guest's memory, whatever its VM is at. It changes nothing: a
+	 * page that nobody has touched stays so, and no device is asked.
+	 */
+	V3_VM_MEMORY_READ = _IOWR(V3_IOCTL_TYPE, 0x31, struct v3_memory_read),
+
+	/*
+	 * Follows a virtual CPU's page tables to an address, and then the nested
+	 * tables, whatever its VM is at. It changes nothing: entries keep their
+	 * accessed and dirty bits. A virtual CPU that runs is called out of its
+	 * guest for the moment, as by the next call.
+	 *   ENOENT  the VM has no such virtual CPU
+	 */
+	V3_VM_WALK = _IOWR(V3_IOCTL_TYPE, 0x32, struct v3_walk),
+
+	/*
+	 * Describes a virtual CPU's local APIC and what is on its way to it,
+	 * whatever its VM is at. It takes none of it.
+	 *   ENOENT  the VM has no such virtual CPU
+	 */
+	V3_VM_INTERRUPTS = _IOWR(V3_IOCTL_TYPE, 0x33, struct v3_interrupts),
+
+	/* Describes the VM's I/O APIC and PIC pair. No further errors. */
+	V3_VM_CHIPSET = _IOR(V3_IOCTL_TYPE, 0x34, struct v3_chipset),
 };
 
 #endif /* _UAPI_V3VEE_H */

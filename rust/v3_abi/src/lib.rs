@@ -84,6 +84,14 @@ abi! {
     v3_device_region: 24,
     v3_device: 264,
     v3_devices: 16,
+    v3_memory_read: 24,
+    v3_walk_entry: 24,
+    v3_walk: 320,
+    v3_local_apic: 192,
+    v3_event: 16,
+    v3_interrupts: 328,
+    v3_pic: 8,
+    v3_chipset: 224,
 }
 
 /// Whether `name` may name a VM: see `v3_create.name` in the header.

@@ -119,6 +119,90 @@ pub const V3_SPACE_MEMORY: u32 = 2;
 pub const V3_REGION_ON: u32 = 1;
 /// V3_VM_DETACH may take it away
 pub const V3_DEVICE_REMOVABLE: u32 = 1;
+/// memory: RAM, or a ROM
+pub const V3_PLACE_MEMORY: u32 = 1;
+/// Memory without a page of the host: never touched, then it reads as zeroes, or taken back
+pub const V3_PLACE_UNTOUCHED: u32 = 2;
+/// No memory: a device's address, or nobody's
+pub const V3_PLACE_NONE: u32 = 3;
+/// The most levels that page tables have
+pub const V3_WALK_LEVELS: u32 = 5;
+/// The address is guest-physical: only nested tables are walked
+pub const V3_WALK_PHYSICAL: u32 = 1;
+/// A linear address is a guest-physical one
+pub const V3_PAGING_OFF: u32 = 0;
+/// Two levels of 4-byte entries
+pub const V3_PAGING_32BIT: u32 = 1;
+/// Three levels of 8-byte entries
+pub const V3_PAGING_PAE: u32 = 2;
+/// Four levels
+pub const V3_PAGING_4LEVEL: u32 = 3;
+/// Five levels
+pub const V3_PAGING_5LEVEL: u32 = 4;
+/// At a page
+pub const V3_WALK_MAPPED: u32 = 1;
+/// At the last entry, which is not present
+pub const V3_WALK_NOT_PRESENT: u32 = 2;
+/// At the last entry, which has bits set that must be zero
+pub const V3_WALK_RESERVED: u32 = 3;
+/// It does not begin: the address is not canonical
+pub const V3_WALK_NON_CANONICAL: u32 = 4;
+/// No memory is where the next entry would be
+pub const V3_WALK_NO_TABLE: u32 = 5;
+/// It is present
+pub const V3_ENTRY_PRESENT: u32 = 1;
+/// It allows writes
+pub const V3_ENTRY_WRITE: u32 = 2;
+/// It allows privilege level 3
+pub const V3_ENTRY_USER: u32 = 4;
+/// It does not forbid execution
+pub const V3_ENTRY_EXECUTE: u32 = 8;
+/// The processor has used it
+pub const V3_ENTRY_ACCESSED: u32 = 16;
+/// The processor has written to the page
+pub const V3_ENTRY_DIRTY: u32 = 32;
+/// It maps a page itself
+pub const V3_ENTRY_LEAF: u32 = 64;
+/// Bits are set that must be zero
+pub const V3_ENTRY_RESERVED: u32 = 128;
+/// Its table is at V3_PLACE_UNTOUCHED, so it reads as zero
+pub const V3_ENTRY_UNTOUCHED: u32 = 256;
+/// There is none
+pub const V3_EVENT_NONE: u32 = 0;
+/// An exception
+pub const V3_EVENT_EXCEPTION: u32 = 1;
+/// An interrupt of a controller
+pub const V3_EVENT_INTERRUPT: u32 = 2;
+/// A non-maskable interrupt
+pub const V3_EVENT_NMI: u32 = 3;
+/// An interrupt by an instruction
+pub const V3_EVENT_SOFTWARE: u32 = 4;
+/// RFLAGS.IF is set, and no shadow of an instruction holds them back
+pub const V3_TAKES_INTERRUPTS: u32 = 1;
+/// The guest handles no NMI
+pub const V3_TAKES_NMIS: u32 = 2;
+/// The PIC pair has said that it has an interrupt for it
+pub const V3_PIC_WAITS: u32 = 4;
+/// An NMI
+pub const V3_POSTED_NMI: u32 = 1;
+/// Another one
+pub const V3_POSTED_TWO_NMIS: u32 = 2;
+/// INIT
+pub const V3_POSTED_INIT: u32 = 4;
+/// A start-up message
+pub const V3_POSTED_STARTUP: u32 = 8;
+/// The output of the PIC pair rose
+pub const V3_POSTED_PIC: u32 = 16;
+/// v3_interrupts.next_vector: the local APIC has none that goes first now.
+pub const V3_NO_VECTOR: u32 = 4294967295;
+/// It was initialised; else it asserts nothing
+pub const V3_PIC_INITIALISED: u32 = 1;
+/// Its interrupts end when they are acknowledged
+pub const V3_PIC_AUTO_EOI: u32 = 2;
+/// Inputs of the I/O APIC
+pub const V3_IOAPIC_INPUTS: u32 = 24;
+/// The HPET has the lines of the 8254 and the real-time clock
+pub const V3_CHIPSET_LEGACY: u32 = 1;
 /// The type `__u8` of C.
 pub type __u8 = crate::ctypes::c_uchar;
 /// The type `__u16` of C.
@@ -526,6 +610,208 @@ pub struct v3_devices {
     /// Zero.
     pub pad: __u32,
 }
+/// The argument of V3_VM_MEMORY_READ.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_memory_read {
+    /// The first guest-physical address.
+    pub gpa: __u64,
+    /// Address of a buffer for what is there.
+    pub buffer: __u64,
+    /// In: length of the buffer in bytes. Out: bytes from `gpa` on that are of
+    /// the kind `place`; they end with their page of 4 KiB at the latest. Only
+    /// those of V3_PLACE_MEMORY are in the buffer, of which nothing else is
+    /// written.
+    pub len: __u32,
+    /// Out: V3_PLACE_.
+    pub place: __u32,
+}
+/// An entry of a page table, in [`v3_walk`].
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_walk_entry {
+    /// Where it is: guest-physical for one of the guest's, host-physical for a
+    /// nested one.
+    pub at: __u64,
+    /// What it holds.
+    pub value: __u64,
+    /// The level of its table. At level 1 entries map pages of 4 KiB.
+    pub level: __u32,
+    /// V3_ENTRY_ bits; a program ignores those that it does not know.
+    pub flags: __u32,
+}
+/// The argument of V3_VM_WALK.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_walk {
+    /// In: a linear address.
+    pub address: __u64,
+    /// In: number of the virtual CPU whose tables are walked.
+    pub vcpu: __u32,
+    /// In: V3_WALK_ bits.
+    pub flags: __u32,
+    /// Out, as all that follows: V3_PAGING_.
+    pub mode: __u32,
+    /// V3_WALK_.
+    pub end: __u32,
+    /// Entries of `entries`.
+    pub count: __u32,
+    /// Entries of `nested`. Zero unless `end` is V3_WALK_MAPPED.
+    pub nested_count: __u32,
+    /// The guest-physical address for V3_WALK_MAPPED. For V3_WALK_NO_TABLE, that
+    /// of the entry. Else zero.
+    pub gpa: __u64,
+    /// The size of the guest's page; 2^32 without paging. Zero unless
+    /// `end` is V3_WALK_MAPPED, as in those that follow.
+    pub page_bytes: __u64,
+    /// What all of the guest's entries allow, of V3_ENTRY_WRITE, USER and
+    /// EXECUTE.
+    pub rights: __u32,
+    /// V3_PLACE_ of `gpa`.
+    pub place: __u32,
+    /// The host-physical address; zero unless nested tables map it.
+    pub hpa: __u64,
+    /// The size of the page there; zero unless they map it.
+    pub nested_page_bytes: __u64,
+    /// What nested tables allow, of V3_ENTRY_WRITE and EXECUTE. Where
+    /// they allow less than the guest's, the module decides at the access.
+    pub nested_rights: __u32,
+    /// Zero.
+    pub pad: __u32,
+    /// The guest's entries, from the root down.
+    pub entries: [v3_walk_entry; 5usize],
+    /// The nested tables' entries, from the root down. Host-physical
+    /// addresses, and what holds them, are zero unless the caller has
+    /// CAP_SYS_ADMIN.
+    pub nested: [v3_walk_entry; 5usize],
+}
+/// A local APIC's registers as its guest reads them, in
+/// [`v3_interrupts`].
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_local_apic {
+    /// IA32_APIC_BASE.
+    pub base: __u64,
+    /// The interrupt command.
+    pub icr: __u64,
+    /// IA32_TSC_DEADLINE.
+    pub tsc_deadline: __u64,
+    /// The id, in bits 31:24 unless it is in x2APIC mode.
+    pub id: __u32,
+    /// The version.
+    pub version: __u32,
+    /// The task priority.
+    pub tpr: __u32,
+    /// The processor priority.
+    pub ppr: __u32,
+    /// The logical destination.
+    pub ldr: __u32,
+    /// The destination format; zero in x2APIC mode.
+    pub dfr: __u32,
+    /// The spurious-interrupt vector register.
+    pub spurious: __u32,
+    /// The error status.
+    pub errors: __u32,
+    /// Timer, thermal sensor, performance counters, LINT0, LINT1, error.
+    pub lvt: [__u32; 6usize],
+    /// The timer's initial count.
+    pub initial_count: __u32,
+    /// The timer's current count.
+    pub current_count: __u32,
+    /// The timer's divide configuration.
+    pub divide: __u32,
+    /// Zero.
+    pub pad: __u32,
+    /// ISR; bit n % 32 of word n / 32 is vector n.
+    pub in_service: [__u32; 8usize],
+    /// TMR, those that are level-triggered.
+    pub level: [__u32; 8usize],
+    /// IRR.
+    pub requests: [__u32; 8usize],
+}
+/// An event on its way to the guest, in [`v3_interrupts`].
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_event {
+    /// V3_EVENT_.
+    pub kind: __u32,
+    /// Its vector.
+    pub vector: __u32,
+    /// 1 if it has an error code, else 0.
+    pub has_error_code: __u32,
+    /// That error code.
+    pub error_code: __u32,
+}
+/// The argument of V3_VM_INTERRUPTS.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_interrupts {
+    /// In: number of the virtual CPU.
+    pub vcpu: __u32,
+    /// In: zero. Out, as all that follows: V3_TAKES_ and V3_PIC_ bits; a
+    /// program ignores those that it does not know.
+    pub flags: __u32,
+    /// Its local APIC.
+    pub apic: v3_local_apic,
+    /// Vectors that others have posted, and the local APIC has not taken in:
+    /// bit n % 64 of word n / 64 is vector n.
+    pub edges: [__u64; 4usize],
+    /// The same, of those that are level-triggered.
+    pub levels: [__u64; 4usize],
+    /// V3_POSTED_ bits; a program ignores those that it does not know.
+    pub posted: __u32,
+    /// The page of a start-up message.
+    pub startup_page: __u32,
+    /// NMIs that were taken in, and not delivered yet.
+    pub waiting_nmis: __u32,
+    /// What the local APIC would have the processor take now, or
+    /// V3_NO_VECTOR.
+    pub next_vector: __u32,
+    /// An exception of the module's for the next entry.
+    pub raised: v3_event,
+    /// An event whose delivery an exit cut short.
+    pub cut_short: v3_event,
+    /// An event that waits behind an exception.
+    pub held: v3_event,
+}
+/// An 8259A, in [`v3_chipset`]; bit n is input n.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_pic {
+    /// Levels of its inputs.
+    pub lines: __u8,
+    /// IRR.
+    pub requests: __u8,
+    /// ISR.
+    pub in_service: __u8,
+    /// IMR.
+    pub mask: __u8,
+    /// ELCR.
+    pub level_triggered: __u8,
+    /// The vector of input 0.
+    pub vector_base: __u8,
+    /// The input of lowest priority.
+    pub lowest: __u8,
+    /// V3_PIC_ bits; a program ignores those that it does not know.
+    pub flags: __u8,
+}
+/// The answer to V3_VM_CHIPSET.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_chipset {
+    /// The I/O APIC's id.
+    pub ioapic_id: __u32,
+    /// Its inputs that are asserted; bit n is input n.
+    pub ioapic_lines: __u32,
+    /// Its redirection entries.
+    pub ioapic: [__u64; 24usize],
+    /// The primary 8259A, and the secondary.
+    pub pics: [v3_pic; 2usize],
+    /// V3_CHIPSET_ bits; a program ignores those that it does not know.
+    pub flags: __u32,
+    /// Zero.
+    pub pad: __u32,
+}
 /// What is this module, and what can it do? No further errors.
 pub const V3_VERSION: v3_control_ioctl = 2154321408;
 /// Makes a VM from a guest.img; it is then V3_STATE_CREATED, with all of
@@ -638,5 +924,20 @@ pub const V3_VM_ATTACH: v3_vm_ioctl = 3228063278;
 pub const V3_VM_DETACH: v3_vm_ioctl = 1075861039;
 /// Lists the devices of the VM, in the order in which they came.
 pub const V3_VM_DEVICES: v3_vm_ioctl = 3222296112;
+/// Reads the guest's memory, whatever its VM is at. It changes nothing: a
+/// page that nobody has touched stays so, and no device is asked.
+pub const V3_VM_MEMORY_READ: v3_vm_ioctl = 3222820401;
+/// Follows a virtual CPU's page tables to an address, and then the nested
+/// tables, whatever its VM is at. It changes nothing: entries keep their
+/// accessed and dirty bits. A virtual CPU that runs is called out of its
+/// guest for the moment, as by the next call.
+/// - `ENOENT`: the VM has no such virtual CPU
+pub const V3_VM_WALK: v3_vm_ioctl = 3242219058;
+/// Describes a virtual CPU's local APIC and what is on its way to it,
+/// whatever its VM is at. It takes none of it.
+/// - `ENOENT`: the VM has no such virtual CPU
+pub const V3_VM_INTERRUPTS: v3_vm_ioctl = 3242743347;
+/// Describes the VM's I/O APIC and PIC pair. No further errors.
+pub const V3_VM_CHIPSET: v3_vm_ioctl = 2162185780;
 /// Calls of /dev/v3-vmN.
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

@@ -76,6 +76,10 @@ fn c_and_rust_agree_on_numbers() {
         ("V3_VM_ATTACH", V3_VM_ATTACH),
         ("V3_VM_DETACH", V3_VM_DETACH),
         ("V3_VM_DEVICES", V3_VM_DEVICES),
+        ("V3_VM_MEMORY_READ", V3_VM_MEMORY_READ),
+        ("V3_VM_WALK", V3_VM_WALK),
+        ("V3_VM_INTERRUPTS", V3_VM_INTERRUPTS),
+        ("V3_VM_CHIPSET", V3_VM_CHIPSET),
     ];
     let source: String = calls
         .iter()
@@ -95,6 +99,10 @@ fn layout_is_the_same_for_32_bits() {
         ("stat", 56),
         ("attach", 104),
         ("device", 264),
+        ("memory_read", 24),
+        ("walk", 320),
+        ("interrupts", 328),
+        ("chipset", 224),
     ];
     let source: String = sizes
         .iter()
