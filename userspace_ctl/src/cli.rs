@@ -11,7 +11,7 @@ use palacios_core::features::Feature;
 use std::path::PathBuf;
 use std::time::Duration;
 use v3_ctl::{parse_length, parse_memory, parse_seconds, ModuleFile, OnTripleFault};
-pub use values::Cpu;
+pub use values::{Cpu, Memory};
 
 /// Builds guest images, and runs and watches virtual machines of v3vee.ko
 #[derive(Parser)]
@@ -65,6 +65,9 @@ pub enum Command {
     Detach(Detach),
     /// List a VM's devices
     Devices(Devices),
+    /// Look into a VM, running or not: registers, interrupts, page tables, memory
+    #[command(after_help = help::DEBUG)]
+    Debug(Debug),
     /// Give a VM other host memory for some of its pages
     Relocate(Relocate),
     /// Move a virtual CPU to a CPU of the host, running or not
@@ -273,6 +276,30 @@ pub struct Detach {
 pub struct Devices {
     #[command(flatten)]
     pub target: OneVm,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+#[command(group(ArgGroup::new("what").args(["walk", "walk_physical", "memory", "physical"])))]
+pub struct Debug {
+    #[command(flatten)]
+    pub target: OneVm,
+    /// Show this virtual CPU alone; with --walk and --memory, use its page tables [default there: 0]
+    #[arg(long, value_name = "N", conflicts_with_all = ["physical", "walk_physical"])]
+    pub vcpu: Option<u32>,
+    /// Follow the page tables to a linear address, and then the nested tables
+    #[arg(long, value_name = "ADDR", value_parser = values::address)]
+    pub walk: Option<u64>,
+    /// Follow the nested tables to a guest-physical address
+    #[arg(long, value_name = "ADDR", value_parser = values::address)]
+    pub walk_physical: Option<u64>,
+    /// Dump memory from a linear address on
+    #[arg(long, value_name = "ADDR[,LEN]", value_parser = values::memory)]
+    pub memory: Option<Memory>,
+    /// Dump memory from a guest-physical address on
+    #[arg(long, value_name = "ADDR[,LEN]", value_parser = values::memory)]
+    pub physical: Option<Memory>,
     #[command(flatten)]
     pub format: Format,
 }

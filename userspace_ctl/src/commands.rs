@@ -2,6 +2,7 @@
 //! One function a command.
 
 mod console;
+mod debug;
 mod devices;
 mod docs;
 mod links;
@@ -35,6 +36,7 @@ pub fn execute(command: Command) -> Outcome {
         Command::Attach(args) => devices::attach(&args),
         Command::Detach(args) => devices::detach(&args),
         Command::Devices(args) => devices::devices(&args),
+        Command::Debug(args) => debug::debug(&args),
         Command::Relocate(args) => relocate(&args),
         Command::CoreMove(args) => core_move(&args),
         Command::Version(args) => show::version(&args),

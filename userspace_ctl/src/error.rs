@@ -44,6 +44,8 @@ pub enum Call {
     Detach,
     /// A VM's devices.
     Devices,
+    /// What is inside a VM.
+    Look,
 }
 
 impl Call {
@@ -68,6 +70,7 @@ impl Call {
             Self::Pin => "ask for the pins of",
             Self::Detach => "detach a device of",
             Self::Devices => "list the devices of",
+            Self::Look => "look into",
         }
     }
 }
@@ -233,7 +236,7 @@ fn cure_of_call(call: Call, errno: Errno) -> Option<&'static str> {
         (Call::CoreMove, Errno::NXIO) => {
             Some("/sys/devices/system/cpu/online shows the host's CPUs")
         }
-        (Call::CoreMove, Errno::NOENT) => {
+        (Call::CoreMove | Call::Look, Errno::NOENT) => {
             Some("they count from 0; `v3 info VM` says how many there are")
         }
         (_, Errno::NOTTY) => Some("use the v3 that was built with this module"),
@@ -253,7 +256,7 @@ fn meaning(call: Call, errno: Errno) -> String {
         (_, Errno::NODEV | Errno::NXIO) => "no such device",
         (Call::Pause, Errno::BUSY) => "it resets itself over and over; try again",
         (Call::Stream, Errno::BUSY) => "another program is attached to it",
-        (Call::CoreMove | Call::Pin, Errno::NOENT) => "the VM has no such virtual CPU",
+        (Call::CoreMove | Call::Pin | Call::Look, Errno::NOENT) => "the VM has no such virtual CPU",
         (Call::Relocate, Errno::RANGE) => "not all of it is memory of the guest",
         (Call::Relocate, Errno::INVAL) => "address and length must be multiples of 4096",
         (_, Errno::BADFD) => "its state does not allow it",

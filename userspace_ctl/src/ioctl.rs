@@ -62,6 +62,10 @@ calls! {
     attach_raw: inout<v3_attach> = V3_VM_ATTACH;
     detach: input<v3_detach> = V3_VM_DETACH;
     devices_raw: inout<v3_devices> = V3_VM_DEVICES;
+    memory_read_raw: inout<v3_memory_read> = V3_VM_MEMORY_READ;
+    walk_raw: inout<v3_walk> = V3_VM_WALK;
+    interrupts_raw: inout<v3_interrupts> = V3_VM_INTERRUPTS;
+    chipset: out<v3_chipset> = V3_VM_CHIPSET;
 }
 
 fn address<T>(data: *const T) -> u64 {
@@ -115,6 +119,44 @@ pub(crate) fn vcpu_report(fd: impl AsFd, vcpu: u32) -> Result<v3_vcpu_report, Er
     };
     // SAFETY: There are no addresses in the struct that the module would follow.
     unsafe { vcpu_report_raw(fd, &mut arg) }?;
+    Ok(arg)
+}
+
+/// Reads guest memory from `gpa` on: what is there, how many bytes are of that kind, and these if they could be read.
+pub(crate) fn memory_read(
+    fd: impl AsFd,
+    gpa: u64,
+    len: usize,
+) -> Result<(u32, usize, Vec<u8>), Errno> {
+    let mut buffer = vec![0; len];
+    let mut arg = v3_memory_read {
+        gpa,
+        buffer: address(buffer.as_mut_ptr()),
+        len: u32::try_from(len).unwrap_or(u32::MAX),
+        place: 0,
+    };
+    // SAFETY: The buffer has that length at least, and outlives the call.
+    unsafe { memory_read_raw(fd, &mut arg) }?;
+    let len = (arg.len as usize).min(len);
+    buffer.truncate(len);
+    Ok((arg.place, len, buffer))
+}
+
+/// Follows page tables to an address, as `wanted` says.
+pub(crate) fn walk(fd: impl AsFd, mut wanted: v3_walk) -> Result<v3_walk, Errno> {
+    // SAFETY: There are no addresses in the struct that the module would follow in this program.
+    unsafe { walk_raw(fd, &mut wanted) }?;
+    Ok(wanted)
+}
+
+/// What is on its way to a virtual CPU.
+pub(crate) fn interrupts(fd: impl AsFd, vcpu: u32) -> Result<v3_interrupts, Errno> {
+    let mut arg = v3_interrupts {
+        vcpu,
+        ..v3_interrupts::zeroed()
+    };
+    // SAFETY: There are no addresses in the struct.
+    unsafe { interrupts_raw(fd, &mut arg) }?;
     Ok(arg)
 }
 

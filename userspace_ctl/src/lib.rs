@@ -23,13 +23,16 @@ mod definition;
 mod device;
 mod error;
 mod guest;
+mod interrupts;
 mod ioctl;
+mod memory_dump;
 mod node;
 mod state;
 mod stream;
 mod units;
 mod vcpu_report;
 mod vm;
+mod walk;
 
 pub use control::{Control, Version};
 pub use definition::{Definition, DefinitionError};
@@ -39,9 +42,12 @@ pub use guest::{
     check_memory, check_vcpus, feature_taken_away, features_to_take_away, read_file, Boot,
     BuildError, Contents, Guest, ModuleFile, OnTripleFault, SerialPort,
 };
+pub use interrupts::{Chipset, Interrupts};
+pub use memory_dump::MemoryDump;
 pub use node::{node_of, number_of, CONTROL_NODE};
 pub use state::{Feature, Info, Reason, Stat, State, Stopped};
 pub use stream::Stream;
 pub use units::{format_bytes, parse_length, parse_memory, parse_seconds};
-pub use vcpu_report::VcpuReport;
+pub use vcpu_report::{Hex, VcpuReport};
 pub use vm::Vm;
+pub use walk::{Place, Walk};

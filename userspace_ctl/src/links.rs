@@ -6,7 +6,7 @@ use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 
 /// Each link, and the command that it is. Whatever needs the names takes them from here.
-pub const LINKS: [(&str, &str); 19] = [
+pub const LINKS: [(&str, &str); 20] = [
     ("v3_build", "build"),
     ("v3_create", "create"),
     ("v3_launch", "launch"),
@@ -24,6 +24,7 @@ pub const LINKS: [(&str, &str); 19] = [
     ("v3_attach", "attach"),
     ("v3_detach", "detach"),
     ("v3_devices", "devices"),
+    ("v3_debug", "debug"),
     ("v3_relocate", "relocate"),
     ("v3_core_move", "core-move"),
 ];

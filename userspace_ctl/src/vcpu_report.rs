@@ -311,7 +311,7 @@ fn cause(raw: &v3_vcpu_report) -> Option<Cause> {
 }
 
 /// An exception by the names that the manuals give it (SDM 3A: table 6-1).
-fn exception(vector: u32) -> String {
+pub(crate) fn exception(vector: u32) -> String {
     let name = match vector {
         0 => "#DE, division error",
         1 => "#DB, debug exception",

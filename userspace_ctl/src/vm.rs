@@ -5,11 +5,13 @@ use crate::error::Call;
 use crate::node::{open_control, open_node};
 use crate::state::text;
 use crate::vcpu_report::VcpuReport;
-use crate::{ioctl, node_of, Error, Feature, Info, Stat, Stopped, Stream};
+use crate::{
+    ioctl, node_of, Chipset, Error, Feature, Info, Interrupts, Place, Stat, Stopped, Stream, Walk,
+};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::time::Duration;
-use v3_abi::{v3_relocate, v3_vcpu, V3_CPU_ANY};
+use v3_abi::{v3_relocate, v3_vcpu, v3_walk, Abi, V3_CPU_ANY, V3_WALK_PHYSICAL};
 
 /// An open VM. It lives on when this is dropped.
 #[derive(Debug)]
@@ -139,6 +141,55 @@ impl Vm {
             Err(Errno::NOTTY) => Ok(Vec::new()),
             Err(errno) => Err(self.failed(Call::Info)(errno)),
         }
+    }
+
+    /// What a virtual CPU looks like inside.
+    pub fn vcpu_report(&self, vcpu: u32) -> Result<VcpuReport, Error> {
+        let raw = ioctl::vcpu_report(&self.fd, vcpu).map_err(self.failed(Call::Look))?;
+        Ok(VcpuReport::from(&raw))
+    }
+
+    /// Follows a virtual CPU's page tables to a linear address, and then the nested tables.
+    pub fn walk(&self, vcpu: u32, address: u64) -> Result<Walk, Error> {
+        self.walk_as(v3_walk {
+            address,
+            vcpu,
+            ..v3_walk::zeroed()
+        })
+    }
+
+    /// Follows the nested tables to a guest-physical address.
+    pub fn walk_physical(&self, address: u64) -> Result<Walk, Error> {
+        self.walk_as(v3_walk {
+            address,
+            flags: V3_WALK_PHYSICAL,
+            ..v3_walk::zeroed()
+        })
+    }
+
+    fn walk_as(&self, wanted: v3_walk) -> Result<Walk, Error> {
+        let raw = ioctl::walk(&self.fd, wanted).map_err(self.failed(Call::Look))?;
+        Ok(Walk::from(&raw))
+    }
+
+    /// What is on its way to a virtual CPU.
+    pub fn interrupts(&self, vcpu: u32) -> Result<Interrupts, Error> {
+        let raw = ioctl::interrupts(&self.fd, vcpu).map_err(self.failed(Call::Look))?;
+        Ok(Interrupts::from(&raw))
+    }
+
+    /// What the I/O APIC and the PIC pair hold.
+    pub fn chipset(&self) -> Result<Chipset, Error> {
+        let raw = ioctl::chipset(&self.fd).map_err(self.failed(Call::Look))?;
+        Ok(Chipset::from(&raw))
+    }
+
+    /// Reads its memory from a guest-physical address on, up to the end of the page: what is there, how many bytes are of that kind, and
+    /// these if it is memory.
+    pub fn read_memory(&self, gpa: u64, len: usize) -> Result<(Place, usize, Vec<u8>), Error> {
+        let read = ioctl::memory_read(&self.fd, gpa, len).map_err(self.failed(Call::Look))?;
+        let (place, len, bytes) = read;
+        Ok((place.into(), len, bytes))
     }
 
     /// The features of processors, and which of them it has.

@@ -46,6 +46,12 @@ fn without_the_module_every_call_says_so() {
         "relocate 0 0x100000 2M",
         "core-move x 0 1",
         "core-move x 0 any",
+        "debug x",
+        "debug x --vcpu 1 --json",
+        "debug x --walk 0x1000 --vcpu 1",
+        "debug x --walk-physical 4096",
+        "debug x --memory 0x1000,4K --json",
+        "debug x --physical 0",
     ]
     .map(String::from);
     for line in named.chain(others) {
@@ -91,6 +97,13 @@ fn a_wrong_command_line_is_125_and_told_like_every_error() {
         "console x --escape 7",
         "core-move x 0",
         "core-move x 0 nowhere",
+        "debug",
+        "debug x --walk there",
+        "debug x --walk 0 --memory 0",
+        "debug x --memory 0,0",
+        "debug x --memory 0,17M",
+        "debug x --physical 0 --vcpu 1",
+        "debug x --vcpu -1",
         "completions csh",
     ] {
         v3(line).assert().code(125).stdout(is_empty()).stderr(

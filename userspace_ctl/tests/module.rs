@@ -3,6 +3,8 @@
 //!
 //! Each test names its VMs after itself, so that they can run side by side.
 
+#[path = "module/debug.rs"]
+mod debug;
 #[path = "module/devices.rs"]
 mod devices;
 

@@ -307,20 +307,44 @@ pub fn translate<T: GuestTables>(
     gva: Gva,
     tables: &mut T,
 ) -> Result<Translation, WalkError<T::Error>> {
+    let (page, path) = find_page(paging, access, gva, tables)?;
+    if let Some(path) = path {
+        path.mark(paging, access, tables)?;
+    }
+    Ok(page)
+}
+
+/// Translates as [`translate`] does, but sets no bit: for somebody who only looks.
+pub fn look_up<T: GuestTables>(
+    paging: &Paging,
+    access: Access,
+    gva: Gva,
+    tables: &mut T,
+) -> Result<Translation, WalkError<T::Error>> {
+    find_page(paging, access, gva, tables).map(|(page, _)| page)
+}
+
+/// The page of `gva`, if it may be accessed so, and the way there, if there is paging.
+fn find_page<T: GuestTables>(
+    paging: &Paging,
+    access: Access,
+    gva: Gva,
+    tables: &mut T,
+) -> Result<(Translation, Option<Path>), WalkError<T::Error>> {
     let gva = if paging.mode() == Mode::Long {
         gva.0
     } else {
         gva.0 & 0xffff_ffff
     };
     if paging.cr0 & cr0::PG == 0 {
-        let gpa = Gpa(gva);
-        return Ok(Translation {
-            gpa,
+        let page = Translation {
+            gpa: Gpa(gva),
             page_shift: 32,
             writable: true,
             user: true,
             executable: true,
-        });
+        };
+        return Ok((page, None));
     }
     if paging.mode() == Mode::Long && !paging.is_canonical(Gva(gva)) {
         return Err(WalkError::NonCanonical);
@@ -335,8 +359,7 @@ pub fn translate<T: GuestTables>(
     if !paging.allows(&page, access) {
         return Err(WalkError::PageFault { error_code });
     }
-    path.mark(paging, access, tables)?;
-    Ok(page)
+    Ok((page, Some(path)))
 }
 
 /// The entries on the way from the root to a page.

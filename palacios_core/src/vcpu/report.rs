@@ -150,7 +150,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let (paging, mut tables) = (self.paging(), Untouched(memory));
         for (n, byte) in shown.bytes.iter_mut().enumerate() {
             let walked =
-                walk::translate(&paging, access, Gva(at.wrapping_add(n as u64)), &mut tables);
+                walk::look_up(&paging, access, Gva(at.wrapping_add(n as u64)), &mut tables);
             let Ok(page) = walked else {
                 break;
             };

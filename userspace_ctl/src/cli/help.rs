@@ -157,6 +157,19 @@ With --json it is a list:
     \"guest\": true, \"why\": \"\"}, …]
 \"guest\" is null for a feature that varies.";
 
+/// For `debug`.
+pub const DEBUG: &str = "\
+Without --walk, --walk-physical, --memory and --physical it shows of each virtual CPU the registers,
+the instructions at RIP, the stack, the last exits, the local APIC and what is pending; and once the
+I/O APIC and the PIC pair.
+
+Nothing in the guest changes: no accessed or dirty bit is set, no page that was never touched gets
+memory, no device is asked. A virtual CPU that runs is called out of the guest for a moment; of a
+VM that runs, each line is true at its own moment. `v3 pause VM` first makes all of them one.
+
+ADDR is hexadecimal behind 0x, or decimal. LEN is 128 unless given, and may have a unit: 4K. What
+cannot be read is said in words; the exit status is 125 if nothing could be shown.";
+
 /// For `links`.
 pub const LINKS: &str = "\
 The links lead to this program. A link of this name that is there is replaced; a file is not.";

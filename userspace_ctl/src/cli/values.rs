@@ -2,7 +2,7 @@
 //! Reads the values of options and arguments.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use v3_ctl::{ModuleFile, OnTripleFault};
+use v3_ctl::{parse_length, ModuleFile, OnTripleFault};
 
 /// A CPU of the host, or any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,41 @@ pub fn port(text: &str) -> Result<u16, String> {
     };
     let port = port.ok().filter(|port| *port != 0);
     port.ok_or_else(|| "give the number of a port, such as 0x3e8".into())
+}
+
+/// A part of a guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Its first address.
+    pub at: u64,
+    /// How many bytes.
+    pub len: u64,
+}
+
+/// How many bytes are dumped unless one says, and how many at most.
+const USUAL_DUMP: u64 = 128;
+const LONGEST_DUMP: u64 = 16 << 20;
+
+/// An address.
+pub fn address(text: &str) -> Result<u64, String> {
+    let address = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    address.map_err(|_| format!("`{text}` is no address: write it like 0x100000, or in decimal"))
+}
+
+/// `ADDR` or `ADDR,LEN`.
+pub fn memory(text: &str) -> Result<Memory, String> {
+    let (at, len) = match text.split_once(',') {
+        Some((at, len)) => (at, parse_length(len)?),
+        None => (text, USUAL_DUMP),
+    };
+    let at = address(at)?;
+    match len {
+        1..=LONGEST_DUMP => Ok(Memory { at, len }),
+        _ => Err("give a length of 1 byte to 16M".into()),
+    }
 }
 
 /// The control character of a key: `]` is 0x1d, `a` is 0x01.
@@ -83,6 +118,30 @@ mod tests {
             .map(port)
             .iter()
             .all(Result::is_err));
+    }
+
+    #[test]
+    fn addresses_and_lengths() {
+        assert_eq!(address("0xffffffff81000000"), Ok(0xffff_ffff_8100_0000));
+        assert_eq!(address("4096"), Ok(4096));
+        for bad in [
+            "",
+            "0x",
+            "x",
+            "-1",
+            "ffffffff81000000",
+            "0x10000000000000000",
+            "1M",
+        ] {
+            assert!(address(bad).unwrap_err().contains("is no address"), "{bad}");
+        }
+        let of = |at, len| Ok(Memory { at, len });
+        assert_eq!(memory("0x10"), of(16, USUAL_DUMP));
+        assert_eq!(memory("0x10,0x20"), of(16, 32));
+        assert_eq!(memory("16,4K"), of(16, 4096));
+        for bad in ["", ",", "1,", "1,0", "1,17M", "1,2,3"] {
+            assert!(memory(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ tests!(
     code_across_pages,
     exit_across_pages,
     mmio_across_code_pages,
-    fxsave_across_untouched_pages; named: memory_above_4_gib, boot_protocol
+    fxsave_across_untouched_pages; named: memory_above_4_gib, boot_protocol, pages_to_look_at
 );
 
 fn multiboot_info() -> Outcome {
@@ -51,6 +51,31 @@ fn boot_protocol() -> Outcome {
     check!(module.data().starts_with(wanted.as_bytes()));
     check_eq!(module.start % 4096, 0);
     multiboot_memory_map()
+}
+
+/// For somebody who looks in from outside: a page with text in it, one that nobody touches, and one that is not there. Says where they are, as
+/// its own tables have it, and waits.
+fn pages_to_look_at() -> Outcome {
+    const TEXT: &[u8] = b"what the guest wrote";
+    let (written, frame) = (paging::window(1), paging::frame()?);
+    paging::map(written, frame, PRESENT | WRITE)?;
+    for (at, byte) in (written..).zip(TEXT) {
+        // SAFETY: just mapped.
+        unsafe { (at as *mut u8).write_volatile(*byte) };
+    }
+    let (untouched, far) = (paging::window(1), paging::untouched()?);
+    paging::map(untouched, far, PRESENT)?;
+    for (name, at, frame) in [("written", written, frame), ("untouched", untouched, far)] {
+        let entry = paging::entry(at)?;
+        // SAFETY: our own tables.
+        let value = unsafe { entry.read_volatile() };
+        let entry = entry as u64;
+        println!("{name} {at:#018x} is at {frame:#x} by {entry:#014x} {value:#018x}");
+    }
+    println!("absent {:#x}", paging::window(1));
+    loop {
+        core::hint::spin_loop();
+    }
 }
 
 fn multiboot_memory_map() -> Outcome {

@@ -2,7 +2,7 @@
 //! A walk for somebody who wants to see it: each entry on the way, what it says, and where the way ends. It marks nothing.
 
 use super::{
-    translate, Access, AccessKind, GuestTables, Mode, Paging, Privilege, Translation, WalkError,
+    look_up, Access, AccessKind, GuestTables, Mode, Paging, Privilege, Translation, WalkError,
     ACCESSED, DIRTY, NO_EXECUTE, PRESENT, USER, WRITABLE,
 };
 use crate::addr::{Gpa, Gva, NotRam};
@@ -126,7 +126,7 @@ pub trait SeenTables {
     fn see_entry(&mut self, at: Gpa, size: u8) -> Result<Option<u64>, NotRam>;
 }
 
-/// Walks as [`translate`] does for a supervisor's read that nothing forbids.
+/// Walks as [`look_up`] does for a supervisor's read that nothing forbids.
 pub fn trace(paging: &Paging, gva: Gva, tables: &mut dyn SeenTables) -> Trace {
     // What does not hang on the entries is out of the way: SMAP and protection keys.
     let unguarded = Paging {
@@ -144,7 +144,7 @@ pub fn trace(paging: &Paging, gva: Gva, tables: &mut dyn SeenTables) -> Trace {
         entries: [TracedEntry::NONE; MOST_LEVELS],
         len: 0,
     };
-    let walked = translate(&unguarded, access, gva, &mut recorder);
+    let walked = look_up(&unguarded, access, gva, &mut recorder);
     let last = recorder.len.checked_sub(1);
     let last = last.and_then(|last| recorder.entries.get(last));
     let reserved = last.is_some_and(|last| last.bits.contains(EntryBits::RESERVED));
@@ -163,7 +163,7 @@ pub fn trace(paging: &Paging, gva: Gva, tables: &mut dyn SeenTables) -> Trace {
     }
 }
 
-/// Notes each entry that the walker reads, and lets it mark none.
+/// Notes each entry that the walker reads.
 struct Recorder<'a> {
     paging: &'a Paging,
     tables: &'a mut dyn SeenTables,

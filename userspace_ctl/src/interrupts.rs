@@ -1,0 +1,675 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is on its way to a virtual CPU, and what the interrupt controllers hold, in words.
+
+use crate::vcpu_report::{exception, Hex};
+use serde::Serialize;
+use std::fmt;
+use v3_abi::*;
+
+const LVT: [&str; 6] = ["timer", "thermal", "performance", "lint0", "lint1", "error"];
+/// Bits of an entry of the local vector table and of the I/O APIC (SDM 3A: figure 10-8; 82093AA: 3.2.4).
+const LOGICAL: u64 = 1 << 11;
+const ACTIVE_LOW: u64 = 1 << 13;
+const REMOTE_IRR: u64 = 1 << 14;
+const LEVEL: u64 = 1 << 15;
+const MASKED: u64 = 1 << 16;
+/// Bits of IA32_APIC_BASE and of the spurious-interrupt vector register.
+const X2APIC: u64 = 1 << 10;
+const ENABLED: u64 = 1 << 11;
+const SOFTWARE_ENABLED: u32 = 1 << 8;
+
+/// What is on its way to a virtual CPU.
+#[derive(Clone, Debug, Serialize)]
+pub struct Interrupts {
+    /// Its local APIC.
+    pub apic: LocalApic,
+    /// The guest takes interrupts: they are on, and no instruction's shadow holds them back.
+    pub takes_interrupts: bool,
+    /// The guest takes NMIs: it handles none.
+    pub takes_nmis: bool,
+    /// The PIC pair has said that it has an interrupt for it.
+    pub pic_waits: bool,
+    /// The vector that the local APIC would have the processor take now.
+    pub next_vector: Option<u32>,
+    /// What others have posted, and it has not taken in yet.
+    pub posted: Posted,
+    /// NMIs that were taken in, and not delivered yet.
+    pub waiting_nmis: u32,
+    /// An exception that the module raised, for the next entry.
+    pub raised: Option<Event>,
+    /// An event whose delivery an exit cut short.
+    pub cut_short: Option<Event>,
+    /// An event that waits behind an exception.
+    pub held: Option<Event>,
+}
+
+/// A local APIC.
+#[derive(Clone, Debug, Serialize)]
+pub struct LocalApic {
+    /// `disabled`, `xapic` or `x2apic`.
+    pub mode: &'static str,
+    /// The page of its registers.
+    pub address: Hex,
+    /// Its id.
+    pub id: u32,
+    /// Software has enabled it.
+    pub enabled: bool,
+    /// The task priority.
+    pub task_priority: Hex,
+    /// The processor priority.
+    pub processor_priority: Hex,
+    /// The logical destination.
+    pub logical_destination: Hex,
+    /// The destination format.
+    pub destination_format: Hex,
+    /// The spurious-interrupt vector register.
+    pub spurious: Hex,
+    /// The error status.
+    pub errors: Hex,
+    /// The interrupt command.
+    pub command: Hex,
+    /// The local vector table.
+    pub lvt: Vec<LocalVector>,
+    /// The timer's initial count.
+    pub initial_count: u32,
+    /// The timer's current count.
+    pub current_count: u32,
+    /// By what the timer divides.
+    pub divisor: u32,
+    /// IA32_TSC_DEADLINE.
+    pub tsc_deadline: Hex,
+    /// The vectors that are requested.
+    pub requests: Vec<u32>,
+    /// The vectors in service.
+    pub in_service: Vec<u32>,
+    /// Of both, those that are level-triggered.
+    pub level: Vec<u32>,
+}
+
+/// An entry of the local vector table.
+#[derive(Clone, Debug, Serialize)]
+pub struct LocalVector {
+    /// Whose it is.
+    pub name: &'static str,
+    /// The register.
+    pub value: Hex,
+    /// How it interrupts.
+    pub delivery: &'static str,
+    /// Its vector.
+    pub vector: u32,
+    /// It is masked.
+    pub masked: bool,
+}
+
+/// What others have posted.
+#[derive(Clone, Debug, Serialize)]
+pub struct Posted {
+    /// The vectors that are edges.
+    pub edges: Vec<u32>,
+    /// The vectors that are level-triggered.
+    pub levels: Vec<u32>,
+    /// The rest.
+    pub events: Vec<&'static str>,
+}
+
+/// An event under way.
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    /// `exception`, `interrupt`, `nmi` or `software`.
+    pub kind: &'static str,
+    /// Its vector.
+    pub vector: u32,
+    /// Its error code, if it has one.
+    pub error_code: Option<Hex>,
+}
+
+/// The interrupt controllers that all virtual CPUs share.
+#[derive(Clone, Debug, Serialize)]
+pub struct Chipset {
+    /// The I/O APIC.
+    pub ioapic: IoApic,
+    /// The primary 8259A, and the secondary.
+    pub pics: Vec<Pic>,
+    /// The HPET has the lines of the 8254 and the real-time clock.
+    pub legacy_replacement: bool,
+}
+
+/// An I/O APIC.
+#[derive(Clone, Debug, Serialize)]
+pub struct IoApic {
+    /// Its id.
+    pub id: u32,
+    /// Its inputs.
+    pub inputs: Vec<IoApicInput>,
+}
+
+/// An input of an I/O APIC.
+#[derive(Clone, Debug, Serialize)]
+pub struct IoApicInput {
+    /// Its number, that of the global system interrupt.
+    pub input: u32,
+    /// The redirection entry.
+    pub entry: Hex,
+    /// The vector.
+    pub vector: u32,
+    /// How it interrupts.
+    pub delivery: &'static str,
+    /// `physical` or `logical`.
+    pub destination_mode: &'static str,
+    /// Whom it is for.
+    pub destination: u32,
+    /// It is level-triggered.
+    pub level: bool,
+    /// It is active low.
+    pub active_low: bool,
+    /// It is masked.
+    pub masked: bool,
+    /// It waits for the end of its last interrupt.
+    pub remote_irr: bool,
+    /// It is asserted.
+    pub asserted: bool,
+}
+
+/// An 8259A. Each list is of inputs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pic {
+    /// `primary` or `secondary`.
+    pub name: &'static str,
+    /// It was initialised.
+    pub initialised: bool,
+    /// The vector of input 0.
+    pub vector_base: u32,
+    /// Inputs that are asserted.
+    pub asserted: Vec<u32>,
+    /// Inputs that are requested.
+    pub requests: Vec<u32>,
+    /// Inputs in service.
+    pub in_service: Vec<u32>,
+    /// Inputs that are masked.
+    pub masked: Vec<u32>,
+    /// Inputs that are level-triggered.
+    pub level: Vec<u32>,
+    /// The input of lowest priority.
+    pub lowest: u32,
+    /// Its interrupts end when they are acknowledged.
+    pub auto_eoi: bool,
+}
+
+/// The numbers of the bits that are set, of words of `size` bits.
+fn bits(words: impl IntoIterator<Item = u64>, size: u32) -> Vec<u32> {
+    let words = (0..).step_by(size as usize).zip(words);
+    words
+        .flat_map(|(first, word)| {
+            (0..size)
+                .filter(move |bit| word >> bit & 1 != 0)
+                .map(move |bit| first + bit)
+        })
+        .collect()
+}
+
+fn vectors(words: &[u32; 8]) -> Vec<u32> {
+    bits(words.map(u64::from), 32)
+}
+
+/// A delivery mode (SDM 3A: 10.6.1).
+fn delivery(entry: u64) -> &'static str {
+    match entry >> 8 & 7 {
+        0 => "fixed",
+        1 => "lowest-priority",
+        2 => "smi",
+        4 => "nmi",
+        5 => "init",
+        6 => "startup",
+        7 => "extint",
+        _ => "reserved",
+    }
+}
+
+impl From<&v3_interrupts> for Interrupts {
+    fn from(raw: &v3_interrupts) -> Self {
+        let flag = |flag| raw.flags & flag != 0;
+        Self {
+            apic: LocalApic::from(&raw.apic),
+            takes_interrupts: flag(V3_TAKES_INTERRUPTS),
+            takes_nmis: flag(V3_TAKES_NMIS),
+            pic_waits: flag(V3_PIC_WAITS),
+            next_vector: (raw.next_vector != V3_NO_VECTOR).then_some(raw.next_vector),
+            posted: Posted {
+                edges: bits(raw.edges, 64),
+                levels: bits(raw.levels, 64),
+                events: events(raw.posted),
+            },
+            waiting_nmis: raw.waiting_nmis,
+            raised: event(&raw.raised),
+            cut_short: event(&raw.cut_short),
+            held: event(&raw.held),
+        }
+    }
+}
+
+fn events(posted: u32) -> Vec<&'static str> {
+    let all = [
+        (V3_POSTED_NMI, "nmi"),
+        (V3_POSTED_TWO_NMIS, "nmi"),
+        (V3_POSTED_INIT, "init"),
+        (V3_POSTED_STARTUP, "startup"),
+        (V3_POSTED_PIC, "pic"),
+    ];
+    let set = all.iter().filter(|(bit, _)| posted & bit != 0);
+    set.map(|(_, name)| *name).collect()
+}
+
+fn event(raw: &v3_event) -> Option<Event> {
+    let kind = match raw.kind {
+        V3_EVENT_NONE => return None,
+        V3_EVENT_EXCEPTION => "exception",
+        V3_EVENT_INTERRUPT => "interrupt",
+        V3_EVENT_NMI => "nmi",
+        V3_EVENT_SOFTWARE => "software",
+        _ => "unknown",
+    };
+    Some(Event {
+        kind,
+        vector: raw.vector,
+        error_code: (raw.has_error_code != 0).then_some(Hex(raw.error_code.into())),
+    })
+}
+
+impl From<&v3_local_apic> for LocalApic {
+    fn from(raw: &v3_local_apic) -> Self {
+        let hex = |register: u32| Hex(register.into());
+        let mode = match (raw.base & ENABLED != 0, raw.base & X2APIC != 0) {
+            (false, _) => "disabled",
+            (true, false) => "xapic",
+            (true, true) => "x2apic",
+        };
+        let lvt = LVT.into_iter().zip(raw.lvt);
+        // Bits 3, 1 and 0 are 000 for 2 to 110 for 128, and 111 for 1 (SDM 3A: figure 10-10).
+        let code = raw.divide & 3 | raw.divide >> 1 & 4;
+        let divide = (code + 1) & 7;
+        Self {
+            mode,
+            address: Hex(raw.base & 0x000f_ffff_ffff_f000),
+            id: if mode == "x2apic" {
+                raw.id
+            } else {
+                raw.id >> 24
+            },
+            enabled: raw.spurious & SOFTWARE_ENABLED != 0,
+            task_priority: hex(raw.tpr),
+            processor_priority: hex(raw.ppr),
+            logical_destination: hex(raw.ldr),
+            destination_format: hex(raw.dfr),
+            spurious: hex(raw.spurious),
+            errors: hex(raw.errors),
+            command: Hex(raw.icr),
+            lvt: lvt.map(|(name, value)| local_vector(name, value)).collect(),
+            initial_count: raw.initial_count,
+            current_count: raw.current_count,
+            divisor: 1 << divide,
+            tsc_deadline: Hex(raw.tsc_deadline),
+            requests: vectors(&raw.requests),
+            in_service: vectors(&raw.in_service),
+            level: vectors(&raw.level),
+        }
+    }
+}
+
+fn local_vector(name: &'static str, value: u32) -> LocalVector {
+    let entry = u64::from(value);
+    // The timer and errors have no delivery mode: they are fixed.
+    let delivery = match (name, value >> 17 & 3) {
+        ("timer", 0) => "one-shot",
+        ("timer", 1) => "periodic",
+        ("timer", 2) => "tsc-deadline",
+        ("timer", _) => "reserved",
+        _ => delivery(entry),
+    };
+    LocalVector {
+        name,
+        value: Hex(entry),
+        delivery,
+        vector: value & 0xff,
+        masked: entry & MASKED != 0,
+    }
+}
+
+impl From<&v3_chipset> for Chipset {
+    fn from(raw: &v3_chipset) -> Self {
+        let inputs = (0..).zip(raw.ioapic);
+        let names = ["primary", "secondary"].into_iter();
+        Self {
+            ioapic: IoApic {
+                id: raw.ioapic_id,
+                inputs: inputs
+                    .map(|(n, entry)| input(n, entry, raw.ioapic_lines >> n & 1 != 0))
+                    .collect(),
+            },
+            pics: names
+                .zip(&raw.pics)
+                .map(|(name, raw)| pic(name, raw))
+                .collect(),
+            legacy_replacement: raw.flags & V3_CHIPSET_LEGACY != 0,
+        }
+    }
+}
+
+fn input(input: u32, entry: u64, asserted: bool) -> IoApicInput {
+    let has = |bit: u64| entry & bit != 0;
+    IoApicInput {
+        input,
+        entry: Hex(entry),
+        vector: (entry & 0xff) as u32,
+        delivery: delivery(entry),
+        destination_mode: if has(LOGICAL) { "logical" } else { "physical" },
+        destination: (entry >> 56) as u32,
+        level: has(LEVEL),
+        active_low: has(ACTIVE_LOW),
+        masked: has(MASKED),
+        remote_irr: has(REMOTE_IRR),
+        asserted,
+    }
+}
+
+fn pic(name: &'static str, raw: &v3_pic) -> Pic {
+    let inputs = |byte: u8| bits([u64::from(byte)], 8);
+    let flags = u32::from(raw.flags);
+    Pic {
+        name,
+        initialised: flags & V3_PIC_INITIALISED != 0,
+        vector_base: raw.vector_base.into(),
+        asserted: inputs(raw.lines),
+        requests: inputs(raw.requests),
+        in_service: inputs(raw.in_service),
+        masked: inputs(raw.mask),
+        level: inputs(raw.level_triggered),
+        lowest: raw.lowest.into(),
+        auto_eoi: flags & V3_PIC_AUTO_EOI != 0,
+    }
+}
+
+/// Numbers in a line; hexadecimal for vectors, decimal for inputs.
+fn hex_list(numbers: &[u32]) -> String {
+    list(numbers.iter().map(|n| format!("{n:#04x}")))
+}
+fn inputs(numbers: &[u32]) -> String {
+    list(numbers.iter().map(u32::to_string))
+}
+fn list(words: impl Iterator<Item = String>) -> String {
+    let words: Vec<String> = words.collect();
+    match words.is_empty() {
+        true => "none".into(),
+        false => words.join(" "),
+    }
+}
+
+impl fmt::Display for LocalApic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by_software = if self.enabled { "enabled" } else { "disabled" };
+        writeln!(
+            f,
+            "  local APIC: {}, id {}, {by_software} by software, registers at {}",
+            self.mode, self.id, self.address
+        )?;
+        writeln!(
+            f,
+            "    task priority {}, processor priority {}, logical destination {}, errors {}, command {}",
+            self.task_priority,
+            self.processor_priority,
+            self.logical_destination,
+            self.errors,
+            self.command
+        )?;
+        for entry in &self.lvt {
+            let masked = if entry.masked { ", masked" } else { "" };
+            write!(
+                f,
+                "    {:12} {} vector {:#04x}{masked}",
+                entry.name, entry.delivery, entry.vector
+            )?;
+            match entry.delivery {
+                "one-shot" | "periodic" => writeln!(
+                    f,
+                    ", count {} of {}, divided by {}",
+                    self.current_count, self.initial_count, self.divisor
+                )?,
+                "tsc-deadline" => writeln!(f, ", deadline {}", self.tsc_deadline)?,
+                _ => writeln!(f)?,
+            }
+        }
+        writeln!(f, "    requested    {}", hex_list(&self.requests))?;
+        writeln!(f, "    in service   {}", hex_list(&self.in_service))?;
+        writeln!(f, "    level        {}", hex_list(&self.level))
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            "exception" => f.write_str(&exception(self.vector))?,
+            "nmi" => f.write_str("NMI")?,
+            "software" => write!(f, "INT {:#04x}", self.vector)?,
+            kind => write!(f, "{kind} {:#04x}", self.vector)?,
+        }
+        match self.error_code {
+            Some(code) => write!(f, ", error code {code}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Interrupts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.apic)?;
+        let takes = |it: bool| if it { "takes" } else { "does not take" };
+        writeln!(
+            f,
+            "  pending: it {} interrupts, it {} NMIs",
+            takes(self.takes_interrupts),
+            takes(self.takes_nmis)
+        )?;
+        let events = list(self.posted.events.iter().map(ToString::to_string));
+        writeln!(
+            f,
+            "    posted       edges {}, levels {}, events {events}",
+            hex_list(&self.posted.edges),
+            hex_list(&self.posted.levels)
+        )?;
+        if let Some(vector) = self.next_vector {
+            writeln!(f, "    next         {vector:#04x} of the local APIC")?;
+        }
+        if self.pic_waits {
+            writeln!(f, "    next         one of the PIC pair")?;
+        }
+        if self.waiting_nmis > 0 {
+            writeln!(f, "    NMIs         {}", self.waiting_nmis)?;
+        }
+        let under_way = [
+            ("raised", &self.raised),
+            ("cut short", &self.cut_short),
+            ("held", &self.held),
+        ];
+        for (name, event) in under_way {
+            if let Some(event) = event {
+                writeln!(f, "    {name:12} {event}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl IoApicInput {
+    /// As after a reset: there is nothing to tell.
+    fn is_plain(&self) -> bool {
+        self.entry.0 == MASKED && !self.asserted
+    }
+}
+
+impl fmt::Display for IoApicInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let trigger = if self.level { "level" } else { "edge" };
+        write!(
+            f,
+            "  input {:2}  vector {:#04x}  {} to {} {:#04x}, {trigger}",
+            self.input, self.vector, self.delivery, self.destination_mode, self.destination
+        )?;
+        let more = [
+            (self.active_low, "active low"),
+            (self.masked, "masked"),
+            (self.asserted, "asserted"),
+            (self.remote_irr, "waits for its end"),
+        ];
+        let mut more = more.iter().filter(|(is, _)| *is);
+        more.try_for_each(|(_, what)| write!(f, ", {what}"))
+    }
+}
+
+impl fmt::Display for Chipset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "I/O APIC: id {}", self.ioapic.id)?;
+        let plain = self
+            .ioapic
+            .inputs
+            .iter()
+            .filter(|input| input.is_plain())
+            .count();
+        for input in self.ioapic.inputs.iter().filter(|input| !input.is_plain()) {
+            writeln!(f, "{input}")?;
+        }
+        writeln!(
+            f,
+            "  {plain} of {} inputs are as after a reset: masked",
+            self.ioapic.inputs.len()
+        )?;
+        let replaced = match self.legacy_replacement {
+            true => ", the HPET in place of timer and clock",
+            false => "",
+        };
+        writeln!(f, "PIC pair{replaced}:")?;
+        for pic in &self.pics {
+            let silent = if pic.initialised {
+                ""
+            } else {
+                ", not initialised"
+            };
+            writeln!(
+                f,
+                "  {:9}  vectors from {:#04x}{silent}; inputs asserted {}, requested {}, in service {}, masked {}, level {}",
+                pic.name,
+                pic.vector_base,
+                inputs(&pic.asserted),
+                inputs(&pic.requests),
+                inputs(&pic.in_service),
+                inputs(&pic.masked),
+                inputs(&pic.level)
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw() -> v3_interrupts {
+        let mut raw = v3_interrupts {
+            flags: V3_TAKES_NMIS,
+            posted: V3_POSTED_NMI | V3_POSTED_STARTUP,
+            next_vector: 0xec,
+            waiting_nmis: 1,
+            ..v3_interrupts::zeroed()
+        };
+        raw.apic.base = 0xfee0_0900;
+        raw.apic.id = 3 << 24;
+        raw.apic.spurious = 0x1ff;
+        raw.apic.lvt = [0x2_00ec, 0x1_0000, 0x400, 0x1_0700, 0x400, 0xfe];
+        raw.apic.initial_count = 1000;
+        raw.apic.current_count = 10;
+        raw.apic.divide = 0b1011;
+        raw.apic.requests[7] = 1 << 12;
+        raw.apic.in_service[1] = 1;
+        raw.edges[3] = 1 << 63;
+        raw.raised = v3_event {
+            kind: V3_EVENT_EXCEPTION,
+            vector: 14,
+            has_error_code: 1,
+            error_code: 2,
+        };
+        raw.held.kind = V3_EVENT_INTERRUPT;
+        raw.held.vector = 0x30;
+        raw
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_told() {
+        let text = Interrupts::from(&raw()).to_string();
+        for expected in [
+            "  local APIC: xapic, id 3, enabled by software, registers at 0xfee00000\n",
+            "    timer        periodic vector 0xec, count 10 of 1000, divided by 1\n",
+            "    thermal      fixed vector 0x00, masked\n",
+            "    lint0        extint vector 0x00, masked\n    lint1        nmi vector 0x00\n",
+            "    requested    0xec\n    in service   0x20\n    level        none\n",
+            "  pending: it does not take interrupts, it takes NMIs\n",
+            "    posted       edges 0xff, levels none, events nmi startup\n",
+            "    next         0xec of the local APIC\n    NMIs         1\n",
+            "    raised       #PF, page fault, error code 0x2\n    held         interrupt 0x30\n",
+        ] {
+            assert!(text.contains(expected), "{expected:?} in\n{text}");
+        }
+        let json = serde_json::to_value(Interrupts::from(&raw())).unwrap();
+        assert_eq!(json["apic"]["requests"], serde_json::json!([0xec]));
+        assert_eq!(json["apic"]["lvt"][0]["delivery"], "periodic");
+        assert_eq!(json["posted"]["events"][0], "nmi");
+        assert_eq!(json["raised"]["error_code"], "0x2");
+        assert!(json["cut_short"].is_null());
+    }
+
+    #[test]
+    fn a_timer_divides_and_has_a_deadline() {
+        let mut apic = raw().apic;
+        for (divide, divisor) in [(0, 2), (1, 4), (3, 16), (8, 32), (0b1010, 128), (0b1011, 1)] {
+            apic.divide = divide;
+            assert_eq!(LocalApic::from(&apic).divisor, divisor);
+        }
+        apic.lvt[0] = 0x5_00ec;
+        apic.tsc_deadline = 0x1234;
+        apic.base = 0xfee0_0d00;
+        let text = LocalApic::from(&apic).to_string();
+        assert!(
+            text.contains("tsc-deadline vector 0xec, masked, deadline 0x1234\n"),
+            "{text}"
+        );
+        assert!(text.contains("local APIC: x2apic, id 50331648, "), "{text}");
+    }
+
+    #[test]
+    fn controllers_are_told_where_there_is_something_to_tell() {
+        let mut raw = v3_chipset {
+            ioapic_lines: 1 << 4,
+            ioapic: [MASKED; 24],
+            ..v3_chipset::zeroed()
+        };
+        raw.ioapic[2] = 0x30 | LOGICAL | 1 << 56;
+        raw.ioapic[9] = 0x21 | LEVEL | REMOTE_IRR | ACTIVE_LOW;
+        raw.pics[0].vector_base = 0x30;
+        raw.pics[0].flags = V3_PIC_INITIALISED as u8;
+        raw.pics[0].mask = 0xfb;
+        raw.pics[0].requests = 1;
+        let text = Chipset::from(&raw).to_string();
+        let expected = "\
+I/O APIC: id 0
+  input  2  vector 0x30  fixed to logical 0x01, edge
+  input  4  vector 0x00  fixed to physical 0x00, edge, masked, asserted
+  input  9  vector 0x21  fixed to physical 0x00, level, active low, waits for its end
+  21 of 24 inputs are as after a reset: masked
+PIC pair:
+  primary    vectors from 0x30; inputs asserted none, requested 0, in service none, masked 0 1 3 4 5 6 7, level none
+  secondary  vectors from 0x00, not initialised; inputs asserted none, requested none, in service none, masked none, level none
+";
+        assert_eq!(text, expected);
+        let json = serde_json::to_value(Chipset::from(&raw)).unwrap();
+        assert_eq!(json["ioapic"]["inputs"].as_array().unwrap().len(), 24);
+        assert_eq!(json["pics"][0]["masked"][1], 1);
+    }
+}
