@@ -32,14 +32,14 @@ v3 stats pages -a | grep -E 'pages|bytes' >taken.before
 # by NAME: fields of what the guest said: address, guest-physical address, where the entry is, its value.
 by() { sed -n "s/\r//; s/^$1 \(0x[0-9a-f]*\) is at \(0x[0-9a-f]*\) by \(0x[0-9a-f]*\) \(0x[0-9a-f]*\)/\1 \2 \3 \4/p" log; }
 set -- $(by written)
-written=$1 gpa=$2
+written=$1
 v3 debug pages --walk $1 >walk
-check "the walk leads where the guest mapped" says walk '^vcpu 0: 0x[0-9a-f]+, 4-level paging' "^  level 1 PTE +at $3  0x[0-9a-f]*  present write user? ?.*accessed dirty page|^  level 1 PTE +at $3 .*present write" "^guest-physical $2: a page of 4 KiB"
+check "the walk leads where the guest mapped" says walk '^vcpu 0: 0x[0-9a-f]+, 4-level paging' \
+	"^  level 1 PTE +at $3  $4  present write execute accessed dirty page\$" "^guest-physical $2: a page of 4 KiB, which allows reads, writes"
 check "by four levels" [ "$(sed -n '1,/^guest-physical/p' walk | grep -c '^  level')" = 4 ]
 check "the host's memory is shown" says walk '^host-physical 0x[0-9a-f]+: a page of .*which allows reads, writes'
 v3 debug pages --walk $1 --json >json
-check "for programs" says json "\"end\":\"mapped\"" "\"gpa\":\"$2\"" '"name":"PTE"' '"place":"memory"' '"nested":\[\{"level":4'
-check "memory by its address" says json .
+check "for programs" says json "\"end\":\"mapped\"" "\"gpa\":\"$2\"" '"name":"PTE"' '"place":"memory"' '"nested":\[\{"level":[45],"name":"PML[45]E"'
 v3 debug pages --memory $1,20 >dump
 check "what the guest wrote" says dump '\|what the guest w\|' '\|rote\|'
 v3 debug pages --physical $2,20 >dump

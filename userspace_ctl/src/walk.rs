@@ -33,7 +33,7 @@ pub struct Walk {
     pub entries: Vec<Entry>,
     /// Where the walk through the guest's tables ended.
     pub end: End,
-    /// The guest-physical address to which it leads; where the missing table would be, for [`End::NoTable`].
+    /// The guest-physical address to which it leads; where the missing table would be, where that is the end.
     pub gpa: Option<Hex>,
     /// The page there.
     pub page: Option<Page>,
