@@ -7,13 +7,7 @@
 
 use crate::ffi;
 use core::mem::offset_of;
-use kernel::{
-    bindings,
-    error::to_result,
-    prelude::*,
-    sync::Arc,
-    types::Opaque,
-};
+use kernel::{bindings, error::to_result, prelude::*, sync::Arc, types::Opaque};
 
 /// Whoever has to do something before the host falls asleep.
 pub(crate) trait HostSleep: Send + Sync {

@@ -77,9 +77,8 @@ impl Vms {
         image: impl FnOnce() -> Result<ImageCopy, Refusal>,
     ) -> Result<u32, Refusal> {
         let id = self.reserve(name)?;
-        let made = image().and_then(|image| {
-            VmNode::new(&self.hardware, &vm_file::OPERATIONS, id, name, image)
-        });
+        let made = image()
+            .and_then(|image| VmNode::new(&self.hardware, &vm_file::OPERATIONS, id, name, image));
         match made {
             Ok(node) => {
                 self.add(id, name, node);
