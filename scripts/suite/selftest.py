@@ -266,7 +266,12 @@ def debugger():
     command = ["make", "bed", "GDB=1", "CMD=v3 run --kernel tmk --append test=cpuid_signature | grep ok"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=TOP)
     try:
-        line = next(line for line in process.stderr if line.startswith(str(TOP / "scripts/in-root")))
+        said = []
+        while not (said and said[-1].startswith(str(TOP / "scripts/in-root"))):
+            said.append(process.stderr.readline())
+            if not said[-1]:
+                return False, "".join(said)
+        line = said[-1]
         script = " -batch -ex 'rbreak Vcpu.*::dispatch' -ex continue -ex backtrace -ex delete -ex detach </dev/null"
         gdb = subprocess.run(line.strip() + script, shell=True, capture_output=True, text=True, timeout=120, check=False)
         frames = re.findall(r"^#\d+ +(?:0x\w+ in )?(.*?) ?\(", gdb.stdout, re.MULTILINE)

@@ -687,7 +687,7 @@ fn unknown_calls_and_other_sizes_are_enotty() {
                         "{number:#x}"
                     );
                 }
-                if !(0x20..=0x30).contains(&(number & 0xff)) {
+                if !(0x20..=V3_VM_CHIPSET & 0xff).contains(&(number & 0xff)) {
                     assert_eq!(
                         call(&node, number, &mut room[0]),
                         Err(Errno::NOTTY),
