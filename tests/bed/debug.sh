@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Looks into VMs: what `v3 debug` shows of a guest is what the guest says of itself, and nothing of it changes; of one that is paused, of Linux
 # that runs, and of others as module-tests have them.
-# bed: --machines svm,vtx --timeout 1800 --add build/tools/module-tests --add build/guests/tmk/tmk
+# Under Bochs it takes five minutes.
+# bed soak: --machines svm,vtx
+# bed: --timeout 1800 --add build/tools/module-tests --add build/guests/tmk/tmk
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
 check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 soon() {
