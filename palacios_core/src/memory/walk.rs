@@ -307,11 +307,7 @@ pub fn translate<T: GuestTables>(
     gva: Gva,
     tables: &mut T,
 ) -> Result<Translation, WalkError<T::Error>> {
-    let (page, path) = find_page(paging, access, gva, tables)?;
-    if let Some(path) = path {
-        path.mark(paging, access, tables)?;
-    }
-    Ok(page)
+    walk(paging, access, gva, tables, true)
 }
 
 /// Translates as [`translate`] does, but sets no bit: for somebody who only looks.
@@ -321,30 +317,32 @@ pub fn look_up<T: GuestTables>(
     gva: Gva,
     tables: &mut T,
 ) -> Result<Translation, WalkError<T::Error>> {
-    find_page(paging, access, gva, tables).map(|(page, _)| page)
+    walk(paging, access, gva, tables, false)
 }
 
-/// The page of `gva`, if it may be accessed so, and the way there, if there is paging.
-fn find_page<T: GuestTables>(
+/// Finds the page of `gva`, if it may be accessed so, and sets the bits on the way if it `marks`.
+#[inline(always)] // Each of the two has its own: what fetches instructions is on the fast path.
+fn walk<T: GuestTables>(
     paging: &Paging,
     access: Access,
     gva: Gva,
     tables: &mut T,
-) -> Result<(Translation, Option<Path>), WalkError<T::Error>> {
+    marks: bool,
+) -> Result<Translation, WalkError<T::Error>> {
     let gva = if paging.mode() == Mode::Long {
         gva.0
     } else {
         gva.0 & 0xffff_ffff
     };
     if paging.cr0 & cr0::PG == 0 {
-        let page = Translation {
-            gpa: Gpa(gva),
+        let gpa = Gpa(gva);
+        return Ok(Translation {
+            gpa,
             page_shift: 32,
             writable: true,
             user: true,
             executable: true,
-        };
-        return Ok((page, None));
+        });
     }
     if paging.mode() == Mode::Long && !paging.is_canonical(Gva(gva)) {
         return Err(WalkError::NonCanonical);
@@ -359,7 +357,10 @@ fn find_page<T: GuestTables>(
     if !paging.allows(&page, access) {
         return Err(WalkError::PageFault { error_code });
     }
-    Ok((page, Some(path)))
+    if marks {
+        path.mark(paging, access, tables)?;
+    }
+    Ok(page)
 }
 
 /// The entries on the way from the root to a page.
@@ -446,6 +447,7 @@ impl Path {
     }
 
     /// Sets accessed bits all the way and, for a write, the page's dirty bit (SDM 3A: 4.8).
+    #[inline(always)] // As `walk`.
     fn mark<T: GuestTables>(
         &self,
         paging: &Paging,

@@ -118,7 +118,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Registers that are only kept: memory types, those of the backend, those of the vendor's table.
-    fn set_kept_msr(&mut self, index: u32, value: u64) -> Result<(), Exception> {
+    pub(super) fn set_kept_msr(&mut self, index: u32, value: u64) -> Result<(), Exception> {
         let physical_bits = self.msrs.backend().physical_bits;
         let taken = match self.msrs.mtrr(index) {
             Some(slot) => {

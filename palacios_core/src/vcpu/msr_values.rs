@@ -68,41 +68,20 @@ impl Msrs {
 
     /// Where a register of memory types is kept.
     pub(super) fn mtrr(&mut self, index: u32) -> Option<&mut u64> {
-        let slot = mtrr_indices().position(|known| known == index)?;
-        self.mtrrs.get_mut(slot)
+        self.mtrrs.get_mut(mtrr_slot(index)?)
     }
 
     /// What is kept here, by its number: memory types, the machine check's status, what the vendor's table keeps.
     pub(super) fn kept<H: Host, B: Backend<H>>(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        let memory_types = mtrr_indices().zip(&self.mtrrs);
+        let memory_types = (MTRR_FIRST..=MTRR_DEF_TYPE)
+            .filter_map(|index| Some((index, *self.mtrrs.get(mtrr_slot(index)?)?)));
         let vendor = B::VENDOR_MSRS.iter().filter_map(|row| match row.content {
             Content::Kept { slot, .. } => Some((row.first, self.vendor[slot as usize])),
             _ => None,
         });
         memory_types
-            .map(|(index, value)| (index, *value))
             .chain([(MCG_STATUS, self.mcg_status)])
             .chain(vendor)
-    }
-    /// Sets what is kept here: whether it takes that. `None`: it is kept elsewhere.
-    pub(super) fn set_kept<H: Host, B: Backend<H>>(
-        &mut self,
-        index: u32,
-        value: u64,
-        physical_bits: u8,
-    ) -> Option<bool> {
-        if let Some(slot) = self.mtrr(index) {
-            let valid = valid_mtrr(index, value, physical_bits);
-            if valid {
-                *slot = value;
-            }
-            return Some(valid);
-        }
-        if index == MCG_STATUS {
-            self.mcg_status = value & MCG_STATUS_BITS;
-            return Some(value & !MCG_STATUS_BITS == 0);
-        }
-        self.set_vendor::<H, B>(index, value).then_some(true)
     }
 
     /// A register of the vendor's table.
@@ -141,12 +120,17 @@ impl Msrs {
     }
 }
 
-/// The numbers of the registers of memory types, in the order in which they are kept.
-fn mtrr_indices() -> impl Iterator<Item = u32> {
-    let fixed = [0x250, 0x258, 0x259].into_iter().chain(0x268..=0x26f);
-    (MTRR_FIRST..=MTRR_LAST_VARIABLE)
-        .chain(fixed)
-        .chain([MTRR_DEF_TYPE])
+/// Which of those that are kept a register of memory types is. They are in the order of their numbers.
+fn mtrr_slot(index: u32) -> Option<usize> {
+    let slot = match index {
+        MTRR_FIRST..=MTRR_LAST_VARIABLE => index - MTRR_FIRST,
+        0x250 => 16,
+        0x258..=0x259 => 17 + (index - 0x258),
+        0x268..=0x26f => 19 + (index - 0x268),
+        MTRR_DEF_TYPE => 27,
+        _ => return None,
+    };
+    Some(slot as usize)
 }
 
 fn joined(high: u32, low: u32) -> u64 {

@@ -4,6 +4,7 @@
 
 use super::context::RunContext;
 use super::cpuid::valid_xcr0;
+use super::msr_values::{MCG_STATUS, MCG_STATUS_BITS};
 use super::owned::{new_apic, Vcpu, WaitsFor};
 use super::record::{CpuRecord, EventRecord};
 use super::tsc::Tsc;
@@ -159,16 +160,15 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.waits_for.set(WaitsFor::PIC, events.pic_waits);
     }
 
+    /// As the guest's own write. What this processor does not have, the guest may not have used.
     fn restore_msr(&mut self, index: u32, value: u64) -> Result<(), StateError> {
-        let physical_bits = self.msrs.backend().physical_bits;
-        let taken = match self.msrs.set_kept::<H, B>(index, value, physical_bits) {
-            Some(taken) => taken,
-            // One that this processor does not have, and the guest did not use.
-            None => self.arch.set_msr(index, value) || value == 0,
-        };
-        match taken {
-            true => Ok(()),
-            false => Err(StateError::Value("cpu.msrs")),
+        if index == MCG_STATUS && value & !MCG_STATUS_BITS == 0 {
+            self.msrs.mcg_status = value;
+            return Ok(());
+        }
+        match self.set_kept_msr(index, value) {
+            Err(_) if value != 0 => Err(StateError::Value("cpu.msrs")),
+            _ => Ok(()),
         }
     }
 

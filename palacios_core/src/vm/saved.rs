@@ -12,11 +12,10 @@
 
 use super::states::State;
 use super::Vm;
-use crate::devices::bus::DEVICE_PATH;
+use crate::devices::bus::{path_of, DeviceInfo};
 use crate::features::GuestFeatures;
 use crate::host::{Host, Lock};
 use crate::interfaces::{Clock, PowerRequest};
-use crate::names::DeviceId;
 use crate::sections::{write_section, Section, SectionName, Sections};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::vec::Vec;
@@ -26,6 +25,8 @@ use core::sync::atomic::Ordering;
 const MACHINE: &str = "machine";
 const FEATURES: &str = "features";
 const INTERRUPTS: &str = "interrupts";
+/// Of no section: where the list of devices could not be made.
+const DEVICES: &str = "device";
 const VCPU_PATH: &str = "vcpu/";
 const VERSION: u32 = 1;
 
@@ -175,21 +176,19 @@ impl<H: Host> Vm<H> {
 
     /// Looks at all sections, and changes nothing.
     fn check(&self, sections: &Sections<'_>) -> Result<(), LoadError> {
+        let devices = self.bus().devices().map_err(StateError::from);
+        let devices = devices.map_err(in_record(DEVICES))?;
         for section in sections.clone() {
             let section = section.map_err(in_record("?"))?;
-            if !self.knows(&section)? && section.must_know {
+            if !self.knows(&devices, &section) && section.must_know {
                 return Err(at(section.path, LoadFault::Unknown));
             }
         }
-        let machine = find(sections, MACHINE)?;
-        self.check_machine(&machine)?;
+        self.check_machine(&find(sections, MACHINE)?)?;
         self.check_features(&find(sections, FEATURES)?)?;
         find(sections, INTERRUPTS)?;
-        let path_of = |name: &DeviceId| SectionName::new(format_args!("{DEVICE_PATH}{name}"));
-        let saved = |name: &DeviceId| find(sections, path_of(name).as_str()).is_ok();
-        let unsaved = self.bus().find_unsaved(saved);
-        if let Some(name) = unsaved.map_err(in_record(DEVICE_PATH))? {
-            return find(sections, path_of(&name).as_str()).map(|_| ());
+        for device in &devices {
+            find(sections, path_of(&device.name).as_str())?;
         }
         for index in 0..self.vcpus() {
             let section = find(sections, name_of_vcpu(index).as_str())?;
@@ -200,15 +199,17 @@ impl<H: Host> Vm<H> {
         Ok(())
     }
 
-    fn knows(&self, section: &Section<'_>) -> Result<bool, LoadError> {
+    fn knows(&self, devices: &[DeviceInfo], section: &Section<'_>) -> bool {
         let vcpu = section.path.strip_prefix(VCPU_PATH);
         let vcpu = vcpu.and_then(|index| index.parse::<u32>().ok());
-        let is_device = self.bus().has_device_of(section);
-        Ok(match (section.path, section.kind) {
+        let is_of = |device: &DeviceInfo| {
+            path_of(&device.name).as_str() == section.path && device.kind == section.kind
+        };
+        match (section.path, section.kind) {
             (MACHINE, "pc") | (FEATURES, "cpuid") | (INTERRUPTS, "chipset") => true,
             (_, "cpu") => vcpu.is_some_and(|index| index < self.vcpus()),
-            _ => is_device.map_err(in_record(section.path))?,
-        })
+            _ => devices.iter().any(is_of),
+        }
     }
 
     fn check_machine(&self, section: &Section<'_>) -> Result<(), LoadError> {

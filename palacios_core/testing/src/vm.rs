@@ -3,7 +3,7 @@
 
 use crate::host::{LargePages, TestRam, TestShared};
 use crate::processor::{self, trap};
-use crate::{formats, heap, AdversarialBackend, TestHost};
+use crate::{formats, heap, AdversarialBackend, Config, TestHost};
 use palacios_core::backend::svm::Svm;
 use palacios_core::backend::vmx::Vmx;
 use palacios_core::backend::Backend;
@@ -13,7 +13,7 @@ use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::write;
 use palacios_core::memory::nested::Format;
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
+use palacios_core::vm::{CreateError, Observer, Parts, State, Step, StopReason, Vm, VmName};
 use std::collections::VecDeque;
 use std::iter;
 use std::ops::Deref;
@@ -70,6 +70,14 @@ impl Spec {
             bootargs: None,
             without: Vec::new(),
             files: Vec::new(),
+        }
+    }
+
+    /// The same with so many vCPUs, on whichever CPU.
+    pub fn with_vcpus(self, vcpus: usize) -> Self {
+        Self {
+            pins: vec![None; vcpus],
+            ..self
         }
     }
 
@@ -172,6 +180,14 @@ impl TestBackend for AdversarialBackend {
     const FAST: bool = true;
     fn find(host: &TestHost) -> Self {
         Self::probe(host).expect("the test host's processors")
+    }
+}
+
+/// A host of the usual kind, with processors for the backend.
+pub fn usual_config<B: TestBackend>() -> Config {
+    Config {
+        processor: B::adapt(processor::Config::default()),
+        ..Config::default()
     }
 }
 
@@ -364,6 +380,27 @@ impl TestVm {
             self.watcher.wait_while(seen);
             patience.check(self);
         }
+    }
+    /// Steps all vCPUs from this thread, so many rounds at most, until the VM has stopped. Virtual time passes when none has anything to do, up
+    /// to the next timer.
+    #[track_caller]
+    pub fn step_rounds(&self, host: &TestHost, rounds: usize) -> State {
+        for _ in 0..rounds {
+            let mut all_idle = true;
+            for index in 0..self.vm.vcpus() {
+                let thread = self.vm.thread(index).expect("each vCPU has one");
+                let step = thread.played(|| self.vm.step(index));
+                all_idle &= step != Step::Again && !thread.take_unpark();
+            }
+            if let State::Stopped(_) = self.vm.state() {
+                break;
+            }
+            if all_idle {
+                let next_ns = host.next_timer_ns().expect("somebody waits for a time");
+                host.advance(next_ns.saturating_sub(host.now_ns()));
+            }
+        }
+        self.vm.state()
     }
     /// The sum of a counter over all vCPUs.
     pub fn count(&self, which: Counter) -> u64 {

@@ -10,8 +10,8 @@ use palacios_core::names::DeviceId;
 use palacios_core::pump::FarEnds;
 use palacios_core::vm::{Attachment, LifeError, State, StopReason};
 use palacios_testing::pipe::Pipe;
-use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{guests, heap, on_all_backends, processor, Config, TestHost};
+use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
+use palacios_testing::{guests, heap, on_all_backends, TestHost};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
@@ -19,11 +19,7 @@ const COM3: DeviceId = DeviceId::of_kind("com3");
 const DMA: DeviceId = DeviceId::of_kind("dma");
 
 fn on_vm<B: TestBackend>(kernel: Vec<u8>, test: impl Fn(&TestVm)) {
-    let config = Config {
-        processor: B::adapt(processor::Config::default()),
-        ..Config::default()
-    };
-    TestHost::run(config, |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let vm = hypervisor.launch(&Spec::new(kernel.clone()));
         test(&vm);

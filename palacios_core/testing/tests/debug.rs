@@ -11,24 +11,16 @@ use palacios_core::state::{cr0, cr4, efer};
 use palacios_core::stats::Counter;
 use palacios_core::vm::{HoldReason, State, StopReason};
 use palacios_testing::host::LargePages;
-use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{guests, heap, on_all_backends, processor, Config, TestHost};
+use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
+use palacios_testing::{guests, heap, on_all_backends, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
 
-fn config<B: TestBackend>() -> Config {
-    Config {
-        processor: B::adapt(processor::Config::default()),
-        ..Config::default()
-    }
-}
-
 fn smp(kernel: Vec<u8>, vcpus: usize) -> Spec {
     Spec {
-        pins: vec![None; vcpus],
         large_pages: LargePages::Never,
-        ..Spec::new(kernel)
+        ..Spec::new(kernel).with_vcpus(vcpus)
     }
 }
 
@@ -60,7 +52,7 @@ fn taken(vm: &TestVm) -> (u64, u64) {
 }
 
 fn nothing_of_a_paused_vm_changes<B: TestBackend>() {
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let ticks = guests::spin_for_ticks(&[u32::MAX, 500]);
         let vm = hypervisor.launch(&smp(ticks, 2));
@@ -83,7 +75,7 @@ fn nothing_of_a_paused_vm_changes<B: TestBackend>() {
 }
 
 fn a_vm_that_was_never_launched_is_looked_at<B: TestBackend>() {
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let vm = hypervisor.create(&smp(guests::spin(&[]), 2)).unwrap();
         let before = taken(&vm);
@@ -95,7 +87,7 @@ fn a_vm_that_was_never_launched_is_looked_at<B: TestBackend>() {
 
 /// Two ask of a guest whose vCPUs wake each other: each answer is given, and the guest comes to its end.
 fn a_running_vm_is_looked_at_and_comes_to_its_end<B: TestBackend>() {
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let vm = hypervisor.launch(&smp(guests::ping_pong(&[2000 / B::SLOWNESS]), 2));
         std::thread::scope(|scope| {
@@ -134,7 +126,7 @@ fn tables_in_memory_stay_as_they_are<B: TestBackend>() {
     const ROOT: u64 = 4 << 20;
     const NEXT: u64 = ROOT + PAGE_SIZE;
     const UNTOUCHED: u64 = 8 << 20;
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let vm = hypervisor.create(&smp(guests::spin(&[]), 1)).unwrap();
         let memory = vm.memory();
@@ -183,7 +175,7 @@ fn tables_in_memory_stay_as_they_are<B: TestBackend>() {
 fn memory_is_seen_as_it_is<B: TestBackend>() {
     const RAM: u64 = 5 << 20;
     const ROM: u64 = 0xf000_0000;
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let vm = hypervisor.create(&smp(guests::spin(&[]), 1)).unwrap();
         vm.memory().write(Gpa(RAM + 4090), b"across").unwrap();
@@ -217,7 +209,7 @@ fn memory_is_seen_as_it_is<B: TestBackend>() {
 
 /// The nested tables show what the guest has touched.
 fn nested_tables_show_what_the_guest_touched<B: TestBackend>() {
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let vm = hypervisor.launch(&smp(guests::spin(&[]), 1));
         vm.wait_until(|| vm.count(Counter::RamFault) > 0);

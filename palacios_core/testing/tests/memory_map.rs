@@ -11,8 +11,8 @@ use palacios_core::stats::Counter;
 use palacios_core::vm::{State, StopReason};
 use palacios_testing::guests::{self, memory as kernels};
 use palacios_testing::host::{LargePages, Record};
-use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{on_all_backends, processor, Config, TestHost};
+use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
+use palacios_testing::{on_all_backends, Config, TestHost};
 use std::collections::BTreeSet;
 
 const GOOD: StopReason = StopReason::Exit(1);
@@ -22,17 +22,15 @@ const ROM_BYTES: u64 = 0x1_0000;
 fn on_host<B: TestBackend>(cpus: u32, test: impl Fn(&TestHost, &Hypervisor<B>)) {
     let config = Config {
         cpus,
-        processor: B::adapt(processor::Config::default()),
-        ..Config::default()
+        ..usual_config::<B>()
     };
     TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
 }
 
 fn smp(kernel: Vec<u8>, vcpus: usize, large_pages: LargePages) -> Spec {
     Spec {
-        pins: vec![None; vcpus],
         large_pages,
-        ..Spec::new(kernel)
+        ..Spec::new(kernel).with_vcpus(vcpus)
     }
 }
 
@@ -344,8 +342,7 @@ fn a_first_touch_takes_no_lock<B: TestBackend>() {
     for large in [LargePages::Always, LargePages::Never] {
         let config = Config {
             cpus: 1,
-            processor: B::adapt(processor::Config::default()),
-            ..Config::default()
+            ..usual_config::<B>()
         };
         let usages = TestHost::run(config, |host| {
             let hypervisor = Hypervisor::<B>::new(host);

@@ -2,13 +2,12 @@
 //! VMs that are written down, and go on from that in another VM.
 
 use palacios_core::addr::Gpa;
-use palacios_core::host::Host;
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::sections::{write_section, SectionName, Sections};
 use palacios_core::state_io::StateError;
-use palacios_core::vm::{HoldReason, LoadFault, SaveError, State, Step, StopReason};
-use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{guests, on_all_backends, processor, AdversarialBackend, Config, TestHost};
+use palacios_core::vm::{HoldReason, LoadFault, SaveError, State, StopReason};
+use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
+use palacios_testing::{guests, on_all_backends, AdversarialBackend, Config, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
@@ -19,8 +18,7 @@ fn on_virtual_time<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
         virtual_time: true,
         entry_ns: 1_000,
         tick_looks: 200,
-        processor: B::adapt(processor::Config::default()),
-        ..Config::default()
+        ..usual_config::<B>()
     };
     TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
 }
@@ -28,30 +26,9 @@ fn on_virtual_time<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
 fn spec(kernel: Vec<u8>, vcpus: usize) -> Spec {
     Spec {
         memory_bytes: RAM_BYTES,
-        pins: vec![None; vcpus],
         serial: true,
-        ..Spec::new(kernel)
+        ..Spec::new(kernel).with_vcpus(vcpus)
     }
-}
-
-/// Steps all vCPUs from this thread, so many rounds at most. Time passes when none has anything to do, up to the next timer.
-fn step_rounds(host: &TestHost, vm: &TestVm, rounds: usize) -> State {
-    for _ in 0..rounds {
-        let mut all_idle = true;
-        for index in 0..vm.vcpus() {
-            let thread = vm.thread(index).expect("each vCPU has one");
-            let step = thread.played(|| vm.step(index));
-            all_idle &= step != Step::Again && !thread.take_unpark();
-        }
-        if let State::Stopped(_) = vm.state() {
-            break;
-        }
-        if all_idle {
-            let next_ns = host.next_timer_ns().expect("somebody waits for a time");
-            host.advance(next_ns.saturating_sub(host.now_ns()));
-        }
-    }
-    vm.state()
 }
 
 /// A VM as it is written down: its state, and its RAM.
@@ -63,7 +40,7 @@ struct Saved {
 fn save(host: &TestHost, vm: &TestVm) -> Saved {
     vm.hold(HoldReason::Saving).expect("it runs");
     while vm.state() != State::Paused {
-        step_rounds(host, vm, 1);
+        vm.step_rounds(host, 1);
     }
     let mut state = Vec::new();
     vm.save(&mut state).expect("it stands still");
@@ -122,7 +99,7 @@ fn guests_go_on_in_another_vm<B: TestBackend>() {
             let mut moves = 0;
             loop {
                 let rounds = 1 + host.random() as usize % 12;
-                match step_rounds(host, &vm, rounds) {
+                match vm.step_rounds(host, rounds) {
                     State::Stopped(reason) => {
                         assert_eq!(reason, GOOD, "guest {number} after {moves} moves");
                         break;
@@ -142,7 +119,7 @@ fn guests_go_on_in_another_vm<B: TestBackend>() {
                         assert!(saved.state == again.state && saved.ram == again.ram);
                         next.release(HoldReason::Saving).expect("it is held");
                         let _ = vm.stop();
-                        step_rounds(host, &vm, 10);
+                        vm.step_rounds(host, 10);
                         (vm, moves) = (next, moves + 1);
                     }
                     _ => {}
@@ -162,7 +139,7 @@ fn what_cannot_be_is_refused<B: TestBackend>() {
         let created = Err(SaveError::WrongState(State::Created));
         assert_eq!(vm.save(&mut state), created);
         vm.begin().expect("a new VM begins");
-        step_rounds(host, &vm, 50);
+        vm.step_rounds(host, 50);
         let saved = save(host, &vm);
         let twin = hypervisor.create(&spec).expect("a VM");
         let refused = |bytes: &[u8]| twin.load(bytes).expect_err("it is bad").why;
@@ -204,10 +181,7 @@ fn what_cannot_be_is_refused<B: TestBackend>() {
                 continue;
             }
         }
-        let other = hypervisor.create(&Spec {
-            pins: vec![None; 3],
-            ..spec.clone()
-        });
+        let other = hypervisor.create(&spec.clone().with_vcpus(3));
         let differs = other
             .expect("a VM")
             .load(&saved.state)
@@ -223,7 +197,7 @@ fn what_cannot_be_is_refused<B: TestBackend>() {
         ));
         for vm in [&vm, &twin] {
             let _ = vm.stop();
-            step_rounds(host, vm, 10);
+            vm.step_rounds(host, 10);
         }
     });
 }
@@ -239,11 +213,11 @@ fn save_for_later() -> std::path::PathBuf {
     on_virtual_time::<AdversarialBackend>(|host, hypervisor| {
         let vm = hypervisor.create(&kept_spec()).expect("a VM");
         vm.begin().expect("a new VM begins");
-        step_rounds(host, &vm, 50);
+        vm.step_rounds(host, 50);
         let saved = save(host, &vm);
         std::fs::write(&path, &saved.state).expect("a writable folder");
         let _ = vm.stop();
-        step_rounds(host, &vm, 10);
+        vm.step_rounds(host, 10);
     });
     path
 }

@@ -1,71 +1,36 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! VMs that are stepped from one thread, held by several, and asked while they run.
 
-use palacios_core::host::Host;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{HoldReason, LifeError, State, Step, StopReason};
-use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{guests, on_all_backends, processor, Config, TestHost};
+use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
+use palacios_testing::{guests, on_all_backends, Config, TestHost};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
 
-fn config<B: TestBackend>() -> Config {
-    Config {
-        processor: B::adapt(processor::Config::default()),
-        ..Config::default()
-    }
-}
-
-fn smp(kernel: Vec<u8>, vcpus: usize) -> Spec {
-    Spec {
-        pins: vec![None; vcpus],
-        ..Spec::new(kernel)
-    }
-}
-
-/// Steps all vCPUs from this thread until the VM has stopped. Time passes when none has anything to do, up to the next timer.
-fn step_to_the_end(host: &TestHost, vm: &TestVm) -> StopReason {
-    vm.begin().expect("a new VM begins");
-    loop {
-        let mut all_idle = true;
-        for index in 0..vm.vcpus() {
-            let thread = vm.thread(index).expect("each vCPU has one");
-            let step = thread.played(|| vm.step(index));
-            all_idle &= step != Step::Again && !thread.take_unpark();
-        }
-        match (vm.state(), all_idle) {
-            (State::Stopped(reason), _) => return reason,
-            (_, false) => {}
-            (_, true) => {
-                let next_ns = host.next_timer_ns().expect("somebody waits for a time");
-                host.advance(next_ns.saturating_sub(host.now_ns()));
-            }
-        }
-    }
-}
-
 /// No thread of the host's is started: guests that wait for timers, for each other, and that reset their machine.
 fn one_thread_steps_a_whole_vm<B: TestBackend>() {
     let few = 100 / B::SLOWNESS;
     let all = [
-        smp(guests::halt_for_ticks(&[20, 1_000_000]), 1),
-        smp(guests::ping_pong(&[few]), 2),
-        smp(guests::workers(&[3, few, 4, 4096]), 3),
-        smp(guests::resets(&[5]), 2),
+        Spec::new(guests::halt_for_ticks(&[20, 1_000_000])).with_vcpus(1),
+        Spec::new(guests::ping_pong(&[few])).with_vcpus(2),
+        Spec::new(guests::workers(&[3, few, 4, 4096])).with_vcpus(3),
+        Spec::new(guests::resets(&[5])).with_vcpus(2),
     ];
     let config = Config {
         virtual_time: true,
         entry_ns: 1_000,
         tick_looks: 200,
-        ..config::<B>()
+        ..usual_config::<B>()
     };
     TestHost::run(config, |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         for spec in &all {
             let vm = hypervisor.create(spec).expect("a VM");
-            assert_eq!(step_to_the_end(host, &vm), GOOD);
+            vm.begin().expect("a new VM begins");
+            assert_eq!(vm.step_rounds(host, usize::MAX), State::Stopped(GOOD));
             assert_eq!(vm.thread(0).unwrap().played(|| vm.step(0)), Step::Ended);
             assert_eq!(vm.step(64), Step::Ended, "there is no such vCPU");
         }
@@ -80,10 +45,10 @@ fn goes_on(vm: &TestVm) {
 
 fn it_stands_still_as_long_as_anybody_holds_it<B: TestBackend>() {
     use HoldReason::{Debugger, HostSleep, Saving, User};
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let ticks = guests::spin_for_ticks(&[u32::MAX, 500]);
-        let vm = hypervisor.create(&smp(ticks, 2)).unwrap();
+        let vm = hypervisor.create(&Spec::new(ticks).with_vcpus(2)).unwrap();
         let created = Err(LifeError::WrongState(State::Created));
         assert_eq!((vm.pause(), vm.resume()), (created, created));
         vm.hold(HostSleep).unwrap();
@@ -124,9 +89,9 @@ fn it_stands_still_as_long_as_anybody_holds_it<B: TestBackend>() {
 /// under one; and none is left: at the end it runs.
 fn holds_and_resets_in_a_storm<B: TestBackend>() {
     const ROUNDS: usize = 100;
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
-        let vm = hypervisor.launch(&smp(guests::resets(&[u32::MAX]), 2));
+        let vm = hypervisor.launch(&Spec::new(guests::resets(&[u32::MAX])).with_vcpus(2));
         let reasons = [
             HoldReason::User,
             HoldReason::HostSleep,
@@ -157,9 +122,10 @@ fn holds_and_resets_in_a_storm<B: TestBackend>() {
 
 /// Two ask all vCPUs, which wake each other and are paused meanwhile: each answer is given, and the guest comes to its end.
 fn vcpus_are_asked_while_they_run<B: TestBackend>() {
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
-        let vm = hypervisor.launch(&smp(guests::ping_pong(&[2000 / B::SLOWNESS]), 2));
+        let vm =
+            hypervisor.launch(&Spec::new(guests::ping_pong(&[2000 / B::SLOWNESS])).with_vcpus(2));
         let ended = AtomicBool::new(false);
         let asked = std::thread::scope(|scope| {
             let ask = |pauses: bool| {

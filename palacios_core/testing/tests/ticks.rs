@@ -8,8 +8,8 @@ use palacios_core::interfaces::GuestMemory;
 use palacios_core::stats::Counter;
 use palacios_core::vm::{State, StopReason, Vm};
 use palacios_testing::guests::{ticks::*, GO};
-use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{on_all_backends, processor, Config, TestHost};
+use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
+use palacios_testing::{on_all_backends, Config, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
@@ -36,8 +36,7 @@ fn run<B: TestBackend>(entry_ns: u64, kernel: Vec<u8>, vcpus: usize, test: impl 
     let config = Config {
         virtual_time: true,
         entry_ns,
-        processor: B::adapt(processor::Config::default()),
-        ..Config::default()
+        ..usual_config::<B>()
     };
     TestHost::run(config, |host| {
         let hypervisor = Hypervisor::<B>::new(host);

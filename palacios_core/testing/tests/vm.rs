@@ -14,7 +14,7 @@ use palacios_core::stats::Counter;
 use palacios_core::vm::{CreateError, LifeError, MoveError, State, StopReason, Vm, DEAD};
 use palacios_testing::backend::MSRS;
 use palacios_testing::host::{LargePages, Record, Usage};
-use palacios_testing::vm::{Hypervisor, Spec, TestBackend, TestVm};
+use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, heap, on_all_backends, processor, Config, TestHost};
 
 /// The status of `exit 0`.
@@ -42,14 +42,6 @@ fn configs<B: TestBackend>() -> [Config; 3] {
     ]
 }
 
-/// A host of the usual kind.
-fn config<B: TestBackend>() -> Config {
-    Config {
-        processor: B::adapt(processor::Config::default()),
-        ..Config::default()
-    }
-}
-
 fn on_each<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
     for config in configs::<B>() {
         TestHost::run(config, |host| test(host, &Hypervisor::new(host)));
@@ -58,7 +50,7 @@ fn on_each<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
 
 /// On one host: for what hangs on no host's ways.
 fn on_one<B: TestBackend>(test: impl Fn(&Hypervisor<B>)) {
-    TestHost::run(config::<B>(), |host| test(&Hypervisor::new(host)));
+    TestHost::run(usual_config::<B>(), |host| test(&Hypervisor::new(host)));
 }
 
 /// On hosts whose time a test moves.
@@ -73,10 +65,7 @@ fn on_virtual_time<B: TestBackend>(test: impl Fn(&TestHost, &Hypervisor<B>)) {
 }
 
 fn smp(kernel: Vec<u8>, vcpus: usize) -> Spec {
-    Spec {
-        pins: vec![None; vcpus],
-        ..Spec::new(kernel)
-    }
+    Spec::new(kernel).with_vcpus(vcpus)
 }
 
 fn exits_are_counted_one_by_one<B: TestBackend>() {
@@ -724,7 +713,7 @@ fn a_full_host_stops_the_guest<B: TestBackend>() {
     let config = Config {
         low_pages: 64,
         high_pages: 1024,
-        ..config::<B>()
+        ..usual_config::<B>()
     };
     TestHost::run(config, |host| {
         let hypervisor = Hypervisor::<B>::new(host);
@@ -879,7 +868,7 @@ fn between_marks(record: &Record) -> Usage {
 
 /// Whichever allocation fails while a VM is made: an error, and nothing is left of it.
 fn making_a_vm_may_fail_anywhere<B: TestBackend>() {
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let spec = smp(guests::cpuid_and_out(&[1, 1]), 2);
         let before = host.pages_in_use();
@@ -898,7 +887,7 @@ fn making_a_vm_may_fail_anywhere<B: TestBackend>() {
 
 /// Made, run, stopped and freed, over and over: nothing piles up.
 fn vms_come_and_go<B: TestBackend>() {
-    TestHost::run(config::<B>(), |host| {
+    TestHost::run(usual_config::<B>(), |host| {
         let hypervisor = Hypervisor::<B>::new(host);
         let spec = smp(guests::cpuid_and_out(&[10, 10]), 2);
         let before = host.pages_in_use();
