@@ -4,7 +4,6 @@
 use palacios_core::backend::Event;
 use palacios_core::interrupts::chipset::ChipsetRegisters;
 use palacios_core::interrupts::lapic::LocalApicRegisters;
-use palacios_core::interrupts::pending::Events;
 use palacios_core::interrupts::pic::PicRegisters;
 use palacios_core::memory::look::Place;
 use palacios_core::memory::nested::trace::NestedTrace;
@@ -110,21 +109,12 @@ fn flag(is: bool, flag: u32) -> u32 {
 
 /// What is on its way to a virtual CPU.
 pub(crate) fn interrupts(vcpu: u32, from: &VcpuInterrupts) -> abi::v3_interrupts {
-    let posted = |events: Events, bit| flag(from.posted.events.contains(events), bit);
     abi::v3_interrupts {
         vcpu,
         flags: flag(from.takes_interrupts, abi::V3_TAKES_INTERRUPTS)
             | flag(from.takes_nmis, abi::V3_TAKES_NMIS)
             | flag(from.pic_waits, abi::V3_PIC_WAITS),
         apic: local_apic(&from.apic),
-        edges: from.posted.edges,
-        levels: from.posted.levels,
-        posted: posted(Events::NMI, abi::V3_POSTED_NMI)
-            | posted(Events::SECOND_NMI, abi::V3_POSTED_TWO_NMIS)
-            | posted(Events::INIT, abi::V3_POSTED_INIT)
-            | posted(Events::STARTUP, abi::V3_POSTED_STARTUP)
-            | posted(Events::PIC_OUTPUT, abi::V3_POSTED_PIC),
-        startup_page: (from.posted.events & Events::STARTUP_PAGE).bits() >> 8,
         waiting_nmis: from.waiting_nmis.into(),
         next_vector: from.next_vector.map_or(abi::V3_NO_VECTOR, u32::from),
         raised: event(from.raised),

@@ -32,8 +32,6 @@ pub struct Interrupts {
     pub pic_waits: bool,
     /// The vector that the local APIC would have the processor take now.
     pub next_vector: Option<u32>,
-    /// What others have posted, and it has not taken in yet.
-    pub posted: Posted,
     /// NMIs that were taken in, and not delivered yet.
     pub waiting_nmis: u32,
     /// An exception that the module raised, for the next entry.
@@ -100,17 +98,6 @@ pub struct LocalVector {
     pub vector: u32,
     /// It is masked.
     pub masked: bool,
-}
-
-/// What others have posted.
-#[derive(Clone, Debug, Serialize)]
-pub struct Posted {
-    /// The vectors that are edges.
-    pub edges: Vec<u32>,
-    /// The vectors that are level-triggered.
-    pub levels: Vec<u32>,
-    /// The rest.
-    pub events: Vec<&'static str>,
 }
 
 /// An event under way.
@@ -235,29 +222,12 @@ impl From<&v3_interrupts> for Interrupts {
             takes_nmis: flag(V3_TAKES_NMIS),
             pic_waits: flag(V3_PIC_WAITS),
             next_vector: (raw.next_vector != V3_NO_VECTOR).then_some(raw.next_vector),
-            posted: Posted {
-                edges: bits(raw.edges, 64),
-                levels: bits(raw.levels, 64),
-                events: events(raw.posted),
-            },
             waiting_nmis: raw.waiting_nmis,
             raised: event(&raw.raised),
             cut_short: event(&raw.cut_short),
             held: event(&raw.held),
         }
     }
-}
-
-fn events(posted: u32) -> Vec<&'static str> {
-    let all = [
-        (V3_POSTED_NMI, "nmi"),
-        (V3_POSTED_TWO_NMIS, "nmi"),
-        (V3_POSTED_INIT, "init"),
-        (V3_POSTED_STARTUP, "startup"),
-        (V3_POSTED_PIC, "pic"),
-    ];
-    let set = all.iter().filter(|(bit, _)| posted & bit != 0);
-    set.map(|(_, name)| *name).collect()
 }
 
 fn event(raw: &v3_event) -> Option<Event> {

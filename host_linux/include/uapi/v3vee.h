@@ -746,13 +746,6 @@ struct v3_event {
 #define V3_TAKES_NMIS		(1U << 1)	/* the guest handles no NMI */
 #define V3_PIC_WAITS		(1U << 2)	/* the PIC pair has said that it has an interrupt for it */
 
-/* v3_interrupts.posted: what others have posted besides vectors. */
-#define V3_POSTED_NMI		(1U << 0)	/* an NMI */
-#define V3_POSTED_TWO_NMIS	(1U << 1)	/* another one */
-#define V3_POSTED_INIT		(1U << 2)	/* INIT */
-#define V3_POSTED_STARTUP	(1U << 3)	/* a start-up message */
-#define V3_POSTED_PIC		(1U << 4)	/* the output of the PIC pair rose */
-
 /* v3_interrupts.next_vector: the local APIC has none that goes first now. */
 #define V3_NO_VECTOR		0xffffffffU
 
@@ -762,11 +755,6 @@ struct v3_event {
  * @flags: In: zero. Out, as all that follows: V3_TAKES_ and V3_PIC_ bits; a
  *	program ignores those that it does not know.
  * @apic: Its local APIC.
- * @edges: Vectors that others have posted, and the local APIC has not taken in:
- *	bit n % 64 of word n / 64 is vector n.
- * @levels: The same, of those that are level-triggered.
- * @posted: V3_POSTED_ bits; a program ignores those that it does not know.
- * @startup_page: The page of a start-up message.
  * @waiting_nmis: NMIs that were taken in, and not delivered yet.
  * @next_vector: What the local APIC would have the processor take now, or
  *	V3_NO_VECTOR.
@@ -778,10 +766,6 @@ struct v3_interrupts {
 	__u32 vcpu;
 	__u32 flags;
 	struct v3_local_apic apic;
-	__u64 edges[4];
-	__u64 levels[4];
-	__u32 posted;
-	__u32 startup_page;
 	__u32 waiting_nmis;
 	__u32 next_vector;
 	struct v3_event raised;

@@ -39,17 +39,6 @@ bitflags! {
     }
 }
 
-/// What a pending word holds. Bit `n % 64` of word `n / 64` is vector `n`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Posted {
-    /// The requests that are edges.
-    pub edges: [u64; 4],
-    /// The requests that are level-triggered.
-    pub levels: [u64; 4],
-    /// The rest.
-    pub events: Events,
-}
-
 /// Outstanding: something was posted since the last drain.
 const ON: u64 = 1;
 
@@ -160,16 +149,6 @@ impl Pending {
     pub fn clear(&self) {
         self.take_events();
         self.drain(|_, _| {});
-    }
-
-    /// What waits, for somebody who takes nothing. Of what is posted meanwhile some may be in it.
-    pub fn peek(&self) -> Posted {
-        let all = |words: &[AtomicU64; 4]| from_fn(|n| words.get(n).map_or(0, |w| w.load(Relaxed)));
-        Posted {
-            edges: all(&self.edges),
-            levels: all(&self.levels),
-            events: Events::from_bits_retain(self.events.load(Acquire)),
-        }
     }
 
     /// Takes the interrupts, each with whether it is level-triggered. Only the vCPU's own thread drains.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is on its way to a vCPU: its local APIC, what others posted, and what the next entry is to bring. Looking takes none of it.
+//! What is on its way to a vCPU: its local APIC, and what the next entry is to bring. Looking takes none of it.
 #![forbid(unsafe_code)]
 
 use super::context::RunContext;
@@ -7,15 +7,12 @@ use super::owned::{Vcpu, WaitsFor};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
 use crate::interrupts::lapic::LocalApicRegisters;
-use crate::interrupts::pending::Posted;
 
 /// Interrupts of a vCPU that is out of the guest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct VcpuInterrupts {
     /// Its local APIC.
     pub apic: LocalApicRegisters,
-    /// What others have posted, and it has not taken in yet.
-    pub posted: Posted,
     /// An exception that the VMM raised, for the next entry.
     pub raised: Option<Event>,
     /// An event whose delivery an exit cut short, to be delivered again.
@@ -39,9 +36,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(crate) fn interrupts(&self, context: &RunContext<'_, H, B>) -> VcpuInterrupts {
         VcpuInterrupts {
             apic: self.apic.registers(self.now(context)),
-            posted: context.shared.pending.peek(),
             raised: self.fault.map(Event::Exception),
-            cut_short: self.interrupted,
+            cut_short: self.arch.pending_event().or(self.interrupted),
             held: self.held,
             waiting_nmis: self.waiting_nmis,
             next_vector: self.apic.next_interrupt(),

@@ -19,6 +19,8 @@ use crate::vm::shared::VmShared;
 pub(crate) trait AnyVcpu<H: Host>: Send {
     /// Does what is next: see [`Vcpu::step`].
     fn step(&mut self, vm: &VmShared<H>) -> VcpuStep;
+    /// Takes in what others have left for it: see [`Vcpu::catch_up`].
+    fn catch_up(&mut self, vm: &VmShared<H>);
     /// Describes it. It does not run.
     fn report(&self, memory: &Memory<H>) -> VcpuReport;
     /// Writes it down: see [`Vcpu::record`].
@@ -60,6 +62,11 @@ impl<H: Host, B: Backend<H>> AnyVcpu<H> for OnBackend<H, B> {
         match context_of(vm, &*self.backend, self.vcpu.index) {
             Some(context) => self.vcpu.step(&context),
             None => VcpuStep::Ended,
+        }
+    }
+    fn catch_up(&mut self, vm: &VmShared<H>) {
+        if let Some(context) = context_of(vm, &*self.backend, self.vcpu.index) {
+            self.vcpu.catch_up(&context);
         }
     }
     fn save(&mut self, vm: &VmShared<H>, to: &mut StateWriter<'_>) -> Result<(), StateError> {

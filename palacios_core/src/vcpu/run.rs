@@ -56,8 +56,15 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
     }
 
+    /// Out of the guest, takes in what others have left for it: a reset, events, vectors. So whoever looks at it sees all that has come.
+    pub(crate) fn catch_up(&mut self, context: &RunContext<'_, H, B>) {
+        self.follow_resets(context);
+        self.take_events(context);
+        self.accept_vectors(context);
+    }
+
     /// Begins anew if the machine was reset since.
-    pub(super) fn follow_resets(&mut self, context: &RunContext<'_, H, B>) {
+    fn follow_resets(&mut self, context: &RunContext<'_, H, B>) {
         let (_, resets) = context.vm.state_and_resets();
         if self.resets != resets {
             (self.resets, self.gathered) = (resets, false);

@@ -35,11 +35,8 @@ const BACKEND_MSRS: [u32; 11] = [
 ];
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
-    /// Writes it down. It does not run, and what others have posted to it is taken first.
+    /// Writes it down. It does not run, and has caught up.
     pub(crate) fn record(&mut self, context: &RunContext<'_, H, B>) -> Result<CpuRecord, NoMemory> {
-        self.follow_resets(context);
-        self.take_events(context);
-        self.accept_vectors(context);
         let places = self.component_places(context);
         Ok(CpuRecord {
             state: self.arch.state(),

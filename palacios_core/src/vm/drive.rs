@@ -73,7 +73,8 @@ impl<H: Host> Vm<H> {
         }
     }
 
-    /// Has a vCPU out of the guest, and does something with it there, whatever the VM is at: the vCPU's own thread waits meanwhile.
+    /// Has a vCPU out of the guest, where it takes in what others have left for it, and does something with it there, whatever the VM is at: the
+    /// vCPU's own thread waits meanwhile.
     /// `None`: there is no such vCPU. *Thread*, but not one that steps a vCPU of this VM.
     pub(super) fn ask<R>(
         &self,
@@ -82,7 +83,12 @@ impl<H: Host> Vm<H> {
     ) -> Option<R> {
         let (seat, shared) = (self.seats.get(index as usize)?, self.shared.vcpu(index)?);
         // Most that are asked rest.
-        let mut at_seat = || seat.lock().vcpu.as_mut().map(|vcpu| request(&mut **vcpu));
+        let mut at_seat = || {
+            let mut seat = seat.lock();
+            let vcpu = seat.vcpu.as_mut()?;
+            vcpu.catch_up(&self.shared);
+            Some(request(&mut **vcpu))
+        };
         if let Some(answer) = at_seat() {
             return Some(answer);
         }

@@ -9,10 +9,10 @@ use palacios_core::memory::walk::Paging;
 use palacios_core::regions::{Change, Region, Writes};
 use palacios_core::state::{cr0, cr4, efer};
 use palacios_core::stats::Counter;
-use palacios_core::vm::{HoldReason, State, StopReason};
+use palacios_core::vm::{HoldReason, State, Step, StopReason};
 use palacios_testing::host::LargePages;
 use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{guests, heap, on_all_backends, TestHost};
+use palacios_testing::{guests, heap, on_all_backends, Config, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
@@ -71,6 +71,38 @@ fn nothing_of_a_paused_vm_changes<B: TestBackend>() {
         let _ = vm.stop();
         assert_eq!(vm.wait(), StopReason::Requested);
         assert_eq!(everything(&vm), everything(&vm), "of one that has stopped");
+    });
+}
+
+/// What is asked of a vCPU does not depend on whether it has found yet that the VM is held, or that it was reset.
+fn a_vcpu_that_is_behind_catches_up<B: TestBackend>() {
+    let config = Config {
+        virtual_time: true,
+        ..usual_config::<B>()
+    };
+    TestHost::run(config, |host| {
+        let hypervisor = Hypervisor::<B>::new(host);
+        let vm = hypervisor.create(&smp(guests::spin(&[]), 2)).unwrap();
+        let stands_still = |what: &str| {
+            let before = everything(&vm);
+            for vcpu in 0..2 {
+                while vm.thread(vcpu).unwrap().played(|| vm.step(vcpu)) == Step::Again {}
+            }
+            assert_eq!(everything(&vm), before, "{what}");
+        };
+        vm.hold(HoldReason::Debugger).unwrap();
+        vm.begin().unwrap();
+        assert_ne!(vm.report(0).unwrap().state.rip, 0, "the kernel's entry");
+        stands_still("held before its first step");
+        vm.release(HoldReason::Debugger).unwrap();
+        while vm.thread(1).unwrap().played(|| vm.step(1)) == Step::Again {}
+        vm.hold(HoldReason::Debugger).unwrap();
+        stands_still("held while a vCPU waits to be started");
+        let _ = vm.stop();
+        assert_eq!(
+            vm.step_rounds(host, usize::MAX),
+            State::Stopped(StopReason::Requested)
+        );
     });
 }
 
@@ -228,6 +260,7 @@ fn nested_tables_show_what_the_guest_touched<B: TestBackend>() {
 
 on_all_backends! {
     nothing_of_a_paused_vm_changes,
+    a_vcpu_that_is_behind_catches_up,
     a_vm_that_was_never_launched_is_looked_at,
     a_running_vm_is_looked_at_and_comes_to_its_end,
     tables_in_memory_stay_as_they_are,

@@ -89,7 +89,7 @@ abi! {
     v3_walk: 320,
     v3_local_apic: 192,
     v3_event: 16,
-    v3_interrupts: 328,
+    v3_interrupts: 256,
     v3_pic: 8,
     v3_chipset: 224,
 }

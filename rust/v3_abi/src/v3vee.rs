@@ -183,16 +183,6 @@ pub const V3_TAKES_INTERRUPTS: u32 = 1;
 pub const V3_TAKES_NMIS: u32 = 2;
 /// The PIC pair has said that it has an interrupt for it
 pub const V3_PIC_WAITS: u32 = 4;
-/// An NMI
-pub const V3_POSTED_NMI: u32 = 1;
-/// Another one
-pub const V3_POSTED_TWO_NMIS: u32 = 2;
-/// INIT
-pub const V3_POSTED_INIT: u32 = 4;
-/// A start-up message
-pub const V3_POSTED_STARTUP: u32 = 8;
-/// The output of the PIC pair rose
-pub const V3_POSTED_PIC: u32 = 16;
 /// v3_interrupts.next_vector: the local APIC has none that goes first now.
 pub const V3_NO_VECTOR: u32 = 4294967295;
 /// It was initialised; else it asserts nothing
@@ -753,15 +743,6 @@ pub struct v3_interrupts {
     pub flags: __u32,
     /// Its local APIC.
     pub apic: v3_local_apic,
-    /// Vectors that others have posted, and the local APIC has not taken in:
-    /// bit n % 64 of word n / 64 is vector n.
-    pub edges: [__u64; 4usize],
-    /// The same, of those that are level-triggered.
-    pub levels: [__u64; 4usize],
-    /// V3_POSTED_ bits; a program ignores those that it does not know.
-    pub posted: __u32,
-    /// The page of a start-up message.
-    pub startup_page: __u32,
     /// NMIs that were taken in, and not delivered yet.
     pub waiting_nmis: __u32,
     /// What the local APIC would have the processor take now, or
@@ -936,7 +917,7 @@ pub const V3_VM_WALK: v3_vm_ioctl = 3242219058;
 /// Describes a virtual CPU's local APIC and what is on its way to it,
 /// whatever its VM is at. It takes none of it.
 /// - `ENOENT`: the VM has no such virtual CPU
-pub const V3_VM_INTERRUPTS: v3_vm_ioctl = 3242743347;
+pub const V3_VM_INTERRUPTS: v3_vm_ioctl = 3238024755;
 /// Describes the VM's I/O APIC and PIC pair. No further errors.
 pub const V3_VM_CHIPSET: v3_vm_ioctl = 2162185780;
 /// Calls of /dev/v3-vmN.

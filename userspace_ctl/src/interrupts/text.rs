@@ -85,13 +85,6 @@ impl fmt::Display for Interrupts {
             takes(self.takes_interrupts),
             takes(self.takes_nmis)
         )?;
-        let events = list(self.posted.events.iter().map(ToString::to_string));
-        writeln!(
-            f,
-            "    posted       edges {}, levels {}, events {events}",
-            hex_list(&self.posted.edges),
-            hex_list(&self.posted.levels)
-        )?;
         if let Some(vector) = self.next_vector {
             writeln!(f, "    next         {vector:#04x} of the local APIC")?;
         }
@@ -192,7 +185,6 @@ mod tests {
     fn raw() -> v3_interrupts {
         let mut raw = v3_interrupts {
             flags: V3_TAKES_NMIS,
-            posted: V3_POSTED_NMI | V3_POSTED_STARTUP,
             next_vector: 0xec,
             waiting_nmis: 1,
             ..v3_interrupts::zeroed()
@@ -206,7 +198,6 @@ mod tests {
         raw.apic.divide = 0b1011;
         raw.apic.requests[7] = 1 << 12;
         raw.apic.in_service[1] = 1;
-        raw.edges[3] = 1 << 63;
         raw.raised = v3_event {
             kind: V3_EVENT_EXCEPTION,
             vector: 14,
@@ -228,7 +219,6 @@ mod tests {
             "    lint0        extint vector 0x00, masked\n    lint1        nmi vector 0x00\n",
             "    requested    0xec\n    in service   0x20\n    level        none\n",
             "  pending: it does not take interrupts, it takes NMIs\n",
-            "    posted       edges 0xff, levels none, events nmi startup\n",
             "    next         0xec of the local APIC\n    NMIs         1\n",
             "    raised       #PF, page fault, error code 0x2\n    held         interrupt 0x30\n",
         ] {
@@ -237,7 +227,6 @@ mod tests {
         let json = serde_json::to_value(Interrupts::from(&raw())).unwrap();
         assert_eq!(json["apic"]["requests"], serde_json::json!([0xec]));
         assert_eq!(json["apic"]["lvt"][0]["delivery"], "periodic");
-        assert_eq!(json["posted"]["events"][0], "nmi");
         assert_eq!(json["raised"]["error_code"], "0x2");
         assert!(json["cut_short"].is_null());
     }
