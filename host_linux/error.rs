@@ -6,7 +6,8 @@ use palacios_core::backend::Unsupported;
 use palacios_core::devices::bus::DetachError;
 use palacios_core::devices::layout::AttachError;
 use palacios_core::image::ImageError;
-use palacios_core::vm::{CreateError, LifeError, MoveError};
+use palacios_core::state_io::StateError;
+use palacios_core::vm::{CreateError, LifeError, LoadError, LoadFault, MoveError};
 
 fn errno(number: u32) -> Error {
     Error::from_errno(-(number as i32))
@@ -24,6 +25,20 @@ pub(crate) fn of_life(error: LifeError) -> Error {
         LifeError::NoMemory => ENOMEM,
         LifeError::NotLoadable => EIO,
         LifeError::TooManyHolds => EBUSY,
+    }
+}
+
+/// Why a VM does not go on from a saved machine.
+pub(crate) fn of_load(error: &LoadError) -> Error {
+    match error.why {
+        LoadFault::WrongState(_) => wrong_state(),
+        LoadFault::Ram | LoadFault::OtherRate { .. } => ERANGE,
+        LoadFault::Record(StateError::NoMemory) => ENOMEM,
+        LoadFault::Record(StateError::Version(_))
+        | LoadFault::Unknown
+        | LoadFault::Differs(_)
+        | LoadFault::Lacks(_) => beyond_us(),
+        LoadFault::Record(_) | LoadFault::Missing | LoadFault::Twice => EINVAL,
     }
 }
 

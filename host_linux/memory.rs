@@ -332,6 +332,11 @@ impl GuestRam for Ram {
         })
     }
 
+    fn holds(&self, page: u64) -> bool {
+        let first = page & !(SMALL_PER_LARGE - 1);
+        self.0.get(page).is_some() || self.0.kept_large(first).is_some()
+    }
+
     fn release(&self, page: u64, at: Hpa, size: PageSize, why: Release) {
         let frame = Frame {
             at,

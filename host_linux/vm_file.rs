@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The open files of a VM's node: its ioctls, and the streams of its devices.
+//! The open files of a VM's node: its ioctls, the streams of its devices, and its saved machine.
 
 use crate::misc_device::{Operations, Poll};
 use crate::queue::Until;
+use crate::saving::Saving;
 use crate::stream::{Attachment, Stream};
 use crate::vm_node::VmNode;
-use crate::{device_calls, look_calls, user, vm_calls};
+use crate::{device_calls, load_calls, look_calls, user, vm_calls};
 use kernel::{
     bindings,
     fs::{File, Kiocb},
@@ -20,10 +21,16 @@ use v3_abi as abi;
 /// What such files do.
 pub(crate) static OPERATIONS: Operations = Operations::with_poll::<VmFile>();
 
-/// An open file of a node; a stream, once it was told so.
+/// An open file of a node; something else, once it was told so.
 pub(crate) struct VmFile {
     node: Arc<VmNode>,
-    stream: SetOnce<Attachment>,
+    other: SetOnce<Other>,
+}
+
+/// What a file of a node can be besides.
+enum Other {
+    Stream(Attachment),
+    Saving(Pin<KBox<Saving>>),
 }
 
 #[vtable]
@@ -35,13 +42,13 @@ impl MiscDevice for VmFile {
         let node = unsafe { VmNode::of(misc.as_raw()) };
         let file = Self {
             node,
-            stream: SetOnce::new(),
+            other: SetOnce::new(),
         };
         Ok(KBox::new(file, GFP_KERNEL_ACCOUNT)?)
     }
 
     fn ioctl(me: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
-        if me.stream.as_ref().is_some() {
+        if me.other.as_ref().is_some() {
             return Err(ENOTTY);
         }
         let node = &me.node;
@@ -67,13 +74,20 @@ impl MiscDevice for VmFile {
             abi::V3_VM_WALK => look_calls::walk(node, arg),
             abi::V3_VM_INTERRUPTS => look_calls::interrupts(node, arg),
             abi::V3_VM_CHIPSET => look_calls::chipset(node, arg),
+            abi::V3_VM_SAVE => me.becomes(Other::Saving(Saving::begin(node.clone())?)),
+            abi::V3_VM_LOAD_RAM => load_calls::load_ram(node, arg),
+            abi::V3_VM_LOAD => load_calls::load(node, arg),
             _ => Err(ENOTTY),
         }?;
         Ok(0)
     }
 
     fn read_iter(kiocb: Kiocb<'_, KBox<Self>>, to: &mut IovIterDest<'_>) -> Result<usize> {
-        let (node, stream) = kiocb.file().attached()?;
+        let file = kiocb.file();
+        if let Some(Other::Saving(saving)) = file.other.as_ref() {
+            return saving.read(to);
+        }
+        let (node, stream) = file.attached()?;
         loop {
             let seen = stream.queue.event_count();
             // Before the look at the ring: what came before the end is still read.
@@ -133,12 +147,18 @@ impl VmFile {
         self.node.held()?;
         let stream = self.node.find_stream(name).ok_or(ENOENT)?;
         let attachment = Attachment::new(stream).ok_or(EBUSY)?;
-        self.stream.populate(attachment).then_some(()).ok_or(ENOTTY)
+        self.becomes(Other::Stream(attachment))
+    }
+
+    fn becomes(&self, other: Other) -> Result {
+        self.other.populate(other).then_some(()).ok_or(ENOTTY)
     }
 
     fn attached(&self) -> Result<(&VmNode, &Stream)> {
-        let stream = self.stream.as_ref().ok_or(EINVAL)?;
-        Ok((&self.node, stream))
+        match self.other.as_ref() {
+            Some(Other::Stream(stream)) => Ok((&self.node, stream)),
+            _ => Err(EINVAL),
+        }
     }
 }
 

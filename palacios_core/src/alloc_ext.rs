@@ -30,6 +30,27 @@ impl<T> TryPush<T> for Vec<T> {
     }
 }
 
+/// Appends `len` zeroes; gives them, to be written to. On failure the vector is as it was.
+pub fn try_append_zeroes(to: &mut Vec<u8>, len: usize) -> Result<&mut [u8], NoMemory> {
+    let begin = to.len();
+    to.try_reserve(len).map_err(|_| NoMemory)?;
+    if let Some(room) = to.spare_capacity_mut().get_mut(..len) {
+        room.fill(core::mem::MaybeUninit::new(0));
+        // SAFETY: so many elements past the old length were written just above.
+        unsafe { to.set_len(begin.wrapping_add(len)) };
+    }
+    Ok(to.get_mut(begin..).unwrap_or_default())
+}
+
+/// Appends bytes. On failure the vector is as it was.
+pub fn try_append(to: &mut Vec<u8>, bytes: &[u8]) -> Result<(), NoMemory> {
+    let room = try_append_zeroes(to, bytes.len())?;
+    for (to, from) in room.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    Ok(())
+}
+
 /// Moves `value` to the heap.
 pub fn try_box<T>(value: T) -> Result<Box<T>, NoMemory> {
     let layout = core::alloc::Layout::new::<T>();
@@ -73,5 +94,10 @@ mod tests {
         assert_eq!(*try_box(7u64).unwrap(), 7);
         assert_eq!(*try_box(()).unwrap(), ());
         assert_eq!(try_vec(3u8, 4).unwrap(), [3, 3, 3, 3]);
+        let mut bytes = vec![1, 2];
+        try_append(&mut bytes, &[3, 4]).unwrap();
+        try_append_zeroes(&mut bytes, 2).unwrap()[1] = 9;
+        assert_eq!(bytes, [1, 2, 3, 4, 0, 9]);
+        assert_eq!(try_append(&mut bytes, &[]), Ok(()));
     }
 }

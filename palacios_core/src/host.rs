@@ -267,6 +267,8 @@ pub trait GuestRam: Send + Sync {
     /// [`Release::Discarded`], or with the contents it had when it was [`Release::Revoked`]. A provider that has no page so large to
     /// give answers [`RamError::TooLarge`], and is asked for smaller ones. *Thread.*
     fn page(&self, page: u64, size: PageSize) -> Result<Hpa, RamError>;
+    /// Whether the page of 4 KiB at number `page`, of which the guest has no frame now, holds something: it was [`Release::Revoked`]. *Thread.*
+    fn holds(&self, page: u64) -> bool;
     /// Takes a frame back: nothing translates to it any more. *Thread.*
     fn release(&self, page: u64, frame: Hpa, size: PageSize, why: Release);
 }

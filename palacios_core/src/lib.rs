@@ -32,6 +32,7 @@ pub mod pump;
 pub mod ram;
 pub mod regions;
 pub mod ring;
+pub mod saved_file;
 pub mod sections;
 pub mod state;
 pub mod state_io;

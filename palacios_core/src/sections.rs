@@ -2,21 +2,27 @@
 //! A saved machine: a row of sections, each with the state of one part.
 //!
 //! ```text
-//! +-------+------------+------------+-------+--------+------+------+---------+
-//! | magic | path bytes | kind bytes | flags | length | path | kind | content |    one section
-//! +-------+------------+------------+-------+--------+------+------+---------+
-//!    u32       u8           u8         u16     u64                  a record of `state_io`, which begins with its version
+//! +-------+----------+--------+-------+------------+------------+------+------+---------+
+//! | magic | checksum | length | flags | path bytes | kind bytes | path | kind | content |    one section
+//! +-------+----------+--------+-------+------------+------------+------+------+---------+
+//!    u32      u32       u64      u16        u8           u8                   a record of `state_io`, which begins with its version
 //! ```
 //!
-//! All numbers are little-endian. The path says whose state it is (`vcpu/0`, `device/com1`), the kind what it is of (`cpu`, `ns16550a`). Whoever reads
-//! sections skips one that it does not know, unless that *must be known*: then it refuses the whole by its name.
+//! All numbers are little-endian. The checksum, CRC-32C, is of all that follows it. The path says whose state it is (`vcpu/0`, `device/com1`), the kind what
+//! it is of (`cpu`, `serial`). Whoever reads sections skips one that it does not know, unless that *must be known*: then it refuses the whole by its name.
 #![forbid(unsafe_code)]
 
+use crate::image::{checksum, checksum_of};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::vec::Vec;
 use core::fmt;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"sect");
+/// The bytes before a section's names.
+pub const HEAD_BYTES: usize = 20;
+/// Where in the head its checksum is, and what it is of begins.
+const CHECKSUM_AT: usize = 4;
+const SUMMED_FROM: usize = 8;
 /// A reader that does not know this section must not go on.
 const MUST_KNOW: u16 = 1;
 /// The most bytes of a path or a kind.
@@ -93,8 +99,9 @@ pub fn write_section(
 ) -> Result<(), StateError> {
     let begin = to.len();
     let written = write_parts(to, path, kind, write);
-    if written.is_err() {
-        to.truncate(begin);
+    match written {
+        Ok(()) => seal(to.get_mut(begin..).unwrap_or_default()),
+        Err(_) => to.truncate(begin),
     }
     written
 }
@@ -106,51 +113,126 @@ fn write_parts(
     write: impl FnOnce(&mut StateWriter<'_>) -> Result<(), StateError>,
 ) -> Result<(), StateError> {
     let (path, kind) = (path.as_str(), SectionName::new(format_args!("{kind}")));
+    let begin = to.len();
     let mut head = StateWriter::new(to);
     head.u32(MAGIC)?;
-    head.bytes(&[path.len() as u8, kind.len])?;
-    head.u16(MUST_KNOW)?;
+    head.u32(0)?;
     head.u64(0)?;
+    head.u16(MUST_KNOW)?;
+    head.bytes(&[path.len() as u8, kind.len])?;
     head.bytes(path.as_bytes())?;
     head.bytes(kind.as_str().as_bytes())?;
-    let begin = to.len();
+    let content_from = to.len();
     write(&mut StateWriter::new(to))?;
-    let length = to.len().wrapping_sub(begin) as u64;
-    // The length stands before both names.
-    let names = path.len().wrapping_add(kind.len.into());
-    let at = begin.wrapping_sub(names).wrapping_sub(8);
-    for (slot, byte) in to.iter_mut().skip(at).zip(length.to_le_bytes()) {
-        *slot = byte;
-    }
+    let length = to.len().wrapping_sub(content_from) as u64;
+    put(to, begin.wrapping_add(SUMMED_FROM), &length.to_le_bytes());
     Ok(())
+}
+
+/// Appends all of a section but its content, which is to follow: for one that is long, and there already.
+pub fn write_head(
+    to: &mut Vec<u8>,
+    path: &SectionName,
+    kind: &str,
+    content: &[u8],
+) -> Result<(), StateError> {
+    let begin = to.len();
+    write_parts(to, path, kind, |_| Ok(()))?;
+    let section = to.get_mut(begin..).unwrap_or_default();
+    put(section, SUMMED_FROM, &(content.len() as u64).to_le_bytes());
+    let sum = checksum_of([section.get(SUMMED_FROM..).unwrap_or_default(), content]);
+    put(section, CHECKSUM_AT, &sum.to_le_bytes());
+    Ok(())
+}
+
+/// Gives a section, as it stands there, the checksum of what it holds.
+pub fn seal(section: &mut [u8]) {
+    let sum = checksum(section.get(SUMMED_FROM..).unwrap_or_default());
+    put(section, CHECKSUM_AT, &sum.to_le_bytes());
+}
+
+fn put(to: &mut [u8], at: usize, bytes: &[u8]) {
+    for (slot, byte) in to.iter_mut().skip(at).zip(bytes) {
+        *slot = *byte;
+    }
+}
+
+/// How long a section is that begins with this head.
+///
+/// # Errors
+/// It is no head of a section.
+pub fn section_bytes(head: &[u8; HEAD_BYTES]) -> Result<u64, StateError> {
+    let head = Head::read(&mut StateReader::new(head))?;
+    let names = u64::from(head.path_bytes).saturating_add(head.kind_bytes.into());
+    let bytes = head.length.saturating_add(names);
+    Ok(bytes.saturating_add(HEAD_BYTES as u64))
+}
+
+struct Head {
+    checksum: u32,
+    length: u64,
+    flags: u16,
+    path_bytes: u8,
+    kind_bytes: u8,
+}
+
+impl Head {
+    fn read(from: &mut StateReader<'_>) -> Result<Self, StateError> {
+        if from.u32()? != MAGIC {
+            return Err(StateError::Value("section.magic"));
+        }
+        let (checksum, length, flags) = (from.u32()?, from.u64()?, from.u16()?);
+        let [path_bytes, kind_bytes] = from.bytes()?;
+        Ok(Self {
+            checksum,
+            length,
+            flags,
+            path_bytes,
+            kind_bytes,
+        })
+    }
 }
 
 /// All sections in a row of bytes, up to the first that cannot be read.
 #[derive(Clone)]
-pub struct Sections<'a>(&'a [u8]);
+pub struct Sections<'a> {
+    bytes: &'a [u8],
+    checked: bool,
+}
 
 impl<'a> Sections<'a> {
-    /// Those in `bytes`.
+    /// Those in `bytes`, whatever their checksums: they were looked at before.
     pub fn new(bytes: &'a [u8]) -> Self {
-        Self(bytes)
+        let checked = false;
+        Self { bytes, checked }
+    }
+    /// Those in `bytes`, up to the first that is damaged.
+    pub fn checked(bytes: &'a [u8]) -> Self {
+        let checked = true;
+        Self { bytes, checked }
+    }
+    /// What was not read yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.bytes
     }
 
     fn read(&mut self) -> Result<Section<'a>, StateError> {
-        let mut from = StateReader::new(self.0);
-        if from.u32()? != MAGIC {
-            return Err(StateError::Value("section.magic"));
-        }
-        let [path_len, kind_len] = from.bytes()?;
-        let flags = from.u16()?;
-        let length = usize::try_from(from.u64()?).map_err(|_| StateError::Truncated)?;
-        let path = text(from.slice(path_len.into())?)?;
-        let kind = text(from.slice(kind_len.into())?)?;
+        let mut from = StateReader::new(self.bytes);
+        let head = Head::read(&mut from)?;
+        let length = usize::try_from(head.length).map_err(|_| StateError::Truncated)?;
+        let path = from.slice(head.path_bytes.into())?;
+        let kind = from.slice(head.kind_bytes.into())?;
         let content = from.slice(length)?;
-        self.0 = from.rest();
+        let len = self.bytes.len().wrapping_sub(from.rest().len());
+        let summed = self.bytes.get(SUMMED_FROM..len).unwrap_or_default();
+        if self.checked && checksum(summed) != head.checksum {
+            return Err(StateError::Value("section.checksum"));
+        }
+        self.bytes = from.rest();
         Ok(Section {
-            path,
-            kind,
-            must_know: flags & MUST_KNOW != 0,
+            path: text(path)?,
+            kind: text(kind)?,
+            must_know: head.flags & MUST_KNOW != 0,
             content,
         })
     }
@@ -160,12 +242,12 @@ impl<'a> Iterator for Sections<'a> {
     type Item = Result<Section<'a>, StateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
+        if self.bytes.is_empty() {
             return None;
         }
         let read = self.read();
         if read.is_err() {
-            self.0 = &[];
+            self.bytes = &[];
         }
         Some(read)
     }
@@ -230,11 +312,28 @@ mod tests {
     #[test]
     fn every_cut_is_found() {
         let bytes = two();
-        let second = bytes.len() - 16 - "emptynothing".len();
+        let second = bytes.len() - HEAD_BYTES - "emptynothing".len();
         for cut in 1..bytes.len() {
             let all: Result<Vec<_>, _> = Sections::new(&bytes[..cut]).collect();
             assert_eq!(all.is_ok(), cut == second, "{cut}");
         }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_found() {
+        let good = two();
+        assert!(Sections::checked(&good).all(|section| section.is_ok()));
+        for bit in 0..good.len() * 8 {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(
+                Sections::checked(&bytes).any(|section| section.is_err()),
+                "{bit}"
+            );
+        }
+        let first: &[u8; HEAD_BYTES] = good[..HEAD_BYTES].try_into().unwrap();
+        let len = section_bytes(first).unwrap() as usize;
+        assert_eq!(good.len() - len, HEAD_BYTES + "emptynothing".len());
     }
 
     proptest! {

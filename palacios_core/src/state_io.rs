@@ -5,8 +5,9 @@
 //! like it refuses, so that a damaged record never becomes a device in an impossible state.
 #![forbid(unsafe_code)]
 
-use crate::alloc_ext::{NoMemory, TryPush};
+use crate::alloc_ext::{try_append, NoMemory};
 use alloc::vec::Vec;
+use core::fmt;
 
 /// Why state could not be saved or restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,17 @@ pub enum StateError {
     Version(u32),
     /// A field holds a value that the device cannot have; names the field.
     Value(&'static str),
+}
+
+impl fmt::Display for StateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMemory => f.write_str("the host has too little memory"),
+            Self::Truncated => f.write_str("it ends too early"),
+            Self::Version(version) => write!(f, "its version {version} is not known here"),
+            Self::Value(field) => write!(f, "{field} has a value that it cannot have"),
+        }
+    }
 }
 
 impl From<NoMemory> for StateError {
@@ -35,13 +47,13 @@ impl<'a> StateWriter<'a> {
     pub fn new(to: &'a mut Vec<u8>) -> Self {
         Self(to)
     }
+    /// The end of the record, for somebody who appends to it.
+    pub fn end(&mut self) -> &mut Vec<u8> {
+        self.0
+    }
     /// Raw bytes.
     pub fn bytes(&mut self, data: &[u8]) -> Result<(), StateError> {
-        self.0.try_reserve(data.len()).map_err(|_| NoMemory)?;
-        for byte in data {
-            self.0.try_push(*byte)?;
-        }
-        Ok(())
+        Ok(try_append(self.0, data)?)
     }
     /// One byte.
     pub fn u8(&mut self, v: u8) -> Result<(), StateError> {

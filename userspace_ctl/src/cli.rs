@@ -68,6 +68,14 @@ pub enum Command {
     /// Look into a VM, running or not: registers, interrupts, page tables, memory
     #[command(after_help = help::DEBUG)]
     Debug(Debug),
+    /// Write a VM to a file, from which it can go on
+    #[command(after_help = help::SAVE)]
+    Save(Save),
+    /// Make a VM that goes on from what was saved
+    #[command(after_help = help::LOAD)]
+    Load(Load),
+    /// Say what is in a saved VM
+    Inspect(Inspect),
     /// Give a VM other host memory for some of its pages
     Relocate(Relocate),
     /// Move a virtual CPU to a CPU of the host, running or not
@@ -210,7 +218,7 @@ pub struct Stream {
 }
 
 /// Where the stream of a device leads.
-#[derive(Args, Default)]
+#[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Far ends")]
 #[group(multiple = false)]
 pub struct Ends {
@@ -300,6 +308,52 @@ pub struct Debug {
     /// Dump memory from a guest-physical address on
     #[arg(long, value_name = "ADDR[,LEN]", value_parser = values::memory)]
     pub physical: Option<Memory>,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct Save {
+    /// Leave the VM paused; without it, it goes on
+    #[arg(short, long)]
+    pub pause: bool,
+    #[command(flatten)]
+    pub target: OneVm,
+    /// The file to write; `-` is standard output
+    pub file: PathBuf,
+}
+
+/// Where the stream of a device of a saved VM leads.
+#[derive(Clone)]
+pub struct EndOf {
+    /// What the device is known by.
+    pub id: String,
+    pub ends: Ends,
+}
+
+#[derive(Args)]
+pub struct Load {
+    /// What `v3 save` wrote
+    pub file: PathBuf,
+    /// Name of the VM [default: the one in the image, else the file's]
+    pub name: Option<String>,
+    /// Make the VM only: `v3 launch` has it go on
+    #[arg(long)]
+    pub no_launch: bool,
+    /// Where the stream of a device that was attached leads: END is pty, pipe:PATH, file:PATH, socket:PATH or none
+    #[arg(long = "end", value_name = "ID=END", value_parser = values::end_of)]
+    pub ends: Vec<EndOf>,
+    /// Load it even if the guest's time stamp counter runs at another rate here
+    #[arg(long)]
+    pub new_tsc_rate: bool,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct Inspect {
+    /// What `v3 save` wrote
+    pub file: PathBuf,
     #[command(flatten)]
     pub format: Format,
 }

@@ -5,6 +5,8 @@ mod console;
 mod debug;
 mod devices;
 mod docs;
+mod inspect;
+mod keep;
 mod links;
 mod make;
 mod report;
@@ -37,6 +39,9 @@ pub fn execute(command: Command) -> Outcome {
         Command::Detach(args) => devices::detach(&args),
         Command::Devices(args) => devices::devices(&args),
         Command::Debug(args) => debug::debug(&args),
+        Command::Save(args) => keep::save(&args),
+        Command::Load(args) => keep::load(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
         Command::Relocate(args) => relocate(&args),
         Command::CoreMove(args) => core_move(&args),
         Command::Version(args) => show::version(&args),

@@ -46,6 +46,10 @@ pub enum Call {
     Devices,
     /// What is inside a VM.
     Look,
+    /// To save a VM.
+    Save,
+    /// To load a saved machine.
+    Load,
 }
 
 impl Call {
@@ -71,6 +75,8 @@ impl Call {
             Self::Detach => "detach a device of",
             Self::Devices => "list the devices of",
             Self::Look => "look into",
+            Self::Save => "save",
+            Self::Load => "load",
         }
     }
 }
@@ -146,6 +152,15 @@ pub enum Error {
         /// What the device is known by.
         id: String,
     },
+    /// The VM does not go on from what was saved.
+    NotLoaded {
+        /// The VM's name.
+        vm: String,
+        /// Why.
+        errno: Errno,
+        /// The module's explanation; may be empty.
+        message: String,
+    },
     /// Another call failed.
     Call {
         /// What was tried.
@@ -174,6 +189,7 @@ impl Error {
             Self::NoSuchDevice { vm, .. } | Self::NotRemovable { vm, .. } => {
                 return Some(format!("`v3 devices {vm}` shows which can be detached"))
             }
+            Self::NotLoaded { errno, .. } => cure_of_loading(*errno)?,
             Self::Call { call, errno, .. } => cure_of_call(*call, *errno)?,
         };
         Some(hint.into())
@@ -228,6 +244,15 @@ fn cure_of_attaching(vm: &str, errno: Errno) -> Option<String> {
     }
 }
 
+fn cure_of_loading(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::RANGE => Some("with --new-tsc-rate its deadlines come in time, but what the guest has measured of its counter is wrong"),
+        Errno::OPNOTSUPP => Some("load it on a host like the one on which it was saved, with the same version of this program"),
+        Errno::NOTTY => Some("use the v3 that was built with this module"),
+        _ => None,
+    }
+}
+
 fn cure_of_call(call: Call, errno: Errno) -> Option<&'static str> {
     match (call, errno) {
         (Call::Stream, Errno::BUSY) => {
@@ -257,6 +282,8 @@ fn meaning(call: Call, errno: Errno) -> String {
         (Call::Pause, Errno::BUSY) => "it resets itself over and over; try again",
         (Call::Stream, Errno::BUSY) => "another program is attached to it",
         (Call::CoreMove | Call::Pin | Call::Look, Errno::NOENT) => "the VM has no such virtual CPU",
+        (Call::Load, Errno::RANGE) => "the VM has less memory than what was saved",
+        (Call::Save, Errno::BUSY) => "too many save it; try again",
         (Call::Relocate, Errno::RANGE) => "not all of it is memory of the guest",
         (Call::Relocate, Errno::INVAL) => "address and length must be multiples of 4096",
         (_, Errno::BADFD) => "its state does not allow it",
@@ -325,6 +352,13 @@ impl fmt::Display for Error {
             }
             Self::NotRemovable { vm, id } => {
                 write!(f, "cannot detach {id} of {vm}: every PC has it")
+            }
+            Self::NotLoaded { vm, errno, message } => {
+                let why = match message.as_str() {
+                    "" => meaning(Call::Load, *errno),
+                    message => message.into(),
+                };
+                write!(f, "cannot load {vm}: {why}")
             }
             Self::Call { call, on, errno } => {
                 write!(

@@ -66,6 +66,9 @@ calls! {
     walk_raw: inout<v3_walk> = V3_VM_WALK;
     interrupts_raw: inout<v3_interrupts> = V3_VM_INTERRUPTS;
     chipset: out<v3_chipset> = V3_VM_CHIPSET;
+    save: none = V3_VM_SAVE;
+    load_ram_raw: inout<v3_load_ram> = V3_VM_LOAD_RAM;
+    load_raw: inout<v3_load> = V3_VM_LOAD;
 }
 
 fn address<T>(data: *const T) -> u64 {
@@ -158,6 +161,35 @@ pub(crate) fn interrupts(fd: impl AsFd, vcpu: u32) -> Result<v3_interrupts, Errn
     // SAFETY: There are no addresses in the struct.
     unsafe { interrupts_raw(fd, &mut arg) }?;
     Ok(arg)
+}
+
+/// Writes to RAM from page number `page` on.
+pub(crate) fn load_ram(fd: impl AsFd, page: u64, bytes: &[u8]) -> Result<(), Errno> {
+    let mut arg = v3_load_ram {
+        page,
+        buffer: address(bytes.as_ptr()),
+        len: bytes.len() as u64,
+    };
+    // SAFETY: The slice has the given length, and outlives the call, which only reads it.
+    unsafe { load_ram_raw(fd, &mut arg) }
+}
+
+/// Has a VM go on from a state. On failure `message` may hold an explanation, with its NUL.
+pub(crate) fn load(
+    fd: impl AsFd,
+    state: &[u8],
+    flags: u32,
+    message: &mut [u8],
+) -> Result<(), Errno> {
+    let mut arg = v3_load {
+        state: address(state.as_ptr()),
+        state_len: state.len() as u64,
+        message: address(message.as_mut_ptr()),
+        message_len: u32::try_from(message.len()).unwrap_or(u32::MAX),
+        flags,
+    };
+    // SAFETY: Both slices have the given lengths, and outlive the call; only the message is written.
+    unsafe { load_raw(fd, &mut arg) }
 }
 
 pub(crate) fn list(fd: impl AsFd) -> Result<Vec<v3_info>, Errno> {

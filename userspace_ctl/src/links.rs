@@ -6,7 +6,7 @@ use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 
 /// Each link, and the command that it is. Whatever needs the names takes them from here.
-pub const LINKS: [(&str, &str); 20] = [
+pub const LINKS: [(&str, &str); 22] = [
     ("v3_build", "build"),
     ("v3_create", "create"),
     ("v3_launch", "launch"),
@@ -25,6 +25,8 @@ pub const LINKS: [(&str, &str); 20] = [
     ("v3_detach", "detach"),
     ("v3_devices", "devices"),
     ("v3_debug", "debug"),
+    ("v3_save", "save"),
+    ("v3_load", "load"),
     ("v3_relocate", "relocate"),
     ("v3_core_move", "core-move"),
 ];
@@ -90,7 +92,10 @@ mod tests {
             .map(clap::Command::get_name)
             .filter(|name| LINKS.iter().all(|(_, command)| command != name))
             .collect();
-        assert_eq!(without, ["version", "links", "completions", "man"]);
+        assert_eq!(
+            without,
+            ["inspect", "version", "links", "completions", "man"]
+        );
         assert!(LINKS.iter().all(|(link, _)| link.starts_with("v3_")));
         assert!(parse("v3_boil", &[]).is_none());
     }

@@ -15,6 +15,7 @@ mod progress;
 mod pump;
 mod signals;
 mod terminal;
+mod whole_file;
 
 use clap::error::ErrorKind;
 use clap::Parser;

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(1);
 const READING: &str = "{spinner} reading files";
+const COPYING: &str = "{spinner} {msg} {bytes}";
+const COPYING_TO_AN_END: &str = "{msg} {bar:30} {bytes}/{total_bytes}";
 const READING_TO_AN_END: &str = "reading files {bar:30} {bytes}/{total_bytes}";
 
 /// Does `work` that reads files, and shows how far it is. The work says how many bytes were read, of how many.
@@ -15,6 +17,20 @@ pub fn reading<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
     let bar = hidden(READING);
     shown_during(&bar, PATIENCE, show, || {
         work(&mut |done, total| advance(&bar, done, total))
+    })
+}
+
+/// Does `work` that copies, called `what`, and shows how far it is, as [`reading`] does.
+pub fn copying<T>(what: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
+    let bar = hidden(COPYING).with_message(what.to_string());
+    shown_during(&bar, PATIENCE, show, || {
+        work(&mut |done, total| {
+            bar.set_position(done);
+            if total > 0 && bar.length() != Some(total) {
+                bar.set_length(total);
+                set_style(&bar, COPYING_TO_AN_END);
+            }
+        })
     })
 }
 

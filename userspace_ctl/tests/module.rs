@@ -7,6 +7,8 @@
 mod debug;
 #[path = "module/devices.rs"]
 mod devices;
+#[path = "module/saved.rs"]
+mod saved;
 
 use rustix::event::{poll, PollFd, PollFlags};
 use rustix::fd::{AsFd, OwnedFd};
@@ -687,7 +689,7 @@ fn unknown_calls_and_other_sizes_are_enotty() {
                         "{number:#x}"
                     );
                 }
-                if !(0x20..=V3_VM_CHIPSET & 0xff).contains(&(number & 0xff)) {
+                if !(0x20..=V3_VM_LOAD & 0xff).contains(&(number & 0xff)) {
                     assert_eq!(
                         call(&node, number, &mut room[0]),
                         Err(Errno::NOTTY),
@@ -722,6 +724,8 @@ fn bad_pointers_are_efault() {
             V3_VM_STREAM,
             V3_VM_RELOCATE,
             V3_VM_STREAMS,
+            V3_VM_LOAD_RAM,
+            V3_VM_LOAD,
         ] {
             assert_eq!(
                 call_at(&node, number, at),

@@ -55,6 +55,9 @@
 #define V3_DEVICE_KIND_LEN	32	/* a kind of devices, with its NUL */
 #define V3_DEVICE_REGIONS	8	/* regions of a device that are listed */
 #define V3_MAX_DESCRIPTORS	16	/* descriptors that one V3_VM_ATTACH takes */
+#define V3_MAX_LOAD_RAM		(1U << 20)	/* bytes of RAM that one V3_VM_LOAD_RAM takes */
+#define V3_MAX_STATE_LEN	(16U << 20)	/* the longest state of a machine, without its RAM */
+#define V3_LOW_RAM_PAGES	0xc0000U	/* pages of RAM below 4 GiB */
 #define V3_MAX_OPTIONS_LEN	4096	/* the longest options that one takes */
 
 /* v3_version.features: what this module can do on this processor. */
@@ -773,6 +776,39 @@ struct v3_interrupts {
 	struct v3_event held;
 };
 
+/**
+ * struct v3_load_ram - the argument of V3_VM_LOAD_RAM.
+ * @page: Number of the first page of 4 KiB: from 0, and without a hole. Pages
+ *	from V3_LOW_RAM_PAGES on are shown to the guest from 4 GiB on.
+ * @buffer: What they are to hold.
+ * @len: Length of @buffer, a multiple of 4096, at most V3_MAX_LOAD_RAM.
+ */
+struct v3_load_ram {
+	__u64 page;
+	__u64 buffer;
+	__u64 len;
+};
+
+/* v3_load.flags */
+#define V3_LOAD_NEW_TSC_RATE	(1U << 0)	/* the guest bears a time stamp counter that runs at another rate */
+
+/**
+ * struct v3_load - the argument of V3_VM_LOAD.
+ * @state: All sections of a saved machine that are neither image nor RAM nor its
+ *	end, as they stand there.
+ * @state_len: Length of @state, at most V3_MAX_STATE_LEN.
+ * @message: Where to explain a failure, in words; may be zero.
+ * @message_len: Length of @message; V3_MESSAGE_LEN is enough.
+ * @flags: V3_LOAD_.
+ */
+struct v3_load {
+	__u64 state;
+	__u64 state_len;
+	__u64 message;
+	__u32 message_len;
+	__u32 flags;
+};
+
 /* v3_pic.flags */
 #define V3_PIC_INITIALISED	(1U << 0)	/* it was initialised; else it asserts nothing */
 #define V3_PIC_AUTO_EOI		(1U << 1)	/* its interrupts end when they are acknowledged */
@@ -1015,6 +1051,43 @@ __extension__ enum v3_vm_ioctl {
 
 	/* Describes the VM's I/O APIC and PIC pair. No further errors. */
 	V3_VM_CHIPSET = _IOR(V3_IOCTL_TYPE, 0x34, struct v3_chipset),
+
+	/*
+	 * Has this open file read as the saved machine, once and from its
+	 * beginning; it takes no other call from then on. The VM stands still
+	 * until the file is closed, and then goes on, unless somebody else holds
+	 * it. A read answers EBADFD if the VM was stopped meanwhile; what was read
+	 * by then is of no use.
+	 *   EBADFD  the VM neither runs nor is paused
+	 *   EBUSY   too many save it
+	 *   ENOTTY  the file is a stream, or saves already
+	 */
+	V3_VM_SAVE = _IO(V3_IOCTL_TYPE, 0x35),
+
+	/*
+	 * Writes to the RAM of a VM that was never launched.
+	 *   EBADFD  it was
+	 *   EINVAL  @len is no multiple of 4096
+	 *   E2BIG   @len is more than V3_MAX_LOAD_RAM
+	 *   ERANGE  the VM has no such RAM; what is before that was written
+	 */
+	V3_VM_LOAD_RAM = _IOW(V3_IOCTL_TYPE, 0x36, struct v3_load_ram),
+
+	/*
+	 * Has a VM that was never launched, and that was made of the image of a
+	 * saved machine, go on from its state when it is launched. Its RAM was
+	 * loaded before, and it has the devices that the saved machine had. On
+	 * failure nothing has changed.
+	 *   EBADFD      the VM was launched, or has stopped
+	 *   E2BIG       @state_len is more than V3_MAX_STATE_LEN
+	 *   EINVAL      the state is damaged, or none that a machine can have
+	 *   EOPNOTSUPP  it is of another machine, or of a version that the module
+	 *               does not know; or the processor does not have what the
+	 *               guest uses
+	 *   ERANGE      its time stamp counter ran at another rate than one does
+	 *               here; V3_LOAD_NEW_TSC_RATE has the guest bear that
+	 */
+	V3_VM_LOAD = _IOW(V3_IOCTL_TYPE, 0x37, struct v3_load),
 };
 
 #endif /* _UAPI_V3VEE_H */

@@ -83,6 +83,12 @@ impl GuestRam for Ram {
         Ok(Hpa(self.at + offset))
     }
 
+    fn holds(&self, page: u64) -> bool {
+        let words = self.used.lock();
+        let word = words.get((page / 64) as usize);
+        word.is_some_and(|word| word & 1 << (page % 64) != 0)
+    }
+
     fn release(&self, page: u64, _frame: Hpa, size: PageSize, why: Release) {
         if let (Release::Ended | Release::Discarded, Some(offset)) = (why, self.offset(page, size))
         {

@@ -43,6 +43,9 @@ impl GuestRam for Nothing {
     fn page(&self, _: u64, _: PageSize) -> Result<Hpa, RamError> {
         match *self {}
     }
+    fn holds(&self, _: u64) -> bool {
+        match *self {}
+    }
     fn release(&self, _: u64, _: Hpa, _: PageSize, _: Release) {}
 }
 

@@ -53,6 +53,7 @@ methods! {
     Pin = "Thread::pin",
     Join = "Thread::join",
     Page = "GuestRam::page",
+    Holds = "GuestRam::holds",
     Release = "GuestRam::release",
 }
 

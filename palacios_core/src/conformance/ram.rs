@@ -3,7 +3,7 @@
 //! ended one did.
 
 use super::check::{broken, ensure, Check, Failure, Outcome};
-use super::method::Method::{Page, Release};
+use super::method::Method::{Holds, Page, Release};
 use crate::addr::Hpa;
 use crate::host::{self, GuestRam, Host, PageSize, RamError};
 
@@ -21,7 +21,7 @@ pub struct Subject<'a, H, F> {
 }
 
 /// All checks of a provider.
-pub fn checks<'a, H: Host, F: Fn() -> Option<H::Ram>>() -> [Check<Subject<'a, H, F>>; 5] {
+pub fn checks<'a, H: Host, F: Fn() -> Option<H::Ram>>() -> [Check<Subject<'a, H, F>>; 6] {
     [
         Check::new(
             "guest RAM: zeroed, apart, forgotten at the end",
@@ -40,6 +40,9 @@ pub fn checks<'a, H: Host, F: Fn() -> Option<H::Ram>>() -> [Check<Subject<'a, H,
             "guest RAM: a large page comes back as small ones",
             |subject| subject.with_ram(large_comes_back_small),
         ),
+        Check::new("guest RAM: says what it holds", |subject| {
+            subject.with_ram(says_what_it_holds)
+        }),
     ]
 }
 
@@ -234,6 +237,34 @@ fn large_comes_back_small<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
             Release,
             "a large page that was revoked keeps its contents for small ones",
         )?;
+    }
+    Ok(())
+}
+
+/// What is there of a page that the guest has not: something only if it was revoked.
+fn says_what_it_holds<H: Host>(host: &H, ram: &H::Ram) -> Outcome {
+    for size in [SMALL, LARGE] {
+        let first = 3 * SMALL_PER_LARGE;
+        let pages = [first, first + size.pages() - 1];
+        let nothing = || pages.iter().all(|page| !ram.holds(*page));
+        ensure(
+            nothing(),
+            Holds,
+            "a page that was never touched holds nothing",
+        )?;
+        let Some(frame) = Frame::new(host, ram, first, size)? else {
+            continue;
+        };
+        frame.revoke();
+        ensure(
+            pages.iter().all(|page| ram.holds(*page)),
+            Holds,
+            "a page that was revoked holds something",
+        )?;
+        for page in first..first + size.pages() {
+            Frame::small(host, ram, page)?.discard();
+        }
+        ensure(nothing(), Holds, "a page that was discarded holds nothing")?;
     }
     Ok(())
 }

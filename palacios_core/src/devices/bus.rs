@@ -27,7 +27,7 @@ use crate::worker::Worker;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-pub use saved::path_of;
+pub use saved::{path_of, place_of, SavedDevice};
 
 /// The most devices that a machine has.
 pub const MAX_DEVICES: usize = 64;

@@ -53,6 +53,13 @@ pub fn checksum(data: &[u8]) -> u32 {
     CRC_32C.checksum(data)
 }
 
+/// The same of two pieces that follow each other.
+pub fn checksum_of(pieces: [&[u8]; 2]) -> u32 {
+    let mut digest = CRC_32C.digest();
+    pieces.iter().for_each(|piece| digest.update(piece));
+    digest.finalize()
+}
+
 /// An image whose header, checksums and tree were found good.
 #[derive(Clone, Copy, Debug)]
 pub struct Image<'a> {

@@ -7,6 +7,7 @@
 //! held (`ApicTimer::hold`) is late in the same way: it counts on, and what expires meanwhile is one interrupt.
 #![forbid(unsafe_code)]
 
+use crate::clock::Ratio;
 use crate::state_io::{StateError, StateReader, StateWriter};
 
 /// Frequency of the bus before the divider, as told by CPUID or measured by the guest.
@@ -219,6 +220,14 @@ impl ApicTimer {
         }
     }
 
+    /// The counter, which stands at `now_tsc`, no longer runs at `khz`: a deadline stays as far away in time.
+    pub(super) fn change_tsc_rate(&mut self, now_tsc: u64, khz: u32, new_khz: u32) {
+        if let Some(ticks) = self.tsc_deadline.checked_sub(now_tsc) {
+            let ticks = Ratio::new(khz.into(), new_khz.into()).of(ticks);
+            self.tsc_deadline = now_tsc.saturating_add(ticks);
+        }
+    }
+
     pub(super) fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
         to.u8(self.divide)?;
         to.u32(self.initial_count)?;
@@ -288,6 +297,22 @@ mod tests {
         timer.write_divide(divide, at(0));
         timer.write_initial_count(count, at(0));
         timer
+    }
+
+    #[test]
+    fn a_deadline_stays_as_far_away_when_the_rate_changes() {
+        for (deadline, now, expected) in [
+            (1_000, 400, 400 + 300),
+            (400, 400, 400),
+            (300, 400, 300),
+            (0, 0, 0),
+        ] {
+            let mut timer = ApicTimer::new();
+            timer.set_mode(TimerMode::TscDeadline);
+            timer.write_tsc_deadline(deadline);
+            timer.change_tsc_rate(now, 2_000_000, 1_000_000);
+            assert_eq!(timer.tsc_deadline(), expected);
+        }
     }
 
     #[test]

@@ -392,6 +392,11 @@ impl LocalApic {
         self.timer.tsc_deadline()
     }
 
+    /// The vCPU's counter, which stands at `now_tsc`, no longer runs at `khz`: a deadline on it stays as far away in time.
+    pub(crate) fn change_tsc_rate(&mut self, now_tsc: u64, khz: u32, new_khz: u32) {
+        self.timer.change_tsc_rate(now_tsc, khz, new_khz);
+    }
+
     /// A write to IA32_TSC_DEADLINE.
     pub fn write_tsc_deadline(&mut self, tsc: u64, now: Now) -> Effect {
         self.tick(now);

@@ -29,6 +29,7 @@ pub mod nested;
 mod page_set;
 mod pin;
 mod region_map;
+mod saved;
 mod take;
 pub mod walk;
 mod watch;

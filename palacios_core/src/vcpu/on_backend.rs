@@ -29,6 +29,8 @@ pub(crate) trait AnyVcpu<H: Host>: Send {
     fn check(&self, vm: &VmShared<H>, record: &[u8]) -> Result<(), StateError>;
     /// Goes on from a record: see [`Vcpu::restore`].
     fn restore(&mut self, vm: &VmShared<H>, record: &[u8]) -> Result<(), StateError>;
+    /// Its VM's counter stood at `tsc` and ran at `khz` before it was loaded: see [`Vcpu::count_tsc_from`].
+    fn count_tsc_from(&mut self, vm: &VmShared<H>, tsc: u64, khz: u32);
     /// How it translates.
     fn paging(&self) -> Paging;
     /// What is on its way to it. It does not run.
@@ -85,6 +87,9 @@ impl<H: Host, B: Backend<H>> AnyVcpu<H> for OnBackend<H, B> {
         let context = context.ok_or(NO_SUCH_VCPU)?;
         let record = self.vcpu.read_record(&context, record)?;
         self.vcpu.restore(&context, &record)
+    }
+    fn count_tsc_from(&mut self, vm: &VmShared<H>, tsc: u64, khz: u32) {
+        self.vcpu.count_tsc_from(vm.clock().tsc_khz(), tsc, khz);
     }
     fn report(&self, memory: &Memory<H>) -> VcpuReport {
         self.vcpu.report(memory)

@@ -146,6 +146,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         Ok(())
     }
 
+    /// The VM's counter stood at `tsc` when the vCPU was written down, and ran at `khz`: a deadline of the guest's on it stays as far away in
+    /// time, though the counter now runs at `new_khz`.
+    pub(crate) fn count_tsc_from(&mut self, new_khz: u32, tsc: u64, khz: u32) {
+        let now_tsc = tsc.wrapping_add(self.tsc.ahead);
+        self.apic.change_tsc_rate(now_tsc, khz, new_khz);
+    }
+
     fn restore_events(&mut self, events: &EventRecord) {
         self.fault = events.fault;
         self.interrupted = events.interrupted;

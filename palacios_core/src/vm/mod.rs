@@ -32,6 +32,7 @@ mod route;
 mod run_state;
 pub(crate) mod run_word;
 mod saved;
+mod saver;
 mod seat;
 pub(crate) mod shared;
 pub(crate) mod states;
@@ -74,7 +75,8 @@ pub use error::{CreateError, MoveError};
 pub use parts::{ImageBytes, Observer, OpenStream, Parts};
 pub use run_state::DEAD;
 pub use run_word::HoldReason;
-pub use saved::{LoadError, LoadFault, SaveError};
+pub use saved::{LoadError, LoadFault, SaveError, SavedMachine, TscRate};
+pub use saver::Saver;
 pub use states::{LifeError, State, Step};
 pub use stop_reason::StopReason;
 

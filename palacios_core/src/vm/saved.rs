@@ -12,7 +12,8 @@
 
 use super::states::State;
 use super::Vm;
-use crate::devices::bus::{path_of, DeviceInfo};
+use crate::addr::PAGE_SIZE;
+use crate::devices::bus::{path_of, place_of, DeviceInfo, SavedDevice};
 use crate::features::GuestFeatures;
 use crate::host::{Host, Lock};
 use crate::interfaces::{Clock, PowerRequest};
@@ -39,6 +40,25 @@ pub enum SaveError {
     State(StateError),
 }
 
+impl From<StateError> for SaveError {
+    fn from(why: StateError) -> Self {
+        Self::State(why)
+    }
+}
+
+/// What the rate of the time stamp counter has to do with it whether a VM can go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TscRate {
+    /// It must be the one that the VM was saved with, to [`SAME_RATE_PPM`].
+    Same,
+    /// The guest gets the one of this host: what it has measured is wrong from then on, but its deadlines are not.
+    New,
+}
+
+/// Rates that differ by less are the same, in parts per million. So much two measurements of one counter may differ, and no clock that a guest disciplines
+/// minds it.
+pub const SAME_RATE_PPM: u64 = 250;
+
 /// Why a VM cannot go on from what was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadError {
@@ -61,6 +81,15 @@ pub enum LoadFault {
     Missing,
     /// It is there twice.
     Twice,
+    /// Its time stamp counter ran at another rate.
+    OtherRate {
+        /// The rate that it had, in kHz.
+        saved_khz: u32,
+        /// The rate that this host gives it.
+        here_khz: u32,
+    },
+    /// There is no such RAM, or no memory for it.
+    Ram,
     /// The machine is another than the one that was saved; names what differs.
     Differs(&'static str),
     /// A feature of the processors that the guest counts on is not there.
@@ -72,10 +101,15 @@ impl fmt::Display for LoadError {
         write!(f, "section {}: ", self.section)?;
         match self.why {
             LoadFault::WrongState(state) => write!(f, "the VM is not new, but {state:?}"),
-            LoadFault::Record(why) => write!(f, "its record cannot be read: {why:?}"),
+            LoadFault::Record(why) => write!(f, "{why}"),
             LoadFault::Unknown => f.write_str("this VMM does not know it"),
             LoadFault::Missing => f.write_str("it is missing"),
             LoadFault::Twice => f.write_str("it is there twice"),
+            LoadFault::OtherRate { saved_khz, here_khz } => write!(
+                f,
+                "the guest's time stamp counter ran at {saved_khz} kHz, and would at {here_khz} kHz here"
+            ),
+            LoadFault::Ram => f.write_str("the VM has no such memory, or the host has none to give"),
             LoadFault::Differs(what) => write!(f, "the VM that was saved has another {what}"),
             LoadFault::Lacks(feature) => {
                 write!(
@@ -157,14 +191,11 @@ impl<H: Host> Vm<H> {
     ///
     /// # Errors
     /// The section at fault, and why. The VM is as it was then.
-    pub fn load(&self, from: &[u8]) -> Result<(), LoadError> {
+    pub fn load(&self, from: &[u8], rate: TscRate) -> Result<(), LoadError> {
         let _control = self.control.lock();
-        let state = self.state();
-        if state != State::Created {
-            return Err(at(MACHINE, LoadFault::WrongState(state)));
-        }
+        self.must_be_new()?;
         let sections = Sections::new(from);
-        self.check(&sections)?;
+        self.check(&sections, rate)?;
         let loaded = self.load_checked(&sections);
         if loaded.is_err() {
             // That it can be reset was seen when it was made.
@@ -174,8 +205,35 @@ impl<H: Host> Vm<H> {
         loaded
     }
 
+    fn must_be_new(&self) -> Result<(), LoadError> {
+        match self.state() {
+            State::Created => Ok(()),
+            state => Err(at(MACHINE, LoadFault::WrongState(state))),
+        }
+    }
+
+    /// Writes to the RAM of a VM that was never launched, from page number `page` on. *Thread.*
+    ///
+    /// # Errors
+    /// It has no such RAM, or the host has none to give. A part may have been written.
+    pub fn load_ram(&self, page: u64, bytes: &[u8]) -> Result<(), LoadError> {
+        let _control = self.control.lock();
+        self.must_be_new()?;
+        let ram = || LoadError {
+            section: SectionName::new(format_args!("ram/{page:x}")),
+            why: LoadFault::Ram,
+        };
+        for (page, bytes) in (page..).zip(bytes.chunks(PAGE_SIZE as usize)) {
+            if page >= self.memory().ram_pages() {
+                return Err(ram());
+            }
+            self.memory().write_page(page, bytes).map_err(|_| ram())?;
+        }
+        Ok(())
+    }
+
     /// Looks at all sections, and changes nothing.
-    fn check(&self, sections: &Sections<'_>) -> Result<(), LoadError> {
+    fn check(&self, sections: &Sections<'_>, rate: TscRate) -> Result<(), LoadError> {
         let devices = self.bus().devices().map_err(StateError::from);
         let devices = devices.map_err(in_record(DEVICES))?;
         for section in sections.clone() {
@@ -184,11 +242,15 @@ impl<H: Host> Vm<H> {
                 return Err(at(section.path, LoadFault::Unknown));
             }
         }
-        self.check_machine(&find(sections, MACHINE)?)?;
+        self.check_machine(&find(sections, MACHINE)?, rate)?;
         self.check_features(&find(sections, FEATURES)?)?;
         find(sections, INTERRUPTS)?;
         for device in &devices {
-            find(sections, path_of(&device.name).as_str())?;
+            let section = find(sections, path_of(&device.name).as_str())?;
+            let saved = SavedDevice::of(&section).map_err(in_record(section.path))?;
+            if saved.is_none_or(|saved| saved.port != place_of(device)) {
+                return Err(at(section.path, LoadFault::Differs("place of this device")));
+            }
         }
         for index in 0..self.vcpus() {
             let section = find(sections, name_of_vcpu(index).as_str())?;
@@ -212,22 +274,28 @@ impl<H: Host> Vm<H> {
         }
     }
 
-    fn check_machine(&self, section: &Section<'_>) -> Result<(), LoadError> {
-        let machine = MachineRecord::read(section).map_err(in_record(section.path))?;
+    fn check_machine(&self, section: &Section<'_>, rate: TscRate) -> Result<(), LoadError> {
+        let machine = SavedMachine::read(section).map_err(in_record(section.path))?;
         let checks = [
             (machine.vcpus == self.vcpus(), "number of CPUs"),
             (
                 machine.ram_bytes == self.memory().layout().bytes(),
                 "size of memory",
             ),
-            (
-                machine.tsc_khz == self.shared.clock().tsc_khz(),
-                "rate of its time stamp counter",
-            ),
         ];
-        match checks.iter().find(|(same, _)| !same) {
-            Some((_, what)) => Err(at(section.path, LoadFault::Differs(what))),
-            None => Ok(()),
+        if let Some((_, what)) = checks.iter().find(|(same, _)| !same) {
+            return Err(at(section.path, LoadFault::Differs(what)));
+        }
+        let (saved_khz, here_khz) = (machine.tsc_khz, self.shared.clock().tsc_khz());
+        match rate {
+            TscRate::Same if !is_same_rate(saved_khz, here_khz) => {
+                let why = LoadFault::OtherRate {
+                    saved_khz,
+                    here_khz,
+                };
+                Err(at(section.path, why))
+            }
+            TscRate::Same | TscRate::New => Ok(()),
         }
     }
 
@@ -256,25 +324,34 @@ impl<H: Host> Vm<H> {
         let ended = restored.and_then(|()| from.end("chipset.end"));
         ended.map_err(in_record(section.path))?;
         self.reset_shared();
-        self.load_machine(&find(sections, MACHINE)?)?;
+        let machine = self.load_machine(&find(sections, MACHINE)?)?;
         for index in 0..self.vcpus() {
             let section = find(sections, name_of_vcpu(index).as_str())?;
-            let restored = self.ask(index, |vcpu| vcpu.restore(&self.shared, section.content));
+            let restored = self.ask(index, |vcpu| {
+                vcpu.restore(&self.shared, section.content)?;
+                vcpu.count_tsc_from(&self.shared, machine.tsc, machine.tsc_khz);
+                Ok(())
+            });
             let restored = restored.unwrap_or(Err(StateError::Value("vcpu")));
             restored.map_err(in_record(section.path))?;
         }
         Ok(())
     }
 
-    fn load_machine(&self, section: &Section<'_>) -> Result<(), LoadError> {
-        let machine = MachineRecord::read(section).map_err(in_record(section.path))?;
+    fn load_machine(&self, section: &Section<'_>) -> Result<SavedMachine, LoadError> {
+        let machine = SavedMachine::read(section).map_err(in_record(section.path))?;
         self.shared.clock().restore(machine.now_ns, machine.tsc);
         self.shared.board().power.clear();
         if let Some(request) = machine.request {
             self.shared.board().request_power(request);
         }
-        Ok(())
+        Ok(machine)
     }
+}
+
+fn is_same_rate(one_khz: u32, other_khz: u32) -> bool {
+    let difference = u64::from(one_khz.abs_diff(other_khz));
+    difference.saturating_mul(1_000_000) <= u64::from(one_khz).saturating_mul(SAME_RATE_PPM)
 }
 
 /// The only section of a path.
@@ -291,16 +368,30 @@ fn find<'a>(sections: &Sections<'a>, path: &str) -> Result<Section<'a>, LoadErro
 }
 
 /// The section of the machine, read.
-struct MachineRecord {
-    vcpus: u32,
-    ram_bytes: u64,
-    tsc_khz: u32,
-    now_ns: u64,
-    tsc: u64,
+#[derive(Clone, Copy, Debug)]
+pub struct SavedMachine {
+    /// How many vCPUs it has.
+    pub vcpus: u32,
+    /// How much RAM.
+    pub ram_bytes: u64,
+    /// At what its time stamp counter ran.
+    pub tsc_khz: u32,
+    /// The time on its clock, which counts from its first launch.
+    pub now_ns: u64,
+    /// Its time stamp counter, as it was before a vCPU wrote to its own.
+    pub tsc: u64,
     request: Option<PowerRequest>,
 }
 
-impl MachineRecord {
+impl SavedMachine {
+    /// Reads a section; `None` if it is of something else.
+    pub fn of(section: &Section<'_>) -> Result<Option<Self>, StateError> {
+        match section.path {
+            MACHINE => Self::read(section).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     fn read(section: &Section<'_>) -> Result<Self, StateError> {
         let mut from = StateReader::new(section.content);
         from.version(VERSION)?;

@@ -256,7 +256,7 @@ const RASH: f64 = 100.0;
 type Case = (Broken, f64, &'static str, Method, &'static str);
 
 #[rustfmt::skip]
-const CASES: [Case; 51] = [
+const CASES: [Case; 53] = [
     (Broken::ClockStandsStill, 1.0, "time: passes", NowNs, "goes on"),
     (Broken::WallClockInMicroseconds, 1.0, "time: the wall clock and TSC rate are sane", WallNs, "nanoseconds"),
     (Broken::TscRateInMhz, 1.0, "time: the wall clock and TSC rate are sane", TscHz, "in Hz"),
@@ -304,6 +304,8 @@ const CASES: [Case; 51] = [
     (Broken::RamForgets, 1.0, "guest RAM: kept when revoked", Release, "keeps its contents"),
     (Broken::RamForgets, 1.0, "guest RAM: large pages", Release, "keeps its contents"),
     (Broken::RamForgets, 1.0, "guest RAM: a large page comes back as small ones", Release, "for small ones"),
+    (Broken::RamHoldsNothing, 1.0, "guest RAM: says what it holds", Holds, "revoked holds something"),
+    (Broken::RamRemembers, 1.0, "guest RAM: says what it holds", Holds, "discarded holds nothing"),
     (Broken::KickOftenLost, IMPATIENT, "kicks: one ends guest mode", Kick, "ends guest mode"),
     (Broken::KickOftenLost, IMPATIENT, "kicks: a storm", Kick, "storm is lost"),
     (Broken::KickOftenLost, IMPATIENT, "kicks: before the entry", Kick, "and the entry"),

@@ -3,9 +3,12 @@
 
 use palacios_core::addr::Gpa;
 use palacios_core::interfaces::GuestMemory;
+use palacios_core::saved_file::{SavedFile, SavedFileError};
 use palacios_core::sections::{write_section, SectionName, Sections};
 use palacios_core::state_io::StateError;
-use palacios_core::vm::{HoldReason, LoadFault, SaveError, State, StopReason};
+use palacios_core::vm::{
+    HoldReason, LoadError, LoadFault, SaveError, Saver, State, StopReason, TscRate,
+};
 use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
 use palacios_testing::{guests, on_all_backends, AdversarialBackend, Config, TestHost};
 
@@ -52,7 +55,7 @@ fn save(host: &TestHost, vm: &TestVm) -> Saved {
 fn load<B: TestBackend>(hypervisor: &Hypervisor<B>, spec: &Spec, saved: &Saved) -> TestVm {
     let vm = hypervisor.create(spec).expect("a VM");
     vm.memory().write(Gpa(0), &saved.ram).expect("it is RAM");
-    vm.load(&saved.state).expect("it was saved");
+    vm.load(&saved.state, TscRate::Same).expect("it was saved");
     vm
 }
 
@@ -142,7 +145,7 @@ fn what_cannot_be_is_refused<B: TestBackend>() {
         vm.step_rounds(host, 50);
         let saved = save(host, &vm);
         let twin = hypervisor.create(&spec).expect("a VM");
-        let refused = |bytes: &[u8]| twin.load(bytes).expect_err("it is bad").why;
+        let refused = |bytes: &[u8]| twin.load(bytes, TscRate::Same).expect_err("it is bad").why;
         let mut ends = vec![0];
         for section in Sections::new(&saved.state) {
             let content = section.expect("it is good").content;
@@ -175,7 +178,7 @@ fn what_cannot_be_is_refused<B: TestBackend>() {
             if hypervisor
                 .create(&spec)
                 .expect("a VM")
-                .load(&damaged)
+                .load(&damaged, TscRate::Same)
                 .is_err()
             {
                 continue;
@@ -184,21 +187,172 @@ fn what_cannot_be_is_refused<B: TestBackend>() {
         let other = hypervisor.create(&spec.clone().with_vcpus(3));
         let differs = other
             .expect("a VM")
-            .load(&saved.state)
+            .load(&saved.state, TscRate::Same)
             .expect_err("it has more CPUs");
         assert_eq!(differs.why, LoadFault::Differs("number of CPUs"));
         // After all that it is a new one, which can be loaded, and then is no new one.
         assert_eq!(twin.state(), State::Created);
-        twin.load(&saved.state).expect("it is good");
+        twin.load(&saved.state, TscRate::Same).expect("it is good");
         twin.begin().expect("it goes on");
         assert!(matches!(
-            twin.load(&saved.state).expect_err("it runs").why,
+            twin.load(&saved.state, TscRate::Same)
+                .expect_err("it runs")
+                .why,
             LoadFault::WrongState(_)
         ));
         for vm in [&vm, &twin] {
             let _ = vm.stop();
             vm.step_rounds(host, 10);
         }
+    });
+}
+
+/// The whole file of a VM that is held, read in pieces of any size.
+fn file_of(host: &TestHost, vm: &TestVm) -> Vec<u8> {
+    let (mut saver, mut file) = (Saver::new(), Vec::new());
+    loop {
+        let mut piece = vec![0; 1 + host.random() as usize % 10_000];
+        let len = vm
+            .read_saved(&mut saver, &mut piece)
+            .expect("it stands still");
+        file.extend_from_slice(&piece[..len]);
+        if len < piece.len() {
+            break;
+        }
+    }
+    assert_eq!(vm.read_saved(&mut saver, &mut [0; 9]), Ok(0));
+    file
+}
+
+/// A file says all of a VM: one that is made of it goes on. Pages that the host took back are in it; those that nobody touched are not, and get no frame.
+fn a_file_is_a_whole_vm<B: TestBackend>() {
+    on_virtual_time::<B>(|host, hypervisor| {
+        let spec = spec(guests::workers(&[3, 400, 4, 4096]), 3);
+        let vm = hypervisor.create(&spec).expect("a VM");
+        vm.begin().expect("a new VM begins");
+        vm.step_rounds(host, 40);
+        let saved = save(host, &vm);
+        let again = hypervisor.create(&spec).expect("a VM");
+        load_file(&again, &file_of(host, &vm)).expect("it was saved");
+        vm.revoke(Gpa(0), RAM_BYTES);
+        assert_eq!(vm.memory().resident_bytes(), 0);
+        let file = file_of(host, &vm);
+        assert!(file.len() < RAM_BYTES as usize / 2, "zeroes are left out");
+        let parsed = SavedFile::parse(&file).expect("it was written");
+        assert!(parsed.state == saved.state);
+        let mut ram = vec![0; RAM_BYTES as usize];
+        for (page, bytes) in parsed.ram() {
+            let at = page as usize * 4096;
+            ram[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        assert!(ram == saved.ram);
+
+        let next = hypervisor.create(&spec).expect("a VM");
+        load_file(&next, &file).expect("it was saved");
+        assert!(next.load_ram(RAM_BYTES / 4096, &[0; 4096]).is_err());
+        next.begin().expect("it goes on");
+        assert_eq!(next.step_rounds(host, usize::MAX), State::Stopped(GOOD));
+        let _ = vm.stop();
+        assert_eq!(
+            vm.read_saved(&mut Saver::new(), &mut [0; 9]),
+            Err(SaveError::WrongState(State::Stopping))
+        );
+        vm.step_rounds(host, 10);
+    });
+}
+
+fn load_file(vm: &TestVm, file: &[u8]) -> Result<(), LoadError> {
+    let file = SavedFile::parse(file).expect("it was written");
+    for (page, bytes) in file.ram() {
+        vm.load_ram(page, bytes)?;
+    }
+    vm.load(file.state, TscRate::Same)
+}
+
+/// Wherever a file is cut, and whatever bit of it is another.
+fn a_damaged_file_is_refused<B: TestBackend>() {
+    on_virtual_time::<B>(|host, hypervisor| {
+        let vm = hypervisor
+            .create(&spec(guests::ping_pong(&[1000]), 2))
+            .expect("a VM");
+        vm.begin().expect("a new VM begins");
+        vm.step_rounds(host, 50);
+        let _ = save(host, &vm);
+        let file = file_of(host, &vm);
+        let refused = |bytes: &[u8]| SavedFile::parse(bytes).err().expect("it is damaged");
+        for cut in 0..file.len() {
+            if cut < 5000 || cut % 97 == 0 || cut + 200 > file.len() {
+                let why = refused(&file[..cut]);
+                let right = match why {
+                    SavedFileError::NotOne => cut < 8,
+                    SavedFileError::Cut(_) => cut >= 8,
+                    _ => false,
+                };
+                assert!(right, "{cut}: {why}");
+            }
+        }
+        for _ in 0..300 {
+            let mut damaged = file.clone();
+            let at = host.random() as usize % damaged.len();
+            damaged[at] ^= 1 << (host.random() % 8);
+            refused(&damaged);
+        }
+        let longer = [&file[..], &file[8..]].concat();
+        assert_eq!(refused(&longer), SavedFileError::TooLong);
+        let _ = vm.stop();
+        vm.step_rounds(host, 10);
+    });
+}
+
+/// A machine whose counter ran at another rate is refused, unless its user says that the guest is to bear that.
+fn another_rate_is_refused_or_borne<B: TestBackend>() {
+    on_virtual_time::<B>(|host, hypervisor| {
+        let spec = spec(guests::halt_for_ticks(&[20, 1_000_000]), 1);
+        let vm = hypervisor.create(&spec).expect("a VM");
+        vm.begin().expect("a new VM begins");
+        vm.step_rounds(host, 40);
+        let saved = save(host, &vm);
+        let at_rate = |change: fn(u32) -> u32| {
+            let mut state = saved.state.clone();
+            let machine = Sections::new(&saved.state)
+                .flatten()
+                .next()
+                .expect("it has one");
+            assert_eq!(machine.path, "machine");
+            let rate = machine.content.as_ptr() as usize - saved.state.as_ptr() as usize + 16;
+            let khz = u32::from_le_bytes(state[rate..rate + 4].try_into().unwrap());
+            state[rate..rate + 4].copy_from_slice(&change(khz).to_le_bytes());
+            (khz, state)
+        };
+        let load = |state: &[u8], rate: TscRate| {
+            let vm = hypervisor.create(&spec).expect("a VM");
+            vm.memory().write(Gpa(0), &saved.ram).expect("it is RAM");
+            vm.load(state, rate).map(|()| vm)
+        };
+        for (change, same) in [
+            ((|khz| khz + khz / 5000) as fn(u32) -> u32, true),
+            (|khz| khz - khz / 5000, true),
+            (|khz| khz + khz / 3000, false),
+            (|khz| khz / 2, false),
+        ] {
+            let (here_khz, state) = at_rate(change);
+            match load(&state, TscRate::Same) {
+                Ok(_) => assert!(same),
+                Err(refused) => {
+                    let saved_khz = change(here_khz);
+                    let why = LoadFault::OtherRate {
+                        saved_khz,
+                        here_khz,
+                    };
+                    assert_eq!((refused.why, same), (why, false));
+                }
+            }
+            let vm = load(&state, TscRate::New).expect("its user wants it");
+            vm.begin().expect("it goes on");
+            assert_eq!(vm.step_rounds(host, usize::MAX), State::Stopped(GOOD));
+        }
+        let _ = vm.stop();
+        vm.step_rounds(host, 10);
     });
 }
 
@@ -231,7 +385,7 @@ fn what_was_saved_earlier_is_read_or_refused_by_name() {
         let result = &std::cell::RefCell::new(&mut loaded);
         on_virtual_time::<AdversarialBackend>(|_, hypervisor| {
             let vm = hypervisor.create(&kept_spec()).expect("a VM");
-            **result.borrow_mut() = vm.load(&state);
+            **result.borrow_mut() = vm.load(&state, TscRate::Same);
         });
         loaded
     };
@@ -252,4 +406,7 @@ fn what_was_saved_earlier_is_read_or_refused_by_name() {
 on_all_backends! {
     guests_go_on_in_another_vm,
     what_cannot_be_is_refused,
+    a_file_is_a_whole_vm,
+    a_damaged_file_is_refused,
+    another_rate_is_refused_or_borne,
 }

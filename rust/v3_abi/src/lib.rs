@@ -90,6 +90,8 @@ abi! {
     v3_local_apic: 192,
     v3_event: 16,
     v3_interrupts: 256,
+    v3_load_ram: 24,
+    v3_load: 32,
     v3_pic: 8,
     v3_chipset: 224,
 }

@@ -25,6 +25,12 @@ pub const V3_DEVICE_KIND_LEN: u32 = 32;
 pub const V3_DEVICE_REGIONS: u32 = 8;
 /// Descriptors that one V3_VM_ATTACH takes
 pub const V3_MAX_DESCRIPTORS: u32 = 16;
+/// Bytes of RAM that one V3_VM_LOAD_RAM takes
+pub const V3_MAX_LOAD_RAM: u32 = 1048576;
+/// The longest state of a machine, without its RAM
+pub const V3_MAX_STATE_LEN: u32 = 16777216;
+/// Pages of RAM below 4 GiB
+pub const V3_LOW_RAM_PAGES: u32 = 786432;
 /// The longest options that one takes
 pub const V3_MAX_OPTIONS_LEN: u32 = 4096;
 /// Guests run on nested page tables
@@ -185,6 +191,8 @@ pub const V3_TAKES_NMIS: u32 = 2;
 pub const V3_PIC_WAITS: u32 = 4;
 /// v3_interrupts.next_vector: the local APIC has none that goes first now.
 pub const V3_NO_VECTOR: u32 = 4294967295;
+/// The guest bears a time stamp counter that runs at another rate
+pub const V3_LOAD_NEW_TSC_RATE: u32 = 1;
 /// It was initialised; else it asserts nothing
 pub const V3_PIC_INITIALISED: u32 = 1;
 /// Its interrupts end when they are acknowledged
@@ -755,6 +763,34 @@ pub struct v3_interrupts {
     /// An event that waits behind an exception.
     pub held: v3_event,
 }
+/// The argument of V3_VM_LOAD_RAM.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_load_ram {
+    /// Number of the first page of 4 KiB: from 0, and without a hole. Pages
+    /// from V3_LOW_RAM_PAGES on are shown to the guest from 4 GiB on.
+    pub page: __u64,
+    /// What they are to hold.
+    pub buffer: __u64,
+    /// Length of `buffer`, a multiple of 4096, at most V3_MAX_LOAD_RAM.
+    pub len: __u64,
+}
+/// The argument of V3_VM_LOAD.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_load {
+    /// All sections of a saved machine that are neither image nor RAM nor its
+    /// end, as they stand there.
+    pub state: __u64,
+    /// Length of `state`, at most V3_MAX_STATE_LEN.
+    pub state_len: __u64,
+    /// Where to explain a failure, in words; may be zero.
+    pub message: __u64,
+    /// Length of `message`; V3_MESSAGE_LEN is enough.
+    pub message_len: __u32,
+    /// V3_LOAD_.
+    pub flags: __u32,
+}
 /// An 8259A, in [`v3_chipset`]; bit n is input n.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -920,5 +956,33 @@ pub const V3_VM_WALK: v3_vm_ioctl = 3242219058;
 pub const V3_VM_INTERRUPTS: v3_vm_ioctl = 3238024755;
 /// Describes the VM's I/O APIC and PIC pair. No further errors.
 pub const V3_VM_CHIPSET: v3_vm_ioctl = 2162185780;
+/// Has this open file read as the saved machine, once and from its
+/// beginning; it takes no other call from then on. The VM stands still
+/// until the file is closed, and then goes on, unless somebody else holds
+/// it. A read answers EBADFD if the VM was stopped meanwhile; what was read
+/// by then is of no use.
+/// - `EBADFD`: the VM neither runs nor is paused
+/// - `EBUSY`: too many save it
+/// - `ENOTTY`: the file is a stream, or saves already
+pub const V3_VM_SAVE: v3_vm_ioctl = 22069;
+/// Writes to the RAM of a VM that was never launched.
+/// - `EBADFD`: it was
+/// - `EINVAL`: `len` is no multiple of 4096
+/// - `E2BIG`: `len` is more than V3_MAX_LOAD_RAM
+/// - `ERANGE`: the VM has no such RAM; what is before that was written
+pub const V3_VM_LOAD_RAM: v3_vm_ioctl = 1075336758;
+/// Has a VM that was never launched, and that was made of the image of a
+/// saved machine, go on from its state when it is launched. Its RAM was
+/// loaded before, and it has the devices that the saved machine had. On
+/// failure nothing has changed.
+/// - `EBADFD`: the VM was launched, or has stopped
+/// - `E2BIG`: `state_len` is more than V3_MAX_STATE_LEN
+/// - `EINVAL`: the state is damaged, or none that a machine can have
+/// - `EOPNOTSUPP`: it is of another machine, or of a version that the module
+///   does not know; or the processor does not have what the
+///   guest uses
+/// - `ERANGE`: its time stamp counter ran at another rate than one does
+///   here; V3_LOAD_NEW_TSC_RATE has the guest bear that
+pub const V3_VM_LOAD: v3_vm_ioctl = 1075861047;
 /// Calls of /dev/v3-vmN.
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

@@ -101,8 +101,10 @@ fn layout_is_the_same_for_32_bits() {
         ("device", 264),
         ("memory_read", 24),
         ("walk", 320),
-        ("interrupts", 328),
+        ("interrupts", 256),
         ("chipset", 224),
+        ("load_ram", 24),
+        ("load", 32),
     ];
     let source: String = sizes
         .iter()

@@ -87,6 +87,21 @@ ever if nobody launched it.
 
 Exit status, --expect and --json: as of `v3 run`, where 124 means that the VM did not stop in time.";
 
+/// For `save`.
+pub const SAVE: &str = "\
+The VM stands still meanwhile. FILE has its image, its state and its memory without pages of
+zeroes; what is in disks and at the other ends of its streams is not in it. If FILE exists, it is
+replaced when all is written. Whoever lets both go on, the VM and what is loaded from FILE, has
+two guests that take each other's place: --pause keeps the first from it.";
+
+/// For `load`.
+pub const LOAD: &str = "\
+All of FILE is checked before a VM is made of it. The VM has the devices that the saved one had:
+those of its image by themselves, those that were attached with the far ends that --end gives them.
+It needs a host that gives guests the same processor.
+
+Exit status 126: FILE is damaged, or the module cannot make a VM of its image.";
+
 /// For `console` and `stream`.
 pub const CONSOLE: &str = "\
 Where keys are passed on (always by `v3 console`, by `v3 stream` with -i), Ctrl-] q leaves and the

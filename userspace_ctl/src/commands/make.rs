@@ -5,6 +5,7 @@ use crate::cli::{Build, Changes, Create};
 use crate::failure::{Failure, Outcome};
 use crate::output::{print, print_json};
 use crate::progress::{during, reading};
+use crate::whole_file::write_whole;
 use palacios_core::image::Image;
 use serde::Serialize;
 use std::fs;
@@ -20,16 +21,18 @@ pub fn build(args: &Build) -> Outcome {
         .clone()
         .unwrap_or_else(|| args.toml.with_extension("img"));
     let image = build_image(&read_definition(&args.toml)?)?;
-    during("writing the image", || write_whole(&output, &image))?;
+    during("writing the image", || {
+        write_whole(&output, |to| Ok(to.write_all(&image)?))
+    })?;
     Ok(0)
 }
 
 /// A VM that was made.
 #[derive(Serialize)]
-struct Made<'a> {
-    vm: u32,
-    name: &'a str,
-    node: String,
+pub struct Made<'a> {
+    pub vm: u32,
+    pub name: &'a str,
+    pub node: String,
 }
 
 pub fn create(args: &Create) -> Outcome {
@@ -214,21 +217,6 @@ fn name_of_file(file: &Path) -> String {
     } else {
         format!("vm{name}")
     }
-}
-
-/// Writes a file so that it is there as a whole or not at all.
-fn write_whole(file: &Path, data: &[u8]) -> Result<(), Failure> {
-    let mut part = file.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let written = fs::File::create(&part)
-        .and_then(|mut to| to.write_all(data).and_then(|()| to.sync_all()))
-        .and_then(|()| fs::rename(&part, file));
-    written.map_err(|e| {
-        // What is left of the part is of no use; the error that matters is the first.
-        let _ = fs::remove_file(&part);
-        Failure::file(file, &e)
-    })
 }
 
 #[cfg(test)]

@@ -43,6 +43,10 @@ impl GuestRam for MinimalRam {
         frames.insert(page, frame);
         Ok(frame)
     }
+    fn holds(&self, page: u64) -> bool {
+        let frames = self.frames.lock().expect("as above");
+        frames.contains_key(&page)
+    }
     fn release(&self, page: u64, frame: Hpa, _: PageSize, why: Release) {
         match why {
             // A host that swaps writes the page out here, and reads it back in `page`.

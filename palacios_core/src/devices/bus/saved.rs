@@ -2,7 +2,8 @@
 //! The saved state of the devices on a bus: each in a section of its own, by its name.
 #![forbid(unsafe_code)]
 
-use super::{Bus, Slot};
+use super::{Bus, DeviceInfo, Slot};
+use crate::devices;
 use crate::devices::device::Device;
 use crate::host::{Host, Lock};
 use crate::names::DeviceId;
@@ -12,19 +13,75 @@ use alloc::vec::Vec;
 
 /// What stands before a device's name in the path of its section.
 const DEVICE_PATH: &str = "device/";
+const VERSION: u32 = 1;
+
+/// What stands before a device's own record.
+struct Head {
+    /// The first of its ports, if its kind may be at several places.
+    port: u16,
+    /// The doorbells that its worker has not heard yet.
+    rung: u64,
+}
+
+impl Head {
+    fn read(from: &mut StateReader<'_>) -> Result<Self, StateError> {
+        from.version(VERSION)?;
+        let (port, rung) = (from.u16()?, from.u64()?);
+        Ok(Self { port, rung })
+    }
+}
+
+/// A device that was saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SavedDevice<'a> {
+    /// What it was known by.
+    pub id: &'a str,
+    /// Its kind.
+    pub kind: &'a str,
+    /// The first of its ports, if its kind may be at several places.
+    pub port: Option<u16>,
+}
+
+impl<'a> SavedDevice<'a> {
+    /// The device that a section is of; `None` if it is of something else.
+    pub fn of(section: &Section<'a>) -> Result<Option<Self>, StateError> {
+        let Some(id) = section.path.strip_prefix(DEVICE_PATH) else {
+            return Ok(None);
+        };
+        let head = Head::read(&mut StateReader::new(section.content))?;
+        Ok(Some(Self {
+            id,
+            kind: section.kind,
+            port: (head.port != 0).then_some(head.port),
+        }))
+    }
+}
+
+/// The first port of a device whose kind may be at several places.
+pub fn place_of(device: &DeviceInfo) -> Option<u16> {
+    let kind = devices::KINDS.iter().find(|kind| kind.name == device.kind);
+    let has_places = kind.is_some_and(|kind| !kind.places.is_empty());
+    let first = device.regions.first().filter(|_| has_places);
+    first.and_then(|region| u16::try_from(region.at).ok())
+}
 
 impl<H: Host> Bus<H> {
     /// Appends a section for each device, in the order in which they came. Their workers are at rest. *Thread.*
     pub fn save(&self, to: &mut Vec<u8>) -> Result<(), StateError> {
-        for listed in &self.attached.lock().devices {
-            let Some(slot) = self.slot(listed.slot) else {
+        for info in self.devices()? {
+            let Some(slot) = self
+                .find(&info.name)
+                .and_then(|(number, _)| self.slot(number))
+            else {
                 continue;
             };
             let device = slot.device.lock();
             let Some(device) = device.as_ref() else {
                 continue;
             };
-            sections::write_section(to, &path_of(&listed.name), listed.kind, |record| {
+            sections::write_section(to, &path_of(&info.name), info.kind, |record| {
+                record.u32(VERSION)?;
+                record.u16(place_of(&info).unwrap_or(0))?;
                 record.u64(slot.doorbells.rung())?;
                 device.save(record)
             })?;
@@ -57,7 +114,7 @@ impl<H: Host> Bus<H> {
 
     fn restore_slot(&self, slot: &Slot<H>, section: &Section<'_>) -> Result<(), StateError> {
         let mut from = StateReader::new(section.content);
-        let rung = from.u64()?;
+        let rung = Head::read(&mut from)?.rung;
         let mut restored = Ok(());
         let restore = |device: &mut dyn Device| {
             restored = device

@@ -94,6 +94,8 @@ pub enum Broken {
     RamForgets,
     /// `release` keeps what an ended guest's page held.
     RamRemembers,
+    /// `holds` knows nothing of a revoked page.
+    RamHoldsNothing,
 }
 
 impl Inner {

@@ -159,6 +159,11 @@ impl GuestRam for TestRam {
         })
     }
 
+    fn holds(&self, page: u64) -> bool {
+        here::may_sleep("holds");
+        self.state().kept.contains_key(&page) && !self.0.host.breaks(Broken::RamHoldsNothing)
+    }
+
     fn release(&self, page: u64, frame: Hpa, size: PageSize, why: Release) {
         here::may_sleep("release");
         heap::exempt(|| {
