@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # VMs are saved, and go on from that: Linux under load again and again, whose clocks never step back and whose work goes on; with devices that were
 # attached; and what is damaged, or of another machine, is refused and leaves nothing.
-# bed: --machines svm,vtx --timeout 1500 --add build/guests/tmk/tmk
+# On the slowest machine it takes six minutes.
+# bed soak: --machines svm,vtx
+# bed: --timeout 1500 --add build/guests/tmk/tmk
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
 # bed test: --kernel stock
 # bed soak: --timeout 7200

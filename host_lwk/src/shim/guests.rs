@@ -17,7 +17,10 @@ use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
 use palacios_core::stats::Counter;
-use palacios_core::vm::{CreateError, Observer, Parts, State, StopReason, Vm, VmName};
+use palacios_core::saved_file::{SavedFile, SavedFileError};
+use palacios_core::vm::{
+    CreateError, LoadError, LoadFault, Observer, Parts, State, StopReason, TscRate, Vm, VmName,
+};
 
 /// One guest.
 pub struct Guest {
@@ -76,6 +79,17 @@ pub fn launch(
             log!("{image}: {why}");
             None
         }
+        Err(Refusal::Damaged(why)) => {
+            log!("{image}: {why}");
+            None
+        }
+        Err(Refusal::Load(why)) => {
+            log!("{image}: {why}");
+            if matches!(why.why, LoadFault::OtherRate { .. }) {
+                log!("{image}: with new-tsc-rate behind it, the guest has to bear that");
+            }
+            None
+        }
     }
 }
 
@@ -87,6 +101,16 @@ enum Refusal {
     /// There are not so many bytes in one piece.
     Ram(u64),
     Vm(CreateError),
+    /// It is a saved VM, but a damaged one.
+    Damaged(SavedFileError),
+    /// It is a saved VM that does not go on here.
+    Load(LoadError),
+}
+
+impl From<LoadError> for Refusal {
+    fn from(why: LoadError) -> Self {
+        Self::Load(why)
+    }
 }
 
 impl From<NoMemory> for Refusal {
@@ -111,13 +135,15 @@ fn make(
     let cores = cores.get(..len).unwrap_or_default();
     let name = name_of(module.name).ok_or(Refusal::BadName)?;
     let console = Lwk.share(Console::new(thread::current())?)?;
-    let parsed = Image::parse_again(module.bytes).map_err(CreateError::Image)?;
+    let saved = saved_in(module.bytes)?;
+    let image = saved.as_ref().map_or(module.bytes, |saved| saved.image);
+    let parsed = Image::parse_again(image).map_err(CreateError::Image)?;
     let machine = parsed.machine().map_err(CreateError::Image)?;
     let layout = machine.ram;
     let console_name = console_of(&machine);
     let parts = Parts {
         name,
-        image: try_box(module.bytes)?,
+        image: try_box(image)?,
         ram: Ram::new(layout.bytes()).map_err(|NoMemory| Refusal::Ram(layout.bytes()))?,
         observer: try_box(StateObserver(thread::current()))?,
     };
@@ -135,6 +161,9 @@ fn make(
         ended: false,
     };
     guest.fill_and_place(cores)?;
+    if let Some(saved) = &saved {
+        guest.load(saved, request.new_tsc_rate)?;
+    }
     guest.log_start(layout.bytes(), cores);
     if Vm::<Lwk>::launch(&guest.vm).is_err() {
         return Err(Refusal::Vm(CreateError::NoMemory));
@@ -142,10 +171,20 @@ fn make(
     Ok(guest)
 }
 
-/// `guest` of `/boot/guest.img`.
+/// `guest` of `/boot/guest.img`, and of `/boot/guest.v3`.
 fn name_of(module: &str) -> Option<VmName> {
     let file = module.rsplit('/').next()?;
-    VmName::new(file.strip_suffix(".img").unwrap_or(file))
+    let mut endings = [".img", ".v3"].iter();
+    let name = endings.find_map(|ending| file.strip_suffix(ending));
+    VmName::new(name.unwrap_or(file))
+}
+
+/// The saved VM that a module is, if it is one.
+fn saved_in(module: &'static [u8]) -> Result<Option<SavedFile<'static>>, Refusal> {
+    match SavedFile::recognises(module) {
+        true => SavedFile::parse(module).map(Some).map_err(Refusal::Damaged),
+        false => Ok(None),
+    }
 }
 
 /// The stream that is a machine's console: the named one, or that of its first port.
@@ -164,6 +203,18 @@ impl Guest {
             moved.map_err(|_| CreateError::NoSuchCpu(*core))?;
         }
         Ok(())
+    }
+
+    /// Has it go on from what was saved.
+    fn load(&self, saved: &SavedFile<'_>, new_tsc_rate: bool) -> Result<(), Refusal> {
+        for (page, bytes) in saved.ram() {
+            self.vm.load_ram(page, bytes)?;
+        }
+        let rate = match new_tsc_rate {
+            true => TscRate::New,
+            false => TscRate::Same,
+        };
+        Ok(self.vm.load(saved.state, rate)?)
     }
 
     fn log_start(&self, bytes: u64, cores: &[CpuId]) {

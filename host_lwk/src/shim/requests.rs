@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The VMs that the command line asks for: `vm=guest.img cores=1-2`, once for each.
+//! The VMs that the command line asks for: `vm=guest.img cores=1-2`, once for each; `vm=saved.v3 new-tsc-rate`.
 
 use palacios_core::host::CpuId;
 
@@ -9,10 +9,12 @@ pub const MAX_CORES: usize = 64;
 /// A VM that is asked for.
 #[derive(Clone, Copy)]
 pub struct VmRequest<'a> {
-    /// The module that is its image.
+    /// The module that is its image, or a saved VM.
     pub image: &'a str,
     /// Such as `1-2,5`: the first core is for the first vCPU. Without it, all cores but 0.
     pub cores: Option<&'a str>,
+    /// A saved guest bears a time stamp counter that runs at another rate.
+    pub new_tsc_rate: bool,
 }
 
 /// The VMs of a command line.
@@ -20,8 +22,19 @@ pub fn vm_requests(line: &str) -> impl Iterator<Item = VmRequest<'_>> {
     let mut words = line.split_whitespace().peekable();
     core::iter::from_fn(move || loop {
         if let Some(image) = words.next()?.strip_prefix("vm=") {
-            let cores = words.peek().and_then(|word| word.strip_prefix("cores="));
-            return Some(VmRequest { image, cores });
+            let mut request = VmRequest {
+                image,
+                cores: None,
+                new_tsc_rate: false,
+            };
+            while let Some(word) = words.next_if(|word| !word.starts_with("vm=")) {
+                match word.strip_prefix("cores=") {
+                    None if word == "new-tsc-rate" => request.new_tsc_rate = true,
+                    None => {}
+                    cores => request.cores = cores,
+                }
+            }
+            return Some(request);
         }
     })
 }
