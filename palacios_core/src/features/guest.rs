@@ -2,6 +2,7 @@
 //! The features that a guest's processor has.
 
 use super::table::{Feature, Word, TABLE};
+use super::verdict::REPEATED;
 use crate::state_io::{StateError, StateReader, StateWriter};
 
 /// The words of CPUID that hold features.
@@ -59,10 +60,17 @@ impl GuestFeatures {
             let missing = rows.find(|feature| mine.has(*feature) && !others.has(*feature));
             missing.map(|feature| feature.name())
         };
-        let rest = (self != other).then_some(("cpuid", false));
+        let differ = self.without_repeated() != other.without_repeated();
+        let rest = differ.then_some(("cpuid", false));
         let missing = lacks(self, other).map(|name| (name, true));
         let more = || lacks(other, self).map(|name| (name, false));
         missing.or_else(more).or(rest)
+    }
+    /// Without what AMD's processors say of leaf 1 once more, and Intel's do not.
+    fn without_repeated(&self) -> Self {
+        let mut all = *self;
+        all.words[Word::Extended1Edx as usize] &= !REPEATED;
+        all
     }
     /// Whether it has one.
     #[inline(always)] // As `Feature::place`.

@@ -71,12 +71,16 @@ impl Msrs {
         self.mtrrs.get_mut(mtrr_slot(index)?)
     }
 
-    /// What is kept here, by its number: memory types, the machine check's status, what the vendor's table keeps.
+    /// What is kept here, by its number: memory types, the machine check's status, what the vendor's table keeps and the guest has changed. So a
+    /// guest that has changed nothing there may go on on processors that have no such register.
     pub(super) fn kept<H: Host, B: Backend<H>>(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         let memory_types = (MTRR_FIRST..=MTRR_DEF_TYPE)
             .filter_map(|index| Some((index, *self.mtrrs.get(mtrr_slot(index)?)?)));
         let vendor = B::VENDOR_MSRS.iter().filter_map(|row| match row.content {
-            Content::Kept { slot, .. } => Some((row.first, self.vendor[slot as usize])),
+            Content::Kept { slot, initial, .. } => {
+                let value = self.vendor[slot as usize];
+                (value != initial).then_some((row.first, value))
+            }
             _ => None,
         });
         memory_types

@@ -117,6 +117,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         context: &RunContext<'_, H, B>,
         record: &CpuRecord,
     ) -> Result<(), StateError> {
+        self.msrs.power_on::<H, B>();
         self.arch.power_on();
         self.init(&CpuState {
             rflags: record.state.rflags | rflags::FIXED,

@@ -10,7 +10,7 @@ use palacios_core::vm::{
     HoldReason, LoadError, LoadFault, SaveError, Saver, State, StopReason, TscRate,
 };
 use palacios_testing::vm::{usual_config, Hypervisor, Spec, TestBackend, TestVm};
-use palacios_testing::{guests, on_all_backends, AdversarialBackend, Config, TestHost};
+use palacios_testing::{guests, heap, on_all_backends, AdversarialBackend, Config, TestHost};
 
 /// The status of `exit 0`.
 const GOOD: StopReason = StopReason::Exit(1);
@@ -354,6 +354,86 @@ fn another_rate_is_refused_or_borne<B: TestBackend>() {
         let _ = vm.stop();
         vm.step_rounds(host, 10);
     });
+}
+
+/// Runs a machine of `file`, or a new one, on processors of one vendor; gives the file from which it is to go on elsewhere, or `None` when it has ended.
+fn a_while_on<B: TestBackend>(spec: &Spec, file: Option<&[u8]>, rounds: usize) -> Option<Vec<u8>> {
+    let next = std::cell::RefCell::new(None);
+    on_virtual_time::<B>(|host, hypervisor| {
+        let vm = hypervisor.create(spec).expect("a VM");
+        if let Some(file) = file {
+            let file = SavedFile::parse(file).expect("it was written");
+            for (page, bytes) in file.ram() {
+                vm.load_ram(page, bytes).expect("it is RAM");
+            }
+            vm.load(file.state, TscRate::New).expect("it was saved");
+        }
+        vm.begin().expect("it goes on");
+        match vm.step_rounds(host, rounds) {
+            State::Stopped(reason) => assert_eq!(reason, GOOD),
+            _ => {
+                let _ = save(host, &vm);
+                *next.borrow_mut() = Some(heap::exempt(|| file_of(host, &vm)));
+                let _ = vm.stop();
+                vm.step_rounds(host, 10);
+            }
+        }
+    });
+    next.into_inner()
+}
+
+/// The features that a guest has on these processors.
+fn features_on<B: TestBackend>() -> Vec<&'static str> {
+    let names = std::cell::RefCell::new(Vec::new());
+    on_virtual_time::<B>(|_, hypervisor| {
+        let vm = hypervisor
+            .create(&spec(guests::spin(&[]), 1))
+            .expect("a VM");
+        *names.borrow_mut() = heap::exempt(|| {
+            vm.judge_features(|judge| {
+                let has = judge
+                    .report()
+                    .filter(|verdict| verdict.guest() == Some(true));
+                has.map(|verdict| verdict.row.name).collect()
+            })
+        });
+    });
+    names.into_inner()
+}
+
+/// From one vendor's processors to the other's, and back, again and again, to the end.
+#[test]
+fn guests_move_between_vendors() {
+    use palacios_core::backend::{svm::Svm, vmx::Vmx};
+    let on = [
+        a_while_on::<Svm<TestHost>>,
+        a_while_on::<Vmx<TestHost>>,
+        a_while_on::<AdversarialBackend>,
+    ];
+    let features = [
+        features_on::<Svm<TestHost>>(),
+        features_on::<Vmx<TestHost>>(),
+        features_on::<AdversarialBackend>(),
+    ];
+    let everywhere = |name: &&str| features.iter().all(|features| features.contains(name));
+    let mut without: Vec<_> = features.iter().flatten().copied().collect();
+    without.retain(|name| !everywhere(name));
+    for (number, (kernel, vcpus)) in guests_of::<Vmx<TestHost>>().into_iter().enumerate() {
+        let spec = Spec {
+            without: without.clone(),
+            ..spec(kernel, vcpus)
+        };
+        let mut moves = 0;
+        let mut file = None;
+        loop {
+            file = on[moves % 3](&spec, file.as_deref(), 15 + number + moves);
+            if file.is_none() || moves == 60 {
+                break;
+            }
+            moves += 1;
+        }
+        assert!(file.is_none() && moves > 0, "guest {number}: {moves} moves");
+    }
 }
 
 /// The machine of `saved/*.state`.
