@@ -27,7 +27,8 @@ pub(crate) fn load_ram(node: &VmNode, arg: usize) -> Result {
     let mut reader = UserSlice::new(from, wanted.len as usize).reader();
     let mut page = KVec::from_elem(0u8, PAGE_SIZE as usize, GFP_KERNEL_ACCOUNT)?;
     let held = node.held()?;
-    for number in (wanted.page..).take((wanted.len / PAGE_SIZE) as usize) {
+    for n in 0..wanted.len / PAGE_SIZE {
+        let number = wanted.page.checked_add(n).ok_or(ERANGE)?;
         reader.read_slice(&mut page)?;
         let loaded = held.payer.during(|| held.vm.load_ram(number, &page));
         loaded.map_err(|why| error::of_load(&why))?;

@@ -31,14 +31,15 @@ impl<T> TryPush<T> for Vec<T> {
 }
 
 /// Appends `len` zeroes; gives them, to be written to. On failure the vector is as it was.
+#[inline(never)] // As `try_push`.
 pub fn try_append_zeroes(to: &mut Vec<u8>, len: usize) -> Result<&mut [u8], NoMemory> {
     let begin = to.len();
     to.try_reserve(len).map_err(|_| NoMemory)?;
-    if let Some(room) = to.spare_capacity_mut().get_mut(..len) {
-        room.fill(core::mem::MaybeUninit::new(0));
-        // SAFETY: so many elements past the old length were written just above.
-        unsafe { to.set_len(begin.wrapping_add(len)) };
+    for slot in to.spare_capacity_mut().iter_mut().take(len) {
+        slot.write(0);
     }
+    // SAFETY: room for so many was reserved, and all of it was written just above.
+    unsafe { to.set_len(begin.wrapping_add(len)) };
     Ok(to.get_mut(begin..).unwrap_or_default())
 }
 

@@ -152,7 +152,8 @@ pub fn seal(section: &mut [u8]) {
 }
 
 fn put(to: &mut [u8], at: usize, bytes: &[u8]) {
-    for (slot, byte) in to.iter_mut().skip(at).zip(bytes) {
+    let room = to.get_mut(at..).unwrap_or_default();
+    for (slot, byte) in room.iter_mut().zip(bytes) {
         *slot = *byte;
     }
 }

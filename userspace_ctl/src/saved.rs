@@ -6,6 +6,7 @@ use crate::node::{node_of, open_node};
 use crate::state::text;
 use crate::{ioctl, Error, Vm};
 use palacios_core::devices::bus::SavedDevice;
+use palacios_core::features::GuestFeatures;
 use palacios_core::saved_file::{Checker, Part, SavedFileError, MAGIC};
 use palacios_core::sections::{section_bytes, Section, SectionName, Sections, HEAD_BYTES};
 use palacios_core::state_io::StateError;
@@ -141,6 +142,8 @@ pub struct SavedState {
     pub state: Vec<u8>,
     /// Its devices.
     pub devices: Vec<SavedDeviceInfo>,
+    /// The features that its processors have, if they are written down as this program knows it.
+    pub features: Option<GuestFeatures>,
 }
 
 impl SavedState {
@@ -154,6 +157,7 @@ impl SavedState {
                 Part::State(_) => {
                     all.state.extend_from_slice(raw);
                     all.devices.extend(device_of(&section)?);
+                    all.features = all.features.or(GuestFeatures::of(&section));
                 }
                 Part::Ram { .. } | Part::End => {}
             }

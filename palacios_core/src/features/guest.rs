@@ -3,6 +3,7 @@
 
 use super::table::{Feature, Word, TABLE};
 use super::verdict::REPEATED;
+use crate::sections::Section;
 use crate::state_io::{StateError, StateReader, StateWriter};
 
 /// The words of CPUID that hold features.
@@ -24,10 +25,17 @@ pub struct GuestFeatures {
     pub(super) efer: u64,
 }
 
+/// The path of the section that they are in when a machine is saved.
+pub(crate) const SECTION: &str = "features";
 /// Of what [`GuestFeatures::save`] writes.
 const VERSION: u32 = 1;
 
 impl GuestFeatures {
+    /// Reads a section of a saved machine; `None` if it is of something else, or cannot be read.
+    pub fn of(section: &Section<'_>) -> Option<Self> {
+        let content = (section.path == SECTION).then_some(section.content)?;
+        Self::read(&mut StateReader::new(content)).ok()
+    }
     /// Writes them down.
     pub fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
         to.u32(VERSION)?;

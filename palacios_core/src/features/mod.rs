@@ -19,6 +19,7 @@ mod tests;
 mod verdict;
 
 pub use guest::GuestFeatures;
+pub(crate) use guest::SECTION;
 pub use set::FeatureSet;
 pub use table::{Feature, Offer, Row, Word, TABLE};
 pub use verdict::{judge, Absence, Judge, Verdict};

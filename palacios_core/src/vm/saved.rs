@@ -14,7 +14,7 @@ use super::states::State;
 use super::Vm;
 use crate::addr::PAGE_SIZE;
 use crate::devices::bus::{path_of, place_of, DeviceInfo, SavedDevice};
-use crate::features::GuestFeatures;
+use crate::features::{self, GuestFeatures};
 use crate::host::{Host, Lock};
 use crate::interfaces::{Clock, PowerRequest};
 use crate::sections::{write_section, Section, SectionName, Sections};
@@ -24,7 +24,7 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 
 const MACHINE: &str = "machine";
-const FEATURES: &str = "features";
+const FEATURES: &str = features::SECTION;
 const INTERRUPTS: &str = "interrupts";
 /// Of no section: where the list of devices could not be made.
 const DEVICES: &str = "device";
@@ -223,7 +223,8 @@ impl<H: Host> Vm<H> {
             section: SectionName::new(format_args!("ram/{page:x}")),
             why: LoadFault::Ram,
         };
-        for (page, bytes) in (page..).zip(bytes.chunks(PAGE_SIZE as usize)) {
+        for (n, bytes) in bytes.chunks(PAGE_SIZE as usize).enumerate() {
+            let page = page.saturating_add(n as u64);
             if page >= self.memory().ram_pages() {
                 return Err(ram());
             }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Saves VMs, and makes VMs that go on from what was saved.
 
-use super::make::{create_vm, default_name, Made};
+use super::make::{build_image, create_vm, default_name, Made};
 use crate::cli::{EndOf, Load, Save};
 use crate::failure::{Failure, Outcome};
 use crate::far_end::FarEnd;
@@ -9,12 +9,15 @@ use crate::output::{print, print_json};
 use crate::progress::{copying, during};
 use crate::whole_file::write_whole;
 use palacios_core::devices;
+use palacios_core::features::Feature;
 use palacios_core::saved_file::Part;
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::path::Path;
 use v3_ctl::{
-    node_of, Control, Request, SavedDeviceInfo, SavedError, SavedReader, SavedState, State, Vm,
+    node_of, Control, Guest, Request, SavedDeviceInfo, SavedError, SavedReader, SavedState, State,
+    Vm,
 };
 
 /// How much is copied at a time.
@@ -85,13 +88,38 @@ pub fn load(args: &Load) -> Outcome {
         None => default_name(&saved.image, &args.file),
     };
     let ends = check_ends(args, &saved)?;
-    let vm = create_vm(&control, &saved.image, &name)?;
+    let image = image_for(&control, &saved, &args.file)?;
+    let vm = create_vm(&control, &image, &name)?;
     let loaded = go_on(args, &vm, &saved, ends);
     let terminals = loaded.inspect_err(|_| {
         // Nothing of it is left. The failure that matters is the first.
         let _ = control.free(vm.number());
     })?;
     tell(args, &vm, &name, &terminals)
+}
+
+/// The image of what was saved, from whose processors the features are taken that they have here and did not have there.
+fn image_for<'a>(
+    control: &Control,
+    saved: &'a SavedState,
+    file: &Path,
+) -> Result<Cow<'a, [u8]>, Failure> {
+    let Some(promised) = &saved.features else {
+        return Ok(Cow::Borrowed(&saved.image));
+    };
+    let mut guest = Guest::of_image(&saved.image, file)?;
+    let here = control.features()?.into_iter();
+    let here = here.filter(|feature| feature.guest == Some(true));
+    let more: Vec<_> = here
+        .filter_map(|feature| Feature::by_name(&feature.name))
+        .filter(|feature| !promised.has(*feature) && !guest.without.contains(*feature))
+        .collect();
+    if more.is_empty() {
+        return Ok(Cow::Borrowed(&saved.image));
+    }
+    more.iter()
+        .for_each(|feature| guest.without.insert(*feature));
+    Ok(Cow::Owned(build_image(&guest)?))
 }
 
 /// Reads all of a file but its RAM, and checks that too.

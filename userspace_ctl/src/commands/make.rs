@@ -189,7 +189,7 @@ fn read(file: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// Builds an image, and shows how far it is.
-fn build_image(guest: &Guest) -> Result<Vec<u8>, Failure> {
+pub fn build_image(guest: &Guest) -> Result<Vec<u8>, Failure> {
     Ok(reading(|step| guest.build(step))?)
 }
 

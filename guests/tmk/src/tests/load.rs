@@ -2,15 +2,18 @@
 //! Loads for what is done to a guest from outside while it runs.
 
 use super::interrupts::{timer_every, timer_off};
-use crate::apic;
-use crate::io::inb;
+use super::time::{pm_ticks_since, pm_timer, PM_HZ};
+use crate::apic::{self, LVT_TIMER};
+use crate::io::{cpuid, inb, mmio_read, rdtsc, wrmsr};
 use crate::paging::{ram_end, UNTOUCHED};
-use crate::{boot_info, check, check_eq, fault, println, tests, trap, Outcome};
+use crate::{boot_info, check, check_eq, fault, println, smp, tests, trap, Outcome};
+use core::arch::asm;
 use core::ptr::{read_volatile, write_volatile};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 tests!(
     memory_keeps; named: memory_while_moved, events_while_moved, modes_while_moved, spin_without_interrupts, halt_without_interrupts,
-    halt_for_ever, chatter, chatter_for_ever
+    halt_for_ever, chatter, chatter_for_ever, saved_in_the_middle
 );
 
 fn fill_and_check(first: u64, seed: u64, step: usize) -> Outcome {
@@ -125,4 +128,116 @@ fn chatter_for_ever() -> Outcome {
             core::arch::asm!("rep outsb", in("dx") 0x3f8u16, inout("rsi") lines.as_ptr() => _, inout("rcx") lines.len() => _)
         };
     }
+}
+
+/// The vectors that are served meanwhile, that wait, and of the deadline.
+const SERVED: u8 = 0x81;
+const WAITING: u8 = 0x71;
+const DEADLINE: u8 = 0x61;
+const DEADLINE_S: u64 = 8;
+const HPET: u64 = 0xfed0_0000;
+/// How long the deadline took, in ticks of the PM timer.
+static TOOK: AtomicU64 = AtomicU64::new(0);
+static COPIES: AtomicU64 = AtomicU64::new(0);
+
+/// Two CPUs that are at much when somebody saves them. The first copies a device's registers, all the time until its deadline comes: while it serves
+/// one interrupt, and another waits. The second keeps a value in its widest registers alone.
+fn saved_in_the_middle() -> Outcome {
+    apic::on();
+    let begin = (rdtsc(), pm_timer());
+    while pm_ticks_since(begin.1) < PM_HZ / 10 {}
+    let per_s = (rdtsc() - begin.0) * 10;
+    trap::on_interrupt(|vector| {
+        if vector == SERVED {
+            apic::self_ipi(WAITING.into());
+            TOOK.store(copies_until(DEADLINE), Relaxed);
+        }
+        apic::eoi();
+    });
+    apic::write(LVT_TIMER, 0x4_0000 | u32::from(DEADLINE));
+    wrmsr(0x6e0, rdtsc() + DEADLINE_S * per_s);
+    println!("copying");
+    let over = AtomicBool::new(false);
+    smp::with(1, &|| keeps_wide_registers(&over), || {
+        apic::self_ipi(SERVED.into());
+        apic::let_in();
+        over.store(true, Relaxed);
+        Ok(())
+    })?;
+    apic::write(LVT_TIMER, 0x1_0000);
+    let took = TOOK.load(Relaxed);
+    println!(
+        "copied {} times in {} ms",
+        COPIES.load(Relaxed),
+        took * 1000 / PM_HZ
+    );
+    check_eq!([SERVED, WAITING, DEADLINE].map(trap::count), [1; 3]);
+    check!(took >= DEADLINE_S * PM_HZ * 99 / 100, "not early");
+    // Late it may be on a slow host, but not as late as by a counter of another rate.
+    check!(took < 2 * DEADLINE_S * PM_HZ, "not late");
+    check!(COPIES.load(Relaxed) != 0, "what is there can be read");
+    Ok(())
+}
+
+/// Copies the registers of the HPET until a vector waits; returns how long that took.
+fn copies_until(vector: u8) -> u64 {
+    let (mut last, mut took) = (pm_timer(), 0);
+    let capabilities = mmio_read(HPET);
+    while !apic::has(apic::IRR, vector) {
+        let mut copy = [0u32; 256];
+        // SAFETY: so many registers are there, and room for them.
+        unsafe {
+            asm!("rep movsd", inout("rsi") HPET => _, inout("rdi") copy.as_mut_ptr() => _, inout("rcx") copy.len() => _)
+        };
+        if copy[0] == capabilities && copy[0x20] == mmio_read(HPET + 0x80) {
+            COPIES.fetch_add(1, Relaxed);
+        } else {
+            println!("wrong: {:#x} {:#x}", copy[0], copy[0x20]);
+        }
+        took += pm_ticks_since(last);
+        last = pm_timer();
+    }
+    took
+}
+
+/// Fills registers, and looks at them when it is over: nobody else uses any here.
+fn keeps_wide_registers(over: &AtomicBool) -> Outcome {
+    const XSAVE_AND_AVX: u32 = 1 << 26 | 1 << 28;
+    let wide = cpuid(1, 0)[2] & XSAVE_AND_AVX == XSAVE_AND_AVX;
+    let pattern = [
+        0x1111_2222u32,
+        0x3333_4444,
+        0x5555_6666,
+        0x7777_8888,
+        0x9999_aaaa,
+        0xbbbb_cccc,
+        0xdddd_eeee,
+        0xffff_0000,
+    ];
+    let mut found = [0u32; 8];
+    // SAFETY: XSAVE and AVX are there where they are used; the arrays are as long as the registers.
+    unsafe {
+        if wide {
+            asm!("mov {0}, cr4", "or {0}, 1 << 18", "mov cr4, {0}", out(reg) _);
+            asm!("xsetbv", in("ecx") 0, in("eax") 7, in("edx") 0);
+            asm!("vmovups ymm9, [{}]", in(reg) pattern.as_ptr());
+        } else {
+            asm!("movups xmm9, [{}]", in(reg) pattern.as_ptr());
+        }
+        while !over.load(Relaxed) {
+            core::hint::spin_loop();
+        }
+        if wide {
+            asm!("vmovups [{}], ymm9", in(reg) found.as_mut_ptr());
+        } else {
+            asm!("movups [{}], xmm9", in(reg) found.as_mut_ptr());
+        }
+    }
+    let len = if wide { 8 } else { 4 };
+    println!("{} bytes of a register", 4 * len);
+    check!(
+        found[..len] == pattern[..len],
+        "a register lost what was in it"
+    );
+    Ok(())
 }
