@@ -37,6 +37,7 @@ pub(crate) fn of_load(error: &LoadError) -> Error {
         LoadFault::Record(StateError::Version(_))
         | LoadFault::Unknown
         | LoadFault::Differs(_)
+        | LoadFault::Adds(_)
         | LoadFault::Lacks(_) => beyond_us(),
         LoadFault::Record(_) | LoadFault::Missing | LoadFault::Twice => EINVAL,
     }

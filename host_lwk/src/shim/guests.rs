@@ -16,8 +16,8 @@ use palacios_core::backend::any::Hardware;
 use palacios_core::devices::ByteStream;
 use palacios_core::host::{CpuId, Host, NoMemory};
 use palacios_core::image::{self, Image};
-use palacios_core::stats::Counter;
 use palacios_core::saved_file::{SavedFile, SavedFileError};
+use palacios_core::stats::Counter;
 use palacios_core::vm::{
     CreateError, LoadError, LoadFault, Observer, Parts, State, StopReason, TscRate, Vm, VmName,
 };

@@ -5,10 +5,11 @@
 use crate::image::edited;
 use crate::Target;
 use palacios_core::interrupts::lapic::LocalApic;
+use palacios_core::saved_file::{SavedFile, MAGIC};
 use palacios_core::sections::{Section, Sections};
 use palacios_core::state_io::{StateReader, StateWriter};
 use palacios_core::vcpu::record::CpuRecord;
-use palacios_core::vm::HoldReason;
+use palacios_core::vm::{HoldReason, Saver};
 use palacios_testing::vm::{Hypervisor, Spec};
 use palacios_testing::{guests, AdversarialBackend, Config, TestHost};
 use std::sync::OnceLock;
@@ -21,15 +22,17 @@ pub const TARGET: Target = Target {
     step_bytes: 3,
 };
 
-/// Either the input is a machine, or edits one that was saved, or the record of its CPU.
+/// Either the input is a machine, or edits one that was saved, or the record of its CPU, or the whole file; or the input is a file.
 fn run(data: &[u8]) {
     let Some((mode, rest)) = data.split_first() else {
         return;
     };
-    match mode % 3 {
+    match mode % 5 {
         0 => read_all(rest),
-        1 => read_all(&edited(saved().to_vec(), rest)),
-        _ => read_cpu(&edited(cpu().to_vec(), rest)),
+        1 => read_all(&edited(state().to_vec(), rest)),
+        2 => read_cpu(&edited(cpu().to_vec(), rest)),
+        3 => read_file(&edited(saved().to_vec(), rest)),
+        _ => read_file(&[&MAGIC[..], rest].concat()),
     }
 }
 
@@ -40,6 +43,21 @@ fn read_all(machine: &[u8]) {
             read_cpu(section.content);
         }
     }
+}
+
+/// All that a file that is taken for good says is in the file.
+fn read_file(bytes: &[u8]) {
+    let Ok(file) = SavedFile::parse(bytes) else {
+        return;
+    };
+    let mut len = file.image.len() + file.state.len();
+    for (page, bytes) in file.ram() {
+        assert!(!bytes.is_empty() && bytes.len() % 4096 == 0);
+        assert!(page.checked_add(bytes.len() as u64 / 4096).is_some());
+        len += bytes.len();
+    }
+    assert!(len < bytes.len());
+    read_all(file.state);
 }
 
 /// A record that can be read is written so that it is read as the same.
@@ -61,7 +79,13 @@ fn read_cpu(record: &[u8]) {
     }
 }
 
-/// A machine with a CPU and a serial port, as it was saved.
+/// The state of that machine.
+fn state() -> &'static [u8] {
+    let file = SavedFile::parse(saved()).expect("it was written");
+    file.state
+}
+
+/// The file of a machine with a CPU and a serial port.
 fn saved() -> &'static [u8] {
     static SAVED: OnceLock<Vec<u8>> = OnceLock::new();
     SAVED.get_or_init(|| {
@@ -72,11 +96,12 @@ fn saved() -> &'static [u8] {
             };
             let vm = Hypervisor::<AdversarialBackend>::new(host).launch(&spec);
             vm.hold(HoldReason::Saving).expect("it runs");
-            let mut state = Vec::new();
-            vm.save(&mut state).expect("it stands still");
+            let mut file = vec![0; 64 << 10];
+            let len = vm.read_saved(&mut Saver::new(), &mut file);
+            file.truncate(len.expect("it stands still"));
             vm.stop().expect("it has not stopped");
             vm.wait();
-            state
+            file
         })
     })
 }
@@ -84,6 +109,6 @@ fn saved() -> &'static [u8] {
 /// The record of its CPU.
 fn cpu() -> &'static [u8] {
     let is_cpu = |section: &Section<'static>| section.kind == "cpu";
-    let mut sections = Sections::new(saved()).flatten();
+    let mut sections = Sections::new(state()).flatten();
     sections.find(is_cpu).expect("it has a CPU").content
 }

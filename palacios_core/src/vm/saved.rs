@@ -94,6 +94,8 @@ pub enum LoadFault {
     Differs(&'static str),
     /// A feature of the processors that the guest counts on is not there.
     Lacks(&'static str),
+    /// A feature is there that the guest was told it has not.
+    Adds(&'static str),
 }
 
 impl fmt::Display for LoadError {
@@ -111,6 +113,10 @@ impl fmt::Display for LoadError {
             ),
             LoadFault::Ram => f.write_str("the VM has no such memory, or the host has none to give"),
             LoadFault::Differs(what) => write!(f, "the VM that was saved has another {what}"),
+            LoadFault::Adds(feature) => write!(
+                f,
+                "the guest was made without {feature}, which this host would give it"
+            ),
             LoadFault::Lacks(feature) => {
                 write!(
                     f,
@@ -307,7 +313,7 @@ impl<H: Host> Vm<H> {
         match saved.first_difference(&mine) {
             None => Ok(()),
             Some((feature, true)) => Err(at(section.path, LoadFault::Lacks(feature))),
-            Some((_, false)) => Err(at(section.path, LoadFault::Differs("set of features"))),
+            Some((feature, false)) => Err(at(section.path, LoadFault::Adds(feature))),
         }
     }
 
