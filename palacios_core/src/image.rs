@@ -14,6 +14,6 @@ mod tests;
 #[cfg(any(test, feature = "image-writer"))]
 pub mod write;
 
-pub use container::{checksum, checksum_of, Image, MAGIC, MAX_BLOBS, MAX_TREE_BYTES, VERSION};
+pub use container::{Image, MAGIC, MAX_BLOBS, MAX_TREE_BYTES, VERSION};
 pub use error::{ImageError, Name, Part};
 pub use machine::{BootKind, Machine, Module, OnTripleFault, Serial};

@@ -16,6 +16,7 @@ pub mod alloc_ext;
 pub mod backend;
 pub mod boot;
 mod bytes;
+pub mod checksum;
 pub mod clock;
 pub mod conformance;
 pub mod devices;

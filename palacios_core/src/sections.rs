@@ -12,7 +12,7 @@
 //! it is of (`cpu`, `serial`). Whoever reads sections skips one that it does not know, unless that *must be known*: then it refuses the whole by its name.
 #![forbid(unsafe_code)]
 
-use crate::image::{checksum, checksum_of};
+use crate::checksum::{checksum, checksum_of};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::vec::Vec;
 use core::fmt;

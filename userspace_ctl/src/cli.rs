@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: `v3 COMMAND …`. Palacios' names are in [`crate::links`].
 
+mod ends;
 mod help;
 mod values;
 
 use crate::complete;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use clap_complete::engine::ArgValueCandidates;
+pub use ends::{EndOf, Ends};
 use palacios_core::features::Feature;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -217,39 +219,6 @@ pub struct Stream {
     pub key: EscapeKey,
 }
 
-/// Where the stream of a device leads.
-#[derive(Args, Clone, Default)]
-#[command(next_help_heading = "Far ends")]
-#[group(multiple = false)]
-pub struct Ends {
-    /// A new terminal, whose path is printed
-    #[arg(long)]
-    pub pty: bool,
-    /// The named pipes PATH.in and PATH.out; or PATH, for output alone
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub pipe: Option<PathBuf>,
-    /// A file, to whose end the output goes; made if it is not there
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub file: Option<PathBuf>,
-    /// The Unix socket PATH, at which somebody listens
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
-    pub socket: Option<PathBuf>,
-    /// This program's standard input and output, until it ends and detaches the device
-    #[arg(long)]
-    pub stdio: bool,
-}
-
-impl Ends {
-    /// None was chosen.
-    pub fn is_none(&self) -> bool {
-        !self.pty
-            && !self.stdio
-            && self.pipe.is_none()
-            && self.file.is_none()
-            && self.socket.is_none()
-    }
-}
-
 #[derive(Args)]
 pub struct Attach {
     #[command(flatten)]
@@ -323,14 +292,6 @@ pub struct Save {
     pub file: PathBuf,
 }
 
-/// Where the stream of a device of a saved VM leads.
-#[derive(Clone)]
-pub struct EndOf {
-    /// What the device is known by.
-    pub id: String,
-    pub ends: Ends,
-}
-
 #[derive(Args)]
 pub struct Load {
     /// What `v3 save` wrote
@@ -341,7 +302,7 @@ pub struct Load {
     #[arg(long)]
     pub no_launch: bool,
     /// Where the stream of a device that was attached leads: END is pty, pipe:PATH, file:PATH, socket:PATH or none
-    #[arg(long = "end", value_name = "ID=END", value_parser = values::end_of)]
+    #[arg(long = "end", value_name = "ID=END", value_parser = ends::end_of)]
     pub ends: Vec<EndOf>,
     /// Load it even if the guest's time stamp counter runs at another rate here
     #[arg(long)]

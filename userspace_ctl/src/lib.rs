@@ -46,7 +46,7 @@ pub use guest::{
 pub use interrupts::{Chipset, Interrupts};
 pub use memory_dump::MemoryDump;
 pub use node::{node_of, number_of, CONTROL_NODE};
-pub use saved::{SavedDeviceInfo, SavedError, SavedReader, SavedState, Saving};
+pub use saved::{RawSection, SavedDeviceInfo, SavedError, SavedReader, SavedState, Saving};
 pub use state::{Feature, Info, Reason, Stat, State, Stopped};
 pub use stream::Stream;
 pub use units::{format_bytes, parse_length, parse_memory, parse_seconds};

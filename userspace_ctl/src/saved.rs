@@ -48,6 +48,9 @@ impl fmt::Display for SavedError {
 
 impl std::error::Error for SavedError {}
 
+/// A section, what it is, and how it stands in the file.
+pub type RawSection<'a> = (Section<'a>, Part<'a>, &'a [u8]);
+
 /// Reads a saved machine, and checks what it reads. No more than one section of it is in memory.
 pub struct SavedReader<R> {
     from: R,
@@ -79,8 +82,8 @@ impl<R: Read> SavedReader<R> {
         self.bytes
     }
 
-    /// The next section, what it is, and how it stands in the file. `None`: that was the last.
-    pub fn next_section(&mut self) -> Result<Option<(Section<'_>, Part<'_>, &[u8])>, SavedError> {
+    /// The next section. `None`: that was the last.
+    pub fn next_section(&mut self) -> Result<Option<RawSection<'_>>, SavedError> {
         let cut = SavedFileError::Cut(self.checker.last());
         let damaged = damaged_behind(self.checker.last());
         self.section.clear();

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The features that a guest's processor has.
 
-use super::table::{Feature, Word, TABLE};
-use super::verdict::REPEATED;
+use super::table::{Feature, Word, REPEATED, TABLE};
 use crate::sections::Section;
 use crate::state_io::{StateError, StateReader, StateWriter};
 

@@ -7,6 +7,9 @@
 use crate::state::{cr4, efer};
 use Offer::{Always, Host, Never, Varies};
 
+/// The bits of leaf 0x8000_0001, EDX, that repeat those of leaf 1 on AMD's processors, and are zero on others (APM 3: E.4.2).
+pub(super) const REPEATED: u32 = 0x0183_f3ff;
+
 /// A 32-bit word of CPUID that holds features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {

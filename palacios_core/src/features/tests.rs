@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The table, and what is made of it.
 
+use super::table::REPEATED;
 use super::testing::{all_but, all_ones, on, BACKEND};
-use super::verdict::{REPEATED, UNGUARDED_CR4};
+use super::verdict::UNGUARDED_CR4;
 use super::*;
 use crate::backend::Features;
 use crate::state::{cr4, efer};

@@ -3,15 +3,13 @@
 
 use super::guest::{is_in, GuestFeatures, Words};
 use super::set::FeatureSet;
-use super::table::{Feature, Offer, Row, Word, TABLE};
+use super::table::{Feature, Offer, Row, Word, REPEATED, TABLE};
 use crate::backend::{Features, HostProcessor};
 use crate::state::cr4;
 use core::fmt;
 
 /// Bits of CR4 that no feature guards: user mode may read performance counters, which there are none of.
 pub(super) const UNGUARDED_CR4: u64 = cr4::PCE;
-/// The bits of leaf 0x8000_0001, EDX, that repeat those of leaf 1 on AMD's processors, and are zero on others (APM 3: E.4.2).
-pub(super) const REPEATED: u32 = 0x0183_f3ff;
 
 /// Why a guest does not have a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

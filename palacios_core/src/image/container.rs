@@ -21,8 +21,7 @@
 //! Numbers are little-endian. Header, tree and blobs follow each other in this order and do not overlap. The tree is a
 //! flattened device tree; [`machine`](super::machine) says what it may hold. A blob is a kernel, an initrd or a module.
 //!
-//! Checksums are CRC-32C by the `crc` crate: it is `no_std`, needs neither allocation nor a build script nor wide
-//! registers (which a kernel may not touch), and makes its tables at compile time. They find damage, not malice: whoever
+//! Checksums are CRC-32C. They find damage, not malice: whoever
 //! may create a VM may put any guest in it. So nothing here trusts a checked byte more than an unchecked one; no image
 //! makes the parser panic, loop or read outside of it.
 
@@ -30,6 +29,7 @@ use super::error::{self, ImageError, Part};
 use super::fdt::Tree;
 use crate::addr::PAGE_SIZE;
 use crate::bytes::{le32, le64, slice};
+use crate::checksum::{checksum, CRC_32C};
 use crate::file_kind::FileKind;
 
 /// The first bytes of a guest.img. The last two are lost in a transfer that takes the file for text.
@@ -44,21 +44,6 @@ pub const MAX_TREE_BYTES: u32 = 1 << 20;
 pub(super) const HEADER_BYTES: u32 = 0x30;
 pub(super) const BLOB_ENTRY_BYTES: u32 = 0x18;
 pub(super) const HEADER_CRC_AT: usize = 0x2c;
-
-static CRC_32C: crc::Crc<u32, crc::Table<16>> =
-    crc::Crc::<u32, crc::Table<16>>::new(&crc::CRC_32_ISCSI);
-
-/// The checksum that the format uses: CRC-32C of `data`.
-pub fn checksum(data: &[u8]) -> u32 {
-    CRC_32C.checksum(data)
-}
-
-/// The same of two pieces that follow each other.
-pub fn checksum_of(pieces: [&[u8]; 2]) -> u32 {
-    let mut digest = CRC_32C.digest();
-    pieces.iter().for_each(|piece| digest.update(piece));
-    digest.finalize()
-}
 
 /// An image whose header, checksums and tree were found good.
 #[derive(Clone, Copy, Debug)]

@@ -162,13 +162,6 @@ fn the_console_is_the_first_port_by_default() {
     );
 }
 
-/// The check value of CRC-32C (RFC 3720, B.4: 32 bytes of zeros).
-#[test]
-fn checksum_is_crc32c() {
-    assert_eq!(checksum(&[0; 32]), 0x8a91_36aa);
-    assert_eq!(checksum(b"123456789"), 0xe306_9283);
-}
-
 #[test]
 fn every_truncation_is_refused_as_one() {
     let bytes = Spec::default().image(&[b"kernel", &[7; 5000]]);

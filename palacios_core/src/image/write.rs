@@ -3,11 +3,12 @@
 #![forbid(unsafe_code)]
 
 use super::container::{
-    checksum, header_checksum, within, BLOB_ENTRY_BYTES, HEADER_BYTES, HEADER_CRC_AT, MAGIC,
-    MAX_BLOBS, MAX_TREE_BYTES, VERSION,
+    header_checksum, within, BLOB_ENTRY_BYTES, HEADER_BYTES, HEADER_CRC_AT, MAGIC, MAX_BLOBS,
+    MAX_TREE_BYTES, VERSION,
 };
 use super::error::ImageError;
 use crate::addr::PAGE_SIZE;
+use crate::checksum::checksum;
 use alloc::vec::Vec;
 
 /// Where the parts of an image go, and its first bytes.

@@ -49,7 +49,7 @@ impl From<StateError> for SaveError {
 /// What the rate of the time stamp counter has to do with it whether a VM can go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TscRate {
-    /// It must be the one that the VM was saved with, to [`SAME_RATE_PPM`].
+    /// It must be the one that the VM was saved with, to 250 parts per million.
     Same,
     /// The guest gets the one of this host: what it has measured is wrong from then on, but its deadlines are not.
     New,
@@ -57,7 +57,7 @@ pub enum TscRate {
 
 /// Rates that differ by less are the same, in parts per million. So much two measurements of one counter may differ, and no clock that a guest disciplines
 /// minds it.
-pub const SAME_RATE_PPM: u64 = 250;
+const SAME_RATE_PPM: u64 = 250;
 
 /// Why a VM cannot go on from what was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Reads the values of options and arguments.
 
-use super::{EndOf, Ends};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use std::path::PathBuf;
 use v3_ctl::{parse_length, ModuleFile, OnTripleFault};
 
 /// A CPU of the host, or any.
@@ -98,29 +96,6 @@ pub fn expected(text: &str) -> Result<u32, String> {
     let possible = status.filter(|status| *status == 0 || status % 2 == 1);
     possible.ok_or_else(|| {
         "a test exit is an odd number, V * 2 + 1 for a write of V; 0 stands for a power-off".into()
-    })
-}
-
-/// A device and where its stream leads: `com3=pty`, `com3=file:PATH`.
-pub fn end_of(text: &str) -> Result<EndOf, String> {
-    let wrong = || {
-        format!("`{text}` is not like com3=pty; there are pty, pipe:PATH, file:PATH, socket:PATH and none")
-    };
-    let (id, end) = text.split_once('=').ok_or_else(wrong)?;
-    let (way, path) = end.split_once(':').unwrap_or((end, ""));
-    let path = (!path.is_empty()).then(|| PathBuf::from(path));
-    let mut ends = Ends::default();
-    match (way, path) {
-        ("none", None) => {}
-        ("pty", None) => ends.pty = true,
-        ("pipe", path @ Some(_)) => ends.pipe = path,
-        ("file", path @ Some(_)) => ends.file = path,
-        ("socket", path @ Some(_)) => ends.socket = path,
-        _ => return Err(wrong()),
-    }
-    Ok(EndOf {
-        id: id.into(),
-        ends,
     })
 }
 

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Where streams of devices lead, as the command line says it.
+
+use clap::{Args, ValueHint};
+use std::path::PathBuf;
+
+/// Where the stream of a device leads.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Far ends")]
+#[group(multiple = false)]
+pub struct Ends {
+    /// A new terminal, whose path is printed
+    #[arg(long)]
+    pub pty: bool,
+    /// The named pipes PATH.in and PATH.out; or PATH, for output alone
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub pipe: Option<PathBuf>,
+    /// A file, to whose end the output goes; made if it is not there
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// The Unix socket PATH, at which somebody listens
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// This program's standard input and output, until it ends and detaches the device
+    #[arg(long)]
+    pub stdio: bool,
+}
+
+impl Ends {
+    /// None was chosen.
+    pub fn is_none(&self) -> bool {
+        !self.pty
+            && !self.stdio
+            && self.pipe.is_none()
+            && self.file.is_none()
+            && self.socket.is_none()
+    }
+}
+
+/// Where the stream of a device of a saved VM leads.
+#[derive(Clone)]
+pub struct EndOf {
+    /// What the device is known by.
+    pub id: String,
+    pub ends: Ends,
+}
+
+/// A device and where its stream leads: `com3=pty`, `com3=file:PATH`.
+pub fn end_of(text: &str) -> Result<EndOf, String> {
+    let wrong = || {
+        format!("`{text}` is not like com3=pty; there are pty, pipe:PATH, file:PATH, socket:PATH and none")
+    };
+    let (id, end) = text.split_once('=').ok_or_else(wrong)?;
+    let (way, path) = end.split_once(':').unwrap_or((end, ""));
+    let path = (!path.is_empty()).then(|| PathBuf::from(path));
+    let mut ends = Ends::default();
+    match (way, path) {
+        ("none", None) => {}
+        ("pty", None) => ends.pty = true,
+        ("pipe", path @ Some(_)) => ends.pipe = path,
+        ("file", path @ Some(_)) => ends.file = path,
+        ("socket", path @ Some(_)) => ends.socket = path,
+        _ => return Err(wrong()),
+    }
+    Ok(EndOf {
+        id: id.into(),
+        ends,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_device() {
+        let end = end_of("com3=file:a:b").ok().unwrap();
+        assert_eq!(
+            (end.id.as_str(), end.ends.file),
+            ("com3", Some("a:b".into()))
+        );
+        assert!(end_of("com3=pty").is_ok_and(|end| end.ends.pty));
+        assert!(end_of("com3=none").is_ok_and(|end| end.ends.is_none()));
+        for bad in [
+            "",
+            "com3",
+            "com3=",
+            "com3=moon",
+            "com3=pty:x",
+            "com3=file",
+            "com3=file:",
+            "com3=none:",
+        ] {
+            let refused = end_of(bad).err().expect(bad);
+            assert!(refused.contains("is not like com3=pty"), "{refused}");
+        }
+    }
+}
