@@ -10,6 +10,7 @@ pub mod devices;
 pub mod emulator;
 pub mod image;
 mod inputs;
+pub mod kept;
 pub mod state;
 pub mod uart;
 
@@ -17,11 +18,12 @@ pub use inputs::Inputs;
 use std::path::Path;
 
 /// All targets, by name.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     apic::TARGET,
     devices::TARGET,
     emulator::TARGET,
     image::TARGET,
+    kept::TARGET,
     state::TARGET,
     uart::TARGET,
 ];

@@ -91,7 +91,7 @@ macro_rules! tests {
         })*
     };
 }
-tests!(apic, devices, emulator, image, state, uart);
+tests!(apic, devices, emulator, image, kept, state, uart);
 
 #[test]
 fn every_target_is_tested() {

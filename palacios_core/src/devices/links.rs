@@ -97,6 +97,11 @@ pub struct Line {
 }
 
 impl Line {
+    /// Whether it holds the line high.
+    pub fn is_high(&self) -> bool {
+        self.high
+    }
+
     /// Holds the line high, or lets go of it.
     pub fn set(&mut self, high: bool) {
         if high == self.high {

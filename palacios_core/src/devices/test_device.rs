@@ -35,7 +35,7 @@ pub static KIND: Kind = Kind {
     ..Kind::OF_EVERY_PC
 };
 
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 /// It drives the lines from 0 up to this number.
 const LINE_COUNT: u16 = 24;
 /// "v3me".
@@ -118,9 +118,16 @@ impl TestDevice {
         })
     }
 
-    fn lower_lines(&mut self) {
-        for line in &mut self.lines {
-            line.set(false);
+    /// The lines that it holds high, a bit for each.
+    fn high_lines(&self) -> u32 {
+        let bits = self.lines.iter().rev();
+        bits.fold(0, |bits, line| bits << 1 | u32::from(line.is_high()))
+    }
+
+    /// Holds these lines high, and no others.
+    fn hold_lines(&mut self, high: u32) {
+        for (number, line) in (0u32..32).zip(&mut self.lines) {
+            line.set(high.wrapping_shr(number) & 1 != 0);
         }
     }
 }
@@ -132,23 +139,27 @@ impl Device for TestDevice {
     fn reset(&mut self) {
         self.state.word = [0; 4];
         self.state.memory.fill(0);
-        self.lower_lines();
+        self.hold_lines(0);
     }
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
         to.u32(STATE_VERSION)?;
+        to.u32(self.high_lines())?;
         to.bytes(&self.state.word)?;
         to.bytes(&self.state.memory)
     }
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
         from.version(STATE_VERSION)?;
+        let high = from.u32()?;
+        if high.wrapping_shr(LINE_COUNT.into()) != 0 {
+            return Err(StateError::Value("test-device.lines"));
+        }
         let mut new = State::new()?;
         new.word = from.bytes()?;
         for byte in &mut new.memory {
             *byte = from.u8()?;
         }
         self.state = new;
-        // The record does not say which were high.
-        self.lower_lines();
+        self.hold_lines(high);
         Ok(())
     }
 
@@ -250,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_and_restore_lower_the_lines() {
+    fn reset_and_restore_leave_the_lines_as_they_were() {
         let (machine, mut device) = bench();
         let record = saved(|w| device.save(w));
         machine.outb(&mut device, 0x2003, 1);
@@ -258,8 +269,11 @@ mod tests {
         device.reset();
         assert!(!machine.line(3));
         machine.outb(&mut device, 0x2003, 1);
+        let high = saved(|w| device.save(w));
         assert_restores(&record, &mut device);
         assert!(!machine.line(3));
+        assert_restores(&high, &mut device);
+        assert!(machine.line(3));
     }
 
     #[test]
@@ -285,7 +299,7 @@ mod tests {
             prop_assert_eq!(machine.read(&mut device, Space::Memory, at, size), value & mask);
             prop_assert_eq!(machine.read(&mut device, Space::Memory, at, 8), value & mask);
             assert_restores(&saved(|w| device.save(w)), &mut TestDevice::new(&machine).unwrap());
-            assert_survives(&[1, 0, 0, 0, 5, 5, 5, 5, 9], &mut device);
+            assert_survives(&[2, 0, 0, 0, 5, 5, 5, 5, 9], &mut device);
             device.reset();
             prop_assert_eq!(machine.read(&mut device, Space::Memory, at, 8), 0);
         }

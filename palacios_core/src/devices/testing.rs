@@ -329,6 +329,14 @@ impl TestStream {
         let mut input = self.input.lock().expect("no test panics holding it");
         input.extend(data);
     }
+    /// Another one, with nothing sent and the same input before it.
+    pub fn with_the_same_input(&self) -> Self {
+        let input = self.input.lock().expect("no test panics holding it");
+        Self {
+            output: Arc::default(),
+            input: Arc::new(Mutex::new(input.clone())),
+        }
+    }
     /// How much input the device has not taken.
     pub fn waiting(&self) -> usize {
         self.input.lock().expect("no test panics holding it").len()
