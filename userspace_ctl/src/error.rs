@@ -145,7 +145,7 @@ pub enum Error {
         /// The ids of the devices that can be detached.
         removable: Vec<String>,
     },
-    /// The device belongs to every PC.
+    /// The device stays with its machine.
     NotRemovable {
         /// The VM's name.
         vm: String,
@@ -351,7 +351,7 @@ impl fmt::Display for Error {
                 }
             }
             Self::NotRemovable { vm, id } => {
-                write!(f, "cannot detach {id} of {vm}: every PC has it")
+                write!(f, "cannot detach {id} of {vm}: it stays with the machine")
             }
             Self::NotLoaded { vm, errno, message } => {
                 let why = match message.as_str() {

@@ -1020,7 +1020,7 @@ __extension__ enum v3_vm_ioctl {
 	 * not held any more.
 	 *   EINVAL  the id is malformed
 	 *   ENOENT  the VM has no such device
-	 *   EPERM   the device belongs to every PC
+	 *   EPERM   the device stays with the machine
 	 */
 	V3_VM_DETACH = _IOW(V3_IOCTL_TYPE, 0x2f, struct v3_detach),
 

@@ -42,7 +42,11 @@ fn run(data: &[u8]) {
     second.forget_effects();
     for (n, step) in behind.iter().enumerate() {
         let (one, other) = (first.take(step), second.take(step));
-        assert_eq!(one, other, "{}: step {n} behind the save, {step:?}", kind.name);
+        assert_eq!(
+            one, other,
+            "{}: step {n} behind the save, {step:?}",
+            kind.name
+        );
     }
     assert_eq!(first.record(), second.record(), "{}: state", kind.name);
 }
@@ -131,7 +135,8 @@ impl Bench {
                 self.work(step);
             }
             _ => {
-                self.stream.give_input(&step[4..4 + usize::from(step[1] % 4)]);
+                self.stream
+                    .give_input(&step[4..4 + usize::from(step[1] % 4)]);
                 if let Some(input) = self.device.input() {
                     input.input_ready();
                 }

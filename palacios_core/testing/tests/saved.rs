@@ -133,6 +133,50 @@ fn guests_go_on_in_another_vm<B: TestBackend>() {
     });
 }
 
+/// A guest that is stopped and goes on in another VM, or is not: at its end its memory is the same, and what it has sent. Time is virtual, and one thread
+/// steps all vCPUs, so both are the same run.
+fn a_run_that_moves_ends_as_one_that_does_not<B: TestBackend>() {
+    on_virtual_time::<B>(|host, hypervisor| {
+        let mut moved = 0;
+        for (number, (kernel, vcpus)) in guests_of::<B>().into_iter().enumerate() {
+            let spec = spec(kernel, vcpus);
+            let end = |every: usize| {
+                let mut vm = hypervisor.create(&spec).expect("a VM");
+                vm.begin().expect("a new VM begins");
+                let (mut moves, mut output) = (0, Vec::new());
+                loop {
+                    match vm.step_rounds(host, every) {
+                        State::Running => {}
+                        State::Stopping => continue,
+                        _ => break,
+                    }
+                    let saved = save(host, &vm);
+                    let next = load(hypervisor, &spec, &saved);
+                    next.begin().expect("it goes on");
+                    output.extend(vm.output());
+                    let _ = vm.stop();
+                    vm.step_rounds(host, 10);
+                    (vm, moves) = (next, moves + 1);
+                }
+                assert_eq!(vm.state(), State::Stopped(GOOD), "guest {number}");
+                output.extend(vm.output());
+                let mut ram = vec![0; RAM_BYTES as usize];
+                vm.memory().read(Gpa(0), &mut ram).expect("it is RAM");
+                (ram, output, moves)
+            };
+            let (ram, output, _) = end(usize::MAX);
+            for every in [90] {
+                let (moved_ram, moved_output, moves) = end(every);
+                moved += moves;
+                let differs = ram.iter().zip(&moved_ram).position(|(a, b)| a != b);
+                assert_eq!(differs, None, "guest {number}, {moves} moves");
+                assert_eq!(moved_output, output, "guest {number}");
+            }
+        }
+        assert!(moved > 20, "{moved}");
+    });
+}
+
 /// What is cut, damaged, foreign or of another machine is refused, and the VM is a new one as before.
 fn what_cannot_be_is_refused<B: TestBackend>() {
     on_virtual_time::<B>(|host, hypervisor| {
@@ -485,6 +529,7 @@ fn what_was_saved_earlier_is_read_or_refused_by_name() {
 
 on_all_backends! {
     guests_go_on_in_another_vm,
+    a_run_that_moves_ends_as_one_that_does_not,
     what_cannot_be_is_refused,
     a_file_is_a_whole_vm,
     a_damaged_file_is_refused,

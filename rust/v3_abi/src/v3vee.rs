@@ -937,7 +937,7 @@ pub const V3_VM_ATTACH: v3_vm_ioctl = 3228063278;
 /// not held any more.
 /// - `EINVAL`: the id is malformed
 /// - `ENOENT`: the VM has no such device
-/// - `EPERM`: the device belongs to every PC
+/// - `EPERM`: the device stays with the machine
 pub const V3_VM_DETACH: v3_vm_ioctl = 1075861039;
 /// Lists the devices of the VM, in the order in which they came.
 pub const V3_VM_DEVICES: v3_vm_ioctl = 3222296112;

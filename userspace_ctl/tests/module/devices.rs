@@ -627,7 +627,7 @@ fn v3_attaches_and_says_what_is_wrong() {
         "detach attached rtc",
         125,
         "",
-        "v3: cannot detach rtc of attached: every PC has it\n\
+        "v3: cannot detach rtc of attached: it stays with the machine\n\
          hint: `v3 devices attached` shows which can be detached\n",
     );
     let (code, out, _) = ran(&format!("{serial} --id mine --json"));
