@@ -51,8 +51,11 @@ pub fn end_of(text: &str) -> Result<EndOf, String> {
         format!("`{text}` is not like com3=pty; there are pty, pipe:PATH, file:PATH, socket:PATH and none")
     };
     let (id, end) = text.split_once('=').ok_or_else(wrong)?;
-    let (way, path) = end.split_once(':').unwrap_or((end, ""));
-    let path = (!path.is_empty()).then(|| PathBuf::from(path));
+    let (way, path) = match end.split_once(':') {
+        None => (end, None),
+        Some((_, "")) => return Err(wrong()),
+        Some((way, path)) => (way, Some(PathBuf::from(path))),
+    };
     let mut ends = Ends::default();
     match (way, path) {
         ("none", None) => {}
