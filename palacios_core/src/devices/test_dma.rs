@@ -7,7 +7,7 @@
 //! | 0x2060 | address to copy from |
 //! | 0x2064 | address to copy to |
 //! | 0x2068 | bytes |
-//! | 0x206c, 0x2070 | address and data of the MSI at the end of a copy |
+//! | 0x206c, 0x2070 | address and data of the MSI at the end of a copy, which it sends if it may master the bus |
 //! | 0x2074 | control: bit 0 it may master the bus, bit 1 its memory is on, bit 2 it never rests |
 //! | 0x2078 | address of its memory, 4 KiB; an aligned double word there reads as its offset |
 //! | 0x207c | reads: how many copies ended, and in bits 31:24 how the last one did: 0 whole, 1 it may not master the bus, 2 no memory |
@@ -145,10 +145,13 @@ impl TestDma {
     fn end(&mut self, how: u32) {
         self.copy = None;
         self.ended = how << 24 | self.ended.wrapping_add(1) & 0xff_ffff;
-        self.msi.send(Msi {
-            address: self.register(register::MSI_ADDRESS).into(),
-            data: self.register(register::MSI_DATA),
-        });
+        // A message is a write by the device.
+        if self.has(control::MASTER) {
+            self.msi.send(Msi {
+                address: self.register(register::MSI_ADDRESS).into(),
+                data: self.register(register::MSI_DATA),
+            });
+        }
     }
 }
 
@@ -289,7 +292,7 @@ mod tests {
             assert_eq!(ram[0x3234], (0x3234u32 / 7) as u8);
         }
         assert_eq!(copy(&machine, &mut device, 0x3f00, 0, 0x200), 2 << 24 | 3);
-        assert_eq!(*machine.msis.borrow(), [MSI; 3]);
+        assert_eq!(*machine.msis.borrow(), [MSI; 2]);
         assert_eq!(device.step(0), Step::Idle, "nobody rang");
     }
 
