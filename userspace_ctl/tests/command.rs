@@ -52,6 +52,9 @@ fn without_the_module_every_call_says_so() {
         "debug x --walk-physical 4096",
         "debug x --memory 0x1000,4K --json",
         "debug x --physical 0",
+        "save x file",
+        "save -p 0 -",
+        "load file --no-launch --end com3=pty --new-tsc-rate --json",
     ]
     .map(String::from);
     for line in named.chain(others) {
@@ -442,4 +445,63 @@ fn a_reader_that_leaves_early_is_no_failure() {
         .success()
         .stdout(predicates::str::ends_with("0\n"))
         .stderr(is_empty());
+}
+
+/// A saved machine with a device and a page of memory.
+fn saved() -> Vec<u8> {
+    use palacios_core::saved_file::{write_begin, write_end, write_ram};
+    use palacios_core::sections::{write_section, SectionName};
+    let mut file = Vec::new();
+    write_begin(&mut file, b"no image").unwrap();
+    file.extend_from_slice(b"no image");
+    let path = SectionName::new(format_args!("device/com3"));
+    write_section(&mut file, &path, "serial", |to| to.u32(1)).unwrap();
+    write_ram(&mut file, 2, |to| to.bytes(&[7; 4096])).unwrap();
+    write_end(&mut file, 3).unwrap();
+    file
+}
+
+#[test]
+fn what_was_saved_is_described_without_a_module() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kept.v3");
+    fs::write(&path, saved()).unwrap();
+    let line = format!("inspect {}", path.display());
+    v3(&line)
+        .assert()
+        .success()
+        .stderr(is_empty())
+        .stdout(starts_with("name: kept\nsections: 3, and 1 of RAM\n"))
+        .stdout(contains(
+            "  device/com3          serial                4 bytes\n",
+        ));
+    v3(&format!("{line} --json"))
+        .assert()
+        .success()
+        .stdout(contains("\"name\":\"kept\",\"machine\":null"))
+        .stdout(contains("\"ram_bytes\":4096"))
+        .stdout(contains(
+            "{\"id\":\"com3\",\"kind\":\"serial\",\"bytes\":4}",
+        ));
+    for (damage, told) in [
+        (&saved()[..100], "it is cut off behind section device/com3"),
+        (&saved()[..7], "it is no saved machine"),
+        (&b"\x7fv3save\r\n and more"[..], "it is no saved machine"),
+    ] {
+        fs::write(&path, damage).unwrap();
+        let message = format!("v3: {}: {told}\n", path.display());
+        v3(&line)
+            .assert()
+            .code(126)
+            .stdout(is_empty())
+            .stderr(message);
+    }
+    v3("inspect absent")
+        .assert()
+        .code(125)
+        .stderr(starts_with("v3: absent: no such file"));
+    v3(&format!("inspect {}", dir.path().display()))
+        .assert()
+        .code(125)
+        .stderr(contains("this is no file"));
 }
