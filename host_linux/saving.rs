@@ -15,8 +15,10 @@ use palacios_core::vm::{HoldReason, LifeError, SaveError, Saver, State};
 /// How much is copied between the core and a reader at a time.
 const CHUNK_BYTES: usize = 64 << 10;
 
-/// A VM that is being saved.
-#[pin_data]
+/// The most that one read gives, so that a reader who wants much can be interrupted.
+const MOST_BYTES: usize = 1 << 20;
+
+/// A VM that is being saved.#[pin_data]
 pub(crate) struct Saving {
     hold: Hold,
     /// Held while a reader copies to its memory, which may sleep.
@@ -85,7 +87,7 @@ impl Saving {
     pub(crate) fn read(&self, to: &mut IovIterDest<'_>) -> Result<usize> {
         let mut progress = self.progress.lock();
         let mut done = 0;
-        while !to.is_empty() {
+        while !to.is_empty() && done < MOST_BYTES {
             match progress.give(&self.hold, to) {
                 Ok(0) => break,
                 Ok(len) => done = len.saturating_add(done),
@@ -120,6 +122,7 @@ impl Progress {
 fn of_save(why: SaveError) -> Error {
     match why {
         SaveError::WrongState(_) => error::wrong_state(),
+        SaveError::Rearranged => error::beyond_us(),
         SaveError::State(StateError::NoMemory) => ENOMEM,
         SaveError::State(_) => EIO,
     }

@@ -164,6 +164,9 @@ impl VmFile {
 
 impl Poll for VmFile {
     unsafe fn poll(me: &Self, file: &File, table: *mut bindings::poll_table) -> u32 {
+        if let Some(Other::Saving(_)) = me.other.as_ref() {
+            return POLLIN;
+        }
         let Ok((node, stream)) = me.attached() else {
             return POLLERR;
         };

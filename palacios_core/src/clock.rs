@@ -69,6 +69,9 @@ pub struct VmClock<H: Host> {
     paused_ns: AtomicU64,
     /// The guest's counter then.
     paused_tsc: AtomicU64,
+    /// A count of the guest's counter, and the time that it had counted by then: both zero, unless the VM was loaded.
+    base_tsc: AtomicU64,
+    base_ns: AtomicU64,
 }
 
 impl<H: Host> VmClock<H> {
@@ -90,6 +93,8 @@ impl<H: Host> VmClock<H> {
             behind_clock: AtomicU64::new(behind_clock),
             paused_ns: AtomicU64::new(0),
             paused_tsc: AtomicU64::new(0),
+            base_tsc: AtomicU64::new(0),
+            base_ns: AtomicU64::new(0),
             host: host.clone(),
         }
     }
@@ -117,12 +122,25 @@ impl<H: Host> VmClock<H> {
         self.paused_ns.store(RUNNING, Ordering::SeqCst);
     }
 
-    /// Has a clock that stands still, stand at this time and counter.
-    pub fn restore(&self, now_ns: u64, tsc: u64) {
+    /// Has a clock that stands still, stand at this time and counter, which had counted so many nanoseconds by then, at whatever rate.
+    pub fn restore(&self, now_ns: u64, tsc: u64, counted_ns: u64) {
         if self.paused_ns.load(Ordering::SeqCst) != RUNNING {
             self.paused_tsc.store(tsc, Ordering::SeqCst);
             self.paused_ns.store(now_ns, Ordering::SeqCst);
+            self.base_tsc.store(tsc, Ordering::SeqCst);
+            self.base_ns.store(counted_ns, Ordering::SeqCst);
         }
+    }
+    /// A count of the guest's counter, and how many nanoseconds it had counted by then: from there on it counts at the host's rate.
+    pub fn counted_from(&self) -> (u64, u64) {
+        let [tsc, ns] = [&self.base_tsc, &self.base_ns];
+        (tsc.load(Ordering::SeqCst), ns.load(Ordering::SeqCst))
+    }
+    /// How many nanoseconds the guest's counter has counted when it stands at `tsc`.
+    pub fn counted_ns(&self, tsc: u64) -> u64 {
+        let (base_tsc, base_ns) = self.counted_from();
+        let since = self.ns_of_tsc(tsc.saturating_sub(base_tsc));
+        base_ns.wrapping_add(since)
     }
 
     /// The guest's counter on a CPU where the host's stands at `host_tsc`.

@@ -1057,7 +1057,8 @@ __extension__ enum v3_vm_ioctl {
 	 * beginning; it takes no other call from then on. The VM stands still
 	 * until the file is closed, and then goes on, unless somebody else holds
 	 * it. A read answers EBADFD if the VM was stopped meanwhile; what was read
-	 * by then is of no use.
+	 * by then is of no use; EOPNOTSUPP if its memory is not where it was when
+	 * the machine started. Input waits while it stands still.
 	 *   EBADFD  the VM neither runs nor is paused
 	 *   EBUSY   too many save it
 	 *   ENOTTY  the file is a stream, or saves already
@@ -1070,6 +1071,7 @@ __extension__ enum v3_vm_ioctl {
 	 *   EINVAL  @len is no multiple of 4096
 	 *   E2BIG   @len is more than V3_MAX_LOAD_RAM
 	 *   ERANGE  the VM has no such RAM; what is before that was written
+	 * The first call empties it: what is not written is zero.
 	 */
 	V3_VM_LOAD_RAM = _IOW(V3_IOCTL_TYPE, 0x36, struct v3_load_ram),
 
@@ -1077,7 +1079,7 @@ __extension__ enum v3_vm_ioctl {
 	 * Has a VM that was never launched, and that was made of the image of a
 	 * saved machine, go on from its state when it is launched. Its RAM was
 	 * loaded before, and it has the devices that the saved machine had. On
-	 * failure nothing has changed.
+	 * failure the VM is as it was made; its RAM is to be loaded again.
 	 *   EBADFD      the VM was launched, or has stopped
 	 *   E2BIG       @state_len is more than V3_MAX_STATE_LEN
 	 *   EINVAL      the state is damaged, or none that a machine can have

@@ -160,10 +160,10 @@ fn make(
         port,
         ended: false,
     };
-    guest.fill_and_place(cores)?;
     if let Some(saved) = &saved {
         guest.load(saved, request.new_tsc_rate)?;
     }
+    guest.fill_and_place(cores)?;
     guest.log_start(layout.bytes(), cores);
     if Vm::<Lwk>::launch(&guest.vm).is_err() {
         return Err(Refusal::Vm(CreateError::NoMemory));

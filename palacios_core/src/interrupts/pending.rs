@@ -151,7 +151,7 @@ impl Pending {
         self.drain(|_, _| {});
     }
 
-    /// Takes the interrupts, each with whether it is level-triggered. Only the vCPU's own thread drains.
+    /// Takes the interrupts, each with whether it is level-triggered. Only who has the vCPU drains.
     ///
     /// A vector that was posted both ways comes twice, as a level last: its end is told to the I/O APICs, so that none
     /// waits for it for ever.

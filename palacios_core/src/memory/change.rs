@@ -49,6 +49,12 @@ impl<H: Host> Memory<H> {
         Ok(())
     }
 
+    /// Whether something else is shown somewhere than when the machine started. *Thread.*
+    pub fn is_rearranged(&self) -> bool {
+        let now = self.changes.lock();
+        now.regions != now.at_reset
+    }
+
     /// `before`, changed. Regions may show the pages below `pages`.
     fn changed(
         &self,

@@ -62,10 +62,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             return true;
         }
         let (vm, clock) = (context.board, context.board.clock());
+        let (base_tsc, base_ns) = clock.counted_from();
         let now = Instant {
             wall_ns: clock.wall_ns(),
-            system_ns: clock.ns_of_tsc(context.now().tsc),
-            tsc_zero: self.tsc.ahead,
+            system_ns: clock.counted_ns(context.now().tsc),
+            base_tsc: base_tsc.wrapping_add(self.tsc.ahead),
+            base_ns,
             tsc_khz: clock.tsc_khz(),
         };
         // That it is RAM was seen to when the guest said where.

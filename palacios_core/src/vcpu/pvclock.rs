@@ -50,8 +50,10 @@ pub(super) struct Instant {
     pub(super) wall_ns: u64,
     /// Nanoseconds since the VM first ran, by the counter.
     pub(super) system_ns: u64,
-    /// What the vCPU's counter showed when the VM first ran, modulo 2^64.
-    pub(super) tsc_zero: u64,
+    /// What the vCPU's counter showed when the VM first ran, modulo 2^64; or when it was loaded.
+    pub(super) base_tsc: u64,
+    /// Nanoseconds since the VM first ran, by the counter, at that moment.
+    pub(super) base_ns: u64,
     /// The counter's rate.
     pub(super) tsc_khz: u32,
 }
@@ -210,11 +212,12 @@ impl PvClock {
         if self.system_time_due {
             let (scale, shift) = scale(now.tsc_khz);
             let flags = if self.stable { FLAG_STABLE } else { 0 };
-            let [low, high] = [now.tsc_zero as u32, (now.tsc_zero >> 32) as u32];
+            let [low, high] = [now.base_tsc as u32, (now.base_tsc >> 32) as u32];
+            let [ns_low, ns_high] = [now.base_ns as u32, (now.base_ns >> 32) as u32];
             let last = u32::from_le_bytes([shift as u8, flags, 0, 0]);
             let at = Gpa(self.system_time & !ENABLE);
             // Padding, the counter at a time, that time, how it goes on.
-            let words = [0, low, high, 0, 0, scale, last];
+            let words = [0, low, high, ns_low, ns_high, scale, last];
             self.write(memory, at, at.wrapping_add(4), &words)?;
             self.system_time_due = false;
         }
@@ -281,7 +284,8 @@ mod tests {
         Instant {
             wall_ns: 1_800_000_000_000_000_007,
             system_ns: 3,
-            tsc_zero: 77,
+            base_tsc: 77,
+            base_ns: 0,
             tsc_khz: 2_600_000,
         }
     }

@@ -38,12 +38,18 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Writes it down. It does not run, and has caught up.
     pub(crate) fn record(&mut self, context: &RunContext<'_, H, B>) -> Result<CpuRecord, NoMemory> {
         let places = self.component_places(context);
+        let mut state = self.arch.state();
+        let mut interrupted = self.arch.pending_event().or(self.interrupted);
+        if let Some(replay) = &self.replay {
+            // What was executed again to learn about a triple fault is none of the guest's.
+            (state.rip, state.rflags, interrupted) = (replay.rip, replay.rflags, replay.event);
+        }
         Ok(CpuRecord {
-            state: self.arch.state(),
+            state,
             activity: self.activity,
             events: EventRecord {
                 fault: self.fault,
-                interrupted: self.arch.pending_event().or(self.interrupted),
+                interrupted,
                 held: self.held,
                 waiting_nmis: self.waiting_nmis,
                 nmi_blocked: self.arch.nmi_blocked(),

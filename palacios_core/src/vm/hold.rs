@@ -61,6 +61,8 @@ impl<H: Host> Vm<H> {
             let _ = self.bring_to_rest();
         }
         self.shared.call_all();
+        // Input that came meanwhile.
+        self.shared.io().input_ready();
         self.shared.observer.state_changed();
         Ok(())
     }

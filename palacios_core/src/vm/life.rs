@@ -194,6 +194,8 @@ impl<H: Host> Vm<H> {
         board.end_log();
         self.with_memory(|memory, flush| memory.reset_map(flush))
             .map_err(|NoMemory| ())?;
+        self.loaded.store(false, Ordering::SeqCst);
+        self.is_empty.store(false, Ordering::SeqCst);
         self.load_image().map_err(|error| {
             self.shared
                 .log(Level::Error, format_args!("reset: {error}"))

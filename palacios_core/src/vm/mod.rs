@@ -64,7 +64,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32};
 use io::OwnIo;
 use links::ControllerPorts;
 use power::PowerSwitch;
-use run_word::RunWord;
+use run_word::{RunState, RunWord};
 use seat::Seat;
 use shared::{Life, VmShared};
 use stuck::Stuck;
@@ -97,6 +97,8 @@ pub struct Vm<H: Host> {
     has_threads: AtomicBool,
     /// The next launch goes on from what was loaded.
     loaded: AtomicBool,
+    /// What the image had put into RAM is gone, for what is loaded.
+    is_empty: AtomicBool,
     /// Held over launch, hold and the like, one at a time.
     control: H::Mutex<()>,
 }
@@ -152,6 +154,7 @@ impl<H: Host> Vm<H> {
             waiting: AtomicU32::new(0),
             has_threads: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
+            is_empty: AtomicBool::new(false),
             processor: try_box(ProcessorOf(backend))?,
             seats: vcpus.1,
             without,
@@ -252,7 +255,10 @@ impl<H: Host> Vm<H> {
 
     /// New input waits in a stream. *Thread.*
     pub fn input_ready(&self) {
-        self.shared.io().input_ready();
+        // While it stands still nothing of it changes. Its devices look when it goes on.
+        if self.shared.run_state() != RunState::Paused {
+            self.shared.io().input_ready();
+        }
     }
 
     /// Takes the frames behind a range away from the guest and gives them to their provider; each comes back when it is

@@ -12,7 +12,7 @@
 
 use super::states::State;
 use super::Vm;
-use crate::addr::PAGE_SIZE;
+use crate::addr::{Gpa, PAGE_SIZE};
 use crate::devices::bus::{path_of, place_of, DeviceInfo, SavedDevice};
 use crate::features::{self, GuestFeatures};
 use crate::host::{Host, Lock};
@@ -30,12 +30,16 @@ const INTERRUPTS: &str = "interrupts";
 const DEVICES: &str = "device";
 const VCPU_PATH: &str = "vcpu/";
 const VERSION: u32 = 1;
+/// A machine has fewer.
+const MOST_SECTIONS: usize = 4096;
 
 /// Why a VM could not be written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaveError {
     /// It does not stand still: [`Vm::hold`] it first.
     WrongState(State),
+    /// Its memory is not where it was when the machine started, or its guest has a log of what it writes: none of that is written down.
+    Rearranged,
     /// What is wrong.
     State(StateError),
 }
@@ -88,7 +92,7 @@ pub enum LoadFault {
         /// The rate that this host gives it.
         here_khz: u32,
     },
-    /// There is no such RAM, or no memory for it.
+    /// There is no such RAM.
     Ram,
     /// The machine is another than the one that was saved; names what differs.
     Differs(&'static str),
@@ -111,7 +115,7 @@ impl fmt::Display for LoadError {
                 f,
                 "the guest's time stamp counter ran at {saved_khz} kHz, and would at {here_khz} kHz here"
             ),
-            LoadFault::Ram => f.write_str("the VM has no such memory, or the host has none to give"),
+            LoadFault::Ram => f.write_str("the VM has no such memory"),
             LoadFault::Differs(what) => write!(f, "the VM that was saved has another {what}"),
             LoadFault::Adds(feature) => write!(
                 f,
@@ -153,18 +157,29 @@ impl<H: Host> Vm<H> {
     pub fn save(&self, to: &mut Vec<u8>) -> Result<(), SaveError> {
         let _control = self.control.lock();
         match self.state() {
+            State::Paused if self.is_rearranged() => Err(SaveError::Rearranged),
             State::Paused => self.save_paused(to).map_err(SaveError::State),
             state => Err(SaveError::WrongState(state)),
         }
     }
 
+    fn is_rearranged(&self) -> bool {
+        self.memory().is_rearranged() || self.shared.board().guest_logs.load(Ordering::SeqCst)
+    }
+
     fn save_paused(&self, to: &mut Vec<u8>) -> Result<(), StateError> {
+        // Each has done what it was at: nothing of the machine changes any more.
+        for index in 0..self.vcpus() {
+            self.ask(index, |_| ());
+        }
         write_section(to, &name(MACHINE), "pc", |record| self.save_machine(record))?;
         let features = self.judge_features(|judge| judge.features());
         write_section(to, &name(FEATURES), "cpuid", |record| features.save(record))?;
         self.bus().save(to)?;
+        // Memory for the record may have to be waited for, which nobody does under the controllers' lock.
+        let chipset = self.shared.board().chipset().lock().clone();
         write_section(to, &name(INTERRUPTS), "chipset", |record| {
-            self.shared.board().chipset().lock().save(record)
+            chipset.save(record)
         })?;
         for index in 0..self.vcpus() {
             write_section(to, &name_of_vcpu(index), "cpu", |record| {
@@ -182,7 +197,9 @@ impl<H: Host> Vm<H> {
         to.u64(self.memory().layout().bytes())?;
         to.u32(clock.tsc_khz())?;
         to.u64(clock.now_ns())?;
-        to.u64(clock.tsc(self.processor.tsc()))?;
+        let tsc = clock.tsc(self.processor.tsc());
+        to.u64(tsc)?;
+        to.u64(clock.counted_ns(tsc))?;
         let (request, status) = match self.shared.board().power.waiting() {
             None => (0, 0),
             Some(PowerRequest::Off) => (1, 0),
@@ -196,15 +213,17 @@ impl<H: Host> Vm<H> {
     /// Has a VM that was never launched go on, once it is, from what [`Vm::save`] wrote. Its RAM is there already. *Thread.*
     ///
     /// # Errors
-    /// The section at fault, and why. The VM is as it was then.
+    /// The section at fault, and why. The VM is a new one then, as it was when it was made: its RAM is to be loaded again.
     pub fn load(&self, from: &[u8], rate: TscRate) -> Result<(), LoadError> {
         let _control = self.control.lock();
         self.must_be_new()?;
         let sections = Sections::new(from);
         self.check(&sections, rate)?;
+        self.empty_ram();
         let loaded = self.load_checked(&sections);
         if loaded.is_err() {
-            // That it can be reset was seen when it was made.
+            // That it can be reset was seen when it was made. Its RAM has the image again.
+            self.shared.clock().restore(0, 0, 0);
             let _ = self.reset_machine();
         }
         self.loaded.store(loaded.is_ok(), Ordering::SeqCst);
@@ -218,6 +237,17 @@ impl<H: Host> Vm<H> {
         }
     }
 
+    /// What the image had put into RAM goes, once: what is not in a saved machine was zero there.
+    fn empty_ram(&self) {
+        if self.is_empty.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        for range in self.memory().layout().ranges() {
+            let bytes = range.end.wrapping_sub(range.start);
+            self.with_memory(|memory, flush| memory.discard(Gpa(range.start), bytes, flush));
+        }
+    }
+
     /// Writes to the RAM of a VM that was never launched, from page number `page` on. *Thread.*
     ///
     /// # Errors
@@ -225,6 +255,7 @@ impl<H: Host> Vm<H> {
     pub fn load_ram(&self, page: u64, bytes: &[u8]) -> Result<(), LoadError> {
         let _control = self.control.lock();
         self.must_be_new()?;
+        self.empty_ram();
         let ram = || LoadError {
             section: SectionName::new(format_args!("ram/{page:x}")),
             why: LoadFault::Ram,
@@ -234,7 +265,11 @@ impl<H: Host> Vm<H> {
             if page >= self.memory().ram_pages() {
                 return Err(ram());
             }
-            self.memory().write_page(page, bytes).map_err(|_| ram())?;
+            let written = self.memory().write_page(page, bytes);
+            written.map_err(|why| LoadError {
+                why: LoadFault::Record(why.into()),
+                ..ram()
+            })?;
         }
         Ok(())
     }
@@ -243,24 +278,28 @@ impl<H: Host> Vm<H> {
     fn check(&self, sections: &Sections<'_>, rate: TscRate) -> Result<(), LoadError> {
         let devices = self.bus().devices().map_err(StateError::from);
         let devices = devices.map_err(in_record(DEVICES))?;
-        for section in sections.clone() {
+        for (number, section) in sections.clone().enumerate() {
             let section = section.map_err(in_record("?"))?;
+            if number >= MOST_SECTIONS {
+                let why = StateError::Value("sections.count");
+                return Err(at(section.path, LoadFault::Record(why)));
+            }
             if !self.knows(&devices, &section) && section.must_know {
                 return Err(at(section.path, LoadFault::Unknown));
             }
         }
-        self.check_machine(&find(sections, MACHINE)?, rate)?;
-        self.check_features(&find(sections, FEATURES)?)?;
-        find(sections, INTERRUPTS)?;
+        self.check_machine(&find(sections, MACHINE, "pc")?, rate)?;
+        self.check_features(&find(sections, FEATURES, "cpuid")?)?;
+        find(sections, INTERRUPTS, "chipset")?;
         for device in &devices {
-            let section = find(sections, path_of(&device.name).as_str())?;
+            let section = find(sections, path_of(&device.name).as_str(), device.kind)?;
             let saved = SavedDevice::of(&section).map_err(in_record(section.path))?;
             if saved.is_none_or(|saved| saved.port != place_of(device)) {
                 return Err(at(section.path, LoadFault::Differs("place of this device")));
             }
         }
         for index in 0..self.vcpus() {
-            let section = find(sections, name_of_vcpu(index).as_str())?;
+            let section = find(sections, name_of_vcpu(index).as_str(), "cpu")?;
             let checked = self.ask(index, |vcpu| vcpu.check(&self.shared, section.content));
             let checked = checked.unwrap_or(Err(StateError::Value("vcpu")));
             checked.map_err(in_record(section.path))?;
@@ -324,16 +363,16 @@ impl<H: Host> Vm<H> {
                 .restore(&section)
                 .map_err(in_record(section.path))?;
         }
-        let section = find(sections, INTERRUPTS)?;
+        let section = find(sections, INTERRUPTS, "chipset")?;
         let mut from = StateReader::new(section.content);
         let chipset = self.shared.board().chipset();
         let restored = chipset.lock().restore(&mut from);
         let ended = restored.and_then(|()| from.end("chipset.end"));
         ended.map_err(in_record(section.path))?;
         self.reset_shared();
-        let machine = self.load_machine(&find(sections, MACHINE)?)?;
+        let machine = self.load_machine(&find(sections, MACHINE, "pc")?)?;
         for index in 0..self.vcpus() {
-            let section = find(sections, name_of_vcpu(index).as_str())?;
+            let section = find(sections, name_of_vcpu(index).as_str(), "cpu")?;
             let restored = self.ask(index, |vcpu| {
                 vcpu.restore(&self.shared, section.content)?;
                 vcpu.count_tsc_from(&self.shared, machine.tsc, machine.tsc_khz);
@@ -347,7 +386,8 @@ impl<H: Host> Vm<H> {
 
     fn load_machine(&self, section: &Section<'_>) -> Result<SavedMachine, LoadError> {
         let machine = SavedMachine::read(section).map_err(in_record(section.path))?;
-        self.shared.clock().restore(machine.now_ns, machine.tsc);
+        let clock = self.shared.clock();
+        clock.restore(machine.now_ns, machine.tsc, machine.counted_ns);
         self.shared.board().power.clear();
         if let Some(request) = machine.request {
             self.shared.board().request_power(request);
@@ -361,12 +401,10 @@ fn is_same_rate(one_khz: u32, other_khz: u32) -> bool {
     difference.saturating_mul(1_000_000) <= u64::from(one_khz).saturating_mul(SAME_RATE_PPM)
 }
 
-/// The only section of a path.
-fn find<'a>(sections: &Sections<'a>, path: &str) -> Result<Section<'a>, LoadError> {
-    let mut found = sections
-        .clone()
-        .flatten()
-        .filter(|section| section.path == path);
+/// The only section of a path and a kind.
+fn find<'a>(sections: &Sections<'a>, path: &str, kind: &str) -> Result<Section<'a>, LoadError> {
+    let is_it = |section: &Section<'a>| section.path == path && section.kind == kind;
+    let mut found = sections.clone().flatten().filter(is_it);
     let first = found.next().ok_or(at(path, LoadFault::Missing))?;
     match found.next() {
         Some(_) => Err(at(path, LoadFault::Twice)),
@@ -387,6 +425,8 @@ pub struct SavedMachine {
     pub now_ns: u64,
     /// Its time stamp counter, as it was before a vCPU wrote to its own.
     pub tsc: u64,
+    /// How many nanoseconds that had counted.
+    pub counted_ns: u64,
     request: Option<PowerRequest>,
 }
 
@@ -403,7 +443,7 @@ impl SavedMachine {
         let mut from = StateReader::new(section.content);
         from.version(VERSION)?;
         let (vcpus, ram_bytes, tsc_khz) = (from.u32()?, from.u64()?, from.u32()?);
-        let (now_ns, tsc) = (from.u64()?, from.u64()?);
+        let (now_ns, tsc, counted_ns) = (from.u64()?, from.u64()?, from.u64()?);
         let request = match (from.u8()?, from.u32()?) {
             (0, 0) => None,
             (1, 0) => Some(PowerRequest::Off),
@@ -422,6 +462,7 @@ impl SavedMachine {
             tsc_khz,
             now_ns,
             tsc,
+            counted_ns,
             request,
         })
     }

@@ -10,6 +10,10 @@ use crate::saved_file::{self, MOST_PAGES};
 use crate::sections::Sections;
 use crate::state_io::StateError;
 use alloc::vec::Vec;
+use core::ops::Range;
+
+/// So many pages are looked at before others get the CPU.
+const MOST_LOOKS: u64 = 1 << 14;
 
 /// How far a VM was written down. Its owner [holds](Vm::hold) it meanwhile.
 pub struct Saver {
@@ -21,6 +25,8 @@ pub struct Saver {
     read: usize,
     /// How much of the image was read, while it is at it.
     image_read: Option<usize>,
+    /// Why no more comes.
+    failed: Option<SaveError>,
 }
 
 #[derive(Clone, Copy)]
@@ -47,6 +53,7 @@ impl Saver {
             piece: Vec::new(),
             read: 0,
             image_read: None,
+            failed: None,
         }
     }
 
@@ -71,10 +78,13 @@ impl<H: Host> Vm<H> {
     /// Copies what comes next of its saved file; returns how many bytes. None: that was all. *Thread.*
     ///
     /// # Errors
-    /// As [`Vm::save`].
+    /// As [`Vm::save`], from then on: there is a hole in what was written.
     pub fn read_saved(&self, saver: &mut Saver, to: &mut [u8]) -> Result<usize, SaveError> {
         let image = (*self.image).as_ref();
         let mut done = 0usize;
+        if let Some(why) = saver.failed {
+            return Err(why);
+        }
         while let Some(room) = to.get_mut(done..).filter(|room| !room.is_empty()) {
             let waiting = saver.waiting(image);
             let len = waiting.len().min(room.len());
@@ -83,8 +93,18 @@ impl<H: Host> Vm<H> {
             }
             saver.took(len);
             done = done.wrapping_add(len);
-            if len == 0 && !self.write_next(saver)? {
-                break;
+            if len != 0 {
+                continue;
+            }
+            match self.write_next(saver) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(why) => {
+                    saver.piece.clear();
+                    (saver.image_read, saver.failed) = (None, Some(why));
+                    // What was copied before is still good.
+                    return if done == 0 { Err(why) } else { Ok(done) };
+                }
             }
         }
         Ok(done)
@@ -111,13 +131,21 @@ impl<H: Host> Vm<H> {
                 written = Sections::new(piece).count() as u64;
                 Next::Ram(0)
             }
-            Next::Ram(from) => match self.first_page(from, piece)? {
-                Some(page) => Next::Ram(self.write_ram(page, piece)?),
-                None => {
-                    written = 0;
-                    Next::End
+            Next::Ram(from) if from >= self.memory().ram_pages() => {
+                written = 0;
+                Next::End
+            }
+            Next::Ram(from) => {
+                let end = from.saturating_add(MOST_LOOKS);
+                match self.first_page(from..end, piece)? {
+                    Some(page) => Next::Ram(self.write_ram(page, piece)?),
+                    None => {
+                        written = 0;
+                        self.shared.host().yield_now();
+                        Next::Ram(end)
+                    }
                 }
-            },
+            }
             Next::End => {
                 saved_file::write_end(piece, saver.sections)?;
                 Next::Nothing
@@ -128,9 +156,9 @@ impl<H: Host> Vm<H> {
         Ok(true)
     }
 
-    /// The first page of RAM from `from` on that holds something. `room` is empty, and stays so.
-    fn first_page(&self, from: u64, room: &mut Vec<u8>) -> Result<Option<u64>, StateError> {
-        for page in from..self.memory().ram_pages() {
+    /// The first of these pages of RAM that holds something. `room` is empty, and stays so.
+    fn first_page(&self, pages: Range<u64>, room: &mut Vec<u8>) -> Result<Option<u64>, StateError> {
+        for page in pages.start..pages.end.min(self.memory().ram_pages()) {
             if self.memory().append_page(page, room)? {
                 room.clear();
                 return Ok(Some(page));

@@ -54,7 +54,7 @@ fn save(host: &TestHost, vm: &TestVm) -> Saved {
 
 fn load<B: TestBackend>(hypervisor: &Hypervisor<B>, spec: &Spec, saved: &Saved) -> TestVm {
     let vm = hypervisor.create(spec).expect("a VM");
-    vm.memory().write(Gpa(0), &saved.ram).expect("it is RAM");
+    vm.load_ram(0, &saved.ram).expect("it is RAM");
     vm.load(&saved.state, TscRate::Same).expect("it was saved");
     vm
 }
@@ -271,13 +271,28 @@ fn file_of(host: &TestHost, vm: &TestVm) -> Vec<u8> {
 /// A file says all of a VM: one that is made of it goes on. Pages that the host took back are in it; those that nobody touched are not, and get no frame.
 fn a_file_is_a_whole_vm<B: TestBackend>() {
     on_virtual_time::<B>(|host, hypervisor| {
-        let spec = spec(guests::workers(&[3, 400, 4, 4096]), 3);
+        const MODULE: [u8; 9000] = [7; 9000];
+        let spec = Spec {
+            files: vec![("module", MODULE.to_vec())],
+            ..spec(guests::workers(&[3, 400, 4, 4096]), 3)
+        };
         let vm = hypervisor.create(&spec).expect("a VM");
+        let ram_of = |vm: &TestVm| {
+            let mut ram = vec![0; RAM_BYTES as usize];
+            vm.memory().read(Gpa(0), &mut ram).expect("it is RAM");
+            ram
+        };
+        // As a guest does with what it no longer needs of the image.
+        let module = ram_of(&vm).windows(MODULE.len()).position(|at| at == MODULE);
+        let module = Gpa(module.expect("it was loaded") as u64);
+        let zeroes = [0; MODULE.len()];
+        vm.memory().write(module, &zeroes).expect("it is RAM");
         vm.begin().expect("a new VM begins");
         vm.step_rounds(host, 40);
         let saved = save(host, &vm);
         let again = hypervisor.create(&spec).expect("a VM");
         load_file(&again, &file_of(host, &vm)).expect("it was saved");
+        assert!(ram_of(&again) == saved.ram, "nothing of the image is left");
         vm.revoke(Gpa(0), RAM_BYTES);
         assert_eq!(vm.memory().resident_bytes(), 0);
         let file = file_of(host, &vm);
@@ -370,7 +385,7 @@ fn another_rate_is_refused_or_borne<B: TestBackend>() {
         };
         let load = |state: &[u8], rate: TscRate| {
             let vm = hypervisor.create(&spec).expect("a VM");
-            vm.memory().write(Gpa(0), &saved.ram).expect("it is RAM");
+            vm.load_ram(0, &saved.ram).expect("it is RAM");
             vm.load(state, rate).map(|()| vm)
         };
         for (change, same) in [

@@ -11,6 +11,7 @@ use crate::whole_file::write_whole;
 use palacios_core::devices;
 use palacios_core::features::Feature;
 use palacios_core::saved_file::Part;
+use rustix::io::Errno;
 use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read, Write};
@@ -46,7 +47,8 @@ fn save_to(vm: &Vm, file: &Path) -> Result<(), Failure> {
         let to = File::options().write(true).open(file);
         return copy(vm, &mut to.map_err(|e| Failure::file(file, &e))?, file);
     }
-    write_whole(file, |to| copy(vm, to, file))
+    // It has all that the guest has in memory.
+    write_whole(file, 0o600, |to| copy(vm, to, file))
 }
 
 /// Copies a VM to `to`, as long as that takes it.
@@ -73,6 +75,10 @@ fn copy(vm: &Vm, to: &mut dyn Write, file: &Path) -> Result<(), Failure> {
 
 fn not_saved(vm: &Vm, name: &str, error: &io::Error) -> Failure {
     match vm.info() {
+        _ if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Failure::tool(format!(
+            "cannot save {name}: its memory is not where it was when the machine started"
+        ))
+        .hint("a device has moved some, or the guest logs its own writes: a guest of the test device does so"),
         Ok(info) if info.state == State::Stopped => {
             Failure::tool(format!("{name} was stopped while it was saved"))
         }

@@ -22,7 +22,7 @@ pub fn build(args: &Build) -> Outcome {
         .unwrap_or_else(|| args.toml.with_extension("img"));
     let image = build_image(&read_definition(&args.toml)?)?;
     during("writing the image", || {
-        write_whole(&output, |to| Ok(to.write_all(&image)?))
+        write_whole(&output, 0o666, |to| Ok(to.write_all(&image)?))
     })?;
     Ok(0)
 }
