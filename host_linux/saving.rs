@@ -18,7 +18,8 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// The most that one read gives, so that a reader who wants much can be interrupted.
 const MOST_BYTES: usize = 1 << 20;
 
-/// A VM that is being saved.#[pin_data]
+/// A VM that is being saved.
+#[pin_data]
 pub(crate) struct Saving {
     hold: Hold,
     /// Held while a reader copies to its memory, which may sleep.

@@ -74,7 +74,7 @@ check "no clock stepped back, and all CPUs worked" soon grep -q "^guest: ok load
 echo 'dmesg | grep -iE "warn|bug:|stall|unstable|oops|backwards|lockup|call trace"; echo looked-at-the-log' >&3
 check "Linux looked at its log" soon grep -q '^looked-at-the-log' linux.log
 sed -n '/^guest: ok load/,$p' linux.log | tr -d '\r' | grep -iE 'warn|bug:|stall|unstable|oops|backwards|lockup|call trace' | grep -v 'grep -iE' >faults
-clean() { [ ! -s faults ] || { cat faults; return 1; }; }
+clean() { [ ! -s faults ] || { sed 's/^/saw: /' faults; return 1; }; }
 check "and it is clean" clean
 echo 'poweroff -f' >&3
 check "it comes to its end" timeout 200 v3 wait linux
