@@ -1066,12 +1066,12 @@ __extension__ enum v3_vm_ioctl {
 	V3_VM_SAVE = _IO(V3_IOCTL_TYPE, 0x35),
 
 	/*
-	 * Writes to the RAM of a VM that was never launched.
+	 * Writes to the RAM of a VM that was never launched. The first call
+	 * empties it: what is not written is zero.
 	 *   EBADFD  it was
 	 *   EINVAL  @len is no multiple of 4096
 	 *   E2BIG   @len is more than V3_MAX_LOAD_RAM
 	 *   ERANGE  the VM has no such RAM; what is before that was written
-	 * The first call empties it: what is not written is zero.
 	 */
 	V3_VM_LOAD_RAM = _IOW(V3_IOCTL_TYPE, 0x36, struct v3_load_ram),
 

@@ -176,7 +176,7 @@ impl Bench {
         let size = 1u8 << (step[2] & 3).min(2);
         let offset = match region.space {
             Space::Ports => u64::from(step[1]) % region.length,
-            Space::Memory => (u64::from(step[1]) << 2) % region.length & !u64::from(size - 1),
+            Space::Memory => ((u64::from(step[1]) << 2) % region.length) & !u64::from(size - 1),
         };
         let at = region.at + offset;
         let (machine, device) = (&self.machine, &mut *self.device);

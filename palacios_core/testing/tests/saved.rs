@@ -283,7 +283,9 @@ fn a_file_is_a_whole_vm<B: TestBackend>() {
             ram
         };
         // As a guest does with what it no longer needs of the image.
-        let module = ram_of(&vm).windows(MODULE.len()).position(|at| at == MODULE);
+        let module = ram_of(&vm)
+            .windows(MODULE.len())
+            .position(|at| at == MODULE);
         let module = Gpa(module.expect("it was loaded") as u64);
         let zeroes = [0; MODULE.len()];
         vm.memory().write(module, &zeroes).expect("it is RAM");

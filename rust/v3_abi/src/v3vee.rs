@@ -966,12 +966,12 @@ pub const V3_VM_CHIPSET: v3_vm_ioctl = 2162185780;
 /// - `EBUSY`: too many save it
 /// - `ENOTTY`: the file is a stream, or saves already
 pub const V3_VM_SAVE: v3_vm_ioctl = 22069;
-/// Writes to the RAM of a VM that was never launched.
+/// Writes to the RAM of a VM that was never launched. The first call
+/// empties it: what is not written is zero.
 /// - `EBADFD`: it was
 /// - `EINVAL`: `len` is no multiple of 4096
 /// - `E2BIG`: `len` is more than V3_MAX_LOAD_RAM
 /// - `ERANGE`: the VM has no such RAM; what is before that was written
-/// The first call empties it: what is not written is zero.
 pub const V3_VM_LOAD_RAM: v3_vm_ioctl = 1075336758;
 /// Has a VM that was never launched, and that was made of the image of a
 /// saved machine, go on from its state when it is launched. Its RAM was
