@@ -15,7 +15,6 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::{Arc, ArcBorrow},
-    uaccess::{UserPtr, UserSlice},
 };
 use palacios_core::image::machine;
 use palacios_core::vm::VmName;
@@ -144,13 +143,7 @@ fn image_of(create: &abi::v3_create) -> Result<ImageCopy, Refusal> {
         let max_bytes = MAX_IMAGE_BYTES;
         return Err(Refusal::TooLong { max_bytes });
     }
-    let len = create.image_len as usize;
-    if !memory::can_spare(len) {
-        return Err(ENOMEM.into());
-    }
-    let mut image = VVec::new();
-    let from = UserPtr::from_addr(user::pointer(create.image)?);
-    UserSlice::new(from, len).read_all(&mut image, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+    let image = memory::copy_from_caller(create.image, create.image_len as usize)?;
     Ok(ImageCopy(image))
 }
 

@@ -81,13 +81,7 @@ fn load_state(node: &VmNode, wanted: &abi::v3_load) -> Result<(), LoadRefusal> {
     if wanted.state_len > u64::from(abi::V3_MAX_STATE_LEN) {
         return Err(LoadRefusal::TooLong);
     }
-    let len = wanted.state_len as usize;
-    if !memory::can_spare(len) {
-        return Err(ENOMEM.into());
-    }
-    let mut state = KVVec::new();
-    let from = UserPtr::from_addr(user::pointer(wanted.state)?);
-    UserSlice::new(from, len).read_all(&mut state, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+    let state = memory::copy_from_caller(wanted.state, wanted.state_len as usize)?;
     let rate = match wanted.flags & abi::V3_LOAD_NEW_TSC_RATE {
         0 => TscRate::Same,
         _ => TscRate::New,

@@ -4,12 +4,14 @@
 use crate::counters::{LARGE_PAGES, PAGES};
 use crate::ffi;
 use crate::payer::Payer;
+use crate::user;
 use core::ptr::{self, NonNull};
 use kernel::{
     bindings, new_mutex,
     prelude::*,
     sync::{Arc, Mutex},
     types::Opaque,
+    uaccess::{UserPtr, UserSlice},
 };
 use palacios_core::addr::{Hpa, LARGE_PAGE_SIZE, PAGE_SIZE};
 use palacios_core::host::{GuestRam, NoMemory, PageRequest, PageSize, RamError, Release};
@@ -64,8 +66,19 @@ pub(crate) unsafe fn free_pages(at: Hpa, want: PageRequest) {
     PAGES.sub(1 << order);
 }
 
+/// Copies much of the caller's memory, if the host has so much to spare.
+pub(crate) fn copy_from_caller(at: u64, len: usize) -> Result<VVec<u8>> {
+    if !can_spare(len) {
+        return Err(ENOMEM);
+    }
+    let mut bytes = VVec::new();
+    let from = UserPtr::from_addr(user::pointer(at)?);
+    UserSlice::new(from, len).read_all(&mut bytes, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
+    Ok(bytes)
+}
+
 /// The host has so many bytes, and enough left to live on.
-pub(crate) fn can_spare(bytes: usize) -> bool {
+fn can_spare(bytes: usize) -> bool {
     // SAFETY: Reads counters.
     unsafe { ffi::v3vee_can_spare(bytes.div_ceil(PAGE_SIZE as usize)) }
 }

@@ -94,6 +94,13 @@ pub fn write_ram(
     })
 }
 
+/// The first page of a piece of RAM, and what it holds.
+fn read_ram(content: &[u8]) -> Result<(u64, &[u8]), StateError> {
+    let mut from = StateReader::new(content);
+    from.version(VERSION)?;
+    Ok((from.u64()?, from.rest()))
+}
+
 /// Ends a file that has so many sections.
 pub fn write_end(to: &mut Vec<u8>, sections: u64) -> Result<(), StateError> {
     let path = SectionName::new(format_args!("{}", END.0));
@@ -168,9 +175,15 @@ impl Checker {
         }
     }
 
-    /// The section that was taken last.
-    pub fn last(&self) -> SectionName {
-        self.last
+    /// What is wrong where the next section cannot be read.
+    pub fn unreadable(&self, why: StateError) -> SavedFileError {
+        match why {
+            StateError::Truncated => SavedFileError::Cut(self.last),
+            why => {
+                let behind = SectionName::new(format_args!("behind {}", self.last));
+                SavedFileError::Section(behind, why)
+            }
+        }
     }
 
     fn part<'a>(&self, section: &Section<'a>) -> Result<Part<'a>, StateError> {
@@ -185,9 +198,7 @@ impl Checker {
                     .ok_or(StateError::Value("end.sections"))
             }
             (path, PAGES) if path.starts_with(RAM_PATH) => {
-                from.version(VERSION)?;
-                let page = from.u64()?;
-                let bytes = from.rest();
+                let (page, bytes) = read_ram(section.content)?;
                 let whole = bytes.len() as u64 % PAGE_SIZE == 0 && !bytes.is_empty();
                 let few = bytes.len() as u64 <= MOST_PAGES.saturating_mul(PAGE_SIZE);
                 let good = whole && few && page < 1 << 40;
@@ -224,10 +235,7 @@ impl<'a> SavedFile<'a> {
             let Some(section) = sections.next() else {
                 break;
             };
-            let section = section.map_err(|why| match why {
-                StateError::Truncated => SavedFileError::Cut(checker.last()),
-                why => SavedFileError::Section(checker.last(), why),
-            })?;
+            let section = section.map_err(|why| checker.unreadable(why))?;
             match checker.take(&section)? {
                 Part::Image(bytes) => (image, state_from) = (bytes, Some(sections.rest())),
                 Part::State(_) => {}
@@ -246,12 +254,9 @@ impl<'a> SavedFile<'a> {
 
     /// What is in RAM: each the number of its first page, and whole pages.
     pub fn ram(&self) -> impl Iterator<Item = (u64, &'a [u8])> {
-        self.ram.clone().flatten().filter_map(|section| {
-            let mut from = StateReader::new(section.content);
-            let _version = from.u32().ok()?;
-            let page = from.u64().ok()?;
-            (section.kind == PAGES).then_some((page, from.rest()))
-        })
+        let pieces = self.ram.clone().flatten();
+        let pieces = pieces.filter(|section| section.kind == PAGES);
+        pieces.filter_map(|section| read_ram(section.content).ok())
     }
 }
 

@@ -140,7 +140,7 @@ pub fn write_head(
     write_parts(to, path, kind, |_| Ok(()))?;
     let section = to.get_mut(begin..).unwrap_or_default();
     put(section, SUMMED_FROM, &(content.len() as u64).to_le_bytes());
-    let sum = checksum_of([section.get(SUMMED_FROM..).unwrap_or_default(), content]);
+    let sum = checksum_of(&[section.get(SUMMED_FROM..).unwrap_or_default(), content]);
     put(section, CHECKSUM_AT, &sum.to_le_bytes());
     Ok(())
 }

@@ -7,42 +7,37 @@ use std::thread;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(1);
-const READING: &str = "{spinner} reading files";
+/// While nobody knows where the end is: of what reads, and of what copies.
+const READING: &str = "{spinner} {msg}";
 const COPYING: &str = "{spinner} {msg} {bytes}";
-const COPYING_TO_AN_END: &str = "{msg} {bar:30} {bytes}/{total_bytes}";
-const READING_TO_AN_END: &str = "reading files {bar:30} {bytes}/{total_bytes}";
+const TO_AN_END: &str = "{msg} {bar:30} {bytes}/{total_bytes}";
 
 /// Does `work` that reads files, and shows how far it is. The work says how many bytes were read, of how many.
 pub fn reading<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
-    let bar = hidden(READING);
-    shown_during(&bar, PATIENCE, show, || {
-        work(&mut |done, total| advance(&bar, done, total))
-    })
+    advancing("reading files", READING, work)
 }
 
 /// Does `work` that copies, called `what`, and shows how far it is, as [`reading`] does.
 pub fn copying<T>(what: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
-    let bar = hidden(COPYING).with_message(what.to_string());
+    advancing(what, COPYING, work)
+}
+
+fn advancing<T>(what: &str, endless: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
+    let bar = hidden(endless).with_message(what.to_string());
     shown_during(&bar, PATIENCE, show, || {
-        work(&mut |done, total| {
-            bar.set_position(done);
-            if total > 0 && bar.length() != Some(total) {
-                bar.set_length(total);
-                set_style(&bar, COPYING_TO_AN_END);
-            }
-        })
+        work(&mut |done, total| advance(&bar, endless, done, total))
     })
 }
 
-/// Shows how far the reading is. Pipes do not say how much they have, and give more than what is to be read: then there is no end to show.
-fn advance(bar: &ProgressBar, done: u64, total: u64) {
+/// Shows how far the work is. Pipes do not say how much they have, and give more than what is to be read: then there is no end to show.
+fn advance(bar: &ProgressBar, endless: &str, done: u64, total: u64) {
     let end = (total > 0 && done <= total).then_some(total);
     if bar.length() != end {
         match end {
             Some(total) => bar.set_length(total),
             None => bar.unset_length(),
         }
-        set_style(bar, end.map_or(READING, |_| READING_TO_AN_END));
+        set_style(bar, end.map_or(endless, |_| TO_AN_END));
     }
     bar.set_position(done);
 }
@@ -131,7 +126,7 @@ mod tests {
             (12, 10, None),
             (0, 0, None),
         ] {
-            advance(&bar, done, total);
+            advance(&bar, READING, done, total);
             assert_eq!((bar.position(), bar.length()), (done, end));
         }
     }

@@ -84,23 +84,20 @@ impl<R: Read> SavedReader<R> {
 
     /// The next section. `None`: that was the last.
     pub fn next_section(&mut self) -> Result<Option<RawSection<'_>>, SavedError> {
-        let cut = SavedFileError::Cut(self.checker.last());
-        let damaged = damaged_behind(self.checker.last());
         self.section.clear();
         self.read_up_to(HEAD_BYTES as u64)?;
         if self.section.is_empty() {
             self.checker.end()?;
             return Ok(None);
         }
-        let head = self.section.first_chunk().ok_or(cut)?;
-        let len = section_bytes(head).map_err(&damaged)?;
+        let unreadable = |why| self.checker.unreadable(why);
+        let head = self.section.first_chunk().ok_or(StateError::Truncated);
+        let len = head.and_then(section_bytes).map_err(unreadable)?;
         self.read_up_to(len)?;
-        if (self.section.len() as u64) < len {
-            return Err(cut.into());
-        }
+        // One that is not all there is cut off.
         let section = Sections::checked(&self.section).next();
         let section = section.unwrap_or(Err(StateError::Truncated));
-        let section = section.map_err(&damaged)?;
+        let section = section.map_err(|why| self.checker.unreadable(why))?;
         let part = self.checker.take(&section)?;
         Ok(Some((section, part, &self.section)))
     }
@@ -115,13 +112,6 @@ impl<R: Read> SavedReader<R> {
             .read_to_end(&mut self.section)?;
         self.bytes = self.bytes.saturating_add(read as u64);
         Ok(())
-    }
-}
-
-fn damaged_behind(last: SectionName) -> impl Fn(StateError) -> SavedError {
-    move |why| {
-        let behind = SectionName::new(format_args!("behind {last}"));
-        SavedFileError::Section(behind, why).into()
     }
 }
 

@@ -3,7 +3,7 @@
 //! keep a deadline that has passed, or save what it would not restore.
 #![forbid(unsafe_code)]
 
-use crate::Target;
+use crate::{size, value, Target};
 use palacios_core::devices::acpi::{AcpiPm, TimerWidth};
 use palacios_core::devices::crtc::Crtc;
 use palacios_core::devices::debug::DebugPorts;
@@ -57,14 +57,6 @@ fn run(data: &[u8]) {
         10 => device(&mut TestDma::new(&machine).unwrap()),
         _ => device(&mut Hpet::new(&machine).unwrap()),
     }
-}
-
-fn value(step: &Step) -> u32 {
-    u32::from_le_bytes([step[4], step[5], step[6], step[7]])
-}
-
-fn size(step: &Step) -> u8 {
-    1 << (step[2] & 3).min(2)
 }
 
 fn device(machine: &TestMachine, device: &mut dyn Device, steps: &[Step], record: &[u8]) {

@@ -3,7 +3,7 @@
 //! first one does, to the guest and to the machine.
 #![forbid(unsafe_code)]
 
-use crate::Target;
+use crate::{size, value, Target};
 use palacios_core::devices::testing::{saved, TestMachine, TestStream};
 use palacios_core::devices::{Device, Kind, Resources, Space, KINDS};
 use palacios_core::ram::RamLayout;
@@ -173,7 +173,7 @@ impl Bench {
     fn access(&mut self, step: &Step, write: bool) -> Option<u64> {
         let regions = self.device.regions();
         let region = *regions.get(usize::from(step[3]) % regions.len().max(1))?;
-        let size = 1u8 << (step[2] & 3).min(2);
+        let size = size(step);
         let offset = match region.space {
             Space::Ports => u64::from(step[1]) % region.length,
             Space::Memory => ((u64::from(step[1]) << 2) % region.length) & !u64::from(size - 1),
@@ -199,8 +199,4 @@ impl Bench {
             }
         }
     }
-}
-
-fn value(step: &Step) -> u32 {
-    u32::from_le_bytes([step[4], step[5], step[6], step[7]])
 }

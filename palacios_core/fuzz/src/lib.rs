@@ -66,6 +66,16 @@ impl Target {
     }
 }
 
+/// The value in the second half of a step.
+fn value(step: &[u8; 8]) -> u32 {
+    u32::from_le_bytes([step[4], step[5], step[6], step[7]])
+}
+
+/// How many bytes a step's access has: 1, 2 or 4.
+fn size(step: &[u8; 8]) -> u8 {
+    1 << (step[2] & 3).min(2)
+}
+
 /// The steps of an input, and what is behind the last whole one.
 fn steps<const BYTES: usize>(input: &[u8]) -> (Vec<[u8; BYTES]>, &[u8]) {
     let chunks = input.chunks_exact(BYTES);

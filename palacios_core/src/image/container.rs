@@ -29,7 +29,7 @@ use super::error::{self, ImageError, Part};
 use super::fdt::Tree;
 use crate::addr::PAGE_SIZE;
 use crate::bytes::{le32, le64, slice};
-use crate::checksum::{checksum, CRC_32C};
+use crate::checksum::{checksum, checksum_of};
 use crate::file_kind::FileKind;
 
 /// The first bytes of a guest.img. The last two are lost in a transfer that takes the file for text.
@@ -222,9 +222,7 @@ pub(super) fn within(what: &'static str, found: u32, limit: u32) -> Result<(), I
 
 /// The checksum of a header, whose own field counts as zero.
 pub(super) fn header_checksum(raw: &[u8]) -> u32 {
-    let mut digest = CRC_32C.digest();
-    digest.update(raw.get(..HEADER_CRC_AT).unwrap_or(&[]));
-    digest.update(&[0; 4]);
-    digest.update(raw.get(HEADER_CRC_AT + 4..).unwrap_or(&[]));
-    digest.finalize()
+    let before = raw.get(..HEADER_CRC_AT).unwrap_or(&[]);
+    let behind = raw.get(HEADER_CRC_AT + 4..).unwrap_or(&[]);
+    checksum_of(&[before, &[0; 4], behind])
 }

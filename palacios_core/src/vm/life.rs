@@ -195,7 +195,7 @@ impl<H: Host> Vm<H> {
         self.with_memory(|memory, flush| memory.reset_map(flush))
             .map_err(|NoMemory| ())?;
         self.loaded.store(false, Ordering::SeqCst);
-        self.is_empty.store(false, Ordering::SeqCst);
+        self.ram_is_empty.store(false, Ordering::SeqCst);
         self.load_image().map_err(|error| {
             self.shared
                 .log(Level::Error, format_args!("reset: {error}"))

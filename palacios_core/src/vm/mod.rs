@@ -98,7 +98,7 @@ pub struct Vm<H: Host> {
     /// The next launch goes on from what was loaded.
     loaded: AtomicBool,
     /// What the image had put into RAM is gone, for what is loaded.
-    is_empty: AtomicBool,
+    ram_is_empty: AtomicBool,
     /// Held over launch, hold and the like, one at a time.
     control: H::Mutex<()>,
 }
@@ -154,7 +154,7 @@ impl<H: Host> Vm<H> {
             waiting: AtomicU32::new(0),
             has_threads: AtomicBool::new(false),
             loaded: AtomicBool::new(false),
-            is_empty: AtomicBool::new(false),
+            ram_is_empty: AtomicBool::new(false),
             processor: try_box(ProcessorOf(backend))?,
             seats: vcpus.1,
             without,

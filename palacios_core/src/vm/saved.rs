@@ -239,7 +239,7 @@ impl<H: Host> Vm<H> {
 
     /// What the image had put into RAM goes, once: what is not in a saved machine was zero there.
     fn empty_ram(&self) {
-        if self.is_empty.swap(true, Ordering::SeqCst) {
+        if self.ram_is_empty.swap(true, Ordering::SeqCst) {
             return;
         }
         for range in self.memory().layout().ranges() {

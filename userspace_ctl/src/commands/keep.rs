@@ -113,13 +113,17 @@ fn image_for<'a>(
     let Some(promised) = &saved.features else {
         return Ok(Cow::Borrowed(&saved.image));
     };
-    let mut guest = Guest::of_image(&saved.image, file)?;
     let here = control.features()?.into_iter();
     let here = here.filter(|feature| feature.guest == Some(true));
-    let more: Vec<_> = here
+    let mut more: Vec<_> = here
         .filter_map(|feature| Feature::by_name(&feature.name))
-        .filter(|feature| !promised.has(*feature) && !guest.without.contains(*feature))
+        .filter(|feature| !promised.has(*feature))
         .collect();
+    if more.is_empty() {
+        return Ok(Cow::Borrowed(&saved.image));
+    }
+    let mut guest = Guest::of_image(&saved.image, file)?;
+    more.retain(|feature| !guest.without.contains(*feature));
     if more.is_empty() {
         return Ok(Cow::Borrowed(&saved.image));
     }
