@@ -269,7 +269,7 @@ struct ComponentPlace {
 }
 
 /// The places of the state components behind the header. A processor has few.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ComponentPlaces([Option<ComponentPlace>; 16]);
 
 impl ComponentPlaces {
@@ -290,6 +290,31 @@ impl ComponentPlaces {
     }
     fn iter(&self) -> impl Iterator<Item = &ComponentPlace> {
         self.0.iter().flatten()
+    }
+
+    /// Writes them down: a guest has learnt them from CPUID, and its own areas look so.
+    pub fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        to.u8(self.iter().count() as u8)?;
+        self.iter().try_for_each(|place| {
+            to.u8(place.number)?;
+            to.u32(place.at as u32)?;
+            to.u32(place.bytes as u32)
+        })
+    }
+    /// Reads what [`ComponentPlaces::save`] wrote.
+    pub fn read(from: &mut StateReader<'_>) -> Result<Self, StateError> {
+        let (count, mut all) = (from.u8()?, [None; 16]);
+        if usize::from(count) > all.len() {
+            return Err(StateError::Value("xsave.components"));
+        }
+        for slot in all.iter_mut().take(count.into()) {
+            *slot = Some(ComponentPlace {
+                number: from.u8()?,
+                at: from.u32()? as usize,
+                bytes: from.u32()? as usize,
+            });
+        }
+        Ok(Self(all))
     }
 }
 

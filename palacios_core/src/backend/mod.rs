@@ -40,6 +40,7 @@ use crate::state::{
     Control, CpuState, DescriptorTable, Exception, Gprs, Seg, Segment, TableRegister,
 };
 use crate::xsave::XsaveArea;
+use bitflags::bitflags;
 use core::fmt;
 use vendor_msrs::VendorMsrs;
 
@@ -181,9 +182,8 @@ pub trait BackendVcpu<H: Host, B>: Send {
     fn request_interrupt_window(&mut self, priority: Option<u8>);
     /// Asks for [`Exit::NmiWindow`], once, as soon as the guest would take an NMI; it may take one earlier, after any exit.
     fn request_nmi_window(&mut self, on: bool);
-    /// Has every exception exit, and not only those that the core must see. The core asks for it when it looks for the
-    /// exception that ended a guest.
-    fn exit_at_all_exceptions(&mut self, all: bool);
+    /// Has more exit than what the backend always intercepts. May be changed whenever the guest is not running; at first it is nothing.
+    fn set_intercepts(&mut self, more: Intercepts);
     /// The task priority, CR8, as the guest last left it (0–15).
     fn cr8(&self) -> u8;
     /// Sets CR8.
@@ -214,6 +214,15 @@ pub struct Features {
     pub xcr0: u64,
     /// The bits of CR4 that a guest may set.
     pub cr4: u64,
+}
+
+bitflags! {
+    /// What exits for a while beside what always does.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Intercepts: u32 {
+        /// Every exception. The core looks so for the one that ended a guest.
+        const EXCEPTIONS = 1 << 0;
+    }
 }
 
 /// Something delivered to the guest on entry.
@@ -274,7 +283,7 @@ pub enum Exit {
     /// `RDPMC`; no guest is offered it.
     ReadPmc,
     /// An exception that was intercepted, not delivered yet: the core injects it. #DB, #AC or #MF, unless
-    /// [`BackendVcpu::exit_at_all_exceptions`] asked for more.
+    /// [`BackendVcpu::set_intercepts`] asked for more.
     Exception(Exception),
     /// An instruction that no guest has: it faults with #UD.
     Undefined,

@@ -136,14 +136,51 @@ struct Register {
     size: u8,
 }
 
+impl Register {
+    fn of(found: &Found, access: IoAddress) -> Self {
+        Self {
+            region: found.target().region.into(),
+            offset: found.offset(access),
+            size: access.size,
+        }
+    }
+}
+
+/// Who answers an access without a lock that sleeps. *Any.*
+pub struct WindowAnswerer<'a, H: Host>(AnswersInWindow<'a, H>);
+
+enum AnswersInWindow<'a, H: Host> {
+    /// A device that is called in the window.
+    Device(&'a dyn WindowDevice, Register),
+    /// A doorbell of a bus.
+    Doorbell(&'a Bus<H>, Target),
+}
+
+impl<H: Host> WindowAnswerer<'_, H> {
+    /// A read.
+    pub fn read(&self) -> u64 {
+        match self.0 {
+            AnswersInWindow::Device(device, at) => device.read(at.region, at.offset, at.size),
+            AnswersInWindow::Doorbell(..) => u64::MAX,
+        }
+    }
+    /// A write of the low bytes of `value`.
+    pub fn write(&self, value: u64) {
+        match self.0 {
+            AnswersInWindow::Device(device, at) => {
+                device.write(at.region, at.offset, at.size, value);
+            }
+            AnswersInWindow::Doorbell(bus, target) => bus.ring(target),
+        }
+    }
+}
+
 /// Who answers an access.
 enum Answerer<'a, H: Host> {
     /// The device in a slot, whose lock this is.
     Device(SlotGuard<'a, H>, &'a Slot<H>, Register),
-    /// A device that is called in the window.
-    Window(&'a dyn WindowDevice, Register),
-    /// A doorbell.
-    Doorbell(Target),
+    /// One that needs no lock.
+    InWindow(WindowAnswerer<'a, H>),
     /// Nobody.
     Nobody,
 }
@@ -318,7 +355,7 @@ impl<H: Host> Bus<H> {
         self.slots.get(usize::from(number.0))
     }
 
-    /// A read. `last` is the caller's: what it found last on this bus. *Thread*, unless [`Bus::answers_in_window`].
+    /// A read. `last` is the caller's: what it found last on this bus. *Thread.*
     #[must_use]
     pub fn read(&self, last: &mut Option<Found>, access: IoAddress) -> Answer {
         let (mut value, mut new_deadline) = (u64::MAX, false);
@@ -329,8 +366,8 @@ impl<H: Host> Bus<H> {
                     new_deadline = self.look_at_deadline(slot, &mut **device);
                 }
             }
-            Answerer::Window(device, at) => value = device.read(at.region, at.offset, at.size),
-            Answerer::Doorbell(_) | Answerer::Nobody => {}
+            Answerer::InWindow(answerer) => value = answerer.read(),
+            Answerer::Nobody => {}
         }
         Answer {
             value,
@@ -338,7 +375,7 @@ impl<H: Host> Bus<H> {
         }
     }
 
-    /// A write of the low bytes of `value`; lost where no device answers. *Thread*, unless [`Bus::answers_in_window`].
+    /// A write of the low bytes of `value`; lost where no device answers. *Thread.*
     #[must_use]
     pub fn write(&self, last: &mut Option<Found>, access: IoAddress, value: u64) -> Written {
         let mut written = Written::default();
@@ -350,17 +387,31 @@ impl<H: Host> Bus<H> {
                     written.new_deadline = self.look_at_deadline(slot, &mut **device);
                 }
             }
-            Answerer::Window(device, at) => device.write(at.region, at.offset, at.size, value),
-            Answerer::Doorbell(target) => self.ring(target),
+            Answerer::InWindow(answerer) => answerer.write(value),
             Answerer::Nobody => {}
         }
         written
     }
 
-    /// Whether an access is answered without a lock that sleeps: by a device that is called in the window, or as a doorbell. *Any.*
-    pub fn answers_in_window(&self, last: &mut Option<Found>, at: IoAddress) -> bool {
-        let target = self.map.find(last, at).map(Found::target);
-        target.is_some_and(|target| target.doorbell || usize::from(target.slot) >= MAX_DEVICES)
+    /// Who answers an access without a lock that sleeps: a device that is called in the window, or a doorbell. `None`: it is another's. *Any.*
+    pub fn answerer_in_window(
+        &self,
+        last: &mut Option<Found>,
+        access: IoAddress,
+    ) -> Option<WindowAnswerer<'_, H>> {
+        self.in_window(self.map.find(last, access)?, access)
+    }
+
+    #[inline]
+    fn in_window(&self, found: &Found, access: IoAddress) -> Option<WindowAnswerer<'_, H>> {
+        let target = found.target();
+        let answers = match target.doorbell {
+            true => AnswersInWindow::Doorbell(self, target),
+            false => {
+                AnswersInWindow::Device(self.window_device(target)?, Register::of(found, access))
+            }
+        };
+        Some(WindowAnswerer(answers))
     }
 
     /// A write to a doorbell.
@@ -386,24 +437,15 @@ impl<H: Host> Bus<H> {
             let Some(found) = self.map.find(last, access) else {
                 return Answerer::Nobody;
             };
-            let target = found.target();
-            if target.doorbell {
-                return Answerer::Doorbell(target);
+            if let Some(answerer) = self.in_window(found, access) {
+                return Answerer::InWindow(answerer);
             }
-            let register = Register {
-                region: target.region.into(),
-                offset: found.offset(access),
-                size: access.size,
-            };
-            let Some(slot) = self.slot(SlotNumber(target.slot)) else {
-                let device = self.window_device(target);
-                return device.map_or(Answerer::Nobody, |device| {
-                    Answerer::Window(device, register)
-                });
+            let Some(slot) = self.slot(SlotNumber(found.target().slot)) else {
+                return Answerer::Nobody;
             };
             let device = slot.device.lock();
             if self.map.still_shows(found) {
-                return Answerer::Device(device, slot, register);
+                return Answerer::Device(device, slot, Register::of(found, access));
             }
         }
     }

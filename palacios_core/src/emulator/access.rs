@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory as instructions see it: segments, page boundaries, and the checks before an access (SDM 3A: 5.3; APM 2: 4.12).
 
-use super::cpu::{Cpu, Fault};
+use super::cpu::{CodeReader, Cpu, Fault};
 use super::processor::Processor;
 use crate::addr::{Gpa, Gva, PAGE_SIZE};
 use crate::memory::walk::{Access, AccessKind, Privilege};
@@ -91,7 +91,7 @@ impl Bytes {
     }
 }
 
-impl<C: Cpu> Processor<'_, C> {
+impl<C: CodeReader> Processor<'_, C> {
     /// The exception of a bad access through `seg`: #SS for the stack segment, #GP for others.
     fn segment_fault(&self, seg: Seg) -> Fault {
         self.fault(match seg {
@@ -184,6 +184,18 @@ impl<C: Cpu> Processor<'_, C> {
         ((at << unused) as i64 >> unused) as u64 == at
     }
 
+    /// An access of the instruction at its own privilege level.
+    pub fn access(&self, kind: AccessKind) -> Access {
+        let privilege = if self.cpu.cpl() == 3 {
+            Privilege::User
+        } else {
+            Privilege::Supervisor
+        };
+        Access { kind, privilege }
+    }
+}
+
+impl<C: Cpu> Processor<'_, C> {
     /// Checks and translates an operand of `width` bytes at `offset` in a segment.
     pub fn check_memory(
         &mut self,
@@ -196,16 +208,6 @@ impl<C: Cpu> Processor<'_, C> {
         self.check_alignment(at, width)?;
         let access = self.access(kind);
         self.check_linear(at, width, access)
-    }
-
-    /// An access of the instruction at its own privilege level.
-    pub fn access(&self, kind: AccessKind) -> Access {
-        let privilege = if self.cpu.cpl() == 3 {
-            Privilege::User
-        } else {
-            Privilege::Supervisor
-        };
-        Access { kind, privilege }
     }
 
     /// Translates `width` bytes at a linear address. A page beyond the first is checked like the first.

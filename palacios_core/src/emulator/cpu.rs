@@ -43,34 +43,49 @@ pub enum Behaviour {
     ShortNearBranches,
 }
 
-/// What the emulator asks of a virtual CPU and its processor.
+/// What it takes to find the instruction at CS:RIP.
 ///
 /// Registers are those of the guest at the exit. Where a method can fail, it has done nothing when it does.
-pub trait Cpu {
+pub trait CodeReader {
+    /// RIP.
+    fn rip(&self) -> u64;
+    /// RFLAGS.
+    fn rflags(&self) -> u64;
+    /// A segment register. One that was loaded with a null selector has its P bit clear.
+    fn segment(&self, seg: Seg) -> Segment;
+    /// The current privilege level.
+    fn cpl(&self) -> u8;
+    /// EFER.
+    fn efer(&self) -> u64;
+    /// Control register 0, 2, 3, 4 or 8.
+    fn cr(&self, number: u8) -> u64;
+
+    /// Translates a canonical linear address; sets accessed and dirty bits.
+    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault>;
+    /// Instruction bytes at RIP that hardware gave with the exit (APM 2: 15.8.4), or none.
+    fn fetched(&self) -> &[u8] {
+        &[]
+    }
+    /// Reads instruction bytes, all in one page. Must not disturb a device: outside of RAM it fails.
+    fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault>;
+}
+
+/// What the emulator asks of a virtual CPU and its processor, to execute an instruction.
+pub trait Cpu: CodeReader {
     /// The general registers.
     fn gprs(&self) -> &Gprs;
     /// The general registers, to change.
     fn gprs_mut(&mut self) -> &mut Gprs;
-    /// RIP.
-    fn rip(&self) -> u64;
     /// Sets RIP.
     fn set_rip(&mut self, rip: u64);
-    /// RFLAGS.
-    fn rflags(&self) -> u64;
     /// Sets RFLAGS.
     fn set_rflags(&mut self, rflags: u64);
-    /// A segment register. One that was loaded with a null selector has its P bit clear.
-    fn segment(&self, seg: Seg) -> Segment;
     /// Sets a segment register. With SS comes the privilege level, its DPL, but in real mode.
     fn set_segment(&mut self, seg: Seg, segment: Segment);
     /// GDTR or IDTR.
     fn table(&self, table: DescriptorTable) -> TableRegister;
     /// Sets GDTR or IDTR.
     fn set_table(&mut self, table: DescriptorTable, value: TableRegister);
-    /// The current privilege level.
-    fn cpl(&self) -> u8;
-    /// EFER.
-    fn efer(&self) -> u64;
 
     /// The processor behaves so. Asked only where an instruction is met that shows it.
     fn has(&self, behaviour: Behaviour) -> bool;
@@ -82,8 +97,6 @@ pub trait Cpu {
     fn xcr0(&self) -> u64;
     /// Floating-point and vector registers.
     fn fpu(&mut self) -> XsaveArea<'_>;
-    /// Control register 0, 2, 3, 4 or 8.
-    fn cr(&self, number: u8) -> u64;
     /// A move to control register 0, 2, 3, 4 or 8, with all that hangs on it: #GP(0) for values the guest's CPU refuses,
     /// a change of paging mode, TLB flushes. Privilege has been checked.
     fn set_cr(&mut self, number: u8, value: u64) -> Result<(), Fault>;
@@ -94,14 +107,6 @@ pub trait Cpu {
     /// INVLPG: forgets what was cached of the page at `at`, which may be no canonical address.
     fn invalidate_page(&mut self, at: Gva);
 
-    /// Translates a canonical linear address; sets accessed and dirty bits.
-    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault>;
-    /// Instruction bytes at RIP that hardware gave with the exit (APM 2: 15.8.4), or none.
-    fn fetched(&self) -> &[u8] {
-        &[]
-    }
-    /// Reads instruction bytes, all in one page. Must not disturb a device: outside of RAM it fails.
-    fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault>;
     /// Reads 1–32 bytes, all in one page, from RAM or from a device. Called once for an access of the guest; a device
     /// sees accesses of 1, 2, 4 or 8 bytes, in the order of their addresses.
     fn read(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault>;

@@ -34,7 +34,7 @@ mod vector;
 mod widths;
 
 use crate::state::rflags;
-pub use cpu::{Behaviour, Cpu, Fault};
+pub use cpu::{Behaviour, CodeReader, Cpu, Fault};
 use execution::Execution;
 use instruction::{Instruction, Op};
 pub use instruction_bytes::{InstructionBytes, MAX_INSTRUCTION_BYTES};
@@ -90,7 +90,7 @@ pub fn deliver(cpu: &mut impl Cpu, what: &Interruption) -> Result<(), Fault> {
 }
 
 /// The length in bytes of the instruction at CS:RIP, for processors that do not tell (APM 2: 15.7.1).
-pub fn length_at(cpu: &mut impl Cpu) -> Result<u8, Fault> {
+pub fn length_at(cpu: &mut impl CodeReader) -> Result<u8, Fault> {
     Processor::new(cpu).fetch(decode::length, |&length| length)
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The CPU in its mode, and the fetch of instructions.
 
-use super::cpu::{Cpu, Fault};
+use super::cpu::{CodeReader, Fault};
 use super::instruction::{CodeSize, DecodeError};
 use super::instruction_bytes::{InstructionBytes, MAX_INSTRUCTION_BYTES};
 use crate::addr::{Gpa, Gva, PAGE_SIZE};
@@ -21,7 +21,7 @@ pub(super) struct Mode {
 }
 
 impl Mode {
-    fn of(cpu: &impl Cpu) -> Mode {
+    fn of(cpu: &impl CodeReader) -> Mode {
         let protected = cpu.cr(0) & cr0::PE != 0;
         let virtual_8086 = protected && cpu.rflags() & rflags::VM != 0;
         let code = cpu.segment(Seg::Cs).attributes;
@@ -55,7 +55,7 @@ pub(super) struct Processor<'a, C> {
     pub bytes: InstructionBytes,
 }
 
-impl<'a, C: Cpu> Processor<'a, C> {
+impl<'a, C: CodeReader> Processor<'a, C> {
     pub fn new(cpu: &'a mut C) -> Self {
         let mode = Mode::of(cpu);
         Processor {

@@ -10,7 +10,7 @@
 
 use super::exceptions::DOUBLE_FAULT;
 use super::owned::{Replay, Vcpu};
-use crate::backend::{Backend, BackendVcpu, Event};
+use crate::backend::{Backend, BackendVcpu, Event, Intercepts};
 use crate::host::Host;
 use crate::state::{rflags, Exception};
 use crate::vm::stop_reason::StopReason;
@@ -29,7 +29,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             exits: self.last_exits.clone(),
         });
         self.arch.set_rflags(flags | rflags::TF);
-        self.arch.exit_at_all_exceptions(true);
+        self.arch.set_intercepts(Intercepts::EXCEPTIONS);
     }
 
     /// The last instruction was executed again, and raised this.
@@ -37,7 +37,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let Some(replay) = self.replay.take() else {
             return;
         };
-        self.arch.exit_at_all_exceptions(false);
+        self.arch.set_intercepts(Intercepts::empty());
         self.arch.set_rip(replay.rip);
         self.arch.set_rflags(replay.rflags);
         self.last_exits = replay.exits;

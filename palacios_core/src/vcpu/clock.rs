@@ -2,30 +2,19 @@
 //! The clocks that a vCPU shows its guest: its time stamp counter, and the clock that Linux guests make of it.
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::context::{AnyContext, RunContext, WindowContext};
 use super::owned::Vcpu;
 use super::pvclock::Instant;
 use crate::backend::{Backend, BackendVcpu};
 use crate::host::Host;
 use crate::interfaces::Clock;
-use crate::interrupts::apic_timer::Now;
 use crate::vm::stop_reason::StopReason;
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
-    /// The instant, on the clocks that the local APIC counts.
-    pub(super) fn now(&self, context: &RunContext<'_, H, B>) -> Now {
-        let now = context.now();
-        let tsc = match self.in_window {
-            // As the guest's own RDTSC.
-            true => context.backend.tsc().wrapping_add(self.tsc.offset),
-            false => now.tsc.wrapping_add(self.tsc.ahead),
-        };
-        Now { tsc, ..now }
-    }
-
-    /// In a window, on the CPU where the vCPU was just loaded: sets its counter there.
-    pub(super) fn load_tsc(&mut self, context: &RunContext<'_, H, B>) {
-        let (clock, host_tsc) = (context.board.clock(), context.backend.tsc());
+    /// On the CPU where the vCPU was just loaded: sets its counter there.
+    pub(super) fn load_tsc(&mut self, window: &WindowContext<'_, '_, H, B>) {
+        let (board, host_tsc) = (window.board(), window.backend().tsc());
+        let clock = board.clock();
         self.pvclock.set_stable(clock.tsc_stable(host_tsc));
         let mut tsc = clock.tsc(host_tsc);
         if clock.follows_clock() {
@@ -39,9 +28,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Before the vCPU leaves its CPU.
-    pub(super) fn unload_tsc(&mut self, context: &RunContext<'_, H, B>) {
-        if context.board.clock().follows_clock() {
-            self.tsc.last = self.now(context).tsc.wrapping_sub(self.tsc.ahead);
+    pub(super) fn unload_tsc(&mut self, window: &WindowContext<'_, '_, H, B>) {
+        if window.board().clock().follows_clock() {
+            self.tsc.last = window.counter(&self.tsc).wrapping_sub(self.tsc.ahead);
         }
     }
 
@@ -65,7 +54,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let (base_tsc, base_ns) = clock.counted_from();
         let now = Instant {
             wall_ns: clock.wall_ns(),
-            system_ns: clock.counted_ns(context.now().tsc),
+            system_ns: clock.counted_ns(context.vm_counter()),
             base_tsc: base_tsc.wrapping_add(self.tsc.ahead),
             base_ns,
             tsc_khz: clock.tsc_khz(),

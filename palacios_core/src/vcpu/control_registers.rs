@@ -2,7 +2,7 @@
 //! What a guest may write to its control registers, on every vendor's processor, and what goes with a write.
 #![forbid(unsafe_code)]
 
-use super::emulate::Emulated;
+use super::emulate::EmulatedOutside;
 use crate::addr::Gpa;
 use crate::backend::{Backend, BackendVcpu};
 use crate::emulator::Fault;
@@ -10,7 +10,7 @@ use crate::host::Host;
 use crate::memory::walk::GuestTables;
 use crate::state::{cr0, cr4, efer, is_64_bit_code, Control, Exception, Seg, SegmentAttributes};
 
-impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
+impl<H: Host, B: Backend<H>> EmulatedOutside<'_, '_, H, B> {
     /// CR0 (APM 2: 3.1.1).
     pub(super) fn set_cr0(&mut self, value: u64) -> Result<(), Fault> {
         let arch = &mut self.vcpu.arch;
@@ -102,9 +102,9 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
         const RESERVED: u64 = 0b110 | 0xf << 5;
         let bits = self.vcpu.msrs.backend().physical_bits;
         let too_high = u64::MAX.checked_shl(bits.into()).unwrap_or(0);
-        let mut entries = [0; 4];
+        let (mut tables, mut entries) = (self.tables(), [0; 4]);
         for (entry, at) in entries.iter_mut().zip((cr3 & 0xffff_ffe0..).step_by(8)) {
-            *entry = self.read_entry(Gpa(at), 8)?;
+            *entry = tables.read_entry(Gpa(at), 8)?;
             if *entry & PRESENT != 0 && *entry & (RESERVED | too_high) != 0 {
                 return Err(Exception::general_protection(0).into());
             }

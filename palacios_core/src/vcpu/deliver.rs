@@ -2,7 +2,7 @@
 //! Delivery: what waits for a vCPU, and what of it the next entry brings.
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::context::{AnyContext, RunContext, WindowContext};
 use super::owned::{Activity, Vcpu, WaitsFor, STOPPED};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
@@ -122,46 +122,45 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.waits_for.contains(WaitsFor::PIC) && self.apic.takes_extint()
     }
 
-    pub(super) fn accept_vectors(&mut self, context: &RunContext<'_, H, B>) {
+    pub(super) fn accept_vectors(&mut self, context: &impl AnyContext<H, B>) {
         let apic = &mut self.apic;
-        context.shared.pending.drain(|vector, level| {
+        context.shared().pending.drain(|vector, level| {
             apic.accept(vector, level);
         });
     }
 
     /// The last steps before an entry, with interrupts off. `false`: something has come up, do not enter.
-    pub(super) fn before_entry(&mut self, context: &RunContext<'_, H, B>) -> bool {
-        let generation = context
-            .shared
-            .entering_guest(|| context.board.memory().generation());
-        if context.shared.pending.has_events() || context.vm.run_state() != RunState::Running {
-            context.shared.left_guest();
+    pub(super) fn before_entry(&mut self, window: &WindowContext<'_, '_, H, B>) -> bool {
+        let shared = window.shared();
+        let generation = shared.entering_guest(|| window.board().generation());
+        if shared.pending.has_events() || window.run_state() != RunState::Running {
+            shared.left_guest();
             return false;
         }
         if generation != self.generation {
             self.generation = generation;
             self.arch.flush_tlb();
-            context.shared.stats.add(Counter::TlbFlushes, 1);
+            shared.stats.add(Counter::TlbFlushes, 1);
         }
-        self.accept_vectors(context);
-        self.deliver(context);
-        self.tell_priority(context);
+        self.accept_vectors(window);
+        self.deliver(window);
+        self.tell_priority(window);
         true
     }
 
     /// Tells others how busy this processor is, for messages of lowest priority.
-    pub(super) fn tell_priority(&self, context: &RunContext<'_, H, B>) {
+    pub(super) fn tell_priority(&self, context: &impl AnyContext<H, B>) {
         if self.count > 1 {
             let filter = self.apic.filter();
-            if filter != context.shared.filter() {
-                context.shared.set_filter(filter);
+            if filter != context.shared().filter() {
+                context.shared().set_filter(filter);
             }
         }
     }
 
     /// Chooses what this entry delivers; what must wait gets a window.
-    fn deliver(&mut self, context: &RunContext<'_, H, B>) {
-        let stats = &context.shared.stats;
+    fn deliver(&mut self, window: &WindowContext<'_, '_, H, B>) {
+        let stats = &window.shared().stats;
         if self.arch.cr8() != self.apic.cr8() {
             self.arch.set_cr8(self.apic.cr8());
         }
@@ -188,7 +187,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.arch
             .request_nmi_window(self.waiting_nmis != 0 || self.held == Some(Event::Nmi));
         if !busy && self.arch.interruptible() {
-            if let Some(vector) = self.next_vector(context) {
+            if let Some(vector) = self.next_vector(window) {
                 stats.add(Counter::InjectedInterrupt, 1);
                 self.arch.inject(Event::Interrupt(vector));
             }
@@ -214,11 +213,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Takes the interrupt that is served next out of its controller.
-    fn next_vector(&mut self, context: &RunContext<'_, H, B>) -> Option<u8> {
+    fn next_vector(&mut self, window: &WindowContext<'_, '_, H, B>) -> Option<u8> {
         if self.takes_ext_int() {
-            let board = context.board;
-            let (vector, more) =
-                board.with_chipset(|chipset, sink| (chipset.acknowledge(sink), chipset.output()));
+            let (vector, more) = window
+                .board()
+                .with_chipset(|chipset, sink| (chipset.acknowledge(sink), chipset.output()));
             self.waits_for.set(WaitsFor::PIC, more);
             if vector.is_some() {
                 return vector;

@@ -2,7 +2,7 @@
 //! The one dispatch of exits: what the guest did, and who sees to it. And the end of an instruction that exited.
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::context::{AnyContext, RunContext};
 use super::owned::Vcpu;
 use crate::backend::{Backend, BackendVcpu, Exit, NestedFault, PortAccess};
 use crate::host::Host;
@@ -93,28 +93,33 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// An `IN` or `OUT`.
-    pub(super) fn port(&mut self, context: &RunContext<'_, H, B>, access: PortAccess) {
-        let mask = match access.size {
-            1 => 0xff,
-            2 => 0xffff,
-            _ => 0xffff_ffff,
-        };
-        let (vm, index) = (context.vm, self.index);
-        let rax = self.arch.gprs()[Reg::Rax];
-        let at = access.address();
+    fn port(&mut self, context: &RunContext<'_, H, B>, access: PortAccess) {
+        let (io, index, at) = (context.vm.io(), self.index, access.address());
         if access.write {
-            vm.io().write(index, &mut self.last_found, at, rax & mask);
+            let value = self.port_output(access);
+            io.write(index, &mut self.last_found, at, value);
         } else {
-            let value = vm.io().read(index, &mut self.last_found, at) & mask;
-            // A 32-bit result clears the upper half; smaller ones leave the rest.
-            let kept = if access.size == 4 { 0 } else { rax & !mask };
-            self.arch.gprs_mut()[Reg::Rax] = kept | value;
+            let value = io.read(index, &mut self.last_found, at);
+            self.take_port_input(access, value);
         }
         self.advance(context);
     }
 
+    /// What an `OUT` sends.
+    pub(super) fn port_output(&self, access: PortAccess) -> u64 {
+        self.arch.gprs()[Reg::Rax] & port_mask(access)
+    }
+
+    /// What an `IN` was answered. A 32-bit result clears the upper half; smaller ones leave the rest.
+    pub(super) fn take_port_input(&mut self, access: PortAccess, value: u64) {
+        let mask = port_mask(access);
+        let rax = &mut self.arch.gprs_mut()[Reg::Rax];
+        let kept = if access.size == 4 { 0 } else { *rax & !mask };
+        *rax = kept | value & mask;
+    }
+
     /// The instruction that exited is done.
-    pub(super) fn advance(&mut self, context: &RunContext<'_, H, B>) {
+    pub(super) fn advance(&mut self, context: &impl AnyContext<H, B>) {
         if self
             .move_past(context)
             .is_some_and(|flags| flags & rflags::TF != 0)
@@ -126,7 +131,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Moves RIP past the instruction that exited; the only place that does, but for the emulator's own. Gives the RFLAGS that it
     /// was executed with. `None`: its bytes changed or went, so that the guest runs it again.
     #[inline]
-    pub(super) fn move_past(&mut self, context: &RunContext<'_, H, B>) -> Option<u64> {
+    pub(super) fn move_past(&mut self, context: &impl AnyContext<H, B>) -> Option<u64> {
         let next = match self.arch.next_rip() {
             Some(next) => next,
             None if self.find_length(context) => {
@@ -150,5 +155,14 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         } else {
             rip & 0xffff_ffff
         }
+    }
+}
+
+/// The bits that a port access has.
+const fn port_mask(access: PortAccess) -> u64 {
+    match access.size {
+        1 => 0xff,
+        2 => 0xffff,
+        _ => 0xffff_ffff,
     }
 }

@@ -2,19 +2,18 @@
 //! A vCPU as the emulator sees it.
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::code::{CodeMemory, Filled};
+use super::context::{AnyContext, RunContext};
 use super::owned::Vcpu;
 use crate::addr::{Gpa, Gva};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::devices::IoAddress;
-use crate::emulator::{self, Behaviour, Cpu, Fault, Interruption, Source};
+use crate::emulator::{self, Behaviour, CodeReader, Cpu, Fault, Interruption, Source};
 use crate::features::Feature;
 use crate::host::Host;
 use crate::interfaces::GuestMemory;
 use crate::interrupts::lapic::Effect;
-use crate::interrupts::MessageSink;
-use crate::memory::walk::{self, Access, GuestTables, Paging, Translation, WalkError};
-use crate::memory::Resident;
+use crate::memory::walk::{Access, Paging};
 use crate::regions::Writes;
 use crate::state::{
     cr4, is_64_bit_code, DescriptorTable, Exception, Gprs, Seg, Segment, TableRegister,
@@ -22,13 +21,14 @@ use crate::state::{
 use crate::stats::Counter;
 use crate::xsave::XsaveArea;
 
-/// A vCPU in its place, for the length of one instruction.
-pub(super) struct Emulated<'a, 'b, H: Host, B: Backend<H>> {
+/// A vCPU for the length of one instruction, with what leads to its code: outside of a window its context, which leads to all else as well.
+pub(super) struct Emulated<'a, H: Host, B: Backend<H>, C> {
     pub(super) vcpu: &'a mut Vcpu<H, B>,
-    context: &'a RunContext<'b, H, B>,
-    /// In a window, where memory without a frame is left alone, since its fill may sleep.
-    resident: Option<Resident<'b, H>>,
+    context: C,
 }
+
+/// A vCPU outside of a window, for the length of one instruction.
+pub(super) type EmulatedOutside<'a, 'b, H, B> = Emulated<'a, H, B, &'a RunContext<'b, H, B>>;
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Executes the instruction at RIP.
@@ -70,24 +70,24 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Finds how long the instruction at RIP is, where the hardware does not say. `false`: not to be had just now.
-    pub(super) fn find_length(&mut self, context: &RunContext<'_, H, B>) -> bool {
+    pub(super) fn find_length(&mut self, context: &impl AnyContext<H, B>) -> bool {
         if self.length.is_none() {
-            let resident = self.in_window.then(|| context.board.memory().resident());
             let mut emulated = Emulated {
-                resident,
-                ..self.emulated(context)
+                vcpu: self,
+                context: context.code(),
             };
             self.length = emulator::length_at(&mut emulated).ok();
         }
         self.length.is_some()
     }
 
-    /// This vCPU outside of a window.
-    fn emulated<'a, 'b>(&'a mut self, context: &'a RunContext<'b, H, B>) -> Emulated<'a, 'b, H, B> {
+    fn emulated<'a, 'b>(
+        &'a mut self,
+        context: &'a RunContext<'b, H, B>,
+    ) -> EmulatedOutside<'a, 'b, H, B> {
         Emulated {
             vcpu: self,
             context,
-            resident: None,
         }
     }
 
@@ -97,16 +97,15 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Passes on what an access to the local APIC asks for.
-    pub(super) fn apic_effect(&mut self, context: &RunContext<'_, H, B>, effect: Effect) {
+    pub(super) fn apic_effect(&mut self, context: &impl AnyContext<H, B>, effect: Effect) {
         match effect {
             Effect::None => {}
-            Effect::Send(message) => context.board.send(Some(self.index), message),
+            Effect::Send(message) => context.board().send(Some(self.index), message),
             Effect::Eoi(vector) => context
-                .vm
                 .board()
                 .with_chipset(|chipset, sink| chipset.eoi(vector, sink)),
             Effect::Timer => self.rearm = true,
-            Effect::Routing => context.shared.set_filter(self.apic.filter()),
+            Effect::Routing => context.shared().set_filter(self.apic.filter()),
         }
     }
 
@@ -128,27 +127,57 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 }
 
-impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
+impl<H: Host, B: Backend<H>, C: CodeMemory> CodeReader for Emulated<'_, H, B, C> {
+    fn rip(&self) -> u64 {
+        self.vcpu.arch.rip()
+    }
+    fn rflags(&self) -> u64 {
+        self.vcpu.arch.rflags()
+    }
+    fn segment(&self, seg: Seg) -> Segment {
+        self.vcpu.arch.segment(seg)
+    }
+    fn cpl(&self) -> u8 {
+        self.vcpu.arch.cpl()
+    }
+    fn efer(&self) -> u64 {
+        self.vcpu.arch.control().efer
+    }
+
+    fn cr(&self, number: u8) -> u64 {
+        let control = self.vcpu.arch.control();
+        match number {
+            0 => control.cr0,
+            2 => control.cr2,
+            3 => control.cr3,
+            4 => control.cr4,
+            _ => u64::from(self.vcpu.apic.cr8()),
+        }
+    }
+
+    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
+        self.context.translate(&self.vcpu.paging(), at, access)
+    }
+    fn fetched(&self) -> &[u8] {
+        self.vcpu.arch.fetched()
+    }
+    fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
+        self.context.fetch(at, buf)
+    }
+}
+
+impl<H: Host, B: Backend<H>> Cpu for EmulatedOutside<'_, '_, H, B> {
     fn gprs(&self) -> &Gprs {
         self.vcpu.arch.gprs()
     }
     fn gprs_mut(&mut self) -> &mut Gprs {
         self.vcpu.arch.gprs_mut()
     }
-    fn rip(&self) -> u64 {
-        self.vcpu.arch.rip()
-    }
     fn set_rip(&mut self, rip: u64) {
         self.vcpu.arch.set_rip(rip);
     }
-    fn rflags(&self) -> u64 {
-        self.vcpu.arch.rflags()
-    }
     fn set_rflags(&mut self, rflags: u64) {
         self.vcpu.arch.set_rflags(rflags);
-    }
-    fn segment(&self, seg: Seg) -> Segment {
-        self.vcpu.arch.segment(seg)
     }
     fn set_segment(&mut self, seg: Seg, segment: Segment) {
         self.vcpu.arch.set_segment(seg, segment);
@@ -163,13 +192,6 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     fn set_table(&mut self, table: DescriptorTable, value: TableRegister) {
         self.vcpu.arch.set_table(table, value);
     }
-    fn cpl(&self) -> u8 {
-        self.vcpu.arch.cpl()
-    }
-    fn efer(&self) -> u64 {
-        self.vcpu.arch.control().efer
-    }
-
     fn has(&self, behaviour: Behaviour) -> bool {
         const INTEL: u32 = u32::from_le_bytes(*b"Genu");
         let cpuid = |leaf| self.context.backend.cpuid(leaf, 0);
@@ -198,17 +220,6 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     fn fpu(&mut self) -> XsaveArea<'_> {
         self.vcpu.arch.fpu()
     }
-    fn cr(&self, number: u8) -> u64 {
-        let control = self.vcpu.arch.control();
-        match number {
-            0 => control.cr0,
-            2 => control.cr2,
-            3 => control.cr3,
-            4 => control.cr4,
-            _ => u64::from(self.vcpu.apic.cr8()),
-        }
-    }
-
     fn set_cr(&mut self, number: u8, value: u64) -> Result<(), Fault> {
         let arch = &mut self.vcpu.arch;
         let mut control = arch.control();
@@ -235,38 +246,6 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
     fn invalidate_page(&mut self, _at: Gva) {
         self.vcpu.arch.flush_tlb();
-    }
-
-    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
-        let paging = self.vcpu.paging();
-        if let Some(resident) = &mut self.resident {
-            let walked = walk::translate(&paging, access, at, resident);
-            return translated(at, walked, |_| Fault::Retry);
-        }
-        // Nearly always all tables have frames, and then the walk is one look at memory. If one has none, it may have to come from far away.
-        let mut resident = self.context.board.memory().resident();
-        match walk::translate(&paging, access, at, &mut resident) {
-            Err(WalkError::Tables(_)) => {}
-            walked => return translated(at, walked, |_| Fault::Retry),
-        }
-        drop(resident);
-        translated(at, walk::translate(&paging, access, at, self), |fault| {
-            fault
-        })
-    }
-
-    fn fetched(&self) -> &[u8] {
-        self.vcpu.arch.fetched()
-    }
-    fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
-        if let Some(resident) = &self.resident {
-            return resident.read(at, buf).map_err(|_| Fault::Retry);
-        }
-        let memory = self.context.board.memory();
-        if memory.resident().read(at, buf).is_ok() {
-            return Ok(());
-        }
-        memory.read(at, buf).map_err(|_| Fault::Memory(at))
     }
 
     fn read(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
@@ -337,7 +316,11 @@ impl<H: Host, B: Backend<H>> Cpu for Emulated<'_, '_, H, B> {
     }
 }
 
-impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
+impl<H: Host, B: Backend<H>> EmulatedOutside<'_, '_, H, B> {
+    pub(super) fn tables(&self) -> Filled<'_, H> {
+        Filled(self.context.board.memory())
+    }
+
     fn io_read(&mut self, at: IoAddress) -> u64 {
         let (vm, vcpu) = (self.context.vm, &mut *self.vcpu);
         vm.io().read(vcpu.index, &mut vcpu.last_found, at)
@@ -352,7 +335,7 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
         if self.vcpu.apic.mmio_page() != Some(at.page()) {
             return self.io_read(IoAddress::memory(at.0, size));
         }
-        let now = self.vcpu.now(self.context);
+        let now = self.context.now(&self.vcpu.tsc);
         self.vcpu.apic.mmio_read(at.page_offset(), size, now)
     }
 
@@ -360,29 +343,13 @@ impl<H: Host, B: Backend<H>> Emulated<'_, '_, H, B> {
         if self.vcpu.apic.mmio_page() != Some(at.page()) {
             return self.io_write(IoAddress::memory(at.0, size), value);
         }
-        let now = self.vcpu.now(self.context);
+        let now = self.context.now(&self.vcpu.tsc);
         let effect = self
             .vcpu
             .apic
             .mmio_write(at.page_offset(), size, value, now);
         self.vcpu.apic_effect(self.context, effect);
     }
-}
-
-/// What a walk of the guest's tables for `at` came to.
-fn translated<E>(
-    at: Gva,
-    walked: Result<Translation, WalkError<E>>,
-    tables: impl FnOnce(E) -> Fault,
-) -> Result<Gpa, Fault> {
-    walked
-        .map(|translation| translation.gpa)
-        .map_err(|error| match error {
-            WalkError::PageFault { error_code } => Exception::page_fault(error_code, at.0).into(),
-            WalkError::NonCanonical => Exception::general_protection(0).into(),
-            WalkError::Raced => Fault::Retry,
-            WalkError::Tables(error) => tables(error),
-        })
 }
 
 /// The largest aligned accesses of 1, 2, 4 or 8 bytes that make up `len` bytes at `at`: address, offset in the buffer, size.
@@ -400,35 +367,6 @@ fn for_pieces(at: Gpa, len: usize, mut f: impl FnMut(Gpa, usize, u8)) {
         };
         f(at, done, size);
         done = done.wrapping_add(usize::from(size));
-    }
-}
-
-impl<H: Host, B: Backend<H>> GuestTables for Emulated<'_, '_, H, B> {
-    type Error = Fault;
-
-    fn read_entry(&mut self, at: Gpa, size: u8) -> Result<u64, Fault> {
-        let memory = self.context.board.memory();
-        if !memory.is_memory(at) {
-            return Ok(u64::MAX);
-        }
-        memory.read_word(at, size).map_err(|_| Fault::Memory(at))
-    }
-
-    fn compare_exchange_entry(
-        &mut self,
-        at: Gpa,
-        size: u8,
-        old: u64,
-        new: u64,
-    ) -> Result<bool, Fault> {
-        let memory = self.context.board.memory();
-        if memory.writes_at(at) != Some(Writes::Allowed) {
-            // A ROM keeps what it has, and the processor walks on.
-            return Ok(true);
-        }
-        memory
-            .compare_exchange(at, size, old, new)
-            .map_err(|_| Fault::Memory(at))
     }
 }
 

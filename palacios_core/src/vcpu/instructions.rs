@@ -2,7 +2,7 @@
 //! The instructions that always exit, but for memory and ports.
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::context::{AnyContext, RunContext};
 use super::cpuid;
 use super::owned::{Activity, Vcpu};
 use super::pvclock::{FEATURES_LEAF, SIGNATURE_LEAF};
@@ -14,10 +14,10 @@ use crate::state::{cr4, Exception, Reg};
 use crate::stats::Counter;
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
-    pub(super) fn cpuid(&mut self, context: &RunContext<'_, H, B>) {
+    pub(super) fn cpuid(&mut self, context: &impl AnyContext<H, B>) {
         let gprs = self.arch.gprs();
         let (leaf, subleaf) = (gprs[Reg::Rax] as u32, gprs[Reg::Rcx] as u32);
-        let native = |leaf, subleaf| context.backend.cpuid(leaf, subleaf);
+        let native = |leaf, subleaf| context.backend().cpuid(leaf, subleaf);
         let answer = match cpuid::of_the_host(leaf, native) {
             Some(answer) => answer,
             None => self.answer_cpuid(context, leaf, subleaf),
@@ -33,11 +33,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// What the guest is told of its own CPU.
-    fn answer_cpuid(&self, context: &RunContext<'_, H, B>, leaf: u32, subleaf: u32) -> [u32; 4] {
+    fn answer_cpuid(&self, context: &impl AnyContext<H, B>, leaf: u32, subleaf: u32) -> [u32; 4] {
         let features = self.msrs.guest();
         match leaf {
             SIGNATURE_LEAF | FEATURES_LEAF if features.has(Feature::Hypervisor) => {
-                return self.pvclock.cpuid(leaf, context.board.clock().tsc_khz());
+                return self.pvclock.cpuid(leaf, context.board().clock().tsc_khz());
             }
             _ => {}
         }
@@ -52,11 +52,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             extended_topology: B::EXTENDED_TOPOLOGY,
             features,
         };
-        let native = |leaf, subleaf| context.backend.cpuid(leaf, subleaf);
+        let native = |leaf, subleaf| context.backend().cpuid(leaf, subleaf);
         cpuid::answer(&cpu, leaf, subleaf, native)
     }
 
-    pub(super) fn read_msr(&mut self, context: &RunContext<'_, H, B>) {
+    pub(super) fn read_msr(&mut self, context: &impl AnyContext<H, B>) {
         let index = self.arch.gprs()[Reg::Rcx] as u32;
         match self.msr(context, index) {
             Ok(value) => {
@@ -69,7 +69,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
     }
 
-    pub(super) fn write_msr(&mut self, context: &RunContext<'_, H, B>) {
+    pub(super) fn write_msr(&mut self, context: &impl AnyContext<H, B>) {
         let (index, value) = (self.arch.gprs()[Reg::Rcx] as u32, self.edx_eax());
         match self.set_msr(context, index, value) {
             Ok(()) => self.advance(context),
@@ -100,7 +100,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// No hypercall is offered: all answer "unknown", as Palacios' do.
-    pub(super) fn hypercall(&mut self, context: &RunContext<'_, H, B>) {
+    pub(super) fn hypercall(&mut self, context: &impl AnyContext<H, B>) {
         if self.arch.cpl() != 0 {
             return self.fault(Exception::INVALID_OPCODE);
         }

@@ -2,7 +2,7 @@
 //! What is on its way to a vCPU: its local APIC, and what the next entry is to bring. Looking takes none of it.
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::context::{AnyContext, RunContext};
 use super::owned::{Vcpu, WaitsFor};
 use crate::backend::{Backend, BackendVcpu, Event};
 use crate::host::Host;
@@ -35,7 +35,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// What is on its way to it. It does not run.
     pub(crate) fn interrupts(&self, context: &RunContext<'_, H, B>) -> VcpuInterrupts {
         VcpuInterrupts {
-            apic: self.apic.registers(self.now(context)),
+            apic: self.apic.registers(context.now(&self.tsc)),
             raised: self.fault.map(Event::Exception),
             cut_short: self.arch.pending_event().or(self.interrupted),
             held: self.held,

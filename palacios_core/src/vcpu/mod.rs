@@ -8,13 +8,13 @@
 //!   └─ dispatch.rs   an exit, and who sees to it:
 //!       ├─ instructions.rs    CPUID (cpuid.rs), HLT, PAUSE, XSETBV, hypercalls
 //!       ├─ msr_access.rs      RDMSR and WRMSR; what the core keeps is in msr_values.rs and tsc.rs
-//!       ├─ emulate.rs         what the emulator executes, with the rules of control_registers.rs
+//!       ├─ emulate.rs         what the emulator executes, with the rules of control_registers.rs; code.rs finds the instruction
 //!       ├─ exceptions.rs      faults and debug traps on their way to the guest
 //!       └─ cause.rs           a triple fault: which exception began it
 //!  saved.rs          writing it down (record.rs), and going on from that
 //!  owned.rs          the vCPU, which belongs to whoever steps it
 //!  on_backend.rs     the same, as the VM has it: whatever backend runs it
-//!  context.rs        what its methods need besides: the VM's shared part, the backend, its own shared part
+//!  context.rs        what its methods need besides: outside of a window all of the VM, in a window only what never sleeps
 //!  shared.rs         what others see of a vCPU, and leave for it
 //! ```
 //!
@@ -23,6 +23,7 @@
 
 mod cause;
 mod clock;
+mod code;
 mod context;
 mod control_registers;
 mod cpuid;

@@ -2,7 +2,7 @@
 //! Model-specific registers that exit. One that nobody knows is a #GP, as on a CPU that lacks it.
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::context::AnyContext;
 use super::msr_values::{valid_mtrr, MCG_STATUS, MCG_STATUS_BITS};
 use super::owned::Vcpu;
 use super::pvclock::{STEAL_TIME, SYSTEM_TIME, WALL_CLOCK};
@@ -44,13 +44,13 @@ impl From<GeneralProtection> for Exception {
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(super) fn msr(
         &mut self,
-        context: &RunContext<'_, H, B>,
+        context: &impl AnyContext<H, B>,
         index: u32,
     ) -> Result<u64, Exception> {
         if !self.msrs.guest().has_msr(index) {
             return Err(GP);
         }
-        let now = self.now(context);
+        let now = context.now(&self.tsc);
         match index {
             TSC => Ok(now.tsc),
             APIC_BASE => Ok(self.apic.base_msr()),
@@ -68,7 +68,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 Some(value) => Ok(*value),
                 None => {
                     let held = self.arch.msr(index);
-                    held.or_else(|| self.msrs.vendor(context.backend, index))
+                    held.or_else(|| self.msrs.vendor(context.backend(), index))
                         .ok_or(GP)
                 }
             },
@@ -77,14 +77,14 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     pub(super) fn set_msr(
         &mut self,
-        context: &RunContext<'_, H, B>,
+        context: &impl AnyContext<H, B>,
         index: u32,
         value: u64,
     ) -> Result<(), Exception> {
         if !self.msrs.guest().has_msr(index) {
             return Err(GP);
         }
-        let now = self.now(context);
+        let now = context.now(&self.tsc);
         match index {
             TSC => self.move_tsc(value.wrapping_sub(now.tsc)),
             TSC_ADJUST => self.move_tsc(value.wrapping_sub(self.tsc.ahead)),
@@ -104,7 +104,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 self.apic_effect(context, effect);
             }
             WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now.tsc_khz != 0 => {
-                let ram = context.board.memory().layout();
+                let ram = context.board().ram();
                 self.pvclock.write_msr(index, value, ram)?;
             }
             EFER => self.set_efer(value)?,

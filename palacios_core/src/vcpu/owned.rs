@@ -101,8 +101,6 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     pub(super) resets: Resets,
     /// It is counted among those that wait for the next one.
     pub(super) gathered: bool,
-    /// In a window, where nothing may sleep.
-    pub(super) in_window: bool,
     /// The host CPU of its last window.
     pub(super) cpu: Option<CpuId>,
 }
@@ -146,7 +144,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             resting: true,
             resets: Resets::NONE,
             gathered: false,
-            in_window: false,
             cpu: None,
         }
     }

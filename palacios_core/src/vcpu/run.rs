@@ -2,11 +2,12 @@
 //! A step of a vCPU: what is due outside of the guest, then a window of entries. Whoever has its thread steps it, again and again.
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::context::{AnyContext, RunContext, WindowContext};
 use super::owned::{Activity, Vcpu, WaitsFor};
 use super::times::TimeClass;
 use crate::backend::{Backend, BackendVcpu, Exit, PortAccess};
 use crate::host::{CpuId, Host, Thread};
+use crate::interfaces::Clock;
 use crate::interrupts::pending::Events;
 use crate::state::rflags;
 use crate::stats::Counter;
@@ -151,50 +152,47 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let (host, shared) = (context.board.host(), context.shared);
         shared.turn_to(host, TimeClass::Guest, 0);
         self.guest_ticks = 0;
-        let exit = host.window(|cpu| self.in_window(context, cpu));
+        let exit = context.window(|window, cpu| self.in_window(window, cpu));
         let guest_ns = context.board.clock().ns_of_tsc(self.guest_ticks);
         shared.turn_to(host, TimeClass::Handling, guest_ns);
         exit
     }
 
-    fn in_window(&mut self, context: &RunContext<'_, H, B>, cpu: CpuId) -> Option<Exit> {
-        let (host, backend) = (context.board.host(), context.backend);
+    fn in_window(&mut self, window: &WindowContext<'_, '_, H, B>, cpu: CpuId) -> Option<Exit> {
         if self.cpu.replace(cpu).is_some_and(|last| last != cpu) {
-            context.shared.stats.add(Counter::CpuChanges, 1);
+            window.shared().stats.add(Counter::CpuChanges, 1);
         }
-        self.arch.load(host, backend, cpu);
-        self.in_window = true;
-        self.load_tsc(context);
-        let exit = match self.timer_came(context) {
+        window.load(&mut self.arch, cpu);
+        self.load_tsc(window);
+        let exit = match self.timer_came(window) {
             true => None,
-            false => self.entries(context),
+            false => self.entries(window),
         };
-        self.unload_tsc(context);
-        self.in_window = false;
-        self.arch.unload(host, backend);
+        self.unload_tsc(window);
+        window.unload(&mut self.arch);
         exit
     }
 
     /// Enters until an exit needs more than a window, or the host wants the CPU.
     #[inline(never)] // The fast path has a frame of its own, and what is around it takes no registers from it.
-    fn entries(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
-        let (host, backend) = (context.board.host(), context.backend);
+    fn entries(&mut self, window: &WindowContext<'_, '_, H, B>) -> Option<Exit> {
+        let (stats, backend) = (&window.shared().stats, window.backend());
         for _ in 0..MOST_ENTRIES {
-            if !self.before_entry(context) {
-                context.shared.stats.add(Counter::Pending, 1);
+            if !self.before_entry(window) {
+                stats.add(Counter::Pending, 1);
                 return None;
             }
-            context.shared.stats.add(Counter::Entries, 1);
+            stats.add(Counter::Entries, 1);
             let begin = backend.tsc();
-            let exit = self.arch.enter(host);
+            let exit = window.enter(&mut self.arch);
             let ticks = backend.tsc().wrapping_sub(begin);
             self.guest_ticks = self.guest_ticks.wrapping_add(ticks);
-            self.after_exit(context, &exit);
-            if !self.settle(context, exit) {
+            self.after_exit(window, &exit);
+            if !self.settle(window, exit) {
                 return Some(exit);
             }
-            context.shared.stats.add(Counter::Settled, 1);
-            if self.must_leave() || host.window_must_end() {
+            stats.add(Counter::Settled, 1);
+            if self.must_leave() || window.must_end() {
                 return None;
             }
         }
@@ -207,15 +205,17 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// The armed time has come. If it came before the window opened, the timer's kick was lost, since no vCPU was in the guest.
-    fn timer_came(&self, context: &RunContext<'_, H, B>) -> bool {
-        self.armed_ns.is_some_and(|at| at <= context.now().ns)
+    fn timer_came(&self, window: &WindowContext<'_, '_, H, B>) -> bool {
+        self.armed_ns
+            .is_some_and(|at| at <= window.board().clock().now_ns())
     }
 
-    fn after_exit(&mut self, context: &RunContext<'_, H, B>, exit: &Exit) {
-        context.shared.left_guest();
+    fn after_exit(&mut self, window: &WindowContext<'_, '_, H, B>, exit: &Exit) {
+        let shared = window.shared();
+        shared.left_guest();
         let kind = Counter::of_exit(exit);
         if kind != Counter::Mmio {
-            context.shared.stats.add(kind, 1);
+            shared.stats.add(kind, 1);
         }
         self.last_exits.note(self.arch.rip(), kind);
         if let Some(event) = self.arch.take_interrupted() {
@@ -227,33 +227,49 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.length = None;
     }
 
-    /// Handles an exit inside the window if that takes no sleeping lock. `false`: it is left to [`Vcpu::dispatch`].
-    fn settle(&mut self, context: &RunContext<'_, H, B>, exit: Exit) -> bool {
+    /// Handles an exit in the window, if that takes nothing that sleeps. `false`: it is left to [`Vcpu::dispatch`].
+    fn settle(&mut self, window: &WindowContext<'_, '_, H, B>, exit: Exit) -> bool {
         match exit {
-            Exit::InterruptWindow => self.interrupt_window(context),
+            Exit::InterruptWindow => self.interrupt_window(window),
             Exit::NmiWindow => true,
-            Exit::Cpuid | Exit::ReadMsr | Exit::WriteMsr | Exit::Hypercall => {
-                let known = self.arch.next_rip().is_some() || self.find_length(context);
-                if known {
-                    self.dispatch(context, exit);
-                }
-                known
-            }
-            Exit::Port(access) => self.settle_port(context, access),
+            Exit::Cpuid => self.settle_by(window, Self::cpuid),
+            Exit::ReadMsr => self.settle_by(window, Self::read_msr),
+            Exit::WriteMsr => self.settle_by(window, Self::write_msr),
+            Exit::Hypercall => self.settle_by(window, Self::hypercall),
+            Exit::Port(access) => self.settle_port(window, access),
             _ => false,
         }
     }
 
-    /// Carries out an `IN` or `OUT` if the device at this port is called in the window.
-    fn settle_port(&mut self, context: &RunContext<'_, H, B>, access: PortAccess) -> bool {
-        let (bus, at) = (context.vm.bus(), access.address());
-        let settles = !access.string
-            && bus.answers_in_window(&mut self.last_found, at)
-            && (self.arch.next_rip().is_some() || self.find_length(context));
-        if settles {
-            self.port(context, access);
+    /// Carries out an instruction, if its length can be had.
+    #[inline]
+    fn settle_by<'a, 'b>(
+        &mut self,
+        window: &WindowContext<'a, 'b, H, B>,
+        carry_out: impl FnOnce(&mut Self, &WindowContext<'a, 'b, H, B>),
+    ) -> bool {
+        let known = self.arch.next_rip().is_some() || self.find_length(window);
+        if known {
+            carry_out(self, window);
         }
-        settles
+        known
+    }
+
+    /// Carries out an `IN` or `OUT`, if who is at this port answers in the window.
+    fn settle_port(&mut self, window: &WindowContext<'_, '_, H, B>, access: PortAccess) -> bool {
+        if access.string {
+            return false;
+        }
+        let answerer = window.answerer(&mut self.last_found, access.address());
+        answerer.is_some_and(|answerer| {
+            self.settle_by(window, |vcpu, window| {
+                match access.write {
+                    true => answerer.write(vcpu.port_output(access)),
+                    false => vcpu.take_port_input(access, answerer.read()),
+                }
+                vcpu.advance(window);
+            })
+        })
     }
 
     /// Rests until something is pending.

@@ -3,7 +3,7 @@
 //! cannot keep up ([`super::tick_cost`]).
 #![forbid(unsafe_code)]
 
-use super::context::RunContext;
+use super::context::{AnyContext, RunContext, WindowContext};
 use super::owned::{Vcpu, WaitsFor};
 use super::tick_cost::{Source, Tick, TickCost};
 use crate::backend::Backend;
@@ -29,7 +29,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         // Read before the deadlines: a pause that begins after this line is found by the next tick.
         let behind_ns = clock.behind_ns();
         let paused = core::mem::replace(&mut self.behind_ns, behind_ns) != behind_ns;
-        let now = self.now(context);
+        let now = context.now(&self.tsc);
         let now_ns = now.ns;
         if self.apic.deadline_ns(now).is_some_and(|at| at <= now_ns) {
             self.apic.tick(now);
@@ -56,19 +56,19 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// In the window, when the guest takes interrupts: begins the measure if a tick waited for that. `false`: a measure is under
     /// way and may be over; to look needs locks that may sleep, so the vCPU leaves the window for it.
-    pub(super) fn interrupt_window(&mut self, context: &RunContext<'_, H, B>) -> bool {
+    pub(super) fn interrupt_window(&mut self, window: &WindowContext<'_, '_, H, B>) -> bool {
         if self.tick_cost.measured.is_some() {
             return false;
         }
-        if let Some(source) = self.waiting_tick(context) {
-            let begin_ns = context.board.clock().now_ns();
+        if let Some(source) = self.waiting_tick(window) {
+            let begin_ns = window.board().clock().now_ns();
             self.tick_cost.measured = Some(Tick {
                 source,
                 begin_ns,
-                waited_ns: context.shared.waited_ns(),
+                waited_ns: window.shared().waited_ns(),
             });
             self.waits_for |= WaitsFor::TICK_END;
-            self.hold_meanwhile(context, source, begin_ns, LONGEST_NS);
+            self.hold_meanwhile(window, source, begin_ns, LONGEST_NS);
         }
         true
     }
@@ -145,7 +145,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     fn hold_meanwhile(
         &mut self,
-        context: &RunContext<'_, H, B>,
+        context: &impl AnyContext<H, B>,
         source: Source,
         now_ns: u64,
         for_ns: u64,
@@ -157,23 +157,25 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// Has the timers be late, beyond the pause if it is not over: this vCPU's, and those of devices if one of their ticks
     /// waited.
-    fn hold_timers(&mut self, context: &RunContext<'_, H, B>, source: Source, until_ns: u64) {
+    fn hold_timers(&mut self, context: &impl AnyContext<H, B>, source: Source, until_ns: u64) {
         let until_ns = until_ns.max(self.tick_cost.pause_ends_ns);
         self.apic.hold_timer(until_ns);
         if source == Source::Device {
-            context.vm.io().hold(self.index, until_ns);
+            context.hold_devices(self.index, until_ns);
         }
     }
 
     /// The source of the ticks that wait for the guest to take interrupts, if any do.
-    fn waiting_tick(&self, context: &RunContext<'_, H, B>) -> Option<Source> {
+    fn waiting_tick(&self, context: &impl AnyContext<H, B>) -> Option<Source> {
         let of_apic = self.apic.is_requested(self.apic.timer_vector());
-        let chipset = context.board.chipset().lock();
-        let by_pic = chipset.waiting_vector().filter(|_| self.takes_ext_int());
-        let waits = |vector| by_pic == Some(vector) || self.apic.is_requested(vector);
-        match () {
-            () if device_vectors(&chipset).any(waits) => Some(Source::Device),
-            () => of_apic.then_some(Source::LocalApic),
+        let of_devices = context.board().with_chipset(|chipset, _| {
+            let by_pic = chipset.waiting_vector().filter(|_| self.takes_ext_int());
+            let waits = |vector| by_pic == Some(vector) || self.apic.is_requested(vector);
+            device_vectors(chipset).any(waits)
+        });
+        match of_devices {
+            true => Some(Source::Device),
+            false => of_apic.then_some(Source::LocalApic),
         }
     }
 }

@@ -9,14 +9,16 @@ use crate::clock::VmClock;
 use crate::host::{Host, Level, Scope};
 use crate::interfaces::{LogError, MemoryControl, PowerRequest, PowerSink};
 use crate::interrupts::chipset::Chipset;
-use crate::interrupts::MessageSink;
+use crate::interrupts::{Message, MessageSink};
 use crate::memory::walk::AccessKind;
-use crate::memory::{FaultError, Memory, Resolved};
+use crate::memory::{FaultError, Memory, Resident, Resolved};
 use crate::names::VmName;
+use crate::ram::RamLayout;
 use crate::regions::{Change, RegionError};
 use crate::vcpu::VcpuShared;
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// A VM's board.
@@ -83,16 +85,39 @@ impl<H: Host> Board<H> {
     }
 }
 
-/// What of the board may be used in the window. Its field is private to this file, so that who holds it reaches no lock that sleeps.
-pub(super) struct WindowBoard<H: Host>(H::Shared<Board<H>>);
+/// What of the board never sleeps, and so may be used in a window. `R` leads to the board. The field is private to this file, so that who holds
+/// it reaches nothing else.
+pub(crate) struct WindowBoard<R>(R);
 
-impl<H: Host> WindowBoard<H> {
-    pub(super) fn new(board: &H::Shared<Board<H>>) -> Self {
-        Self(board.clone())
+impl<H: Host, R: Deref<Target = Board<H>>> WindowBoard<R> {
+    pub(crate) fn new(board: R) -> Self {
+        Self(board)
+    }
+    pub(crate) fn clock(&self) -> &VmClock<H> {
+        self.0.clock()
     }
     /// Runs `f` on the interrupt controllers, with where their messages go. That is a spin lock.
-    pub(super) fn with_chipset<R>(&self, f: impl FnOnce(&mut Chipset, &dyn MessageSink) -> R) -> R {
+    pub(crate) fn with_chipset<T>(&self, f: impl FnOnce(&mut Chipset, &dyn MessageSink) -> T) -> T {
         self.0.with_chipset(|chipset, sink| f(chipset, sink))
+    }
+    /// Sends a message of vCPU `from`.
+    pub(crate) fn send(&self, from: Option<u32>, message: Message) {
+        self.0.send(from, message);
+    }
+    /// Where RAM lies.
+    pub(crate) fn ram(&self) -> RamLayout {
+        self.0.memory.layout()
+    }
+    /// What vCPUs are to have flushed by now: see [`Memory::generation`].
+    pub(crate) fn generation(&self) -> u64 {
+        self.0.memory.generation()
+    }
+}
+
+impl<'a, H: Host> WindowBoard<&'a Board<H>> {
+    /// The memory that has frames.
+    pub(crate) fn resident(&self) -> Resident<'a, H> {
+        self.0.memory.resident()
     }
 }
 

@@ -53,7 +53,7 @@ impl<H: Host> Links for BoardLink<H> {
 }
 
 /// The interrupt controllers, on the bus.
-pub(super) struct ControllerPorts<H: Host>(pub(super) WindowBoard<H>);
+pub(super) struct ControllerPorts<H: Host>(pub(super) WindowBoard<H::Shared<Board<H>>>);
 
 impl<H: Host> WindowDevice for ControllerPorts<H> {
     fn name(&self) -> &'static str {

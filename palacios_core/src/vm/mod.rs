@@ -322,7 +322,9 @@ fn make_io<H: Host>(
     stream: &mut OpenStream<'_>,
 ) -> Result<OwnIo<H>, AttachError> {
     let mut in_window: Vec<Box<dyn WindowDevice>> = Vec::new();
-    in_window.try_push(try_box(ControllerPorts::<H>(WindowBoard::new(board)))?)?;
+    in_window.try_push(try_box(ControllerPorts::<H>(WindowBoard::new(
+        board.clone(),
+    )))?)?;
     let bus = host.share(Bus::new(host, in_window)?)?;
     let io = OwnIo::new(bus, board.clone());
     pc_devices::attach(&io, &io.links(), machine, stream)?;

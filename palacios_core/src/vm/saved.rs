@@ -19,6 +19,7 @@ use crate::host::{Host, Lock};
 use crate::interfaces::{Clock, PowerRequest};
 use crate::sections::{write_section, Section, SectionName, Sections};
 use crate::state_io::{StateError, StateReader, StateWriter};
+use crate::xsave::ComponentPlaces;
 use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::Ordering;
@@ -29,7 +30,7 @@ const INTERRUPTS: &str = "interrupts";
 /// Of no section: where the list of devices could not be made.
 const DEVICES: &str = "device";
 const VCPU_PATH: &str = "vcpu/";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A machine has fewer.
 const MOST_SECTIONS: usize = 4096;
 
@@ -207,7 +208,15 @@ impl<H: Host> Vm<H> {
             Some(PowerRequest::Exit(status)) => (3, status),
         };
         to.u8(request)?;
-        to.u32(status)
+        to.u32(status)?;
+        self.component_places().save(to)
+    }
+
+    /// Where the guest's processors put the components of an XSAVE area: vendors do not agree.
+    fn component_places(&self) -> ComponentPlaces {
+        let features = self.judge_features(|judge| judge.features());
+        let cpuid = |leaf, subleaf| self.processor.cpuid(leaf, subleaf);
+        ComponentPlaces::new(features.xcr0(), cpuid)
     }
 
     /// Has a VM that was never launched go on, once it is, from what [`Vm::save`] wrote. Its RAM is there already. *Thread.*
@@ -328,6 +337,10 @@ impl<H: Host> Vm<H> {
                 machine.ram_bytes == self.memory().layout().bytes(),
                 "size of memory",
             ),
+            (
+                machine.component_places == self.component_places(),
+                "layout of what XSAVE stores",
+            ),
         ];
         if let Some((_, what)) = checks.iter().find(|(same, _)| !same) {
             return Err(at(section.path, LoadFault::Differs(what)));
@@ -428,6 +441,7 @@ pub struct SavedMachine {
     /// How many nanoseconds that had counted.
     pub counted_ns: u64,
     request: Option<PowerRequest>,
+    component_places: ComponentPlaces,
 }
 
 impl SavedMachine {
@@ -451,6 +465,7 @@ impl SavedMachine {
             (3, status) => Some(PowerRequest::Exit(status)),
             _ => return Err(StateError::Value("machine.request")),
         };
+        let component_places = ComponentPlaces::read(&mut from)?;
         // So far in the future nobody has come.
         if now_ns >> 63 != 0 {
             return Err(StateError::Value("machine.now_ns"));
@@ -464,6 +479,7 @@ impl SavedMachine {
             tsc,
             counted_ns,
             request,
+            component_places,
         })
     }
 }

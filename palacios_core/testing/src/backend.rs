@@ -11,7 +11,7 @@ use crate::processor::{Core, Violation, NO_ROOT};
 use crate::{heap, TestHost};
 use palacios_core::addr::Hpa;
 use palacios_core::backend::{
-    Backend, BackendVcpu, Event, Exit, Features, HostProcessor, Unsupported,
+    Backend, BackendVcpu, Event, Exit, Features, HostProcessor, Intercepts, Unsupported,
 };
 use palacios_core::features::GuestFeatures;
 use palacios_core::host::{CpuId, Host, NoMemory};
@@ -382,8 +382,11 @@ impl BackendVcpu<TestHost, AdversarialBackend> for AdversarialVcpu {
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.guest.interrupt_window = priority;
     }
-    fn exit_at_all_exceptions(&mut self, all: bool) {
-        self.guest.policy.exceptions = if all { u32::MAX } else { 0 };
+    fn set_intercepts(&mut self, more: Intercepts) {
+        self.guest.policy.exceptions = match more.contains(Intercepts::EXCEPTIONS) {
+            true => u32::MAX,
+            false => 0,
+        };
     }
     fn request_nmi_window(&mut self, on: bool) {
         self.guest.nmi_window = on;

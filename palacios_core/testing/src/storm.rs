@@ -12,7 +12,7 @@ use crate::vm::TestBackend;
 use crate::{formats, heap, TestHost};
 use palacios_core::addr::Hpa;
 use palacios_core::backend::{
-    Backend, BackendVcpu, Event, Exit, Features, HostProcessor, PortAccess, Unsupported,
+    Backend, BackendVcpu, Event, Exit, Features, HostProcessor, Intercepts, PortAccess, Unsupported,
 };
 use palacios_core::features::GuestFeatures;
 use palacios_core::host::{CpuId, Host, NoMemory};
@@ -509,7 +509,7 @@ impl BackendVcpu<TestHost, StormBackend> for StormVcpu {
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.window = priority.is_some();
     }
-    fn exit_at_all_exceptions(&mut self, _: bool) {}
+    fn set_intercepts(&mut self, _: Intercepts) {}
     fn request_nmi_window(&mut self, _: bool) {}
     fn cr8(&self) -> u8 {
         0

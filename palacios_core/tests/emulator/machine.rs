@@ -3,7 +3,7 @@
 //! what is written, answers other reads with [`device_byte`], and keeps a log.
 
 use palacios_core::addr::{Gpa, Gva};
-use palacios_core::emulator::{self, Behaviour, Cpu, Fault, Step};
+use palacios_core::emulator::{self, Behaviour, CodeReader, Cpu, Fault, Step};
 use palacios_core::memory::walk::{self, Access, GuestTables, Paging, WalkError};
 use palacios_core::state::*;
 use palacios_core::xsave::{XsaveArea, XsaveLayout};
@@ -159,25 +159,12 @@ impl TestCpu {
     }
 }
 
-impl Cpu for TestCpu {
-    fn gprs(&self) -> &Gprs {
-        &self.gprs
-    }
-    fn gprs_mut(&mut self) -> &mut Gprs {
-        &mut self.gprs
-    }
+impl CodeReader for TestCpu {
     fn rip(&self) -> u64 {
         self.rip
     }
-    fn set_rip(&mut self, rip: u64) {
-        self.rip = rip;
-        self.shadow = false;
-    }
     fn rflags(&self) -> u64 {
         self.rflags
-    }
-    fn set_rflags(&mut self, rflags: u64) {
-        self.rflags = rflags;
     }
     fn segment(&self, seg: Seg) -> Segment {
         self.segments[seg as usize]
@@ -187,6 +174,55 @@ impl Cpu for TestCpu {
     }
     fn efer(&self) -> u64 {
         self.efer
+    }
+    fn cr(&self, number: u8) -> u64 {
+        self.cr[number as usize]
+    }
+    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
+        let paging = Paging {
+            cr0: self.cr[0],
+            cr3: self.cr[3],
+            cr4: self.cr[4],
+            efer: self.efer,
+            rflags: self.rflags,
+            pkru: 0,
+            physical_bits: 40,
+            gigabyte_pages: true,
+        };
+        walk::translate(&paging, access, at, self)
+            .map(|page| page.gpa)
+            .map_err(|error| match error {
+                WalkError::PageFault { error_code } => {
+                    Exception::page_fault(error_code, at.0).into()
+                }
+                WalkError::Raced => Fault::Retry,
+                other => panic!("{other:?} at {at}"),
+            })
+    }
+
+    fn fetched(&self) -> &[u8] {
+        &self.code
+    }
+    fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
+        let range = self.ram_range(at, buf.len()).ok_or(Fault::Memory(at))?;
+        buf.copy_from_slice(&self.ram[range]);
+        Ok(())
+    }
+}
+
+impl Cpu for TestCpu {
+    fn gprs(&self) -> &Gprs {
+        &self.gprs
+    }
+    fn gprs_mut(&mut self) -> &mut Gprs {
+        &mut self.gprs
+    }
+    fn set_rip(&mut self, rip: u64) {
+        self.rip = rip;
+        self.shadow = false;
+    }
+    fn set_rflags(&mut self, rflags: u64) {
+        self.rflags = rflags;
     }
     fn set_segment(&mut self, seg: Seg, segment: Segment) {
         self.segments[seg as usize] = segment;
@@ -224,9 +260,6 @@ impl Cpu for TestCpu {
     fn fpu(&mut self) -> XsaveArea<'_> {
         self.area()
     }
-    fn cr(&self, number: u8) -> u64 {
-        self.cr[number as usize]
-    }
     fn set_cr(&mut self, number: u8, value: u64) -> Result<(), Fault> {
         self.log.push(Event::SetCr(number, value));
         self.cr[number as usize] = value;
@@ -244,36 +277,6 @@ impl Cpu for TestCpu {
         self.log.push(Event::Invalidate(at.0));
     }
 
-    fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
-        let paging = Paging {
-            cr0: self.cr[0],
-            cr3: self.cr[3],
-            cr4: self.cr[4],
-            efer: self.efer,
-            rflags: self.rflags,
-            pkru: 0,
-            physical_bits: 40,
-            gigabyte_pages: true,
-        };
-        walk::translate(&paging, access, at, self)
-            .map(|page| page.gpa)
-            .map_err(|error| match error {
-                WalkError::PageFault { error_code } => {
-                    Exception::page_fault(error_code, at.0).into()
-                }
-                WalkError::Raced => Fault::Retry,
-                other => panic!("{other:?} at {at}"),
-            })
-    }
-
-    fn fetched(&self) -> &[u8] {
-        &self.code
-    }
-    fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
-        let range = self.ram_range(at, buf.len()).ok_or(Fault::Memory(at))?;
-        buf.copy_from_slice(&self.ram[range]);
-        Ok(())
-    }
     fn read(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
         assert!(
             at.page_offset() + buf.len() as u64 <= 4096,

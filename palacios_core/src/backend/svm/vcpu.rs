@@ -14,7 +14,7 @@ use super::super::fpu::Fpu;
 use super::super::paging;
 use super::super::switched::Switched;
 use super::super::tags::Flush;
-use super::super::{BackendVcpu, Event, Exit};
+use super::super::{BackendVcpu, Event, Exit, Intercepts};
 use super::caps::Caps;
 use super::cpus::{CpuSlot, PerCpu, Svm};
 use super::events::{Events, ExitOutcome};
@@ -468,8 +468,9 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.events.interrupt_window = priority;
     }
-    fn exit_at_all_exceptions(&mut self, all: bool) {
-        self.vmcb.change(Clean::I).control.exceptions = match all {
+    fn set_intercepts(&mut self, more: Intercepts) {
+        self.vmcb.change(Clean::I).control.exceptions = match more.contains(Intercepts::EXCEPTIONS)
+        {
             true => Exceptions::all(),
             false => intercepts::EXCEPTIONS,
         };

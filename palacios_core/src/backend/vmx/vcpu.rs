@@ -16,7 +16,7 @@ use super::super::pages::Pages;
 use super::super::paging;
 use super::super::switched::Switched;
 use super::super::tags::Flush;
-use super::super::{BackendVcpu, Event, Exit};
+use super::super::{BackendVcpu, Event, Exit, Intercepts};
 use super::caps::{msr, Caps};
 use super::controls::{self, blocking, event, primary, secondary};
 use super::cpus::{CpuSlot, PerCpu, Vmx};
@@ -564,9 +564,12 @@ impl<H: Host> BackendVcpu<H, Vmx<H>> for Vcpu<H> {
     fn request_interrupt_window(&mut self, priority: Option<u8>) {
         self.events.interrupt_window = priority;
     }
-    fn exit_at_all_exceptions(&mut self, all: bool) {
-        let which = if all { u32::MAX } else { controls::EXCEPTIONS };
-        self.vmcs.set(EXCEPTIONS, which);
+    fn set_intercepts(&mut self, more: Intercepts) {
+        let exceptions = match more.contains(Intercepts::EXCEPTIONS) {
+            true => u32::MAX,
+            false => controls::EXCEPTIONS,
+        };
+        self.vmcs.set(EXCEPTIONS, exceptions);
     }
     fn request_nmi_window(&mut self, on: bool) {
         self.events.nmi_window = on;
