@@ -205,7 +205,7 @@ pub trait Thread: Send + Sync {
     /// once; none is lost between. *Any.*
     fn kick(&self);
     /// Sets its timer: at `at_ns` (on [`Host::now_ns`]'s scale) or soon after, it is unparked and kicked, once. That replaces
-    /// the time armed before; `None` disarms. Only on itself, or by who steps its vCPU in its place. *Thread.*
+    /// the time armed before; `None` disarms. Only on itself, or by who steps its vCPU in its place. A time: *Any.* `None`: *Thread.*
     fn arm(&self, at_ns: Option<u64>);
     /// How long it has been ready to run without running, because other threads had the CPU: nanoseconds since it was made,
     /// never less than before. It need not count the wait that still lasts. `None`, always: this host does not count it.

@@ -23,6 +23,7 @@ mod instruction_bytes;
 mod interrupt;
 mod opcodes;
 mod operand;
+mod plain;
 mod prefixes;
 mod processor;
 mod segments;
@@ -39,6 +40,7 @@ use execution::Execution;
 use instruction::{Instruction, Op};
 pub use instruction_bytes::{InstructionBytes, MAX_INSTRUCTION_BYTES};
 pub use interrupt::{Interruption, Source};
+pub use plain::{plain_control_move, plain_length, plain_move, ControlMove, Moved, PlainMove};
 use processor::Processor;
 
 /// How far an instruction came.

@@ -174,9 +174,14 @@ pub struct Resident<'a, H: Host> {
 }
 
 impl<H: Host> Resident<'_, H> {
+    /// Which turn of the gate this is.
+    pub(super) fn turn(&self) -> u64 {
+        self.inside.turn()
+    }
+
     /// The host address of `gpa`, good to the end of its page, for reads.
     #[inline]
-    fn at(&self, gpa: Gpa) -> Result<*mut u8, NotRam> {
+    pub(super) fn host_address(&self, gpa: Gpa) -> Result<*mut u8, NotRam> {
         let mut piece = self.last.get();
         if gpa.0.wrapping_sub(piece.at.0) >= piece.bytes {
             piece = self.memory.piece(&self.inside, gpa)?;
@@ -190,7 +195,7 @@ impl<H: Host> Resident<'_, H> {
     pub fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
         for_pages(at, buf.len(), |gpa, part| {
             let piece = buf.get_mut(part).unwrap_or_default();
-            let from = self.at(gpa)?;
+            let from = self.host_address(gpa)?;
             // SAFETY: the piece ends in the page that `from` leads to, whose frame stays while we are inside.
             unsafe { copy_from_guest(piece, from) };
             Ok(())
@@ -203,7 +208,7 @@ impl<H: Host> GuestTables for Resident<'_, H> {
     type Error = NotRam;
 
     fn read_entry(&mut self, at: Gpa, size: u8) -> Result<u64, NotRam> {
-        match self.at(aligned(at, size)) {
+        match self.host_address(aligned(at, size)) {
             // SAFETY: `size` bytes, aligned to that, of a frame that stays while we are inside.
             Ok(at) => Ok(unsafe { read_word(at, size) }),
             Err(_) if self.memory.map.find(&self.inside, at).is_none() => Ok(u64::MAX),

@@ -11,28 +11,39 @@
 #![forbid(unsafe_code)]
 
 use crate::atomic::{
-    AtomicU32,
+    AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire},
 };
 
 /// Counts who is inside.
 pub(crate) struct Gate {
-    turn: AtomicU32,
+    turn: AtomicU64,
     inside: [AtomicU32; 2],
 }
 
 /// Somebody is inside, until it is dropped.
-pub(crate) struct Inside<'a>(&'a AtomicU32);
+pub(crate) struct Inside<'a> {
+    counter: &'a AtomicU32,
+    turn: u64,
+}
+
+impl Inside<'_> {
+    /// Which turn this is. What was seen in another one may have changed since; in the same one, each change that is made waits until this is
+    /// dropped. It is never the same again.
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn
+    }
+}
 
 impl Gate {
     pub(crate) fn new() -> Self {
         Self {
-            turn: AtomicU32::new(0),
+            turn: AtomicU64::new(0),
             inside: [AtomicU32::new(0), AtomicU32::new(0)],
         }
     }
 
-    fn counter(&self, turn: u32) -> &AtomicU32 {
+    fn counter(&self, turn: u64) -> &AtomicU32 {
         let [even, odd] = &self.inside;
         if turn & 1 == 0 {
             even
@@ -45,8 +56,9 @@ impl Gate {
     pub(crate) fn enter(&self) -> Inside<'_> {
         loop {
             let turn = self.turn.load(Acquire);
-            let inside = Inside(self.counter(turn));
-            inside.0.fetch_add(1, AcqRel);
+            let counter = self.counter(turn);
+            counter.fetch_add(1, AcqRel);
+            let inside = Inside { counter, turn };
             if self.turn.load(Acquire) == turn {
                 return inside;
             }
@@ -65,7 +77,7 @@ impl Gate {
 
 impl Drop for Inside<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, AcqRel);
+        self.counter.fetch_sub(1, AcqRel);
     }
 }
 

@@ -18,6 +18,7 @@
 mod access;
 mod arrangement;
 mod change;
+pub mod code_page;
 mod copy;
 mod dirty;
 mod frame_word;

@@ -16,6 +16,8 @@ use crate::state::Exception;
 pub(super) trait CodeMemory {
     /// Translates an address by the guest's tables; sets accessed and dirty bits.
     fn translate(&mut self, paging: &Paging, at: Gva, access: Access) -> Result<Gpa, Fault>;
+    /// Reads an entry of 8 bytes of the guest's tables.
+    fn read_table(&mut self, at: Gpa) -> Result<u64, Fault>;
     /// Reads instruction bytes, all in one page. A device is not disturbed: outside of RAM it fails.
     fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault>;
 }
@@ -26,6 +28,9 @@ impl<H: Host> CodeMemory for Resident<'_, H> {
         translated(at, walk::translate(paging, access, at, self), |_| {
             Fault::Retry
         })
+    }
+    fn read_table(&mut self, at: Gpa) -> Result<u64, Fault> {
+        self.read_entry(at, 8).map_err(|_| Fault::Retry)
     }
     fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
         self.read(at, buf).map_err(|_| Fault::Retry)
@@ -46,6 +51,9 @@ impl<H: Host> CodeMemory for Filled<'_, H> {
         drop(resident);
         let walked = walk::translate(paging, access, at, self);
         translated(at, walked, |fault| fault)
+    }
+    fn read_table(&mut self, at: Gpa) -> Result<u64, Fault> {
+        self.read_entry(at, 8)
     }
     fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
         if self.0.resident().read(at, buf).is_ok() {

@@ -81,6 +81,9 @@ impl<H: Host, B: Backend<H>> CodeMemory for &RunContext<'_, H, B> {
     fn translate(&mut self, paging: &Paging, at: Gva, access: Access) -> Result<Gpa, Fault> {
         self.code().translate(paging, at, access)
     }
+    fn read_table(&mut self, at: Gpa) -> Result<u64, Fault> {
+        self.code().read_table(at)
+    }
     fn fetch(&mut self, at: Gpa, buf: &mut [u8]) -> Result<(), Fault> {
         self.code().fetch(at, buf)
     }
@@ -159,6 +162,10 @@ impl<H: Host, B: Backend<H>> WindowContext<'_, '_, H, B> {
     /// The host wants its CPU.
     pub(super) fn must_end(&self) -> bool {
         self.0.board.host().window_must_end()
+    }
+    /// When the first device has something to do.
+    pub(super) fn devices_deadline_ns(&self) -> Option<u64> {
+        self.0.vm.bus().deadline_ns()
     }
     pub(super) fn run_state(&self) -> RunState {
         self.0.vm.run_state()

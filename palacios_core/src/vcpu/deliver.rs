@@ -109,7 +109,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.activity == Activity::Active
     }
 
-    fn wakes(&self) -> bool {
+    pub(super) fn wakes(&self) -> bool {
         let interrupts = self.arch.rflags() & rflags::IF != 0;
         let vector = self.apic.next_interrupt().is_some() || self.takes_ext_int();
         let cut_short = self.fault.is_some() || self.interrupted.is_some() || self.held.is_some();

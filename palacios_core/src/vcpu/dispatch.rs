@@ -140,13 +140,26 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             }
             None => return None,
         };
+        Some(self.move_to(next))
+    }
+
+    /// As [`Vcpu::advance`], for an instruction whose length is known otherwise.
+    pub(super) fn advance_by(&mut self, length: u8) {
+        let next = self.wrap_rip(self.arch.rip().wrapping_add(length.into()));
+        if self.move_to(next) & rflags::TF != 0 {
+            self.single_step();
+        }
+    }
+
+    #[inline]
+    fn move_to(&mut self, next: u64) -> u64 {
         self.arch.set_rip(next);
         let flags = self.arch.rflags();
         if flags & rflags::RF != 0 {
             // It covered this instruction alone (APM 2: 13.1.1.5).
             self.arch.set_rflags(flags & !rflags::RF);
         }
-        Some(flags)
+        flags
     }
 
     fn wrap_rip(&self, rip: u64) -> u64 {

@@ -2,7 +2,7 @@
 //! A vCPU as the emulator sees it.
 #![forbid(unsafe_code)]
 
-use super::code::{CodeMemory, Filled};
+use super::code::CodeMemory;
 use super::context::{AnyContext, RunContext};
 use super::owned::Vcpu;
 use crate::addr::{Gpa, Gva};
@@ -16,7 +16,8 @@ use crate::interrupts::lapic::Effect;
 use crate::memory::walk::{Access, Paging};
 use crate::regions::Writes;
 use crate::state::{
-    cr4, is_64_bit_code, DescriptorTable, Exception, Gprs, Seg, Segment, TableRegister,
+    cr4, is_64_bit_code, DescriptorTable, Exception, Gprs, Seg, Segment, SegmentAttributes,
+    TableRegister,
 };
 use crate::stats::Counter;
 use crate::xsave::XsaveArea;
@@ -69,16 +70,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         }
     }
 
-    /// Finds how long the instruction at RIP is, where the hardware does not say. `false`: not to be had just now.
-    pub(super) fn find_length(&mut self, context: &impl AnyContext<H, B>) -> bool {
-        if self.length.is_none() {
-            let mut emulated = Emulated {
-                vcpu: self,
-                context: context.code(),
-            };
-            self.length = emulator::length_at(&mut emulated).ok();
-        }
-        self.length.is_some()
+    /// How long the instruction at RIP is, by the decoder. `None`: not to be had just now.
+    pub(super) fn decode_length(&mut self, context: &impl AnyContext<H, B>) -> Option<u8> {
+        let mut emulated = Emulated {
+            vcpu: self,
+            context: context.code(),
+        };
+        emulator::length_at(&mut emulated).ok()
     }
 
     fn emulated<'a, 'b>(
@@ -89,6 +87,11 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             vcpu: self,
             context,
         }
+    }
+
+    pub(super) fn in_32_bit_code(&self) -> bool {
+        let code = self.arch.segment(Seg::Cs).attributes;
+        code.has(SegmentAttributes::DB) && !self.in_64_bit_code()
     }
 
     pub(super) fn in_64_bit_code(&self) -> bool {
@@ -145,14 +148,7 @@ impl<H: Host, B: Backend<H>, C: CodeMemory> CodeReader for Emulated<'_, H, B, C>
     }
 
     fn cr(&self, number: u8) -> u64 {
-        let control = self.vcpu.arch.control();
-        match number {
-            0 => control.cr0,
-            2 => control.cr2,
-            3 => control.cr3,
-            4 => control.cr4,
-            _ => u64::from(self.vcpu.apic.cr8()),
-        }
+        self.vcpu.control_register(number)
     }
 
     fn translate(&mut self, at: Gva, access: Access) -> Result<Gpa, Fault> {
@@ -221,17 +217,8 @@ impl<H: Host, B: Backend<H>> Cpu for EmulatedOutside<'_, '_, H, B> {
         self.vcpu.arch.fpu()
     }
     fn set_cr(&mut self, number: u8, value: u64) -> Result<(), Fault> {
-        let arch = &mut self.vcpu.arch;
-        let mut control = arch.control();
-        match number {
-            0 => return self.set_cr0(value),
-            2 => control.cr2 = value,
-            3 => return self.set_cr3(value),
-            4 => return self.set_cr4(value),
-            _ => return self.set_cr8(value),
-        }
-        arch.set_control(control);
-        Ok(())
+        let mut tables = self.context.code();
+        self.vcpu.set_control_register(&mut tables, number, value)
     }
 
     fn dr(&self, number: u8) -> u64 {
@@ -317,10 +304,6 @@ impl<H: Host, B: Backend<H>> Cpu for EmulatedOutside<'_, '_, H, B> {
 }
 
 impl<H: Host, B: Backend<H>> EmulatedOutside<'_, '_, H, B> {
-    pub(super) fn tables(&self) -> Filled<'_, H> {
-        Filled(self.context.board.memory())
-    }
-
     fn io_read(&mut self, at: IoAddress) -> u64 {
         let (vm, vcpu) = (self.context.vm, &mut *self.vcpu);
         vm.io().read(vcpu.index, &mut vcpu.last_found, at)

@@ -5,6 +5,7 @@
 //!  run.rs            a step: what is due, then entries in a window
 //!   ├─ deliver.rs    what the next entry brings: interrupts, exceptions
 //!   ├─ timers.rs     what is due, and when the next is
+//!   ├─ settle.rs     exits that are answered in the window, by plain instructions (code_pages.rs)
 //!   └─ dispatch.rs   an exit, and who sees to it:
 //!       ├─ instructions.rs    CPUID (cpuid.rs), HLT, PAUSE, XSETBV, hypercalls
 //!       ├─ msr_access.rs      RDMSR and WRMSR; what the core keeps is in msr_values.rs and tsc.rs
@@ -24,6 +25,7 @@
 mod cause;
 mod clock;
 mod code;
+mod code_pages;
 mod context;
 mod control_registers;
 mod cpuid;
@@ -44,6 +46,7 @@ pub mod record;
 pub mod report;
 mod run;
 mod saved;
+mod settle;
 mod shared;
 mod tick_cost;
 mod timers;

@@ -2,6 +2,7 @@
 //! A virtual CPU, as whoever steps it owns it: its parts, and the states that it begins in.
 #![forbid(unsafe_code)]
 
+use super::code_pages::CodePages;
 use super::context::RunContext;
 use super::last_exits::LastExits;
 use super::msr_values::Msrs;
@@ -91,6 +92,8 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     pub(super) behind_ns: u64,
     /// The length of the instruction that exited, where the hardware gives none.
     pub(super) length: Option<u8>,
+    /// Where such instructions were found.
+    pub(super) code_pages: CodePages,
     /// Timers changed: leave the window and arm them.
     pub(super) rearm: bool,
     /// Why the VM must stop. The VM is told after the window.
@@ -139,6 +142,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             armed_ns: None,
             behind_ns: 0,
             length: None,
+            code_pages: CodePages::default(),
             rearm: false,
             stopping: None,
             resting: true,

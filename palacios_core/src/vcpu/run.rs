@@ -5,7 +5,7 @@
 use super::context::{AnyContext, RunContext, WindowContext};
 use super::owned::{Activity, Vcpu, WaitsFor};
 use super::times::TimeClass;
-use crate::backend::{Backend, BackendVcpu, Exit, PortAccess};
+use crate::backend::{Backend, BackendVcpu, Exit};
 use crate::host::{CpuId, Host, Thread};
 use crate::interfaces::Clock;
 use crate::interrupts::pending::Events;
@@ -192,6 +192,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 return Some(exit);
             }
             stats.add(Counter::Settled, 1);
+            if self.rearm {
+                self.rearm_in_window(window);
+            }
             if self.must_leave() || window.must_end() {
                 return None;
             }
@@ -225,51 +228,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             self.apic.set_cr8(self.arch.cr8());
         }
         self.length = None;
-    }
-
-    /// Handles an exit in the window, if that takes nothing that sleeps. `false`: it is left to [`Vcpu::dispatch`].
-    fn settle(&mut self, window: &WindowContext<'_, '_, H, B>, exit: Exit) -> bool {
-        match exit {
-            Exit::InterruptWindow => self.interrupt_window(window),
-            Exit::NmiWindow => true,
-            Exit::Cpuid => self.settle_by(window, Self::cpuid),
-            Exit::ReadMsr => self.settle_by(window, Self::read_msr),
-            Exit::WriteMsr => self.settle_by(window, Self::write_msr),
-            Exit::Hypercall => self.settle_by(window, Self::hypercall),
-            Exit::Port(access) => self.settle_port(window, access),
-            _ => false,
-        }
-    }
-
-    /// Carries out an instruction, if its length can be had.
-    #[inline]
-    fn settle_by<'a, 'b>(
-        &mut self,
-        window: &WindowContext<'a, 'b, H, B>,
-        carry_out: impl FnOnce(&mut Self, &WindowContext<'a, 'b, H, B>),
-    ) -> bool {
-        let known = self.arch.next_rip().is_some() || self.find_length(window);
-        if known {
-            carry_out(self, window);
-        }
-        known
-    }
-
-    /// Carries out an `IN` or `OUT`, if who is at this port answers in the window.
-    fn settle_port(&mut self, window: &WindowContext<'_, '_, H, B>, access: PortAccess) -> bool {
-        if access.string {
-            return false;
-        }
-        let answerer = window.answerer(&mut self.last_found, access.address());
-        answerer.is_some_and(|answerer| {
-            self.settle_by(window, |vcpu, window| {
-                match access.write {
-                    true => answerer.write(vcpu.port_output(access)),
-                    false => vcpu.take_port_input(access, answerer.read()),
-                }
-                vcpu.advance(window);
-            })
-        })
     }
 
     /// Rests until something is pending.

@@ -54,6 +54,35 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.rearm = false;
     }
 
+    /// In the window, when the guest has changed a timer of its own. A thread that is called too early looks again then, so a later deadline
+    /// needs nothing. What is left to [`Vcpu::tick`] stays noted in `rearm`.
+    pub(super) fn rearm_in_window(&mut self, window: &WindowContext<'_, '_, H, B>) {
+        let (board, now) = (window.board(), window.now(&self.tsc));
+        let clock = board.clock();
+        if self.apic.deadline_ns(now).is_some_and(|at| at <= now.ns) {
+            self.apic.tick(now);
+        }
+        let of_devices = match self.index {
+            0 => window.devices_deadline_ns(),
+            _ => None,
+        };
+        let next_ns = [self.apic.deadline_ns(now), of_devices]
+            .into_iter()
+            .flatten()
+            .min();
+        let stands = |armed_ns| armed_ns > now.ns && next_ns.is_none_or(|at| armed_ns <= at);
+        if !self.armed_ns.is_some_and(stands) {
+            let is_ahead = next_ns.is_some_and(|at| at > now.ns);
+            if !is_ahead || clock.behind_ns() != self.behind_ns {
+                return;
+            }
+            let host_ns = next_ns.map(|at| clock.host_ns(at));
+            window.shared().thread().arm(host_ns);
+            self.armed_ns = next_ns;
+        }
+        self.rearm = false;
+    }
+
     /// In the window, when the guest takes interrupts: begins the measure if a tick waited for that. `false`: a measure is under
     /// way and may be over; to look needs locks that may sleep, so the vCPU leaves the window for it.
     pub(super) fn interrupt_window(&mut self, window: &WindowContext<'_, '_, H, B>) -> bool {

@@ -108,6 +108,10 @@ impl<H: Host, R: Deref<Target = Board<H>>> WindowBoard<R> {
     pub(crate) fn ram(&self) -> RamLayout {
         self.0.memory.layout()
     }
+    /// Whether memory is at `gpa`.
+    pub(crate) fn is_memory(&self, gpa: Gpa) -> bool {
+        self.0.memory.is_memory(gpa)
+    }
     /// What vCPUs are to have flushed by now: see [`Memory::generation`].
     pub(crate) fn generation(&self) -> u64 {
         self.0.memory.generation()
