@@ -5,7 +5,7 @@
 //!  run.rs            a step: what is due, then entries in a window
 //!   ├─ deliver.rs    what the next entry brings: interrupts, exceptions
 //!   ├─ timers.rs     what is due, and when the next is
-//!   ├─ settle.rs     exits that are answered in the window, by plain instructions (code_pages.rs)
+//!   ├─ settle.rs     exits that are answered in the window, by plain instructions (length.rs)
 //!   └─ dispatch.rs   an exit, and who sees to it:
 //!       ├─ instructions.rs    CPUID (cpuid.rs), HLT, PAUSE, XSETBV, hypercalls
 //!       ├─ msr_access.rs      RDMSR and WRMSR; what the core keeps is in msr_values.rs and tsc.rs
@@ -36,6 +36,7 @@ mod exceptions;
 mod instructions;
 pub mod interrupts;
 pub mod last_exits;
+mod length;
 mod msr_access;
 mod msr_values;
 mod on_backend;
