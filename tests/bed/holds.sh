@@ -22,7 +22,7 @@ saves() { for n in $(seq $((times / 10))); do v3 save spins - >saved || return 1
 disturbs() { while [ ! -e over ]; do v3 pause resets; v3 continue resets; done 2>/dev/null; }
 resets() {
 	for n in $(seq $guests); do
-		v3 run --name resets --kernel tmk --mem 32 --cpus 2 --append "test=reset_storm times=$resets" --expect 1 --timeout 3000 </dev/null >log 2>&1 || {
+		v3 run --name resets --kernel tmk --mem 32 --cpus 2 --append "test=reset_storm times=$resets" --expect 1 </dev/null >log 2>&1 || {
 			cat log
 			return 1
 		}
