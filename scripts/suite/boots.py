@@ -24,6 +24,8 @@ USUAL_S, SHORT_S = 300, 600
 # It ends the host, or watches how it goes on.
 OWN_BOOT = ("--goes-down", "--with-kernel", "--icount")
 DRIVER = Path(__file__).parent / "boot.sh"
+# What tests share: `. ./common.sh`.
+COMMON = TOP / "tests/bed/common.sh"
 
 
 @dataclass
@@ -104,7 +106,7 @@ def taken(words: list[str], option: str) -> list[str]:
 
 
 def has_long_form(path: Path) -> bool:
-    return "V3VEE_SOAK" in path.read_text() or re.search(r"^# bed (soak|test)\b", path.read_text(), re.MULTILINE) is not None
+    return re.search(r"V3VEE_SOAK|^(if )?soak\b|^# bed (soak|test)\b", path.read_text(), re.MULTILINE) is not None
 
 
 @dataclass
@@ -140,7 +142,7 @@ class Boot:
 
     def _testbed(self, options: list[str], command: list[str], allowed_s, files: list[str]) -> Output:
         host = ["--machine", self.tests[0].machine, "--kernel", self.tests[0].kernel]
-        files = list(dict.fromkeys([*files, *(file for test in self.tests for file in test.add)]))
+        files = list(dict.fromkeys([f"{COMMON}", *files, *(file for test in self.tests for file in test.add)]))
         added = [word for file in files for word in ("--add", file)]
         env = ["env", "V3VEE_SOAK=1"] if SOAK else []
         return run(self.log, "scripts/testbed", "run", *host, *options, *added, "--", *env, "sh", *command, allowed_s=allowed_s)
@@ -186,7 +188,7 @@ class Boot:
 
 def boots() -> list[Boot]:
     """All of them, the longest first, so that no long one is left for the end."""
-    paths = [path for path in sorted((TOP / "tests/bed").glob("*.sh")) if not SOAK or has_long_form(path)]
+    paths = [path for path in sorted((TOP / "tests/bed").glob("*.sh")) if path != COMMON and (not SOAK or has_long_form(path))]
     groups: dict[tuple, list[BedTest]] = {}
     for test in (test for path in paths for test in tests_of(path)):
         key = (test.machine, test.kernel, test.name if test.alone() else "", *test.options)

@@ -3,18 +3,7 @@
 # each far end with Linux' own driver in the guest. Linux on the debug kernel is slow, and left out there.
 # bed: --machines svm,vtx --timeout 900 --add build/tools/module-tests
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects files; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
-# soon COMMAND…: it succeeds within two minutes.
-soon() {
-	tries=0
-	until "$@"; do
-		tries=$((tries + 1))
-		[ $tries -lt 600 ] || { echo "never: $*"; return 1; }
-		sleep 0.2
-	done
-}
+. ./common.sh
 
 ./module-tests --include-ignored --test-threads=1 devices::
 tests=$?

@@ -5,8 +5,7 @@
 # bed test: --timeout 600 --kernel stock
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
 # bed: --add build/guests/linux/vmlinuz-7 --add build/guests/tmk/tmk
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-soak() { [ -n "${V3VEE_SOAK-}" ]; }
+. ./common.sh
 now_ms() { sed 's/\.\([0-9]*\).*/\10/' /proc/uptime; }
 
 # seen LINE: waits until the guest says it, or ends.

@@ -2,9 +2,7 @@
 # The host's CPUs come and go, are taken from VMs and given back; VMs keep none busy for nothing.
 # bed: --mem 640 --add build/guests/tmk/tmk --timeout 300
 # bed test: --kernel debug
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+. ./common.sh
 
 # image NAME TEST [VCPU LINES]: NAME.img
 image() {

@@ -4,12 +4,9 @@
 # bed soak: --timeout 7200
 # bed test: --timeout 900
 # bed: --add build/guests/tmk/tmk
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-soak() { [ -n "${V3VEE_SOAK-}" ]; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
 # What is in use: not free, not in a CPU's list of pages just freed, nothing that the kernel would give back. CPUs count
 # pages apart and tell the total late, up to half a MiB each: have them tell it now.
+. ./common.sh
 used_kib() {
 	echo 3 >/proc/sys/vm/drop_caches
 	echo 1 >/proc/sys/vm/stat_refresh

@@ -5,16 +5,8 @@
 # bed soak: --machines svm,vtx
 # bed: --timeout 1800 --add build/tools/module-tests --add build/guests/tmk/tmk
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-soon() {
-	tries=0
-	until "$@"; do
-		tries=$((tries + 1))
-		[ $tries -lt 600 ] || { echo "never: $*"; return 1; }
-		sleep 0.2
-	done
-}
 # says FILE LINE…: the file has each of these.
+. ./common.sh
 says() { file=$1; shift; for line; do grep -qE -e "$line" $file || { echo "no $line in"; cat $file; return 1; }; done; }
 
 ./module-tests --include-ignored --test-threads=1 debug::

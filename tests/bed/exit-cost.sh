@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # What a CPUID costs a guest, in host instructions: under v3vee, and under KVM in the same boot.
 # bed: --kernel stock --icount --no-module --add build/tools/exit_cost
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 
 ./exit_cost kernel cost.elf
 insmod v3vee.ko

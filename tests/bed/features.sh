@@ -2,7 +2,7 @@
 # The features of a guest's processor: `v3 info --cpuid` tells of each, and a guest from which some are taken away lacks them.
 # bed: --machines svm,svm-bochs,vtx --add build/guests/tmk/tmk --timeout 300
 # bed test: --kernel stock
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 tests=cr4_follows_cpuid,registers_follow_cpuid,registers_of_the_family,efer_refuses,tsc_aux_is_shown,fs_and_gs_bases
 runs() { v3 run --kernel tmk --mem 64 --append "test=$tests" --expect 1 --timeout 200 "$@" </dev/null >log 2>&1 || { tail -n 5 log; return 1; }; }
 

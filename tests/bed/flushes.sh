@@ -3,7 +3,7 @@
 # bed: --machines svm,vtx --add build/guests/tmk/tmk --timeout 600
 # bed vtx: --cpus 2
 # bed test: --kernel stock
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 entries() { v3 stats $1 | awk '$2 == "entries" { n += $3 } END { print n }'; }
 for vm in one two; do
 	printf 'name = "%s"\nmemory = "32M"\nkernel = "tmk"\ncmdline = "test=spin_without_interrupts"\n' $vm >$vm.toml

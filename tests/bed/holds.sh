@@ -4,10 +4,8 @@
 # bed: --machines svm --use-cpu-0 --add build/guests/tmk/tmk --timeout 900
 # bed test: --kernel stock
 # bed soak: --timeout 7200
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
-if [ -n "${V3VEE_SOAK-}" ]; then times=1000 resets=255 guests=4; else times=25 resets=100 guests=1; fi
+. ./common.sh
+if soak; then times=1000 resets=255 guests=4; else times=25 resets=100 guests=1; fi
 
 # A suspend that goes as far as all tasks stand still, and back: the VMs are held from before that until after it.
 echo freezer >/sys/power/pm_test

@@ -4,9 +4,7 @@
 # bed: --mem 640 --add build/guests/tmk/tmk --timeout 600
 # bed test: --kernel debug
 # bed soak: --timeout 7200
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+. ./common.sh
 
 # image NAME MEMORY TEST [VCPU LINES]: NAME.img
 image() {
@@ -27,7 +25,7 @@ v3 free wide
 check "its memory is back" nothing_held
 
 # Many callers at once, each call at any time: most are refused, none does harm.
-if [ -n "${V3VEE_SOAK-}" ]; then rounds=400; elif [ -e /proc/lockdep ]; then rounds=10; else rounds=40; fi
+if soak; then rounds=400; elif [ -e /proc/lockdep ]; then rounds=10; else rounds=40; fi
 caller() {
 	for _ in $(seq $rounds); do
 		for call in "create halt.img race" "launch race" "pause race" "relocate race 0 0x100000" "continue race" "stop race" "free race"; do

@@ -2,9 +2,7 @@
 # Hostile guests and bad images: each a stopped VM with its reason, or a refusal; the host clean, all memory back.
 # bed: --add build/guests/tmk/tmk --timeout 600
 # bed test: --kernel debug
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+. ./common.sh
 
 # ends STATUS TEXT TEST [OPTION]…: the guest ends the VM with that status, and the tool says why.
 ends() {

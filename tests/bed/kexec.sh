@@ -3,7 +3,7 @@
 # The debug kernel cannot be loaded so: it is not relocatable.
 # bed: --kernel stock --cpus 2 --mem 1024 --with-kernel --add build/tools/kexec --add build/guests/tmk/tmk --timeout 300
 # bed: --expect "Kernel panic - not syncing: sysrq triggered crash" --expect "reboot: Restarting system" --goes-down
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 nth=${1:-first}
 # Waits until all that was printed has left.
 printed() { stty raw -echo <&1; }

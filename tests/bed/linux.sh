@@ -5,7 +5,7 @@
 # bed test: --timeout 900 --kernel stock
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
 # bed: --add build/guests/linux/vmlinuz-7
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 
 # guest SERIES TOKEN SCRIPT: one boot of the guest, its words in `log`.
 guest() {

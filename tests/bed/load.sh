@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The module comes and goes, keeps KVM out while it is in, and is kept out by KVM.
 # bed: --no-module
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-refused() { text=$1; shift; said=$("$@" 2>&1) && return 1; case $said in *"$text"*) ;; *) echo "$said"; return 1 ;; esac; }
+. ./common.sh
 
 rounds() { for _ in 1 2 3 4 5; do insmod v3vee.ko && rmmod v3vee || return 1; done; }
 check "five times in and out" rounds

@@ -3,8 +3,8 @@
 # 64 MiB without an error.
 # bed soak: --timeout 7200
 # bed: --kernel stock --add build/guests/packaged/memtest-64 --add build/guests/packaged/memtest-32
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-if [ -n "${V3VEE_SOAK-}" ]; then wanted="Pass:  1 " what="a pass"; else wanted="#4  .Moving inversions" what="the fourth test"; fi
+. ./common.sh
+if soak; then wanted="Pass:  1 " what="a pass"; else wanted="#4  .Moving inversions" what="the fourth test"; fi
 
 # passes KERNEL: it comes as far as is wanted, and counts no error.
 passes() {

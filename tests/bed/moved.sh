@@ -2,9 +2,7 @@
 # A guest's memory moves under it while it runs: data, code, stacks and tables. It loses nothing and notices nothing.
 # bed: --machines svm,vtx --add build/guests/tmk/tmk --timeout 600
 # bed test: --kernel stock
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+. ./common.sh
 
 # moved TEST FIRST LENGTH: while a test with 192 MiB runs, moves that part of its memory 15 times; then types, which ends it.
 moved() {

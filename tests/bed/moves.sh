@@ -4,8 +4,7 @@
 # bed soak: --timeout 7200
 # bed test: --timeout 1500 --kernel stock
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-soak() { [ -n "${V3VEE_SOAK-}" ]; }
+. ./common.sh
 if soak; then MOVES=2000; else MOVES=200; fi
 # The counters of the host's CPUs agree, whichever clock it keeps its own time by: as in the first seconds after its boot.
 echo acpi_pm >/sys/devices/system/clocksource/clocksource0/current_clocksource

@@ -2,7 +2,7 @@
 # One CPU, and a VM that spins with interrupts off: the host stays usable, a second VM runs to its end, the first stops.
 # bed: --cpus 1 --add build/guests/tmk/tmk
 # bed test: --kernel debug
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 cat >spin.toml <<TOML
 name = "spin"
 memory = "32M"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # One kernel by each boot protocol, with a module; and what firmware left for it.
 # bed: --machines svm,svm-bochs,vtx --kernel stock --add build/guests/tmk/tmk --add build/guests/tmk/tmk.bzimage
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 passes() { v3 run --timeout 100 --expect 1 "$@" </dev/null >log 2>&1 || { tail -n 5 log; return 1; }; }
 echo "words of a module" >words
 

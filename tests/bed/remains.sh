@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # What a guest that died leaves behind: what each virtual CPU was at, in text and in JSON.
 # bed: --machines svm,vtx --kernel stock --add build/guests/tmk/tmk --timeout 600
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 
 # dies STATUS TEST [OPTION]…: runs a test that ends its VM, twice: for people into `text`, for programs into `json`.
 dies() {

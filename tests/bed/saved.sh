@@ -7,18 +7,7 @@
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
 # bed test: --kernel stock
 # bed soak: --timeout 7200
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-soak() { [ -n "${V3VEE_SOAK-}" ]; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects files; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
-soon() {
-	tries=0
-	until "$@"; do
-		tries=$((tries + 1))
-		[ $tries -lt 1200 ] || { echo "never: $*"; return 1; }
-		sleep 0.2
-	done
-}
+. ./common.sh
 says() { file=$1; shift; for line; do grep -qE -e "$line" $file || { echo "no $line in"; cat $file; return 1; }; done; }
 # refused STATUS TEXT COMMAND…: it ends so, and says that.
 refused() {

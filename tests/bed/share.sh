@@ -3,7 +3,7 @@
 # Only the stock kernel's speed is that of other hosts.
 # bed test: --kernel stock
 # bed: --timeout 300 --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 
 VCPUS=4
 MEASURE_S=12

@@ -3,9 +3,7 @@
 # A host whose first CPU is kept apart (isolcpus=0) hangs on its way to sleep, VMs or not.
 # bed: --use-cpu-0 --mem 1024 --add build/guests/tmk/tmk --timeout 300
 # bed test: --kernel debug
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+. ./common.sh
 
 # image NAME TEST [VCPU LINES]: NAME.img
 image() {

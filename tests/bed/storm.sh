@@ -5,14 +5,13 @@
 # bed soak: --timeout 14400
 # bed test: --timeout 900 --kernel stock
 # bed: --add build/guests/tmk/tmk
+. ./common.sh
 storm() {
 	v3 run --kernel tmk --mem 64 --cpus 4 --append "test=storm $1" --timeout 4000 </dev/null >log
 	status=$?
 	grep -E "not ok|interrupts among" log
 	[ $status = 1 ]
 }
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-soak() { [ -n "${V3VEE_SOAK-}" ]; }
 if soak; then k=10000; elif [ -e /proc/lockdep ]; then k=100; else k=1000; fi
 check "a storm among CPUs that halt" storm "interrupts=$((40 * k))"
 check "a storm in x2APIC mode" storm "interrupts=$((40 * k)) x2apic=1"

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # VT-x is held only while guests run, so KVM can take it in between: VMs say so, and run again when it has gone.
 # bed: --machines vtx --no-module --add build/guests/tmk/tmk --timeout 300
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-refused() { text=$1; shift; said=$("$@" 2>&1) && return 1; case $said in *"$text"*) ;; *) echo "$said"; return 1 ;; esac; }
+. ./common.sh
 said() { dmesg | tail -n 5 | grep -q "$1"; }
 
 rounds() { for _ in 1 2 3 4 5; do insmod v3vee.ko && rmmod v3vee || return 1; done; }

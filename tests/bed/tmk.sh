@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # The tiny test kernels on one CPU, each test by its name. What gives no answer has failed, and the rest goes on in another VM.
 # bed: --machines svm,svm-bochs,vtx --add build/guests/tmk/tmk --timeout 900
+. ./common.sh
 run() { timeout=$1 append=$2; shift 2; v3 run --kernel tmk --test-device --mem 256 --timeout "$timeout" --append "$append" "$@" </dev/null | tr -d '\r'; }
 
 by_name() {
@@ -32,7 +33,6 @@ sed -nE 's/^((not )?ok [a-z0-9_]+)/\1 with 4 CPUs/p' log
 grep -q '^8 passed, 0 failed' log || echo "not ok memory changes, and devices work, under 4 CPUs"
 
 # A Multiboot kernel with a module and a command line; its exit status comes back as 2 × value + 1.
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
 echo "a module's words" >words
 v3 run --kernel tmk --module "words=words of a module" --append "test=multiboot_info module=words x=1" --timeout 60 </dev/null >log
 check "the exit status of success" [ $? = 1 ]

@@ -2,7 +2,7 @@
 # Debian's Xen on two CPUs, with a stock kernel and its initial file system as modules: the first process of the kernel speaks under it.
 # The kernel is the host's own, as those for clouds cannot be Xen's first.
 # bed: --kernel stock --with-kernel --timeout 900 --add build/guests/packaged/xen --add build/guests/linux/initramfs
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+. ./common.sh
 cat >xen.toml <<-TOML
 	memory = "640M"
 	vcpus = 2

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# For the tests beside it, which begin with `. ./common.sh`: the test bed brings it along with each of them.
+
+# check NAME COMMAND…: a test of this name, which passes if the command succeeds.
+check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
+
+# Whether this is `make soak`, in which tests have their long forms.
+soak() { [ -n "${V3VEE_SOAK-}" ]; }
+
+# held KIND: how many of these the module holds for VMs.
+held() { cat /sys/kernel/debug/v3vee/$1; }
+
+# When no VM is there, the module holds nothing.
+nothing_held() { for of in pages large_pages vms threads objects files; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
+
+# soon COMMAND…: it succeeds within four minutes.
+soon() {
+	tries=0
+	until "$@"; do
+		tries=$((tries + 1))
+		[ $tries -lt 1200 ] || { echo "never: $*"; return 1; }
+		sleep 0.2
+	done
+}
+
+# refused TEXT COMMAND…: the command fails, and says the text.
+refused() { text=$1; shift; said=$("$@" 2>&1) && return 1; case $said in *"$text"*) ;; *) echo "$said"; return 1 ;; esac; }
