@@ -4,6 +4,7 @@
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 CLEAN_UP_S = 3
 ASKED_S = 10
 KILLED_S = 60
+# A signal came: no thread is to start anything more.
+ENDING = threading.Event()
 
 
 class Interrupted(BaseException):
@@ -24,12 +27,12 @@ class Interrupted(BaseException):
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Does `work` and returns its status. SIGINT and SIGTERM end it with all that it started; the status is then 128 and the signal's number."""
+    """Does `work` and returns its status. SIGINT and SIGTERM end it with all that it started; the status is then 128 and the signal's number.
+
+    So does a SIGINT to a program in the background, which a shell starts with that signal ignored: whoever sends it one means it."""
     adopt_orphans()
     for which in (signal.SIGINT, signal.SIGTERM):
-        # What a shell starts in the background ignores SIGINT, as that is for what runs in the foreground.
-        if signal.getsignal(which) != signal.SIG_IGN:
-            signal.signal(which, interrupt)
+        signal.signal(which, interrupt)
     try:
         return work()
     except Interrupted as interrupted:
@@ -38,6 +41,7 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def interrupt(which: int, _) -> None:
+    ENDING.set()
     # The end of all that was started is not interrupted itself.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
@@ -47,8 +51,7 @@ def interrupt(which: int, _) -> None:
 def unguarded() -> None:
     """In a child made by fork: it ends at once, and leaves the rest to its parent."""
     for which in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(which) != signal.SIG_IGN:
-            signal.signal(which, signal.SIG_DFL)
+        signal.signal(which, signal.SIG_DFL)
 
 
 def adopt_orphans() -> None:
@@ -69,7 +72,6 @@ def gone(how: int | None, patience_s: float) -> bool:
     told: set[int] = set()
     end_s = time.monotonic() + patience_s
     while True:
-        reap()
         left = living()
         if how is not None:
             for pid in left - told:
@@ -89,21 +91,13 @@ def tell(pid: int, how: int) -> None:
             pass
 
 
-def reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
-
-
-def living() -> set[int]:
-    """All processes that this one started, and those started by them."""
+def living(ancestor: int | None = None) -> set[int]:
+    """All processes that this one, or another one, started, and those started by them. One that has ended is none, even if it is not reaped yet."""
     children: dict[int, list[int]] = {}
     for pid, parent, state in table():
         if state != "Z":
             children.setdefault(parent, []).append(pid)
-    found, new = set(), [os.getpid()]
+    found, new = set(), [ancestor or os.getpid()]
     while new:
         new = [child for pid in new for child in children.get(pid, [])]
         found.update(new)

@@ -7,11 +7,11 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import hostroot, steps
+from . import hostroot, offspring, steps
 from .cache import TOP, Failure
 from .debugger import refuse_if_not_qemu
 from .machine import KINDS
@@ -19,6 +19,7 @@ from .machine import KINDS
 BUILD = TOP / "build"
 LINUX = BUILD / "guests/linux"
 TMK = BUILD / "guests/tmk/tmk"
+LOOK_EVERY_S = 0.2
 PROFILES = ("release", "dev", "debug")
 # For a guest that is only looked at. The self-tests of its ciphers would be a fifth of its boot in an emulator, and what it misses in
 # our small machine (PCI, machine checks) is no news.
@@ -49,6 +50,8 @@ class Build:
     takes: str = ""
 
     def run(self) -> None:
+        if offspring.ENDING.is_set():
+            raise Failure("interrupted")
         command = [str(TOP / self.command[0]), *self.command[1:]]
         if self.title:
             steps.run(self.title, command, BUILD / "logs" / f"{Path(command[0]).name}.log", takes=self.takes)
@@ -71,7 +74,17 @@ def build(*queues: list[Build]) -> None:
     # Found once, for all that run inside it.
     os.environ.setdefault("V3VEE_ROOT", str(hostroot.ensure("root")))
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda queue: [build.run() for build in queue], queues))
+        running = [pool.submit(lambda queue: [build.run() for build in queue], queue) for queue in queues]
+        try:
+            # Not without end: Python handles a signal only when the wait returns, and this one may begin just behind a signal.
+            while wait(running, timeout=LOOK_EVERY_S).not_done:
+                pass
+            for queue in running:
+                queue.result()
+        except offspring.Interrupted as interrupted:
+            # For these the threads wait, and for the threads the pool.
+            offspring.end_all(interrupted.which)
+            raise
 
 
 def image(definition: str, out: Path, named: str) -> None:
@@ -114,7 +127,8 @@ def check(words: list[str]) -> int:
 
 def boot(script: str, options: list[str], *words: str) -> int:
     """Runs scripts/testbed or scripts/lwk, and returns its status."""
-    return subprocess.run([sys.executable, "-B", TOP / "scripts" / script, "run", *options, *words], check=False).returncode
+    # Unlike subprocess.run this leaves it alive when a signal comes: it has a terminal to restore before it ends.
+    return subprocess.Popen([sys.executable, "-B", TOP / "scripts" / script, "run", *options, *words]).wait()
 
 
 def first_words(machine: str) -> str:

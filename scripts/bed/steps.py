@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from . import offspring
 from .cache import Failure
 
 QUIET_S = 2
@@ -69,6 +70,8 @@ def run(title: str, command: list, log: Path, hint: str = "", takes: str = "", *
     env = {**kwargs.pop("env", os.environ), "CARGO_TERM_COLOR": "never"}
     with Shown(title, takes, lambda: last_line(log)):
         status = status_in(log, [str(part) for part in command], env=env, **kwargs)
+        if offspring.ENDING.is_set():
+            raise Failure(f"{title}: interrupted")
         if status != 0:
             tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
             print("\n".join("    " + line for line in tail), file=sys.stderr)
@@ -81,9 +84,9 @@ def status_in(log: Path, command: list[str], **kwargs) -> int:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **kwargs)
         try:
             return process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
+        except offspring.Interrupted as interrupted:
+            # Before a caller clears away what it works on.
+            offspring.end_all(interrupted.which)
             raise
 
 
@@ -94,11 +97,9 @@ def last_line(log: Path) -> str:
 
 
 def status_of(program: str, work: Callable[[], int]) -> int:
-    """The exit status of a program that does `work`; its failure is said."""
+    """The exit status of a program that does `work`; its failure is said. A signal ends it with all that it started."""
     try:
-        return work()
+        return offspring.guarded(work)
     except Failure as failure:
         print(f"{program}: {failure}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-"""Tests of interruptions: a runner that a signal ends, sent to it alone, leaves no process behind."""
+"""Tests of interruptions: a program that a signal ends, sent to it alone, leaves no process behind."""
 
 import os
 import signal
@@ -42,12 +42,21 @@ slow.programs = lambda: [slow.Program(f"interrupted-{number}", script, None, {})
 sys.argv = ["slow", "--runs", "1"]
 sys.exit(slow.main())
 """
+# What `make run` and its like do before they boot: builds side by side, of which none begins any more. Only to find the root is left out.
+BUILDS = """\
+from bed import ready, steps
+ready.hostroot.ensure = lambda what: what
+queues = [[ready.Build([script], "building", "long"), ready.Build(["scripts/no-such"])], [ready.Build(["/bin/sleep", "1000"])]]
+sys.exit(steps.status_of("builds", lambda: ready.build(*queues)))
+"""
 # A hang is a failure.
 HANGS_S = 300
 # What is interrupted, how it was started, and by which signal.
 IN_BACKGROUND = ("env", "--ignore-signal=INT")
 CASES = [("the runner", RUNNER, (), signal.SIGINT), ("the runner", RUNNER, (), signal.SIGTERM), ("the runner", RUNNER, IN_BACKGROUND, signal.SIGTERM),
-         ("slow", SLOW, (), signal.SIGINT), ("slow", SLOW, IN_BACKGROUND, signal.SIGTERM)]
+         ("the runner", RUNNER, IN_BACKGROUND, signal.SIGINT), ("slow", SLOW, (), signal.SIGINT), ("slow", SLOW, IN_BACKGROUND, signal.SIGTERM),
+         ("slow", SLOW, IN_BACKGROUND, signal.SIGINT), ("a program that builds", BUILDS, (), signal.SIGTERM),
+         ("a program that builds", BUILDS, IN_BACKGROUND, signal.SIGINT)]
 
 
 def run(results: Results) -> None:
@@ -57,6 +66,32 @@ def run(results: Results) -> None:
         results.check(f"{name}{where} leaves nothing behind: {which.name}", good)
         if not good:
             print(f"      saw: {seen}")
+    for which in (signal.SIGINT, signal.SIGTERM):
+        good, seen = JOBS.submit(booted_and_interrupted, which).result()
+        results.check(f"make bed leaves nothing behind: {which.name}", good)
+        if not good:
+            print(f"      saw: {seen}")
+
+
+def booted_and_interrupted(which: int):
+    """Interrupts a program that has booted a host, when a command runs there."""
+    process = subprocess.Popen([TOP / "scripts/run-bed", "echo here; sleep 1000"], cwd=TOP, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    said = process.stdout.readline()
+    numbers = offspring.living(process.pid)
+    process.send_signal(which)
+    rest = process.communicate(timeout=HANGS_S)
+    left = left_of(numbers)
+    # The test bed and the emulator.
+    return (said, process.returncode, left) == ("here\n", 128 + which, []) and len(numbers) >= 2, (said, rest, process.returncode, numbers, left)
+
+
+def left_of(numbers) -> list[tuple[int, str]]:
+    """Which of these processes still live; they are killed."""
+    left = [(pid, state) for pid, _, state in offspring.table() if pid in numbers and state != "Z"]
+    for pid, _ in left:
+        os.kill(pid, signal.SIGKILL)
+    return left
 
 
 def interrupted(number: int, program: str, started: tuple[str, ...], which: int):
@@ -72,9 +107,7 @@ def interrupted(number: int, program: str, started: tuple[str, ...], which: int)
         numbers = numbers_in(Path(folder), process)
         process.send_signal(which)
         said = process.communicate(timeout=HANGS_S)[0]
-        left = [(pid, state) for pid, _, state in offspring.table() if pid in numbers and state != "Z"]
-        for pid, _ in left:
-            os.kill(pid, signal.SIGKILL)
+        left = left_of(numbers)
     return len(numbers) == len(NAMES) and process.returncode == 128 + which and not left, (process.returncode, numbers, left, said)
 
 
