@@ -14,11 +14,13 @@ help: ## this
 run: ## a Linux guest in a VM on an emulated host
 #: IMAGE=FILE      another guest: a guest.img, a guest.toml or a kernel
 #: ARGS="…"        options of `v3 run`: --append, --mem, --cpus, --timeout, …
+#: LIMIT=60        stops the guest after 60 seconds; 0: never. Without it one that nobody attends is stopped for 300 seconds of silence
 #: MACHINE=vtx     Intel VT-x; svm (AMD) is the default, and svm-bochs is a second one
 #: GDB=1           waits for gdb before the guest starts, and says how to start it
 #: PROFILE=debug   a module whose variables gdb can print
 	@scripts/bootstrap packages
-	@scripts/run --machine $(MACHINE) --profile $(or $(PROFILE),dev) $(if $(GDB),--gdb) $(if $(IMAGE),--image '$(IMAGE)') -- $(ARGS)
+	@scripts/run --machine $(MACHINE) --profile $(or $(PROFILE),dev) $(if $(GDB),--gdb) $(if $(IMAGE),--image '$(IMAGE)') \
+		$(if $(LIMIT),--limit '$(LIMIT)') -- $(ARGS)
 
 run-lwk: ## the same guest on the lightweight kernel; MACHINE= and GDB= as for run
 	@scripts/bootstrap packages

@@ -70,19 +70,27 @@ class Session:
         self.started = self.left = False
         self._control = b""
         self._escape = False
+        # When the command, or the first process about it, was heard last.
+        self.heard_s = 0.0
         # Holds the terminal's raw mode while the command runs. Before, Ctrl-C ends everything, and lines are lines.
         self._terminal = ExitStack()
         # The wires to the host that are not closed yet.
         self._open = {port: name for name, port in machine.ports.items()}
 
-    def follow(self, timeout_s: float | None) -> int:
-        """Runs to the end; returns the status for the caller's shell. Reasons go to standard error."""
-        deadline = time.monotonic() + timeout_s if timeout_s else None
+    def follow(self, timeout_s: float | None, silence_s: float | None = None) -> int:
+        """Runs to the end; returns the status for the caller's shell. Reasons go to standard error. A limit of 0 or None is none."""
+        begin_s = self.heard_s = time.monotonic()
         with self._terminal:
             while self._open and self.status is None and not self.failure and not self.left:
-                wait = None if deadline is None else deadline - time.monotonic()
+                limits = []
+                if timeout_s:
+                    limits.append((begin_s + timeout_s, f"the command did not end within {timeout_s:.0f} s; --timeout SECONDS sets another limit"))
+                if silence_s:
+                    limits.append((self.heard_s + silence_s, f"the command was silent for {silence_s:.0f} s; --silence SECONDS sets another limit"))
+                at_s, reason = min(limits, default=(None, ""))
+                wait = None if at_s is None else at_s - time.monotonic()
                 if wait is not None and wait <= 0:
-                    return self._verdict(f"the command did not end within {timeout_s:.0f} s; --timeout SECONDS sets another limit", TIMEOUT)
+                    return self._verdict(reason, TIMEOUT)
                 self._step(wait)
             if self.failure:
                 return self._verdict(self.failure, BROKEN)
@@ -132,6 +140,8 @@ class Session:
         return bool(ready)
 
     def _heard(self, name: str, data: bytes) -> None:
+        if name in ("command", "control"):
+            self.heard_s = time.monotonic()
         if name == "kernel":
             self.log.feed(data)
         elif name == "command":

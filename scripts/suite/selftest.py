@@ -192,12 +192,15 @@ def names_that_are_wrong():
 
 
 def guest_without_end():
-    """It is stopped, and the time was said before."""
+    """It is stopped for its silence, or when its time is up. How long it may be silent was said before. The silence of the host's command ends a
+    run, too."""
     with tempfile.TemporaryDirectory() as folder:
         definition = Path(folder) / "spin.toml"
         definition.write_text(f"memory = '64M'\nkernel = '{TOP}/build/guests/tmk/tmk'\ncmdline = 'test=spin_without_interrupts'\n")
-        done = user_run("--image", str(definition), "--", "--timeout", "3")
-    return done.returncode == 124 and b"spinning" in done.stdout and b"did not end in time, and was stopped" in done.stderr, done
+        runs = [user_run("--image", str(definition), *words) for words in (("--", "--silence", "3"), ("--limit", "3"))]
+    good = all(run.returncode == 124 and b"spinning" in run.stdout and b"and the guest was stopped" in run.stderr for run in runs)
+    host = bed("--no-module", "--silence", "20", "--", "echo here; sleep 1000")
+    return good and host.returncode == TIMEOUT and b"silent for 20 s" in host.stderr, (runs, host)
 
 
 def no_guest_at_all():
@@ -211,6 +214,8 @@ def no_guest_at_all():
              ("--", "--mem", "64"): (126, b"and a kernel needs more to run"),
              ("--", "--help"): (0, b""),
              (*tmk, "--cpus", "65"): (126, b"--cpus: a machine has 1 to 64"),
+             ("--limit", "soon"): (1, b"LIMIT=soon: it is a number of seconds"),
+             ("--limit", "5", "--", "--timeout", "5"): (1, b"LIMIT=5 and --timeout in ARGS"),
              (*tmk, "--speed", "9"): (125, b"unexpected argument '--speed'")}
     runs = {words: user_run(*words) for words in wrong}
     bochs_run = user_run("--gdb", "--machine", "vtx")

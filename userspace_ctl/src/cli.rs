@@ -374,6 +374,9 @@ pub struct Run {
     /// Stop the VM after so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
     pub timeout: Option<Duration>,
+    /// Stop the VM when its console has been silent for so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub silence: Option<Duration>,
     /// Exit with 0 if the guest ended with the test exit N, and with 1 if not
     #[arg(long, value_name = "N", value_parser = values::expected)]
     pub expect: Option<u32>,
@@ -459,7 +462,7 @@ mod tests {
             assert_eq!(run.key.escape, 0x1d);
         }
         for good in [
-            "v3 run guest.img --timeout 1.5 --json --expect 1",
+            "v3 run guest.img --timeout 1.5 --silence 60 --json --expect 1",
             "v3 run --check --cpus 2",
         ] {
             assert!(run(good).is_ok(), "{good}");

@@ -51,6 +51,10 @@ pub struct Pump<'a> {
     pub stopped: Option<BorrowedFd<'a>>,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// How long the guest may send nothing before that is reason to give up.
+    pub silence: Option<Duration>,
+    /// When something of the guest came last, or was shown.
+    heard: Instant,
     /// Bytes for the guest.
     to_guest: Vec<u8>,
     /// Bytes for the user.
@@ -82,6 +86,8 @@ impl<'a> Pump<'a> {
             signals,
             stopped: None,
             deadline: None,
+            silence: None,
+            heard: Instant::now(),
             to_guest: Vec::new(),
             to_user: Vec::new(),
         }
@@ -90,14 +96,12 @@ impl<'a> Pump<'a> {
     /// Moves bytes until there is a reason to end.
     pub fn run(&mut self) -> Result<End, Errno> {
         let mut vm_stopped = false;
+        self.heard = Instant::now();
         loop {
             if let Some(signal) = self.signals.last() {
                 return Ok(End::Signal(signal));
             }
-            if self
-                .deadline
-                .is_some_and(|deadline| Instant::now() >= deadline)
-            {
+            if self.gives_up_at().is_some_and(|at| Instant::now() >= at) {
                 return Ok(End::Timeout);
             }
             // Once the VM stopped, only what is already there is shown: do not sleep for more.
@@ -124,6 +128,13 @@ impl<'a> Pump<'a> {
                 return Ok(End::Quit);
             }
         }
+    }
+
+    /// When to give up if nothing comes before. While output waits for its reader, the guest is not to blame for silence.
+    fn gives_up_at(&self) -> Option<Instant> {
+        let silence = self.silence.filter(|_| self.to_user.is_empty());
+        let silent_at = silence.and_then(|longest| self.heard.checked_add(longest));
+        [self.deadline, silent_at].into_iter().flatten().min()
     }
 
     /// Waits until something can go on; `None` if a signal came instead.
@@ -153,7 +164,7 @@ impl<'a> Pump<'a> {
             .filter_map(|(fd, flags)| fd.map(|fd| PollFd::from_borrowed_fd(fd, *flags)))
             .collect();
         let left = self
-            .deadline
+            .gives_up_at()
             .map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = [left, at_most].into_iter().flatten().min();
         let timeout = timeout.and_then(|time| Timespec::try_from(time).ok());
@@ -180,10 +191,13 @@ impl<'a> Pump<'a> {
         let mut piece = [0; PIECE_BYTES];
         match rustix::io::read(stream, &mut piece) {
             Ok(0) => self.stream = None,
-            Ok(len) => match &mut self.newlines {
-                Some(newlines) => newlines.append(&piece[..len], &mut self.to_user),
-                None => self.to_user.extend_from_slice(&piece[..len]),
-            },
+            Ok(len) => {
+                self.heard = Instant::now();
+                match &mut self.newlines {
+                    Some(newlines) => newlines.append(&piece[..len], &mut self.to_user),
+                    None => self.to_user.extend_from_slice(&piece[..len]),
+                }
+            }
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
             Err(errno) => return Err(errno),
         }
@@ -212,7 +226,10 @@ impl<'a> Pump<'a> {
     fn write_output(&mut self) -> Result<bool, Errno> {
         let piece = &self.to_user[..self.to_user.len().min(PIECE_BYTES)];
         match rustix::io::write(self.output, piece) {
-            Ok(len) => drop(self.to_user.drain(..len)),
+            Ok(len) => {
+                self.heard = Instant::now();
+                drop(self.to_user.drain(..len));
+            }
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(Errno::PIPE | Errno::IO) => return Ok(false),
             Err(errno) => return Err(errno),

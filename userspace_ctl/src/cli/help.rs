@@ -9,7 +9,7 @@ A VM is given by its name, its number N, or /dev/v3-vmN.
 
 Exit status, of every command:
   0    done
-  124  the time given by --timeout passed (run, wait)
+  124  the time given by --timeout or --silence passed (run, wait)
   125  the command line is wrong; a file or a node cannot be opened, read or written; the module
        is missing; no VM has this name, or its state does not allow it; a call or the host failed
   126  the guest was refused: its guest.toml, image or kernel is wrong, no machine is such as the
@@ -51,12 +51,12 @@ Without FILE, --kernel starts from a machine with 512 MiB, 1 CPU, no command lin
 
 In a terminal, Ctrl-] q stops the VM and leaves; Ctrl-] ? shows more keys. Without one,
 standard input goes to the guest, and its end changes nothing. SIGINT, SIGTERM, SIGHUP, SIGQUIT
-and the timeout stop the VM. Whatever happens, the VM is freed and the terminal restored.
+--timeout and --silence stop the VM. Whatever happens, the VM is freed and the terminal restored.
 
 Exit status:
   0    the guest powered itself off
   N    the guest wrote V to the test-exit port 0xf4: (V * 2 + 1) modulo 256, always odd
-  124  the timeout passed
+  124  the time of --timeout or --silence passed
   125  the command line is wrong; a file or a node cannot be opened, read or written; the module
        is missing; a call or the host failed
   126  the guest was refused: its guest.toml, image or kernel is wrong, no machine is such as the

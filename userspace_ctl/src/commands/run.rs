@@ -103,6 +103,7 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
     pump.deadline = args
         .timeout
         .and_then(|timeout| Instant::now().checked_add(timeout));
+    pump.silence = args.silence;
     let end = with_keys(&mut pump, &name, "stops it and leaves", args.key.escape)?;
     during("stopping the VM", || vm.vm.stop())?;
     let report = report_of(&vm.vm, end)?;

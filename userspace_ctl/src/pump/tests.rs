@@ -115,6 +115,31 @@ fn the_deadline_ends_it() {
 }
 
 #[test]
+fn silence_ends_it() {
+    let ends = ends();
+    let mut pump = ends.pump();
+    pump.silence = Some(Duration::from_millis(20));
+    assert_eq!(pump.run(), Ok(End::Timeout));
+}
+
+#[test]
+fn output_is_no_silence_and_output_that_nobody_takes_neither() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let ends = ends();
+    let mut guest = ends.guest.try_clone().unwrap();
+    let mut pump = ends.pump();
+    (pump.silence, pump.deadline) = (Some(HOUR), Some(Instant::now() + 2 * HOUR));
+    let before = pump.heard;
+    guest.write_all(b"here").unwrap();
+    assert_eq!(pump.read_stream(), Ok(true));
+    assert!(pump.heard > before);
+    // It waits for its reader.
+    assert_eq!(pump.gives_up_at(), pump.deadline);
+    assert_eq!(pump.write_output(), Ok(true));
+    assert_eq!(pump.gives_up_at(), Some(pump.heard + HOUR));
+}
+
+#[test]
 fn the_end_of_input_changes_nothing() {
     let ends = ends();
     ends.user.shutdown(std::net::Shutdown::Write).unwrap();
