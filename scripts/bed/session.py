@@ -2,6 +2,7 @@
 """One run: follows the emulated host from its start to the command's exit status, and judges what the kernel said."""
 
 import fcntl
+import math
 import os
 import select
 import sys
@@ -61,17 +62,29 @@ class KernelLog:
         return self.lines[self.first_splat:][: splats.SHOWN_LINES]
 
 
+@dataclass
+class Words:
+    """What a user is told beside the command's output."""
+
+    # Before the command starts.
+    before: list[str] = field(default_factory=list)
+    # Whether to show, while the command is silent, that it is waited for; on a terminal up to its first output, as a user waits himself then.
+    of_silence: bool = False
+
+
 class Session:
-    def __init__(self, machine: Machine, job: Job, log: KernelLog, boot: steps.Shown, on_sections, goes_down: bool = False) -> None:
+    def __init__(self, machine: Machine, job: Job, log: KernelLog, boot: steps.Shown, on_sections, goes_down: bool = False,
+                 words: Words | None = None) -> None:
         self.machine, self.job, self.log, self.boot, self.on_sections, self.goes_down = machine, job, log, boot, on_sections, goes_down
+        self.words = words or Words()
         self.status: int | None = None
         self.failure = ""
         # Whether the command was started, and whether the user left it by the escape.
         self.started = self.left = False
         self._control = b""
         self._escape = False
-        # When the command, or the first process about it, was heard last.
-        self.heard_s = 0.0
+        # When the command, or the first process about it, was heard last; and when its silence is shown next.
+        self.heard_s, self.shown_s = 0.0, math.inf
         # Holds the terminal's raw mode while the command runs. Before, Ctrl-C ends everything, and lines are lines.
         self._terminal = ExitStack()
         # The wires to the host that are not closed yet.
@@ -82,16 +95,18 @@ class Session:
         begin_s = self.heard_s = time.monotonic()
         with self._terminal:
             while self._open and self.status is None and not self.failure and not self.left:
-                limits = []
+                limits = [(math.inf, "")]
                 if timeout_s:
                     limits.append((begin_s + timeout_s, f"the command did not end within {timeout_s:.0f} s; --timeout SECONDS sets another limit"))
                 if silence_s:
                     limits.append((self.heard_s + silence_s, f"the command was silent for {silence_s:.0f} s; --silence SECONDS sets another limit"))
-                at_s, reason = min(limits, default=(None, ""))
-                wait = None if at_s is None else at_s - time.monotonic()
-                if wait is not None and wait <= 0:
+                now_s, (end_s, reason) = time.monotonic(), min(limits)
+                if now_s >= end_s:
                     return self._verdict(reason, TIMEOUT)
-                self._step(wait)
+                if now_s >= self.shown_s:
+                    self._show_silence(now_s)
+                wait = min(end_s, self.shown_s) - now_s
+                self._step(None if wait == math.inf else wait)
             if self.failure:
                 return self._verdict(self.failure, BROKEN)
             self._hear_the_rest()
@@ -99,6 +114,11 @@ class Session:
         if self.job.terminal is not None:
             steps.say("the emulated host is gone")
         return status
+
+    def _show_silence(self, now_s: float) -> None:
+        # A terminal in raw mode begins no line by itself.
+        print(f"    {now_s - self.heard_s:4.0f} s  waiting for output", end="\r\n" if self.job.terminal else "\n", file=sys.stderr, flush=True)
+        self.shown_s = now_s + steps.HEARTBEAT_S
 
     def _hear_the_rest(self) -> None:
         """There are several wires: what was sent on the others before the end arrives too."""
@@ -142,6 +162,8 @@ class Session:
     def _heard(self, name: str, data: bytes) -> None:
         if name in ("command", "control"):
             self.heard_s = time.monotonic()
+        if name == "command" and self.shown_s < math.inf:
+            self.shown_s = math.inf if self.job.terminal else self.heard_s + steps.HEARTBEAT_S
         if name == "kernel":
             self.log.feed(data)
         elif name == "command":
@@ -166,6 +188,10 @@ class Session:
         elif word == "run":
             self.started = True
             self.boot.end()
+            for line in self.words.before:
+                print(line, flush=True)
+            if self.words.of_silence:
+                self.shown_s = self.heard_s + steps.HEARTBEAT_S
             self._terminal.enter_context(raw_terminal(self.job.terminal is not None))
         elif word == "sections":
             self.boot.end()

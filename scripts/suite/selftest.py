@@ -352,12 +352,14 @@ def long_steps_speak():
 
 
 def a_long_boot_speaks():
-    """If asked to. Every boot is a long one where nothing may be silent, and each of its signs of life comes at once."""
+    """If asked to, and so does a command that is silent. Every boot is a long one where nothing may be silent, and each of its signs of life
+    comes at once."""
     impatient = "from bed import steps; steps.QUIET_S = 0; steps.HEARTBEAT_S = 0.1"
     program = f"import runpy, sys; sys.path.insert(0, 'scripts'); {impatient}; runpy.run_path('scripts/testbed', run_name='__main__')"
-    words = ("run", "--no-module", "--", "echo", "here")
+    words = ("run", "--no-module", "--say", "begins", "--", "sleep 2; echo here")
     spoken, silent = (subprocess.run([sys.executable, "-B", "-c", program, *words[:1], *option, *words[1:]], stdin=subprocess.DEVNULL,
                                      capture_output=True, text=True, cwd=TOP, check=False) for option in (["--announce"], []))
     said = re.fullmatch(r"==> booting the emulated host, AMD SVM in QEMU, about 5 seconds …\n"
-                        r"( +\d+ s  booting the emulated host.*\n)+==> booting the emulated host: done in \d+ s\n", spoken.stderr)
-    return said is not None and spoken.stdout == "here\n" and silent.stderr == "", (spoken, silent)
+                        r"( +\d+ s  booting the emulated host.*\n)+==> booting the emulated host: done in \d+ s\n"
+                        r"( +\d+ s  waiting for output\n)+", spoken.stderr)
+    return said is not None and spoken.stdout == "begins\nhere\n" and silent.stderr == "", (spoken, silent)
