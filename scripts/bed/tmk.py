@@ -24,10 +24,22 @@ def listed(source: str) -> list[tuple[str, str]]:
     return [(kind.strip().replace("_", "-") or "always", name) for kind, _, names in kinds for name in re.findall(r"\w+", names)]
 
 
-def refuse_unknown(wanted: str) -> None:
-    """Refuses what is neither a group nor names of tests, with commas between them."""
-    known = [name for _, name in tests()]
-    for name in wanted.split(",") if wanted not in GROUPS else ():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+def command_line(wanted: str, cpus: str) -> str:
+    """The kernel's command line for what a user wants: names of tests or a group, and VARIABLE=VALUE for those that take one. Refuses what the
+    kernel would refuse, or fail for the user's mistake."""
+    words = wanted.split()
+    names = ",".join(word for word in words if "=" not in word)
+    refuse_unknown(names, cpus)
+    return " ".join([f"test={names}", f"cpus={cpus}", *(word for word in words if "=" in word)])
+
+
+def refuse_unknown(names: str, cpus: str) -> None:
+    kinds = {name: when for when, name in tests()} | {"several": "several"}
+    for name in names.split(",") if names != "all" else ():
+        if name in GROUPS and name != names:
+            raise Failure(f"{name} stands for many tests: no other name goes with it")
+        if name not in kinds:
+            near = difflib.get_close_matches(name, kinds, n=1)
             raise Failure(f"no test is named {name or 'nothing'}{f'; is it {near[0]}?' if near else '.'} `make tmk TEST=list` lists all")
+        if kinds[name] == "several" and cpus == "1":
+            raise Failure(f"{name} needs several virtual CPUs: add CPUS=2 or more")

@@ -184,6 +184,9 @@ def names_that_are_wrong():
 
     wrong = {("tmk", "cpuid_signatur"): "tmk: no test is named cpuid_signatur; is it cpuid_signature? `make tmk TEST=list` lists all\n",
              ("tmk", "cpuid_signature,zzz"): "tmk: no test is named zzz. `make tmk TEST=list` lists all\n",
+             ("tmk", "cpuid_signature zzz a=1"): "tmk: no test is named zzz. `make tmk TEST=list` lists all\n",
+             ("tmk", "cpuid_signature,all"): "tmk: all stands for many tests: no other name goes with it\n",
+             ("tmk", "several"): "tmk: several needs several virtual CPUs: add CPUS=2 or more\n",
              ("tmk", "cpuid_signature", "--cpus", "65"): "v3: --cpus: a machine has 1 to 64 virtual CPUs\n",
              ("run-bed", "--add", "nowhere"): "run-bed: nowhere: there is no such file to add\n"}
     listed, runs = user("tmk", "list"), {words: user(*words) for words in wrong}
