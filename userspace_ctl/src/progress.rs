@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(1);
-/// While nobody knows where the end is: of what reads, and of what copies.
+/// While nothing came yet; and, while nobody knows where the end is, of what reads, and of what copies.
 const READING: &str = "{spinner} {msg}";
 const COPYING: &str = "{spinner} {msg} {bytes}";
 const TO_AN_END: &str = "{msg} {bar:30} {bytes}/{total_bytes}";
@@ -22,24 +22,39 @@ pub fn copying<T>(what: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) 
     advancing(what, COPYING, work)
 }
 
-fn advancing<T>(what: &str, endless: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
-    let bar = hidden(endless).with_message(what.to_string());
+fn advancing<T>(
+    what: &str,
+    endless: &'static str,
+    work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T,
+) -> T {
+    let bar = hidden(template(endless, 0, None)).with_message(what.to_string());
     shown_during(&bar, PATIENCE, show, || {
         work(&mut |done, total| advance(&bar, endless, done, total))
     })
 }
 
 /// Shows how far the work is. Pipes do not say how much they have, and give more than what is to be read: then there is no end to show.
-fn advance(bar: &ProgressBar, endless: &str, done: u64, total: u64) {
+fn advance(bar: &ProgressBar, endless: &'static str, done: u64, total: u64) {
     let end = (total > 0 && done <= total).then_some(total);
-    if bar.length() != end {
-        match end {
-            Some(total) => bar.set_length(total),
-            None => bar.unset_length(),
-        }
-        set_style(bar, end.map_or(endless, |_| TO_AN_END));
+    let before = template(endless, bar.position(), bar.length());
+    match end {
+        Some(total) => bar.set_length(total),
+        None => bar.unset_length(),
     }
     bar.set_position(done);
+    let now = template(endless, done, end);
+    if now != before {
+        set_style(bar, now);
+    }
+}
+
+/// What is shown. Of 0 bytes there is nothing to say.
+fn template(endless: &'static str, done: u64, end: Option<u64>) -> &'static str {
+    match end {
+        _ if done == 0 => READING,
+        Some(_) => TO_AN_END,
+        None => endless,
+    }
 }
 
 /// Does `work`, of which nobody knows how long it takes, and shows `what` meanwhile.
@@ -128,6 +143,19 @@ mod tests {
         ] {
             advance(&bar, READING, done, total);
             assert_eq!((bar.position(), bar.length()), (done, end));
+        }
+    }
+
+    #[test]
+    fn nothing_is_said_of_no_bytes() {
+        for (endless, done, end, shown) in [
+            (COPYING, 0, None, READING),
+            (COPYING, 1, None, COPYING),
+            (READING, 0, Some(10), READING),
+            (READING, 3, Some(10), TO_AN_END),
+            (READING, 12, None, READING),
+        ] {
+            assert_eq!(template(endless, done, end), shown);
         }
     }
 
