@@ -96,7 +96,7 @@ def arguments(prog: str, about: str, all_stages: list[Stage]) -> argparse.Namesp
     args = parser.parse_args()
     unknown = set(args.stages) - {stage.name for stage in all_stages}
     if unknown:
-        parser.error(f"no stage named {' '.join(sorted(unknown))}")
+        parser.error(f"no stage is named {' or '.join(sorted(unknown))}; `scripts/{prog} --list` lists them")
     return args
 
 

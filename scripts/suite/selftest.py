@@ -188,6 +188,7 @@ def names_that_are_wrong():
              ("tmk", "cpuid_signature,all"): "tmk: all stands for many tests: no other name goes with it\n",
              ("tmk", "several"): "tmk: several needs several virtual CPUs: add CPUS=2 or more\n",
              ("tmk", "cpuid_signature", "--cpus", "65"): "v3: --cpus: a machine has 1 to 64 virtual CPUs\n",
+             ("test", "styl", "cargo"): "test: error: no stage is named styl; `scripts/test --list` lists them\n",
              ("run-bed", "--add", "nowhere"): "run-bed: nowhere: there is no such file to add\n"}
     listed, runs = user("tmk", "list"), {words: user(*words) for words in wrong}
     good = all(run.returncode != 0 and run.stderr.endswith(wrong[words]) and "boot" not in run.stderr for words, run in runs.items())
@@ -208,6 +209,11 @@ def guest_without_end():
 
 def no_guest_at_all():
     """A file of which no guest can be made and a wrong option are named before anything boots, and before a guest is made for them."""
+    with tempfile.TemporaryDirectory() as folder:
+        definition = Path(folder) / "wrong.toml"
+        definition.write_text("memory = '64M'\nkernel = 'nokernel'\n")
+        no_kernel = user_run("--image", str(definition))
+    told = no_kernel.returncode == 1 and no_kernel.stderr.decode().startswith(f"run: no guest can be made of {definition}:\nv3: {definition}:2: kernel: ")
     tmk = ("--image", "build/guests/tmk/tmk", "--")
     wrong = {("--image", "nowhere"): (1, b"nowhere: there is no such file"),
              ("--image", "README.md"): (1, b"README.md, taken for a guest.toml, as it is a text"),
@@ -224,8 +230,8 @@ def no_guest_at_all():
     bochs_run = user_run("--gdb", "--machine", "vtx")
     good = all(run.returncode == wrong[words][0] and wrong[words][1] in run.stderr and b"booting" not in run.stderr
                and b"exit status" not in run.stderr for words, run in runs.items())
-    good &= b"--cpus <N>" in runs["--", "--help"].stdout
-    return good and bochs_run.returncode == 1 and b"Take the machine svm" in bochs_run.stderr, (runs, bochs_run)
+    good &= told and b"--cpus <N>" in runs["--", "--help"].stdout
+    return good and bochs_run.returncode == 1 and b"Take the machine svm" in bochs_run.stderr, (runs, no_kernel, bochs_run)
 
 
 def typed(command: list[str], keys: tuple) -> tuple[int | None, bytes]:
