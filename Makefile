@@ -43,7 +43,7 @@ bed: ## a shell on an emulated host with v3vee.ko, the tools and guests; MACHINE
 	@scripts/run-bed --machine $(MACHINE) --kernel $(KERNEL) --profile $(or $(PROFILE),dev) $(if $(GDB),--gdb) \
 		$(foreach file,$(ADD),--add '$(file)') -- $(if $(CMD),'$(subst ','\'',$(CMD))')
 
-tmk: ## tests of the tiny test kernels in a VM on an emulated host, by TEST="NAME…" (TEST=list lists them); CPUS=4 KERNEL=debug MACHINE=vtx
+tmk: ## tests of the tiny test kernels in a VM on an emulated host, by TEST="NAME…" (without it, lists them); CPUS=4 KERNEL=debug MACHINE=vtx
 	@scripts/tmk $(if $(TEST),'$(TEST)',list) $(if $(CPUS),--cpus $(CPUS)) --kernel $(KERNEL) --machine $(MACHINE)
 
 modules: ## v3vee.ko in build/; KERNEL=debug for the debug kernel, KDIR=/lib/modules/RELEASE/build for this machine; PROFILE=dev or debug
