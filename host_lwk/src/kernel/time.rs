@@ -17,8 +17,8 @@ const TSC_ADJUST: u32 = 0x3b;
 pub const COMPARE_ROUNDS: u32 = 1000;
 
 static TSC_HZ: AtomicU64 = AtomicU64::new(0);
-/// Nanoseconds a tick, in units of 2⁻³².
-static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds for each count of the time stamp counter, in units of 2⁻³².
+static NS_PER_TSC_COUNT: AtomicU64 = AtomicU64::new(0);
 /// The counter when the kernel began, and the wall clock then.
 static BEGIN: AtomicU64 = AtomicU64::new(0);
 static BEGIN_WALL_NS: AtomicU64 = AtomicU64::new(0);
@@ -53,8 +53,8 @@ pub fn tsc_stable() -> bool {
 /// Nanoseconds since the kernel began. Never goes back, also between CPUs.
 pub fn now_ns() -> u64 {
     let now = tsc();
-    let ticks = now.saturating_sub(BEGIN.load(Ordering::Relaxed));
-    let ns = u128::from(ticks) * u128::from(NS_PER_TICK.load(Ordering::Relaxed));
+    let counts = now.saturating_sub(BEGIN.load(Ordering::Relaxed));
+    let ns = u128::from(counts) * u128::from(NS_PER_TSC_COUNT.load(Ordering::Relaxed));
     let ns = (ns >> 32) as u64;
     match tsc_stable() {
         true => ns,
@@ -81,7 +81,7 @@ pub fn init(trusted: bool) {
     const INVARIANT: u32 = 1 << 8;
     let hz = rate_from_cpuid().unwrap_or_else(measure_rate);
     TSC_HZ.store(hz, Ordering::Relaxed);
-    NS_PER_TICK.store((NS_PER_S << 32) / hz.max(1), Ordering::Relaxed);
+    NS_PER_TSC_COUNT.store((NS_PER_S << 32) / hz.max(1), Ordering::Relaxed);
     BEGIN.store(tsc(), Ordering::Relaxed);
     BEGIN_WALL_NS.store(read_wall_ns(), Ordering::Relaxed);
     let invariant = leaf(0x8000_0007)[3] & INVARIANT != 0;
@@ -137,9 +137,9 @@ fn measure_rate() -> u64 {
         while gate.read() & 0x20 == 0 {
             core::hint::spin_loop();
         }
-        let ticks = tsc() - begin;
+        let counts = tsc() - begin;
         gate.write(speaker);
-        ticks * PIT_HZ / count
+        counts * PIT_HZ / count
     }
 }
 

@@ -2,8 +2,10 @@
 //! Traps: the descriptor tables of each CPU, the stubs, the numbers of the vectors, and which function is called for each.
 //!
 //! Exceptions go to `fault.rs`. An interrupt goes to the function that was registered for its vector; then the local APIC is
-//! told that it was taken, and then another thread may take the CPU. This file knows none of them: each registers itself when
-//! the kernel starts, from the file of what interrupts: `apic.rs` for sources of the local APIC, `serial_input.rs` for the console.
+//! told that it was taken, and then another thread may take the CPU. This file knows none of the handlers: the file that has one
+//! registers it, and each of [`vectors`] names that file.
+//!
+//! To add an interrupt: its vector here; its handler where its work is; and there a call of [`register`], before it can come.
 
 use super::cpu;
 use super::fault::{self, DOUBLE_FAULT, MACHINE_CHECK, NMI};
@@ -25,15 +27,15 @@ use x86_64::VirtAddr;
 
 /// The vectors of interrupts. All are here, so that no two are alike. Lower ones are the processor's own, or nobody's.
 pub mod vectors {
-    /// Something came in at a serial port.
+    /// Something came in at a serial port: `serial_input.rs`.
     pub const SERIAL: u8 = 0xe0;
-    /// From another CPU: a thread became ready here, or the thread that runs is to leave its guest.
+    /// From another CPU: a thread became ready here, or the thread that runs is to leave its guest: `thread/scheduler.rs`.
     pub const RESCHEDULE: u8 = 0xf0;
-    /// The CPU's timer.
+    /// The CPU's timer: `thread/alarms.rs`.
     pub const TIMER: u8 = 0xf1;
-    /// An error of the local APIC.
+    /// An error of the local APIC: `apic.rs`.
     pub const ERROR: u8 = 0xf2;
-    /// From another CPU: call a function.
+    /// From another CPU: call a function: `calls.rs`.
     pub const CALL: u8 = 0xf3;
     /// An interrupt that went away again. It has no handler.
     pub const SPURIOUS: u8 = 0xff;
@@ -41,9 +43,9 @@ pub mod vectors {
 
 /// The handler of each vector.
 static HANDLERS: [Hook; 256] = [const { Hook::new() }; 256];
-/// After the handler: tells the interrupt controller that the interrupt was taken.
+/// After the handler: tells the interrupt controller that the interrupt was taken. Of `apic.rs`.
 static END_OF_INTERRUPT: Hook = Hook::new();
-/// After that: lets another thread have the CPU, if one is to.
+/// After that: lets another thread have the CPU, if one is to. Of `thread/scheduler.rs`.
 static PREEMPT: Hook = Hook::new();
 
 /// Has the interrupts of a vector call `handler`, with interrupts off.

@@ -2,7 +2,7 @@
 //! The thread control block: what the kernel keeps of a thread. A thread is in lists by pointers in itself, so that no list
 //! ever allocates.
 
-use super::alarm::NEVER;
+use super::cpu_timer::NEVER;
 use crate::kernel::memory::Stack;
 use crate::kernel::sync::SpinLock;
 use alloc::boxed::Box;

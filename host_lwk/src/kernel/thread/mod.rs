@@ -4,25 +4,26 @@
 //! There is no tick. A CPU's timer is set for the earliest time that one of its threads armed, and for the end of a slice only
 //! while more than one thread wants to run.
 //!
-//! Locks, in this order: a wait list, a CPU's timers, a CPU's ready threads.
+//! Locks, in this order: a wait list, a CPU's alarms, a CPU's ready threads.
 //!
 //! ```text
 //! life       a thread from its begin to its end     mutex   a lock whose waiters sleep
-//! timers     the times that threads armed
+//! alarms     the times that threads armed, and the timer's interrupt
 //! wait       sleeping and waking
 //! scheduler  the step from one thread to the next
-//! policy     which thread is next        alarm   a CPU's one timer        switch   stacks
+//! policy     which thread is next        cpu_timer   a CPU's one timer        switch   stacks
 //! control_block                          what is kept of a thread
 //! ```
 
-mod alarm;
+mod alarms;
 mod control_block;
+mod cpu_timer;
 mod life;
 mod mutex;
 mod policy;
 mod scheduler;
 mod switch;
-mod timers;
+
 mod wait;
 
 pub use control_block::Thread;
@@ -39,8 +40,8 @@ use palacios_core::alloc_ext::NoMemory;
 pub unsafe fn init(cpus: u32) -> Result<(), NoMemory> {
     // SAFETY: the same contract.
     unsafe {
-        alarm::init(cpus)?;
-        timers::init(cpus)?;
+        cpu_timer::init(cpus)?;
+        alarms::init(cpus)?;
         scheduler::init(cpus)
     }
 }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Which of a CPU's ready threads runs next, and for how long. `scheduler.rs` has the mechanism: it tells a
 //! policy what happened, and names the policy that is used (`Ready`).
+//!
+//! To add a policy: its type here, and its name at `Ready`. What a policy keeps in each thread, as `next_ready`, is a field in
+//! `control_block.rs`.
 
 use super::control_block::Thread;
 use core::ptr::null;

@@ -4,8 +4,8 @@
 //! The lock of the ready threads is held from the choice of the next thread until that thread runs, which then frees it. What is
 //! left to do for the thread before it, to move to another CPU or to be freed, is done by the next one, on its own stack.
 
-use super::alarm::{self, NEVER};
 use super::control_block::{Thread, ASLEEP, READY, RUNNING};
+use super::cpu_timer::{self, NEVER};
 use super::policy::{Policy, RoundRobin};
 use super::switch::switch_stacks;
 use crate::kernel::per_cpu::PerCpu;
@@ -231,7 +231,7 @@ fn with_home<R>(thread: &Thread, f: impl FnOnce(u32, &Scheduler, &mut Ready) -> 
 fn make_ready(thread: &Thread) {
     let _irqs = IrqsOff::new();
     let to = thread.target.load(Ordering::Acquire);
-    let (Some(scheduler), Some(alarm)) = (SCHEDULERS.get(to), alarm::of(to)) else {
+    let (Some(scheduler), Some(timer)) = (SCHEDULERS.get(to), cpu_timer::of(to)) else {
         panic!("a thread is to run on no CPU");
     };
     let mut ready = scheduler.ready.lock();
@@ -241,7 +241,7 @@ fn make_ready(thread: &Thread) {
     if is_idle {
         scheduler.reschedule.store(true, Ordering::Release);
     }
-    let slice_ends = alarm.slice_ends();
+    let slice_ends = timer.slice_ends();
     drop(ready);
     if to == cpu::current() {
         begin_slice();
@@ -254,14 +254,14 @@ fn make_ready(thread: &Thread) {
 /// On this CPU, with interrupts off: if others are ready, the running thread's slice has an end from now on.
 fn begin_slice() {
     let scheduler = SCHEDULERS.current();
-    let alarm = alarm::current();
+    let timer = cpu_timer::current();
     let (others, slice_ns) = {
         let ready = scheduler.ready.lock();
         (!ready.is_empty(), ready.slice_ns())
     };
-    if others && !scheduler.is_idle() && !alarm.slice_ends() {
-        alarm.end_slice_at(time::now_ns() + slice_ns);
-        alarm.set_timer();
+    if others && !scheduler.is_idle() && !timer.slice_ends() {
+        timer.end_slice_at(time::now_ns() + slice_ns);
+        timer.set_timer();
     }
 }
 
@@ -326,12 +326,12 @@ impl Scheduler {
         next.state.store(RUNNING, Ordering::Release);
         self.current.set(next);
         self.reschedule.store(false, Ordering::Relaxed);
-        let alarm = alarm::current();
-        alarm.end_slice_at(match others.is_empty() {
+        let timer = cpu_timer::current();
+        timer.end_slice_at(match others.is_empty() {
             true => NEVER,
             false => now_ns + others.slice_ns(),
         });
-        alarm.set_timer();
+        timer.set_timer();
     }
 }
 

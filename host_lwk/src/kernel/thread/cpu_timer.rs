@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The one timer of each CPU. It serves two: the end of the running thread's slice, and the earliest time that a thread armed.
+//! The one timer of each CPU. It is set for the end of the running thread's slice or for the earliest alarm, whichever comes first.
+//!
+//! Its interrupt is handled in `alarms.rs`; the registers of the hardware are in `apic.rs`.
 
 use crate::kernel::per_cpu::PerCpu;
 use crate::kernel::{apic, time};
@@ -10,7 +12,7 @@ use palacios_core::alloc_ext::NoMemory;
 pub const NEVER: u64 = u64::MAX;
 
 /// What the timer of a CPU is needed for.
-pub struct Alarm {
+pub struct CpuTimer {
     /// When the running thread's slice ends; [`NEVER`] while no other is ready.
     slice_end_ns: AtomicU64,
     /// The earliest time that a thread armed.
@@ -19,46 +21,46 @@ pub struct Alarm {
     set_for_ns: AtomicU64,
 }
 
-static ALARMS: PerCpu<Alarm> = PerCpu::new();
+static CPU_TIMERS: PerCpu<CpuTimer> = PerCpu::new();
 
-/// Makes the alarms of all CPUs.
+/// Makes the timers of all CPUs.
 ///
 /// # Safety
 /// Once, while only the first CPU runs.
 pub unsafe fn init(cpus: u32) -> Result<(), NoMemory> {
-    let alarm = |_| {
-        Ok(Alarm {
+    let timer = |_| {
+        Ok(CpuTimer {
             slice_end_ns: AtomicU64::new(NEVER),
             first_armed_ns: AtomicU64::new(NEVER),
             set_for_ns: AtomicU64::new(NEVER),
         })
     };
     // SAFETY: the same contract.
-    unsafe { ALARMS.fill(cpus, alarm) }
+    unsafe { CPU_TIMERS.fill(cpus, timer) }
 }
 
-/// The alarm of the CPU that this runs on.
-pub fn current() -> &'static Alarm {
-    ALARMS.current()
+/// The timer of the CPU that this runs on.
+pub fn current() -> &'static CpuTimer {
+    CPU_TIMERS.current()
 }
 
-/// The alarm of a CPU.
-pub fn of(cpu: u32) -> Option<&'static Alarm> {
-    ALARMS.get(cpu)
+/// The timer of a CPU.
+pub fn of(cpu: u32) -> Option<&'static CpuTimer> {
+    CPU_TIMERS.get(cpu)
 }
 
-impl Alarm {
+impl CpuTimer {
     /// Whether the running thread's slice has an end.
     pub fn slice_ends(&self) -> bool {
         self.slice_end_ns.load(Ordering::Relaxed) != NEVER
     }
 
-    /// Has the running thread's slice end at `at_ns`, or not at all. Then [`Alarm::set_timer`].
+    /// Has the running thread's slice end at `at_ns`, or not at all. Then [`CpuTimer::set_timer`].
     pub fn end_slice_at(&self, at_ns: u64) {
         self.slice_end_ns.store(at_ns, Ordering::Relaxed);
     }
 
-    /// The earliest armed time is `at_ns` now. Then, on the CPU itself, [`Alarm::set_timer`].
+    /// The earliest armed time is `at_ns` now. Then, on the CPU itself, [`CpuTimer::set_timer`].
     pub fn set_first_armed(&self, at_ns: u64) {
         self.first_armed_ns.store(at_ns, Ordering::Relaxed);
     }

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The times that threads armed: each is kept by the CPU on which its thread armed it.
+//! The alarms: the times that threads armed. Each is kept by the CPU on which its thread armed it.
+//!
+//! The interrupt of the CPU's timer comes here (`fired`). When that timer is set, and for what: `cpu_timer.rs`.
 
-use super::alarm::{self, NEVER};
 use super::control_block::Thread;
+use super::cpu_timer::{self, NEVER};
 use super::scheduler::ask_to_yield;
 use crate::kernel::per_cpu::PerCpu;
 use crate::kernel::sync::{IrqsOff, SpinLock};
@@ -13,25 +15,25 @@ use core::sync::atomic::Ordering;
 use palacios_core::alloc_ext::NoMemory;
 
 /// Threads that armed a time, in no order. A thread in it exists: it disarms before it ends.
-struct Timers(*const Thread);
+struct Alarms(*const Thread);
 
 // SAFETY: the threads in it exist.
-unsafe impl Send for Timers {}
+unsafe impl Send for Alarms {}
 
-static TIMERS: PerCpu<SpinLock<Timers>> = PerCpu::new();
+static ALARMS: PerCpu<SpinLock<Alarms>> = PerCpu::new();
 
-/// Makes the lists of all CPUs, and registers what their timers do.
+/// Makes the lists of all CPUs, and registers the handler of the timer's interrupt.
 ///
 /// # Safety
 /// Once, while only the first CPU runs.
 pub(super) unsafe fn init(cpus: u32) -> Result<(), NoMemory> {
     // SAFETY: the same contract.
-    unsafe { TIMERS.fill(cpus, |_| Ok(SpinLock::new(Timers(null()))))? };
+    unsafe { ALARMS.fill(cpus, |_| Ok(SpinLock::new(Alarms(null()))))? };
     trap::register(vectors::TIMER, fired);
     Ok(())
 }
 
-impl Timers {
+impl Alarms {
     fn add(&mut self, thread: &Thread) {
         thread.next_armed.set(self.0);
         self.0 = thread;
@@ -64,38 +66,38 @@ impl Thread {
     pub fn arm(&self, at_ns: Option<u64>) {
         let _irqs = IrqsOff::new();
         self.disarm();
-        let alarm = alarm::current();
+        let timer = cpu_timer::current();
         if let Some(at_ns) = at_ns {
-            let mut timers = TIMERS.current().lock();
+            let mut alarms = ALARMS.current().lock();
             self.armed_ns.store(at_ns.min(NEVER - 1), Ordering::Relaxed);
             self.armed_on.store(cpu::current(), Ordering::Relaxed);
-            timers.add(self);
-            alarm.set_first_armed(timers.first_ns());
+            alarms.add(self);
+            timer.set_first_armed(alarms.first_ns());
         }
-        alarm.set_timer();
+        timer.set_timer();
     }
 
     fn disarm(&self) {
         let on = self.armed_on.load(Ordering::Relaxed);
-        let (Some(timers), Some(alarm)) = (TIMERS.get(on), alarm::of(on)) else {
+        let (Some(alarms), Some(timer)) = (ALARMS.get(on), cpu_timer::of(on)) else {
             return;
         };
-        let mut timers = timers.lock();
+        let mut alarms = alarms.lock();
         if self.armed_ns.swap(NEVER, Ordering::Relaxed) != NEVER {
-            timers.keep(|other| !core::ptr::eq(other, self));
-            alarm.set_first_armed(timers.first_ns());
+            alarms.keep(|other| !core::ptr::eq(other, self));
+            timer.set_first_armed(alarms.first_ns());
         }
     }
 }
 
 /// In the timer's interrupt: what is due wakes, and a slice that is over ends the running thread's turn.
 fn fired() {
-    let alarm = alarm::current();
-    alarm.fired();
+    let timer = cpu_timer::current();
+    timer.fired();
     let now_ns = time::now_ns();
     {
-        let mut timers = TIMERS.current().lock();
-        timers.keep(|thread| {
+        let mut alarms = ALARMS.current().lock();
+        alarms.keep(|thread| {
             let due = thread.armed_ns.load(Ordering::Relaxed) <= now_ns;
             if due {
                 thread.armed_ns.store(NEVER, Ordering::Relaxed);
@@ -104,10 +106,10 @@ fn fired() {
             }
             !due
         });
-        alarm.set_first_armed(timers.first_ns());
+        timer.set_first_armed(alarms.first_ns());
     }
-    if alarm.take_slice_end(now_ns) {
+    if timer.take_slice_end(now_ns) {
         ask_to_yield();
     }
-    alarm.set_timer();
+    timer.set_timer();
 }
