@@ -11,8 +11,12 @@ use kernel::{
     uaccess::{UserPtr, UserSlice},
 };
 use palacios_core::addr::PAGE_SIZE;
+use palacios_core::ram::LOW_RAM_END;
 use palacios_core::vm::{LoadError, TscRate};
 use v3_abi as abi;
+
+// Whoever reads a saved machine knows by it where a guest sees its RAM.
+const _: () = assert!(abi::V3_LOW_RAM_PAGES as u64 * PAGE_SIZE == LOW_RAM_END);
 
 /// `V3_VM_LOAD_RAM`: what pages of RAM hold.
 pub(crate) fn load_ram(node: &VmNode, arg: usize) -> Result {

@@ -14,6 +14,9 @@ use crate::addr::Gpa;
 use core::ops::Range;
 
 /// RAM below 4 GiB ends here at the latest: from here on there are devices.
+///
+/// The same number stands in `V3_LOW_RAM_PAGES` of `v3vee.h` (the Linux host does not compile if it is another), and in the maps for
+/// readers: above, in `boot/layout.rs`, and in `Documentation/image.md`.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
 /// Where the RAM begins that has no room below the devices.
 pub const HIGH_RAM: u64 = 1 << 32;

@@ -3,6 +3,7 @@
 
 use crate::addr::NotRam;
 use crate::file_kind::FileKind;
+use crate::ram::LOW_RAM_END;
 use core::fmt;
 
 /// Why a kernel could not be loaded.
@@ -49,6 +50,10 @@ pub enum BootError {
     },
     /// The kernel contradicts itself; says how.
     BadKernel(&'static str),
+    /// The Linux kernel is to be loaded, or to run, where guests have no RAM for it.
+    OutOfRange,
+    /// A segment of the kernel lies where guests have no RAM for it.
+    SegmentTooHigh,
     /// The Multiboot kernel requires features that a loader must refuse if it does not know them.
     UnknownFlags(u32),
     /// The Multiboot 2 kernel requires, or requires to be told, what a tag of this number stands for, which this loader does not
@@ -101,6 +106,8 @@ impl fmt::Display for BootError {
             Self::ZImage => f.write_str("the Linux kernel is a zImage, which is loaded below 1 MiB; build it as a bzImage"),
             Self::Truncated { need, have } => write!(f, "the kernel's file is cut off: it has {have} bytes and needs {need}; copy it again"),
             Self::BadKernel(why) => write!(f, "the kernel is malformed: {why}"),
+            Self::OutOfRange => write!(f, "the Linux kernel does not want to be between 1 MiB and {} MiB", LOW_RAM_END >> 20),
+            Self::SegmentTooHigh => write!(f, "the kernel has a segment above {} MiB; it is loaded by physical addresses", LOW_RAM_END >> 20),
             Self::UnknownFlags(flags) => write!(f, "the Multiboot kernel requires features {flags:#x}, which this loader does not know"),
             Self::UnknownTag(tag) => write!(f, "the Multiboot 2 kernel requires what tag {tag} stands for, which this loader does not know; mark it as optional in the kernel's header"),
             Self::NeedsDisplay => f.write_str("the Multiboot kernel requires a video mode (in its header), and the machine has no display; build it for a serial port"),

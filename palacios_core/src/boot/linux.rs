@@ -186,7 +186,7 @@ impl<'a> Fields<'a> {
         let movable = preferred.is_some() && self.u8(field::RELOCATABLE_KERNEL)? != 0;
         let load = preferred.filter(|_| movable).unwrap_or(HIGH_MEMORY);
         if load < HIGH_MEMORY || load % PAGE_SIZE != 0 {
-            return Err(BootError::BadKernel(OUT_OF_RANGE));
+            return Err(BootError::OutOfRange);
         }
         Ok(load)
     }
@@ -201,12 +201,11 @@ impl<'a> Fields<'a> {
             at.checked_add(init_size.unwrap_or(0).into()),
         ];
         let [Some(loaded), Some(running)] = ends else {
-            return Err(BootError::BadKernel(OUT_OF_RANGE));
+            return Err(BootError::OutOfRange);
         };
         let end = loaded.max(running);
         let fits = end <= LOW_RAM_END;
-        fits.then_some(end)
-            .ok_or(BootError::BadKernel(OUT_OF_RANGE))
+        fits.then_some(end).ok_or(BootError::OutOfRange)
     }
 
     fn entry(&self, load: u64) -> Result<Entry, BootError> {
@@ -259,8 +258,6 @@ impl<'a> Fields<'a> {
         Ok((header.ok_or(cut_off(file))?, payload.ok_or(cut_off(file))?))
     }
 }
-
-const OUT_OF_RANGE: &str = "it does not want to be between 1 MiB and 3 GiB";
 
 /// The file ends before its header does.
 fn cut_off(file: &[u8]) -> BootError {

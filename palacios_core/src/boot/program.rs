@@ -129,9 +129,7 @@ impl<'a> Program<'a> {
                 .start
                 .checked_add(segment.bytes)
                 .filter(|end| *end <= LOW_RAM_END);
-            end = end.max(segment_end.ok_or(BootError::BadKernel(
-                "a segment lies above 3 GiB; the kernel is loaded by physical addresses",
-            ))?);
+            end = end.max(segment_end.ok_or(BootError::SegmentTooHigh)?);
             bytes = bytes.saturating_add(segment.bytes);
             let (EntryPoint::Physical(at) | EntryPoint::Named(at)) = entry;
             if at.wrapping_sub(segment.start) < segment.bytes {
