@@ -35,7 +35,7 @@ mod vm_calls;
 mod vm_file;
 mod vm_node;
 mod vms;
-mod watch;
+mod waiters;
 mod window;
 
 use kernel::{prelude::*, sync::Arc};

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The ioctls of a VM's node that take or give a struct of `v3vee.h`.
+//! Ioctls of a VM's node that no other `*_calls.rs` has: wait, counters, relocation, virtual CPUs, names of streams, features.
+//! Those on devices are in `device_calls.rs`; those that look inside in `look_calls.rs`; those that load a saved machine in `load_calls.rs`.
+//!
+//! To add one: its number and struct in `v3vee.h`, its arm in `vm_file.rs`, a function here or in one of those files.
 
 use crate::host::Linux;
 use crate::user::{self, must_be_zero, Text};
@@ -27,7 +30,7 @@ pub(crate) fn wait(node: &VmNode, arg: usize) -> Result {
 pub(crate) fn stats(node: &VmNode, arg: usize) -> Result {
     let mut stats: abi::v3_stats = user::read(arg)?;
     must_be_zero(stats.pad)?;
-    let all = info::stats(&node.held()?.vm, &node.watch.streams.lock())?;
+    let all = info::stats(&node.held()?.vm, &node.waiters.streams.lock())?;
     let fit = all.get(..stats.count as usize).unwrap_or(&all);
     user::write_all(stats.entries, fit)?;
     stats.count = all.len() as u32;
@@ -92,7 +95,7 @@ pub(crate) fn streams(node: &VmNode, arg: usize) -> Result {
     node.held()?;
     // Copied first: writing to the caller's memory may sleep for long.
     let mut all = KVec::new();
-    for stream in node.watch.streams.lock().iter() {
+    for stream in node.waiters.streams.lock().iter() {
         let name = Text::of(format_args!("{}", stream.name())).field;
         all.push(abi::v3_stream { name }, GFP_KERNEL)?;
     }

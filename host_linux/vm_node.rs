@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! `/dev/v3-vmN`: one VM, and what is done with it.
+//! `/dev/v3-vmN`: one VM, and what is done with it. Its ioctls are dispatched in `vm_file.rs`.
 //!
 //! The node outlives its VM: a file that is open when the VM is freed answers `ENODEV`. Whoever uses the VM for the length of
 //! a call counts a reference to [`Held`]; a call that waits does so without one.
 //!
-//! Lock order: the table of VMs, `VmNode::vm`, the core's locks, `Watch::streams`.
+//! Lock order: the table of VMs, `VmNode::vm`, the core's locks, `Waiters::streams`.
 
 use crate::counters::VMS;
 use crate::cpus::on_each_cpu;
@@ -17,7 +17,7 @@ use crate::payer::Payer;
 use crate::queue::Until;
 use crate::refusal::Refusal;
 use crate::stream::Stream;
-use crate::watch::{Teller, Watch};
+use crate::waiters::{Teller, Waiters};
 use crate::{error, info};
 use alloc::boxed::Box;
 use core::sync::atomic::Ordering;
@@ -45,7 +45,7 @@ pub(crate) struct Held {
 }
 
 /// Says that a VM is gone.
-struct Gone(Arc<Watch>);
+struct Gone(Arc<Waiters>);
 
 impl Drop for Gone {
     fn drop(&mut self) {
@@ -86,7 +86,7 @@ impl AsRef<[u8]> for ImageCopy {
 #[pin_data]
 pub(crate) struct VmNode {
     id: u32,
-    pub(crate) watch: Arc<Watch>,
+    pub(crate) waiters: Arc<Waiters>,
     /// The name of the stream that the image makes the console.
     console: Option<CString>,
     #[pin]
@@ -104,12 +104,12 @@ impl VmNode {
         name: VmName,
         image: ImageCopy,
     ) -> Result<Arc<Self>, Refusal> {
-        let watch = Watch::new()?;
+        let waiters = Waiters::new()?;
         VMS.add(1);
-        let (gone, module) = (Gone(watch.clone()), ModuleReference::new());
+        let (gone, module) = (Gone(waiters.clone()), ModuleReference::new());
         let console = console_of(image.as_ref())?;
         let image: ImageBytes = try_box(image)?;
-        let observer: Box<dyn Observer> = try_box(Teller(watch.clone()))?;
+        let observer: Box<dyn Observer> = try_box(Teller(waiters.clone()))?;
         let payer = Payer::of_caller()?;
         let parts = Parts {
             name,
@@ -118,7 +118,7 @@ impl VmNode {
             observer,
         };
         let vm = hardware
-            .vm(parts, &mut |name| watch.open(name))
+            .vm(parts, &mut |name| waiters.open(name))
             .map_err(Refusal::Core)?;
         let held = Held {
             vm,
@@ -131,7 +131,7 @@ impl VmNode {
         let node = Arc::pin_init(
             pin_init!(Self {
                 id,
-                watch,
+                waiters,
                 console,
                 vm <- new_mutex!(Some(held), "v3vee_vm_node"),
                 device <- Device::new(file_name, operations),
@@ -171,9 +171,9 @@ impl VmNode {
         if let Some(held) = held {
             held.vm.join();
         }
-        self.watch.wake();
+        self.waiters.wake();
         self.wait_until(
-            || self.watch.gone.load(Ordering::Acquire).then_some(Ok(())),
+            || self.waiters.gone.load(Ordering::Acquire).then_some(Ok(())),
             None,
         )
     }
@@ -189,7 +189,7 @@ impl VmNode {
         ready: impl Fn() -> Option<Result<T>>,
         deadline_ns: Option<u64>,
     ) -> Result<T> {
-        let changed = &self.watch.changed;
+        let changed = &self.waiters.changed;
         loop {
             let seen = changed.event_count();
             if let Some(answer) = ready() {
@@ -287,7 +287,7 @@ impl VmNode {
     pub(crate) fn find_stream(&self, name: &[u8]) -> Option<Arc<Stream>> {
         let console = self.console.as_ref().map(|name| name.to_bytes());
         let name = if name.is_empty() { console? } else { name };
-        let streams = self.watch.streams.lock();
+        let streams = self.waiters.streams.lock();
         let found = streams
             .iter()
             .find(|stream| stream.name().as_bytes() == name);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `/dev/v3vee`: creates, lists and frees VMs.
 
+use crate::answers::text;
 use crate::error::Call;
 use crate::node::{control_failed, open_control};
-use crate::state::text;
 use crate::{ioctl, node_of, number_of, Error, Feature, Info, State, Vm};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;

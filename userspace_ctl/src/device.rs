@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Devices of a VM: what there is, and what a new one is to be.
 
+use crate::answers::text;
 use crate::error::Call;
-use crate::state::text;
 use crate::{ioctl, Error, Vm};
 use palacios_core::names::DeviceId;
 use rustix::fd::{AsRawFd, OwnedFd};

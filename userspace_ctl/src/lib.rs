@@ -18,6 +18,7 @@
 //! [`Control`] is `/dev/v3vee`, [`Vm`] is `/dev/v3-vmN`, [`Stream`] a byte stream of a guest; each method is one call of the
 //! module, described in `v3vee.h`. [`Definition`] reads a TOML file, [`Guest`] makes an image of it.
 
+mod answers;
 mod control;
 mod definition;
 mod device;
@@ -28,13 +29,13 @@ mod ioctl;
 mod memory_dump;
 mod node;
 mod saved;
-mod state;
 mod stream;
 mod units;
 mod vcpu_report;
 mod vm;
 mod walk;
 
+pub use answers::{Feature, Info, Reason, Stat, State, Stopped};
 pub use control::{Control, Version};
 pub use definition::{Definition, DefinitionError};
 pub use device::{Device, DeviceRegion, Request, Role, Space};
@@ -47,7 +48,6 @@ pub use interrupts::{Chipset, Interrupts};
 pub use memory_dump::MemoryDump;
 pub use node::{node_of, number_of, CONTROL_NODE};
 pub use saved::{RawSection, SavedDeviceInfo, SavedError, SavedReader, SavedState, Saving};
-pub use state::{Feature, Info, Reason, Stat, State, Stopped};
 pub use stream::Stream;
 pub use units::{format_bytes, parse_length, parse_memory, parse_seconds};
 pub use vcpu_report::{Hex, VcpuReport};

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Saved machines: read from a file a section at a time, taken out of a VM, and given to a new one.
 
+use crate::answers::text;
 use crate::error::Call;
 use crate::node::{node_of, open_node};
-use crate::state::text;
 use crate::{ioctl, Error, Vm};
 use palacios_core::devices::bus::SavedDevice;
 use palacios_core::features::GuestFeatures;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a virtual CPU that does not run left behind, in words: registers, code, stack, and its last exits.
+//! What a virtual CPU looks like inside, in words: registers, code, stack, and its last exits.
 
-use crate::state::text;
+use crate::answers::text;
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use serde::{Serialize, Serializer};
 use std::fmt::{self, Write};
@@ -18,7 +18,7 @@ const GPRS: [&str; 16] = [
 ];
 const SEGMENTS: [&str; 8] = ["es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr"];
 
-/// A virtual CPU that does not run.
+/// A virtual CPU, out of the guest. One that runs was called out for it.
 #[derive(Clone, Debug, Serialize)]
 pub struct VcpuReport {
     /// Its number.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `/dev/v3-vmN`: runs and watches one VM.
 
+use crate::answers::text;
 use crate::error::Call;
 use crate::node::{open_control, open_node};
-use crate::state::text;
 use crate::vcpu_report::VcpuReport;
 use crate::{
     ioctl, node_of, Chipset, Error, Feature, Info, Interrupts, Place, Stat, Stopped, Stream, Walk,

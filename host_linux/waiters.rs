@@ -18,7 +18,7 @@ use palacios_core::vm::Observer;
 
 /// What learns of a VM's changes.
 #[pin_data]
-pub(crate) struct Watch {
+pub(crate) struct Waiters {
     /// The VM's state changed, or the VM is gone.
     #[pin]
     pub(crate) changed: Queue,
@@ -29,7 +29,7 @@ pub(crate) struct Watch {
     pub(crate) streams: Mutex<KVec<Arc<Stream>>>,
 }
 
-impl Watch {
+impl Waiters {
     pub(crate) fn new() -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -60,8 +60,8 @@ impl Watch {
     }
 }
 
-/// The core's hold on a [`Watch`].
-pub(crate) struct Teller(pub(crate) Arc<Watch>);
+/// The core's hold on a [`Waiters`].
+pub(crate) struct Teller(pub(crate) Arc<Waiters>);
 
 impl Observer for Teller {
     fn state_changed(&self) {

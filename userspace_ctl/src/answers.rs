@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What the module says of a VM, in types.
+//! What the module answers about VMs, in types: state and reason, counters, features. A new number of `v3vee.h` gets its name here.
 
 use serde::{Serialize, Serializer};
 use std::borrow::Cow;
