@@ -8,7 +8,7 @@ use palacios_core::interrupts::pic::PicRegisters;
 use palacios_core::memory::look::Place;
 use palacios_core::memory::nested::trace::NestedTrace;
 use palacios_core::memory::walk::trace::{EntryBits, PagingMode, Trace, TraceEnd, TracedEntry};
-use palacios_core::vcpu::interrupts::VcpuInterrupts;
+use palacios_core::vcpu::interrupts_look::VcpuInterrupts;
 use v3_abi as abi;
 
 /// The interface has the core's bits.

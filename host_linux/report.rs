@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! A virtual CPU that does not run, in the words of `v3vee.h`.
+//! What a virtual CPU looks like inside, in the words of `v3vee.h`. It is out of the guest: one that runs was called out for it.
 
 use crate::user::Text;
 use palacios_core::backend::Event;

@@ -114,7 +114,7 @@ pub(crate) fn pin(fd: impl AsFd, vcpu: u32) -> Result<u32, Errno> {
     Ok(arg.cpu)
 }
 
-/// What a virtual CPU that does not run looks like inside.
+/// What a virtual CPU looks like inside, out of the guest. One that runs is called out for it.
 pub(crate) fn vcpu_report(fd: impl AsFd, vcpu: u32) -> Result<v3_vcpu_report, Errno> {
     let mut arg = v3_vcpu_report {
         vcpu,

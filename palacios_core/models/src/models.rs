@@ -87,10 +87,10 @@ const POST_LEVEL: fn(&Vcpu) = |vcpu| vcpu.post_vector(0x31, true);
 const POST_NMI: fn(&Vcpu) = |vcpu| vcpu.post(Events::NMI);
 const START: fn(&Vcpu) = |vcpu| {
     if vcpu.pending.post_init() {
-        vcpu.kick();
+        vcpu.call();
     }
     if vcpu.pending.post_startup(0x12) {
-        vcpu.kick();
+        vcpu.call();
     }
 };
 
@@ -273,7 +273,7 @@ impl Frame {
         self.mapped.store(0, Ordering::Relaxed);
         let new = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
         if vcpu.presence.is_stale(new) {
-            vcpu.kick();
+            vcpu.call();
         }
         while vcpu.presence.is_stale(new) {
             self.moved.wait();

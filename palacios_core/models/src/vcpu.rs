@@ -41,7 +41,7 @@ impl Vcpu {
 
     // As others do it.
 
-    pub fn kick(&self) {
+    pub fn call(&self) {
         match self.presence.call() {
             Call::Kick => {
                 self.kicks.fetch_add(1, Ordering::SeqCst);
@@ -63,12 +63,12 @@ impl Vcpu {
     }
     pub fn post_vector(&self, vector: u8, level: bool) {
         if self.pending.post_vector(vector, level) {
-            self.kick();
+            self.call();
         }
     }
     pub fn post(&self, events: Events) {
         if self.pending.post(events) {
-            self.kick();
+            self.call();
         }
     }
 

@@ -3,6 +3,28 @@
 //!
 //! The PIC pair and the I/O APIC belong to the VM and sit behind one spin lock; each local APIC belongs to its vCPU's
 //! thread alone. What crosses is a [`Message`], which the VM routes to the pending words of its targets.
+//!
+//! The way of an interrupt, from a device to the guest:
+//!
+//! ```text
+//!  device's thread                                         vCPU's thread
+//!   the device raises its line
+//!   vm/links.rs        the device's link to the board
+//!   vm/route.rs        raise: under the lock of the chipset
+//!   chipset.rs         which inputs the line leads to: pic.rs, ioapic.rs
+//!   ioapic.rs          the input's entry: a Message
+//!   vm/route.rs        send: to whom? destination.rs
+//!   pending.rs         post_vector
+//!   vcpu/shared.rs     call: where is the vCPU? presence.rs
+//!   Thread::kick or    ────────────────────────────────▶   it leaves the guest
+//!   Thread::unpark     ────────────────────────────────▶   vm/drive.rs: its thread wakes
+//!                                                          vcpu/run.rs: a step, up to the next entry
+//!                                                          vcpu/deliver.rs: drains the pending word into lapic.rs,
+//!                                                          and injects what the guest takes now
+//! ```
+//!
+//! An MSI and another vCPU's message begin at `send`. The PIC pair's output is no message, but a wire: `MessageSink::pic_output`.
+//! When a guest cannot keep up with its timers, their interrupts are held back on purpose: `vcpu/tick_cost.rs`, `vcpu/timers.rs`.
 #![forbid(unsafe_code)]
 
 pub mod apic_timer;

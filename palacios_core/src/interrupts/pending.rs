@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The pending word: what others leave for a vCPU. They post from any context, hard interrupts included, and then kick.
+//! The pending word: what others leave for a vCPU, from any context, hard interrupts included.
+//!
+//! * To *post* is to write something into the pending word.
+//! * To *call* a vCPU is to have it look there, wherever it is (`VcpuShared::call`, `vcpu/shared.rs`). That takes a kick, an unpark or
+//!   nothing (`vcpu/presence.rs`).
+//! * To *kick* is to have the host's CPU leave guest mode (`Thread::kick`).
+//! * To *unpark* is to wake a thread that sleeps (`Thread::unpark`).
 //!
 //! Its first 64 bytes are laid out like a posted-interrupt descriptor (SDM 3C: 30.6), so that hardware can one day post
 //! there too: 256 requests, then the control word with ON, SN, NV and NDST, of which software needs ON alone. Hardware
@@ -69,7 +75,7 @@ impl Pending {
         }
     }
 
-    /// Posts an interrupt. `true`: the vCPU has not been told of one yet, so kick it.
+    /// Posts an interrupt. `true`: the vCPU has not been told of one yet, so call it.
     pub fn post_vector(&self, vector: u8, level: bool) -> bool {
         let requests = if level { &self.levels } else { &self.edges };
         let Some(word) = requests.get(usize::from(vector >> 6)) else {
@@ -79,7 +85,7 @@ impl Pending {
         self.control.fetch_or(ON, AcqRel) & ON == 0
     }
 
-    /// Posts events. `true`: some of them are new, so kick it.
+    /// Posts events. `true`: some of them are new, so call it.
     pub fn post(&self, events: Events) -> bool {
         let before = self.events.fetch_or(events.bits(), AcqRel);
         before & events.bits() != events.bits()

@@ -16,7 +16,8 @@
 //!  owned.rs          the vCPU, which belongs to whoever steps it
 //!  on_backend.rs     the same, as the VM has it: whatever backend runs it
 //!  context.rs        what its methods need besides: outside of a window all of the VM, in a window only what never sleeps
-//!  shared.rs         what others see of a vCPU, and leave for it
+//!  shared.rs         what others see of a vCPU, and leave for it; presence.rs whether it must be fetched for that
+//!  report.rs         a debugger's look at a vCPU; interrupts_look.rs at its interrupts
 //! ```
 //!
 //! A [`Vcpu`] belongs to whoever steps it, most of the time its thread. What others see of it, and leave for it, is its [`VcpuShared`].
@@ -34,7 +35,7 @@ mod dispatch;
 mod emulate;
 mod exceptions;
 mod instructions;
-pub mod interrupts;
+pub mod interrupts_look;
 pub mod last_exits;
 mod length;
 mod msr_access;

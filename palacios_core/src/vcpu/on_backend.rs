@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::context::RunContext;
-use super::interrupts::VcpuInterrupts;
+use super::interrupts_look::VcpuInterrupts;
 use super::owned::Vcpu;
 use super::report::VcpuReport;
 use super::run::VcpuStep;
@@ -21,7 +21,7 @@ pub(crate) trait AnyVcpu<H: Host>: Send {
     fn step(&mut self, vm: &VmShared<H>) -> VcpuStep;
     /// Takes in what others have left for it: see [`Vcpu::catch_up`].
     fn catch_up(&mut self, vm: &VmShared<H>);
-    /// Describes it. It does not run.
+    /// Describes it. It is out of the guest.
     fn report(&self, memory: &Memory<H>) -> VcpuReport;
     /// Writes it down: see [`Vcpu::record`].
     fn save(&mut self, vm: &VmShared<H>, to: &mut StateWriter<'_>) -> Result<(), StateError>;
@@ -33,7 +33,7 @@ pub(crate) trait AnyVcpu<H: Host>: Send {
     fn count_tsc_from(&mut self, vm: &VmShared<H>, tsc: u64, khz: u32);
     /// How it translates.
     fn paging(&self) -> Paging;
-    /// What is on its way to it. It does not run.
+    /// What is on its way to it. It is out of the guest.
     fn interrupts(&self, vm: &VmShared<H>) -> Option<VcpuInterrupts>;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a vCPU looks like inside when it does not run, for whoever asks why its guest died.
+//! What a vCPU looks like inside, for whoever asks why its guest died. It is out of the guest; one that runs is called out for it.
 #![forbid(unsafe_code)]
 
 use super::last_exits::{PastExit, KEPT_EXITS};
@@ -17,7 +17,7 @@ use core::fmt;
 /// How many bytes of code and stack are shown.
 pub const SHOWN_BYTES: usize = 64;
 
-/// A vCPU that does not run.
+/// A vCPU that is out of the guest.
 #[derive(Clone, Debug)]
 pub struct VcpuReport {
     /// Its registers.
@@ -92,7 +92,7 @@ impl ShownBytes {
 }
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
-    /// Describes it. It does not run.
+    /// Describes it. It is out of the guest.
     pub(crate) fn report(&self, memory: &Memory<H>) -> VcpuReport {
         let mut exits = [PastExit {
             rip: 0,

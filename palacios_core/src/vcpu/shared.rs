@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What others see of a vCPU: its pending word, its thread, its counters, and whether it is in the guest.
+//! What others see of a vCPU: its pending word, its thread, its counters, and whether it is in the guest. `interrupts/pending.rs` says
+//! what to post, call, kick and unpark mean.
 #![forbid(unsafe_code)]
 
 use super::presence::{Call, Presence};
@@ -50,15 +51,16 @@ impl<H: Host> VcpuShared<H> {
         self.filter.store(filter.to_bits(), Ordering::Release);
     }
 
-    /// Posts events, and has the vCPU look at them if they are news. Any context.
+    /// Posts events, and calls the vCPU if they are news. Any context.
     pub(crate) fn post(&self, events: Events) {
         if self.pending.post(events) {
-            self.kick();
+            self.call();
         }
     }
 
-    /// Has the vCPU look at its pending word, which the caller has just written. Any context.
-    pub(crate) fn kick(&self) {
+    /// Has the vCPU look at its pending word, which the caller has just written: kicks it, unparks it or does nothing, as it takes.
+    /// Any context.
+    pub(crate) fn call(&self) {
         match self.presence.call() {
             Call::Kick => {
                 self.stats.add_shared(Counter::Kicks);
@@ -137,7 +139,7 @@ impl<H: Host> VcpuShared<H> {
     /// Returns once the vCPU is out of the guest, or in it since it saw `generation`.
     pub(crate) fn leave_guest(&self, host: &H, generation: u64) {
         if self.presence.is_stale(generation) {
-            self.kick();
+            self.call();
         }
         while self.presence.is_stale(generation) {
             host.yield_now();

@@ -12,7 +12,7 @@ use crate::interrupts::chipset::ChipsetRegisters;
 use crate::memory::look::Place;
 use crate::memory::nested::trace::NestedTrace;
 use crate::memory::walk::trace::Trace;
-use crate::vcpu::interrupts::VcpuInterrupts;
+use crate::vcpu::interrupts_look::VcpuInterrupts;
 
 impl<H: Host> Vm<H> {
     /// Follows the page tables of a vCPU to `gva`. `None`: there is no such vCPU. *Thread.*

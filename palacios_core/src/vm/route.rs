@@ -42,7 +42,7 @@ impl<H: Host> Board<H> {
             Delivery::ExtInt | Delivery::Smi | Delivery::Init(false) => false,
         };
         if news {
-            vcpu.kick();
+            vcpu.call();
         }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is on its way to a vCPU: its local APIC, and what the next entry is to bring. Looking takes none of it.
+//! A debugger's look at a vCPU's interrupts: its local APIC, and what the next entry is to bring. Looking takes none of it.
+//! Delivery is in `deliver.rs`.
 #![forbid(unsafe_code)]
 
 use super::context::{AnyContext, RunContext};
@@ -32,7 +33,7 @@ pub struct VcpuInterrupts {
 }
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
-    /// What is on its way to it. It does not run.
+    /// What is on its way to it. It is out of the guest.
     pub(crate) fn interrupts(&self, context: &RunContext<'_, H, B>) -> VcpuInterrupts {
         VcpuInterrupts {
             apic: self.apic.registers(context.now(&self.tsc)),
