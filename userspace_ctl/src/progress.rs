@@ -7,12 +7,28 @@ use std::thread;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(1);
-/// While nothing came yet; and, while nobody knows where the end is, of what reads, and of what copies.
-const READING: &str = "{spinner} {msg}";
-const COPYING: &str = "{spinner} {msg} {bytes}";
-const TO_AN_END: &str = "{msg} {bar:30} {bytes}/{total_bytes}";
 
-/// Does `work` that reads files, and shows how far it is. The work says how many bytes were read, of how many.
+/// What is drawn: while the total is not known, and when it is.
+#[derive(Clone, Copy)]
+struct Templates {
+    no_total: &'static str,
+    total: &'static str,
+}
+
+const READING: Templates = Templates {
+    no_total: "{spinner} {msg}",
+    total: "{msg} {bar:30} {bytes}/{total_bytes}",
+};
+const COPYING: Templates = Templates {
+    no_total: "{spinner} {msg} {bytes}",
+    ..READING
+};
+const ESTIMATED: Templates = Templates {
+    total: "{msg} {bar:30} {bytes} of about {total_bytes}",
+    ..COPYING
+};
+
+/// Does `work` that reads files, and shows how far it is. The work says how many bytes were read, of how many; 0: nobody knows.
 pub fn reading<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> T {
     advancing("reading files", READING, work)
 }
@@ -22,38 +38,60 @@ pub fn copying<T>(what: &str, work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) 
     advancing(what, COPYING, work)
 }
 
-fn advancing<T>(
+/// Does `work` that copies about so many bytes, as [`copying`] does. The work says how many were copied.
+pub fn copying_about<T>(
     what: &str,
-    endless: &'static str,
-    work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T,
+    estimate: u64,
+    work: impl FnOnce(&mut dyn FnMut(u64)) -> T,
 ) -> T {
-    let bar = hidden(template(endless, 0, None)).with_message(what.to_string());
-    shown_during(&bar, PATIENCE, show, || {
-        work(&mut |done, total| advance(&bar, endless, done, total))
+    advancing(what, ESTIMATED, |step| {
+        work(&mut |done| step(done, total_shown(done, estimate)))
     })
 }
 
-/// Shows how far the work is. Pipes do not say how much they have, and give more than what is to be read: then there is no end to show.
-fn advance(bar: &ProgressBar, endless: &'static str, done: u64, total: u64) {
-    let end = (total > 0 && done <= total).then_some(total);
-    let before = template(endless, bar.position(), bar.length());
-    match end {
+/// The total to show of what was estimated; 0: nobody knows. It is always more than what is done, so that the bar is not full before the end.
+fn total_shown(done: u64, estimate: u64) -> u64 {
+    let at_least_missing = estimate / 64 + 1;
+    match estimate {
+        0 => 0,
+        estimate => estimate.max(done.saturating_add(at_least_missing)),
+    }
+}
+
+fn advancing<T>(
+    what: &str,
+    templates: Templates,
+    work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T,
+) -> T {
+    let bar = hidden(templates.of(0, None)).with_message(what.to_string());
+    shown_during(&bar, PATIENCE, show, || {
+        work(&mut |done, total| advance(&bar, templates, done, total))
+    })
+}
+
+/// Shows how far the work is. Pipes do not say how much they have, and give more than what is to be read: then there is no total to show.
+fn advance(bar: &ProgressBar, templates: Templates, done: u64, total: u64) {
+    let total = (total > 0 && done <= total).then_some(total);
+    let before = templates.of(bar.position(), bar.length());
+    match total {
         Some(total) => bar.set_length(total),
         None => bar.unset_length(),
     }
     bar.set_position(done);
-    let now = template(endless, done, end);
+    let now = templates.of(done, total);
     if now != before {
         set_style(bar, now);
     }
 }
 
-/// What is shown. Of 0 bytes there is nothing to say.
-fn template(endless: &'static str, done: u64, end: Option<u64>) -> &'static str {
-    match end {
-        _ if done == 0 => READING,
-        Some(_) => TO_AN_END,
-        None => endless,
+impl Templates {
+    /// The one of the two. Of 0 bytes there is nothing to say.
+    fn of(&self, done: u64, total: Option<u64>) -> &'static str {
+        match total {
+            _ if done == 0 => READING.no_total,
+            Some(_) => self.total,
+            None => self.no_total,
+        }
     }
 }
 
@@ -133,8 +171,24 @@ mod tests {
     }
 
     #[test]
+    fn an_estimated_bar_advances_and_is_never_full() {
+        for estimate in [1, 1000, 1 << 30] {
+            let mut before = 0.0;
+            for done in (0..64).map(|n| n * estimate / 16) {
+                let total = total_shown(done, estimate);
+                let fraction = done as f64 / total as f64;
+                assert!(done < total && before <= fraction, "{done} of {estimate}");
+                before = fraction;
+            }
+        }
+        assert_eq!(total_shown(300, 1000), 1000);
+        assert_eq!(total_shown(300, 0), 0, "nobody knows");
+        assert_eq!(total_shown(u64::MAX, 1), u64::MAX);
+    }
+
+    #[test]
     fn what_is_read_has_an_end_only_if_it_is_known() {
-        let bar = hidden(READING);
+        let bar = hidden(READING.no_total);
         for (done, total, end) in [
             (3, 0, None),
             (3, 10, Some(10)),
@@ -148,14 +202,15 @@ mod tests {
 
     #[test]
     fn nothing_is_said_of_no_bytes() {
-        for (endless, done, end, shown) in [
-            (COPYING, 0, None, READING),
-            (COPYING, 1, None, COPYING),
-            (READING, 0, Some(10), READING),
-            (READING, 3, Some(10), TO_AN_END),
-            (READING, 12, None, READING),
+        for (templates, done, total, shown) in [
+            (COPYING, 0, None, READING.no_total),
+            (COPYING, 1, None, COPYING.no_total),
+            (READING, 0, Some(10), READING.no_total),
+            (READING, 3, Some(10), READING.total),
+            (ESTIMATED, 3, Some(10), ESTIMATED.total),
+            (READING, 12, None, READING.no_total),
         ] {
-            assert_eq!(template(endless, done, end), shown);
+            assert_eq!(templates.of(done, total), shown);
         }
     }
 

@@ -6,7 +6,7 @@ use crate::cli::{EndOf, Load, Save};
 use crate::failure::{Failure, Outcome};
 use crate::far_end::FarEnd;
 use crate::output::{print, print_json};
-use crate::progress::{copying, during};
+use crate::progress::{copying, copying_about, during};
 use crate::whole_file::write_whole;
 use palacios_core::devices;
 use palacios_core::features::Feature;
@@ -17,8 +17,8 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::path::Path;
 use v3_ctl::{
-    node_of, Control, Guest, Request, SavedDeviceInfo, SavedError, SavedReader, SavedState, State,
-    Vm,
+    node_of, Control, Guest, Request, SavedDeviceInfo, SavedError, SavedReader, SavedState, Stat,
+    State, Vm,
 };
 
 /// How much is copied at a time.
@@ -55,7 +55,8 @@ fn save_to(vm: &Vm, file: &Path) -> Result<(), Failure> {
 fn copy(vm: &Vm, to: &mut dyn Write, file: &Path) -> Result<(), Failure> {
     let name = vm.info()?.name;
     let mut from = vm.save()?;
-    copying(&format!("saving {name}"), |step| {
+    let estimate = estimated_bytes(&vm.stats().unwrap_or_default());
+    copying_about(&format!("saving {name}"), estimate, |step| {
         let (mut chunk, mut done) = (vec![0; CHUNK_BYTES], 0);
         loop {
             let len = match from.read(&mut chunk) {
@@ -67,10 +68,19 @@ fn copy(vm: &Vm, to: &mut dyn Write, file: &Path) -> Result<(), Failure> {
             let written = to.write_all(chunk.get(..len).unwrap_or_default());
             written.map_err(|e| Failure::file(file, &e))?;
             done += len as u64;
-            step(done, 0);
+            step(done);
         }
         to.flush().map_err(|e| Failure::file(file, &e))
     })
+}
+
+/// About how long a saved machine is: its image, and the RAM that has memory of the host's. Pages of zeroes among that are left out;
+/// the rest of its state is small.
+fn estimated_bytes(stats: &[Stat]) -> u64 {
+    let stats = stats.iter().filter(|stat| stat.vcpu.is_none());
+    let counted = ["memory_resident_bytes", "memory_image_bytes"];
+    let counted = stats.filter(|stat| counted.contains(&stat.name.as_str()));
+    counted.map(|stat| stat.value).sum()
 }
 
 fn not_saved(vm: &Vm, name: &str, error: &io::Error) -> Failure {
@@ -292,4 +302,26 @@ fn tell(args: &Load, vm: &Vm, name: &str, terminals: &[(String, String)]) -> Out
     }
     print(&text)?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_estimated_by_the_vms_own_counters() {
+        let stat = |vcpu, name: &str, value| Stat {
+            vcpu,
+            name: name.into(),
+            value,
+        };
+        let stats = [
+            stat(None, "memory_resident_bytes", 1 << 30),
+            stat(None, "memory_table_bytes", 1 << 20),
+            stat(None, "memory_image_bytes", 5000),
+            stat(Some(0), "memory_resident_bytes", 7),
+        ];
+        assert_eq!(estimated_bytes(&stats), (1 << 30) + 5000);
+        assert_eq!(estimated_bytes(&[]), 0);
+    }
 }
