@@ -61,7 +61,7 @@ Exit status:
        is missing; a call or the host failed
   126  the guest was refused: its guest.toml, image or kernel is wrong, no machine is such as the
        options ask for, or the module cannot make a VM of it
-  127  the guest died: triple fault, unknown exit, failed emulation, endless resets
+  127  the guest died: triple fault, unknown exit, failed emulation, or another fault of its own
   129, 130, 131, 143  stopped by SIGHUP; by SIGINT, the escape or `v3 stop`; by SIGQUIT; by SIGTERM
 A test exit can collide with the others; --json tells which it was.
 
@@ -75,9 +75,9 @@ end, also when a call failed (not for a wrong command line):
    \"counters\": {\"vm\": {\"NAME\": VALUE, …}, \"vcpus\": [{\"NAME\": VALUE, …}, …]}}
 \"exit\" is the exit status of v3, the others tell the guest's real end also with --expect;
 \"exit_status\" is null unless \"reason\" is test-exit. Reasons: power-off, test-exit, request,
-reset, triple-fault, unknown-exit, emulation, bad-state, guest-error, host-memory, host-error;
-and, of v3 itself, timeout, signal, escape, output-closed, refused, tool-error. After the last
-two, \"name\" and \"counters\" are missing."
+triple-fault, unknown-exit, emulation, bad-state, guest-error, host-memory, host-error; and, of v3
+itself, timeout, signal, escape, output-closed, refused, tool-error. After the last two, \"name\"
+and \"counters\" are missing."
 );
 
 /// For `wait`.
