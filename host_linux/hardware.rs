@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The processor's virtualization, switched on for all CPUs while the module is there, and VMs on it.
+//! What the module has of the processor: the backend that makes VMs, and with it the switch that keeps virtualization on. The switch itself is in
+//! `virtualization.rs`.
 
 use crate::error;
 use crate::host::Linux;
@@ -16,7 +17,7 @@ pub(crate) type Vm = palacios_core::vm::Vm<Linux>;
 /// A reference to one.
 pub(crate) type SharedVm = <Linux as Host>::Shared<Vm>;
 
-/// The processor's virtualization, on every CPU until this is dropped.
+/// The backend, and virtualization on every CPU until this is dropped.
 pub(crate) struct Hardware {
     backend: any::Hardware<Linux>,
     _virtualization: Virtualization,

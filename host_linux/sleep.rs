@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The host's sleep: suspend, hibernation, the return to a hibernated system.
+//! The host's sleep: suspend, hibernation, the return to a hibernated system. This file only brings the news.
+//!
+//! What is done with VMs then is in `vms.rs` and `vm_node.rs` (`host_sleeps`, `host_wakes`). What is done with the processor is in
+//! `virtualization.rs`, which `helpers.c` calls when the last CPU stops and the first one goes on.
 //!
 //! Before the host freezes its processes, all VMs are held, clocks and all, until it has thawed them again; so is one that is made meanwhile.
 //! So no guest runs while devices sleep, and a guest knows nothing of the time that it missed, except that its real-time

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! SVM or VMX, switched on for every CPU that is online: now, as CPUs come and go, over a suspend, until the host goes down.
+//! The switch of SVM or VMX: on for every CPU that is online, as CPUs come and go, again after a suspend, and off when the host goes down.
 
 use crate::cpus::{current_cpu, on_each_cpu, set_enabled};
 use crate::host::Linux;

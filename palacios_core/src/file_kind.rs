@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a file seems to be, by its first bytes. Whoever expected another file says so with it, in words of its own.
+//! What a file seems to be, by its first bytes: a guess, for messages only. Whoever expected another file says so with it, in words
+//! of its own.
+//!
+//! Which protocol loads a kernel is not decided here, but by `recognises` of each row of `PROTOCOLS` (`boot/mod.rs`).
 #![forbid(unsafe_code)]
 
 /// Where the setup header of a Linux kernel for x86 has its magic number (Linux: Documentation/arch/x86/boot.rst).

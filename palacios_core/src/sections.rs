@@ -10,6 +10,9 @@
 //!
 //! All numbers are little-endian. The checksum, CRC-32C, is of all that follows it. The path says whose state it is (`vcpu/0`, `device/com1`), the kind what
 //! it is of (`cpu`, `serial`). Whoever reads sections skips one that it does not know, unless that *must be known*: then it refuses the whole by its name.
+//!
+//! This file knows the form alone. Which sections a VM's state has, and how they are read, is in `vm/saved.rs`; what stands in a saved file beside
+//! them, and in which order, in `saved_file.rs`.
 #![forbid(unsafe_code)]
 
 use crate::checksum::{checksum, checksum_of};

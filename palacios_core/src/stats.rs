@@ -2,6 +2,9 @@
 //! Counters: each exit reason, injection and kick, and where a vCPU's time went.
 //!
 //! A vCPU's own thread is the only writer of most of its counters, so counting costs a load and a store.
+//!
+//! To add one: a line in `counters!`, and [`Stats::add`] where it happens (for an exit, an arm in [`Counter::of_exit`]). Hosts and
+//! tools show all that are in the list; `Documentation/use.md` says what each means.
 #![forbid(unsafe_code)]
 
 use crate::backend::Exit;

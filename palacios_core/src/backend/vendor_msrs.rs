@@ -3,6 +3,9 @@
 //! family and do not ask, so a guest must find them. Each vendor has a table; one that is in none is a #GP.
 //!
 //! Behind none of them is a register of the host's: what a guest writes there changes nothing.
+//!
+//! To add one: a row in its vendor's table, `svm/vendor_msrs.rs` or `vmx/vendor_msrs.rs`. If a bit of CPUID guards it, it belongs
+//! elsewhere: an arm in `vcpu/msr_access.rs`, and its feature in `features/msr_gate.rs`.
 #![forbid(unsafe_code)]
 
 use crate::features::Word;

@@ -46,6 +46,9 @@ struct Protocol {
 type Loaded = Result<Option<CpuState>, BootError>;
 
 /// All of them. A kernel that speaks several is started by the first one.
+///
+/// To add one: its file here, a row, its name in `BootKind` (`image/machine.rs`), what is said of other files in [`BootError`], and
+/// its name in `Boot` of the tool (`userspace_ctl/src/guest.rs`).
 static PROTOCOLS: [Protocol; 4] = [
     Protocol {
         kind: BootKind::Linux,

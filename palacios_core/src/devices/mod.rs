@@ -35,7 +35,8 @@ pub use device::{
 pub use kind::{AcpiDevice, Kind, Machines, Place, Resources};
 
 /// All kinds of devices. A new device is its file, its line above, and one here. A machine's are attached in this order: where the guest moves one over
-/// another, the first answers, so those whose regions move stand at the end.
+/// another, the first answers, so those whose regions move stand at the end. A machine that was saved before every PC had a device
+/// has no section of it, and is refused (`vm/saved.rs`).
 pub static KINDS: &[&Kind] = &[
     &uart::KIND,
     &pit::KIND,

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What instructions do (SDM 2): those that move and calculate. Others have files of their own.
+//! What instructions do (SDM 2): an arm for each [`Op`], and here the work of those that move and calculate. The others' work is in
+//! the file of their kind: `stack.rs`, `far.rs`, `vector.rs` and so on. What all have in common, the state of an instruction
+//! under way, is in `execution.rs`.
 //!
 //! An operand that is written is checked for writing before it is read, as the processor does. Memory is written before
 //! registers and flags, so that a fault leaves them as they were.

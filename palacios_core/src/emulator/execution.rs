@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! One instruction under way. The files around this one add what each kind of instruction does.
+//! The state of one instruction under way, and its end. What instructions do begins in `execute.rs`.
 
 use super::cpu::Cpu;
 use super::instruction::Instruction;

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! From the decoder's names to the operations of the emulator.
+//!
+//! To add an instruction: a line here, its `Op` in `instruction.rs`, an arm in `execute.rs` (for a string instruction, in
+//! `string.rs`), and its row in `Documentation/instructions.md`, which `tests/emulator/opcodes.rs` holds against what is executed.
 
 /// The instructions that the emulator executes, and further ones of one code size.
 macro_rules! operations {

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is where, as those see it who change it: see `change.rs`. All others look at the map (`region_map.rs`).
+//! The writers' copy of what lies where in guest-physical space, under the lock `Memory::changes`. It is for those that change
+//! something, one at a time: regions (`change.rs`), revoked frames (`take.rs`), the dirty log (`log.rs`). All others look at the
+//! readers' copy (`region_map.rs`), to which each change of regions is published.
 #![forbid(unsafe_code)]
 
 use crate::alloc_ext::NoMemory;
@@ -7,7 +9,7 @@ use crate::regions::Regions;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-/// What only those look at who change it, one at a time.
+/// The regions, and what a change of them needs beside.
 pub(super) struct Arrangement {
     pub(super) regions: Regions,
     /// What is where behind a reset.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The regions as all look at them, without a lock.
+//! The readers' copy of what lies where in guest-physical space, which needs no lock. The writers' copy is in `arrangement.rs`.
 #![forbid(unsafe_code)]
 
 use super::gate::Inside;

@@ -88,6 +88,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// CR4 (APM 2: 3.1.3; SDM 3A: 2.5). What CPUID does not offer cannot be set: nobody switches the state behind it.
+    ///
+    /// Which bits a guest has comes from `features/table.rs`, by way of `features/verdict.rs`. Which writes exit is decided in
+    /// `backend/vmx/caps.rs` and `backend/svm/intercepts.rs`.
     fn set_cr4(&mut self, tables: &mut impl CodeMemory, value: u64) -> Result<(), Fault> {
         let there = self.msrs.guest().cr4();
         let arch = &mut self.arch;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a guest is owed whose timers interrupt it more often than it can bear.
+//! Slows a guest's timers down when a tick takes the guest longer than the timer's period, so that its main loop runs too. Here are
+//! the rule and the measure; `timers.rs` applies them.
 //!
 //! A *tick* is an interrupt of a timer: of the local APIC's, in any mode, of the 8254, of the real-time clock, or of the HPET.
 //! If it takes the guest longer than the timer's period, the next one is due before the guest is done, and the guest's main

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The devices that a machine has from the beginning: those of its image, and those of every PC.
+//! Attaches the first devices of a new VM: those that every PC has, and those that its image describes. Which there are is not
+//! written here: [`KINDS`] (`devices/mod.rs`) lists all, and each one's `KIND`, in its own file, says which machines have it.
 #![forbid(unsafe_code)]
 
 use super::io::Io;

@@ -7,6 +7,9 @@ use crate::worker::REST_NS;
 use core::fmt;
 
 /// Why a VM stopped.
+///
+/// Hosts and tools show the words of a new one by themselves. Programs can tell it from others only by a number of its own: a
+/// `V3_REASON_` in `v3vee.h`, given in `host_linux/info.rs`, and named in `userspace_ctl/src/answers.rs` and in the tool's help text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// The guest switched itself off.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Registers that AMD's processors with SVM have without asking CPUID (see [`super::super::vendor_msrs`]).
+//! Registers that AMD's processors with SVM have, though no bit of CPUID tells of them (see [`super::super::vendor_msrs`]).
 //!
 //! Sources: APM 2 is the Programmer's Manual; BKDG the BIOS and Kernel Developer's Guides of families 0Fh (32559), 10h (31116) and
 //! 15h (42301); PPR the Processor Programming References of family 17h (54945) and later. In them the registers are listed
@@ -17,7 +17,7 @@ const HWCR: u64 = 1 << 0 | 1 << 24;
 /// LFENCE is dispatch-serializing.
 const DE_CFG_LFENCE: u64 = 1 << 1;
 
-/// The table, by ascending number. A register that is in no row faults: the tests name some of which that is wanted.
+/// The table, by ascending number. An access to a register that is in no row is a #GP; the tests below name some for which it must be.
 pub(super) static TABLE: &[VendorMsrs] = &[
     VendorMsrs::range(
         0x0,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Registers that Intel's processors with VT-x have without asking CPUID (see [`super::super::vendor_msrs`]).
+//! Registers that Intel's processors with VT-x have, though no bit of CPUID tells of them (see [`super::super::vendor_msrs`]).
 //!
 //! Source: SDM 4, the tables that go by family and model; the registers are listed there without a CPUID bit.
 #![forbid(unsafe_code)]
