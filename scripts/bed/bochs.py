@@ -100,7 +100,9 @@ def boot_options(shape: Shape) -> list[str]:
 
 
 def environment(root: Path) -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin", "TERM": "linux", "TERMINFO": f"{root}/usr/share/terminfo", "BXSHARE": f"{root}/usr/share/bochs",
+    # Bochs shows the screen on a terminal of its own, which nobody reads: when that is full, Bochs stands still. A cursor that blinks fills it within
+    # hours of emulated time, and a VT100 has none that could be switched off and on.
+    return {"PATH": "/usr/bin:/bin", "TERM": "vt100", "TERMINFO": f"{root}/usr/share/terminfo", "BXSHARE": f"{root}/usr/share/bochs",
             "LTDL_LIBRARY_PATH": f"{root}/usr/lib/x86_64-linux-gnu/bochs/plugins"}
 
 

@@ -59,6 +59,17 @@ impl Page {
             self.read();
         }
     }
+    /// As a page of code that is remembered: found once, and used again as long as the gate's turn is the same. `in_turn`: that is looked at.
+    fn use_it_again(&self, in_turn: bool) {
+        let known = {
+            let inside = self.gate.enter();
+            self.has_frame().then(|| inside.turn())
+        };
+        let inside = self.gate.enter();
+        if known.is_some_and(|turn| !in_turn || turn == inside.turn()) {
+            self.read();
+        }
+    }
     /// As `Memory::pin` and its end.
     fn pin_it(&self) {
         if self.word().pin().is_ok() {
@@ -207,6 +218,10 @@ models! {
         fails: AsWritten, revocation(Page::use_it, false), "Causality violation";
     use_against_revocation_in_weak_order: ALL, revocation(Page::use_it, true);
         fails: Relaxed, revocation(Page::use_it, true), "Causality violation";
+    memory_of_a_frame_against_revocation: ALL, revocation(|page| page.use_it_again(true), true);
+        fails: AsWritten, revocation(|page| page.use_it_again(false), true), "Causality violation";
+    memory_of_a_frame_in_weak_order: ALL, revocation(|page| page.use_it_again(true), true);
+        fails: Relaxed, revocation(|page| page.use_it_again(true), true), "Causality violation";
     pin_against_revocation: ALL, revocation(Page::pin_it, true);
         fails: Relaxed, revocation(Page::pin_it, true), "Causality violation";
     two_fill_one_page: ALL, two_fill_a_page();
