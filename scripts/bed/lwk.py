@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """The lightweight kernel in an emulator: its ISO image, and one run of it."""
 
+import math
 import os
 import select
 import shutil
@@ -8,10 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import hostroot
+from . import hostroot, steps
 from .cache import TOP, Failure
 from .debugger import Debugger
 from .machine import Shape, start
@@ -65,10 +67,14 @@ class Boot:
 
 class Run:
     """One run, from the start to the power-off. `answers`: when a text is seen, these bytes are typed, or a text goes to the emulator's
-    monitor; one after the other."""
+    monitor; one after the other. `announce`: says that the kernel boots; and then, without a terminal, that all are silent."""
 
-    def __init__(self, boot: Boot, shape: Shape, answers: list[tuple[str, bytes | str]] = ()) -> None:
-        self.boot, self.shape, self.answers = boot, shape, list(answers)
+    def __init__(self, boot: Boot, shape: Shape, answers: list[tuple[str, bytes | str]] = (), announce: bool = False) -> None:
+        self.boot, self.shape, self.answers, self.announce = boot, shape, list(answers), announce
+        # A terminal in raw mode begins no line by itself.
+        self.booting = steps.Shown("booting the lightweight kernel", shape.in_words(), end="\r\n" if shape.terminal else "\n")
+        # When something was heard last, and when it is shown that nothing is.
+        self.heard_s, self.shown_s = 0.0, math.inf
         # What each serial port said since the last answer.
         self.said: dict[str, str] = {}
         self._rest: dict[int, bytes] = {}
@@ -76,7 +82,8 @@ class Run:
 
     def follow(self, timeout_s: float | None, show: bool = True, gdb: Debugger | None = None) -> int:
         root = hostroot.ensure("root")
-        with tempfile.TemporaryDirectory(dir=TOP / "build") as folder:
+        booting = self.booting if self.announce and not gdb else nullcontext()
+        with tempfile.TemporaryDirectory(dir=TOP / "build") as folder, booting:
             iso = Path(folder) / "lwk.iso"
             self.boot.write_iso(iso)
             machine = start(root, iso, None, self.shape)
@@ -86,6 +93,8 @@ class Run:
                 with raw_terminal(self.shape.terminal):
                     return self._follow(machine, time.monotonic() + timeout_s if timeout_s else None, show)
             finally:
+                # Where the kernel said nothing.
+                self.booting.end(good=False)
                 for port, rest in list(self._rest.items()):
                     self._show(port, b"\n" if rest else b"")
                 machine.stop()
@@ -93,10 +102,14 @@ class Run:
     def _follow(self, machine, deadline: float | None, show: bool) -> int:
         wires = {port: name for name, port in machine.ports.items()}
         while any(name in machine.SERIAL for name in wires.values()):
-            wait = None if deadline is None else deadline - time.monotonic()
-            if wait is not None and wait <= 0:
+            now_s, end_s = time.monotonic(), math.inf if deadline is None else deadline
+            if now_s >= end_s:
                 complain("lwk: the kernel did not switch off in time; --timeout SECONDS sets another limit")
                 return TIMEOUT
+            if now_s >= self.shown_s:
+                steps.waits(now_s - self.heard_s)
+                self.shown_s = now_s + steps.HEARTBEAT_S
+            wait = None if min(end_s, self.shown_s) == math.inf else min(end_s, self.shown_s) - now_s
             sources = [*wires, *([sys.stdin.buffer.raw] if self.shape.terminal else [])]
             for source in select.select(sources, [], [], wait)[0]:
                 if source not in wires:
@@ -126,6 +139,10 @@ class Run:
         return self.said.get(port, "")
 
     def _heard(self, machine, name: str, data: bytes, show: bool) -> None:
+        self.booting.end()
+        self.heard_s = time.monotonic()
+        if self.announce and not self.shape.terminal:
+            self.shown_s = self.heard_s + steps.HEARTBEAT_S
         text = data.decode(errors="replace")
         self.said[name] = self.text(name) + text
         if show:

@@ -117,7 +117,7 @@ class Session:
 
     def _show_silence(self, now_s: float) -> None:
         # A terminal in raw mode begins no line by itself.
-        print(f"    {now_s - self.heard_s:4.0f} s  waiting for output", end="\r\n" if self.job.terminal else "\n", file=sys.stderr, flush=True)
+        steps.waits(now_s - self.heard_s, "\r\n" if self.job.terminal else "\n")
         self.shown_s = now_s + steps.HEARTBEAT_S
 
     def _hear_the_rest(self) -> None:

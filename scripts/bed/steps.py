@@ -20,17 +20,22 @@ HEARTBEAT_S = 20
 TAIL_LINES = 40
 
 
-def say(text: str) -> None:
-    print(f"==> {text}", file=sys.stderr, flush=True)
+def say(text: str, end: str = "\n") -> None:
+    print(f"==> {text}", end=end, file=sys.stderr, flush=True)
+
+
+def waits(silent_s: float, end: str = "\n") -> None:
+    """Says that a program is alive, and that what it started is silent."""
+    print(f"    {silent_s:4.0f} s  waiting for output", end=end, file=sys.stderr, flush=True)
 
 
 class Shown:
     """While its body runs it says that a step is at work, once it takes long, and at the end that it is done.
 
-    `takes` says how long it takes: "about 2 minutes"; `last` gives the step's last words."""
+    `takes` says how long it takes: "about 2 minutes"; `last` gives the step's last words; `end` ends a line."""
 
-    def __init__(self, title: str, takes: str = "", last: Callable[[], str] = str) -> None:
-        self.title, self.takes, self.last = title, takes, last
+    def __init__(self, title: str, takes: str = "", last: Callable[[], str] = str, end: str = "\n") -> None:
+        self.title, self.takes, self.last, self.line_end = title, takes, last, end
         self.said, self.over = False, threading.Event()
         self.teller: threading.Thread | None = None
 
@@ -50,17 +55,17 @@ class Shown:
         self.over.set()
         self.teller.join()
         if self.said and good:
-            say(f"{self.title}: done in {time.monotonic() - self.begin_s:.0f} s")
+            say(f"{self.title}: done in {time.monotonic() - self.begin_s:.0f} s", self.line_end)
 
     def _tell(self) -> None:
         if self.over.wait(QUIET_S):
             return
         self.said = True
-        say(f"{self.title}, {self.takes} …" if self.takes else f"{self.title} …")
+        say(f"{self.title}, {self.takes} …" if self.takes else f"{self.title} …", self.line_end)
         while not self.over.wait(HEARTBEAT_S):
             # With its name, as another step may run beside it.
             words = ": ".join(filter(None, (self.title, self.last())))
-            print(f"    {time.monotonic() - self.begin_s:4.0f} s  {words}"[:120], file=sys.stderr, flush=True)
+            print(f"    {time.monotonic() - self.begin_s:4.0f} s  {words}"[:120], end=self.line_end, file=sys.stderr, flush=True)
 
 
 def run(title: str, command: list, log: Path, hint: str = "", takes: str = "", **kwargs) -> None:
