@@ -154,6 +154,8 @@ enum AnswersInWindow<'a, H: Host> {
     Device(&'a dyn WindowDevice, Register),
     /// A doorbell of a bus.
     Doorbell(&'a Bus<H>, Target),
+    /// Nobody: reads are all ones, and writes are lost.
+    Nobody,
 }
 
 impl<H: Host> WindowAnswerer<'_, H> {
@@ -161,7 +163,7 @@ impl<H: Host> WindowAnswerer<'_, H> {
     pub fn read(&self) -> u64 {
         match self.0 {
             AnswersInWindow::Device(device, at) => device.read(at.region, at.offset, at.size),
-            AnswersInWindow::Doorbell(..) => u64::MAX,
+            AnswersInWindow::Doorbell(..) | AnswersInWindow::Nobody => u64::MAX,
         }
     }
     /// A write of the low bytes of `value`.
@@ -171,6 +173,7 @@ impl<H: Host> WindowAnswerer<'_, H> {
                 device.write(at.region, at.offset, at.size, value);
             }
             AnswersInWindow::Doorbell(bus, target) => bus.ring(target),
+            AnswersInWindow::Nobody => {}
         }
     }
 }
@@ -393,13 +396,16 @@ impl<H: Host> Bus<H> {
         written
     }
 
-    /// Who answers an access without a lock that sleeps: a device that is called in the window, or a doorbell. `None`: it is another's. *Any.*
+    /// Who answers an access without a lock that sleeps: a device that is called in the window, a doorbell, or nobody. `None`: it is another's. *Any.*
     pub fn answerer_in_window(
         &self,
         last: &mut Option<Found>,
         access: IoAddress,
     ) -> Option<WindowAnswerer<'_, H>> {
-        self.in_window(self.map.find(last, access)?, access)
+        match self.map.find(last, access) {
+            Some(found) => self.in_window(found, access),
+            None => Some(WindowAnswerer(AnswersInWindow::Nobody)),
+        }
     }
 
     #[inline]
