@@ -67,7 +67,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         })
     }
 
-    /// A plain MOV of a double word to or from the memory of the local APIC, or of a device that answers in the window. The processor has checked all but where
+    /// A plain MOV of an aligned double word to or from the memory of the local APIC, or of a device that answers in the window. The processor has checked all but where
     /// it goes, and has said that.
     fn settle_device_memory(
         &mut self,
@@ -76,7 +76,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     ) -> bool {
         let at = fault.gpa;
         let is_access = !fault.table_walk && !fault.fetch && self.interrupted.is_none();
-        if !is_access || at.0 % 4 != 0 || window.board().is_memory(at) {
+        // Where a page begins, it may be the second half of an access that began in the page before.
+        let is_whole = at.0 % 4 == 0 && at.page_offset() != 0;
+        if !is_access || !is_whole || window.board().is_memory(at) {
             return false;
         }
         if self.apic.mmio_page() == Some(at.page()) {
