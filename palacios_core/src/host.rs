@@ -8,6 +8,7 @@
 
 use crate::addr::Hpa;
 pub use crate::alloc_ext::NoMemory;
+pub use crate::interfaces::Wake;
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
@@ -245,12 +246,6 @@ pub enum DescriptorError {
     WouldBlock,
     /// Nobody is at its other end, or it has failed. If that changes, its waker is called.
     Closed,
-}
-
-/// What is called when something may be ready.
-pub trait Wake: Send + Sync {
-    /// *Any.*
-    fn wake(&self);
 }
 
 /// The CPU is not there, or not online.

@@ -45,6 +45,28 @@ pub trait DmaMemory: GuestMemory {
 pub trait PinnedMemory: Send {
     /// Calls `piece` for each piece in order: where the host has it, and how many bytes.
     fn pieces(&self, piece: &mut dyn FnMut(Hpa, u64));
+    /// Copies out of it, from `at` bytes behind its beginning. `false`: it does not reach so far, and nothing was copied. *Any.*
+    fn read(&self, at: u64, buf: &mut [u8]) -> bool;
+    /// Copies into it. `false`: it does not reach so far, or was not pinned to be written; nothing was copied. *Any.*
+    fn write(&self, at: u64, data: &[u8]) -> bool;
+}
+
+/// What is called when something may be ready.
+pub trait Wake: Send + Sync {
+    /// *Any.*
+    fn wake(&self);
+}
+
+/// Makes what wakes a device's worker.
+pub trait Wakers {
+    /// One more.
+    fn waker(&self) -> Result<Box<dyn Wake>, NoMemory>;
+}
+
+/// Random numbers that nobody can foretell.
+pub trait RandomSource: Send {
+    /// Fills `buf`. `false`: there is nothing to be had now, and nothing of `buf` may be used. It never waits. *Thread.*
+    fn fill(&mut self, buf: &mut [u8]) -> bool;
 }
 
 /// Why memory cannot be pinned.

@@ -14,6 +14,7 @@ use core::sync::atomic;
 pub mod addr;
 pub mod alloc_ext;
 pub mod backend;
+pub mod block;
 pub mod boot;
 mod bytes;
 pub mod checksum;

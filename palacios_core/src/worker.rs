@@ -11,9 +11,10 @@
 //! This file alone knows that steps are made by a thread: a host without threads would make them in its loop of events.
 #![forbid(unsafe_code)]
 
-use crate::alloc_ext::NoMemory;
+use crate::alloc_ext::{try_box, NoMemory};
 use crate::devices::Step;
 use crate::host::{Host, Lock, LockClass, Thread};
+use crate::interfaces::{Wake, Wakers};
 use alloc::boxed::Box;
 use core::fmt;
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -29,6 +30,10 @@ pub trait Work<H: Host>: Send {
     }
     /// A short piece of it. *Thread.*
     fn step(&mut self) -> Step;
+    /// A step in which it is brought to rest: what is under way goes on, and nothing else begins. *Thread.*
+    fn finish(&mut self) -> Step {
+        self.step()
+    }
     /// Nothing of it is under way between steps, so it can stand still.
     fn is_at_rest(&mut self) -> bool;
 }
@@ -50,6 +55,18 @@ struct Inner<H: Host> {
     mode: AtomicU8,
     /// Locked over each step. `None` before it was given and when it has ended.
     work: H::Mutex<Option<Box<dyn Work<H>>>>,
+}
+
+impl<H: Host> Wake for Worker<H> {
+    fn wake(&self) {
+        Worker::wake(self);
+    }
+}
+
+impl<H: Host> Wakers for Worker<H> {
+    fn waker(&self) -> Result<Box<dyn Wake>, NoMemory> {
+        Ok(try_box(self.clone())?)
+    }
 }
 
 impl<H: Host> Clone for Worker<H> {
@@ -162,6 +179,6 @@ impl<H: Host> Inner<H> {
     fn step_if_busy(&self) -> Option<Step> {
         let mut work = self.work.lock();
         let work = work.as_mut()?;
-        (!work.is_at_rest()).then(|| work.step())
+        (!work.is_at_rest()).then(|| work.finish())
     }
 }

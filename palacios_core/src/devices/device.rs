@@ -8,6 +8,8 @@
 
 pub use super::region::{IoAddress, IoRegion, Space};
 
+use crate::alloc_ext::NoMemory;
+use crate::interfaces::Wakers;
 use crate::regions::{Change, RegionError};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::vec::Vec;
@@ -122,9 +124,17 @@ pub enum Step {
 /// Work off the vCPUs' threads. A device that has some is given a worker when it is attached, a thread that calls this. It is not called while the
 /// machine is paused or reset, while the device is saved, or after it was taken away.
 pub trait Work {
+    /// It has a worker now, which `wakers` wake. Called once, before the first step.
+    fn begin(&mut self, _wakers: &dyn Wakers) -> Result<(), NoMemory> {
+        Ok(())
+    }
     /// Does a short piece of the work: a register access waits for it. `rung` says which of the device's doorbells rang since it was last
     /// asked: a bit for each region, by its number.
     fn step(&mut self, rung: u64) -> Step;
+    /// A step in which it is brought to rest: what is under way goes on, and nothing else needs to begin.
+    fn finish(&mut self) -> Step {
+        self.step(0)
+    }
     /// Nothing is under way that goes on between steps.
     fn is_at_rest(&self) -> bool {
         true

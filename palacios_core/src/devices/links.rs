@@ -68,6 +68,11 @@ impl Dma {
         self.open = open;
     }
 
+    /// Whether it may.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
     fn memory(&self) -> Result<&dyn DmaMemory, DmaError> {
         let memory = self.memory.as_ref();
         self.open.then_some(memory).ok_or(DmaError::Closed)

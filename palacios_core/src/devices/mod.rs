@@ -27,6 +27,7 @@ pub mod test_dma;
 pub mod testing;
 pub mod ticks;
 pub mod uart;
+pub mod virtio;
 
 pub use device::{
     read_bytewise, write_bytewise, ByteStream, Device, Input, IoAddress, IoRegion, Nowhere,

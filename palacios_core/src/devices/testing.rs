@@ -256,16 +256,21 @@ impl MsiSender for TestMachine {
 }
 
 impl DmaMemory for TestMachine {
-    fn pin(&self, at: Gpa, bytes: u64, _write: bool) -> Result<Box<dyn PinnedMemory>, PinError> {
+    fn pin(&self, at: Gpa, bytes: u64, write: bool) -> Result<Box<dyn PinnedMemory>, PinError> {
         let ram = self.ram.borrow().len() as u64;
         match at.0.checked_add(bytes) {
             Some(end) if end <= ram => {}
             _ => return Err(PinError::NotMemory(at)),
         }
-        let pins = self.pins.clone();
-        let now = pins.get().saturating_add(1);
-        pins.set(now);
-        Ok(Box::new(TestPin { at, bytes, pins }))
+        let now = self.pins.get().saturating_add(1);
+        self.pins.set(now);
+        let machine = self.clone();
+        Ok(Box::new(TestPin {
+            at,
+            bytes,
+            write,
+            machine,
+        }))
     }
 }
 
@@ -273,18 +278,36 @@ impl DmaMemory for TestMachine {
 struct TestPin {
     at: Gpa,
     bytes: u64,
-    pins: Shared<usize>,
+    write: bool,
+    machine: TestMachine,
+}
+
+impl TestPin {
+    /// Where `len` bytes at `at` in it are, if it has so many there.
+    fn reach(&self, at: u64, len: usize) -> Option<Gpa> {
+        let end = at.checked_add(len as u64)?;
+        (end <= self.bytes).then_some(Gpa(self.at.0 + at))
+    }
 }
 
 impl PinnedMemory for TestPin {
     fn pieces(&self, piece: &mut dyn FnMut(Hpa, u64)) {
         piece(Hpa(self.at.0), self.bytes);
     }
+    fn read(&self, at: u64, buf: &mut [u8]) -> bool {
+        let at = self.reach(at, buf.len());
+        at.is_some_and(|at| GuestMemory::read(&self.machine, at, buf).is_ok())
+    }
+    fn write(&self, at: u64, data: &[u8]) -> bool {
+        let at = self.reach(at, data.len()).filter(|_| self.write);
+        at.is_some_and(|at| GuestMemory::write(&self.machine, at, data).is_ok())
+    }
 }
 
 impl Drop for TestPin {
     fn drop(&mut self) {
-        self.pins.set(self.pins.get() - 1);
+        let left = self.machine.pins.get() - 1;
+        self.machine.pins.set(left);
     }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Pins: guest memory that stays where it is while a device works on it.
 
+use super::copy::{copy_from_guest, copy_to_guest};
 use super::frame_word::Refused;
 use super::Memory;
 use crate::addr::{Gpa, Hpa, PAGE_SIZE};
@@ -83,6 +84,50 @@ impl<H: Host, M: Deref<Target = Memory<H>>> Pin<H, M> {
             (offset, left) = (0, left.wrapping_sub(bytes));
             Some((at, bytes))
         })
+    }
+}
+
+impl<H: Host, M: Deref<Target = Memory<H>>> Pin<H, M> {
+    /// Copies out of it, from `at` bytes behind its beginning. `false`: it does not reach so far, and nothing was copied. Any context.
+    pub fn read(&self, at: u64, buf: &mut [u8]) -> bool {
+        self.for_parts(at, buf.len(), |from, part| {
+            let piece = buf.get_mut(part).unwrap_or_default();
+            // SAFETY: the part ends in the page that `from` leads to, whose frame is pinned.
+            unsafe { copy_from_guest(piece, from) };
+        })
+    }
+
+    /// Copies into it. `false`: it does not reach so far, or was not pinned to be written; nothing was copied. Any context.
+    pub fn write(&self, at: u64, data: &[u8]) -> bool {
+        self.write
+            && self.for_parts(at, data.len(), |to, part| {
+                let piece = data.get(part).unwrap_or_default();
+                // SAFETY: the part ends in the page that `to` leads to, whose frame is pinned.
+                unsafe { copy_to_guest(to, piece) };
+            })
+    }
+
+    /// Calls `f` with the host address of each part of `len` bytes at `at` that is in one page.
+    fn for_parts(&self, at: u64, len: usize, mut f: impl FnMut(*mut u8, Range<usize>)) -> bool {
+        let end = at.checked_add(len as u64);
+        if end.is_none_or(|end| end > self.bytes) {
+            return false;
+        }
+        let mut done = 0usize;
+        while done < len {
+            let offset = self.offset.wrapping_add(at).wrapping_add(done as u64);
+            let page = self.pages.start.wrapping_add(offset / PAGE_SIZE);
+            let Ok(frame) = self.memory.frames.find(page) else {
+                return false;
+            };
+            let in_page = offset % PAGE_SIZE;
+            let room = PAGE_SIZE.wrapping_sub(in_page) as usize;
+            let part = done..done.saturating_add(room).min(len);
+            let host = self.memory.host.phys_to_virt(frame.page(page)).as_ptr();
+            done = part.end;
+            f(host.wrapping_add(in_page as usize), part);
+        }
+        true
     }
 }
 

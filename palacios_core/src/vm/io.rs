@@ -8,7 +8,7 @@
 use super::board::Board;
 use super::links::BoardLink;
 use crate::alloc_ext::{try_box, NoMemory};
-use crate::devices::bus::{Bus, DetachError, Found, SlotNumber};
+use crate::devices::bus::{Bus, DetachError, Found, SlotNumber, Written};
 use crate::devices::layout::AttachError;
 use crate::devices::{Device, IoAddress, Request, Step};
 use crate::host::Host;
@@ -195,18 +195,10 @@ impl<H: Host> SlotWork<H> {
             pumped.again
         })
     }
-}
 
-impl<H: Host> Work<H> for SlotWork<H> {
-    fn begin(&mut self, worker: &Worker<H>) -> Result<(), NoMemory> {
-        match &mut self.pump {
-            Some(pump) => pump.begin(worker.clone()),
-            None => Ok(()),
-        }
-    }
-    fn step(&mut self) -> Step {
+    fn make_step(&mut self, step: impl FnOnce(&Bus<H>, SlotNumber) -> (Step, Written)) -> Step {
         let pumped = self.pump();
-        let (step, written) = self.io.bus.step(self.slot);
+        let (step, written) = step(&self.io.bus, self.slot);
         self.io.tell_of_deadline(None, written.new_deadline);
         if let Some((device, request)) = written.request {
             self.io.grant(device, request);
@@ -215,6 +207,21 @@ impl<H: Host> Work<H> for SlotWork<H> {
             true => Step::Again,
             false => step,
         }
+    }
+}
+
+impl<H: Host> Work<H> for SlotWork<H> {
+    fn begin(&mut self, worker: &Worker<H>) -> Result<(), NoMemory> {
+        if let Some(pump) = &mut self.pump {
+            pump.begin(worker.clone())?;
+        }
+        self.io.bus.begin_work(self.slot, worker)
+    }
+    fn step(&mut self) -> Step {
+        self.make_step(Bus::step)
+    }
+    fn finish(&mut self) -> Step {
+        self.make_step(Bus::finish)
     }
     fn is_at_rest(&mut self) -> bool {
         let pumped = self.pump.as_ref().is_none_or(Pump::is_at_rest);

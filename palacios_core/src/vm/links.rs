@@ -141,6 +141,12 @@ impl<H: Host> PinnedMemory for Pin<H, BoardMemory<H>> {
             piece(at, bytes);
         }
     }
+    fn read(&self, at: u64, buf: &mut [u8]) -> bool {
+        Pin::read(self, at, buf)
+    }
+    fn write(&self, at: u64, data: &[u8]) -> bool {
+        Pin::write(self, at, data)
+    }
 }
 
 impl<H: Host> MemoryControl for BoardLink<H> {

@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::{Bus, Slot, SlotNumber, Written};
-use crate::devices::device::{Device, Step};
+use crate::alloc_ext::NoMemory;
+use crate::devices::device::{Device, Step, Work};
 use crate::host::{Host, Lock};
+use crate::interfaces::Wakers;
 use crate::worker::{NeverRests, Worker};
 use alloc::boxed::Box;
 
@@ -74,14 +76,37 @@ impl<H: Host> Bus<H> {
         }
     }
 
+    /// The device in a slot has a worker now. *Thread.*
+    pub fn begin_work(&self, number: SlotNumber, wakers: &dyn Wakers) -> Result<(), NoMemory> {
+        let device = self.slot(number).map(|slot| slot.device.lock());
+        let begin = |device: &mut Box<dyn Device>| match device.work() {
+            Some(work) => work.begin(wakers),
+            None => Ok(()),
+        };
+        device.map_or(Ok(()), |mut device| device.as_mut().map_or(Ok(()), begin))
+    }
+
     /// A step of the work of the device in a slot: what it left, and what it did beside. *Thread.*
     pub fn step(&self, number: SlotNumber) -> (Step, Written) {
+        let rung = self.slot(number).map_or(0, |slot| slot.doorbells.take());
+        self.make_step(number, |work| work.step(rung))
+    }
+
+    /// The same while it is brought to rest: bells that rang wait until it works again. *Thread.*
+    pub fn finish(&self, number: SlotNumber) -> (Step, Written) {
+        self.make_step(number, |work| work.finish())
+    }
+
+    fn make_step(
+        &self,
+        number: SlotNumber,
+        make: impl FnOnce(&mut dyn Work) -> Step,
+    ) -> (Step, Written) {
         let (mut step, mut written) = (Step::Idle, Written::default());
         if let Some(slot) = self.slot(number) {
-            let rung = slot.doorbells.take();
             written.new_deadline = self.call(slot, |device| {
                 if let Some(work) = device.work() {
-                    step = work.step(rung);
+                    step = make(work);
                     written.request = device.request().map(|request| (number, request));
                 }
             });
