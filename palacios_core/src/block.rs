@@ -13,11 +13,13 @@
 //! submitted when that is done.
 #![forbid(unsafe_code)]
 
-//pub mod faulty;
+#[cfg(any(test, feature = "test-support"))]
+pub mod faulty;
 mod pages;
 pub mod ram;
-//pub mod recording;
-//pub mod snapshot;
+#[cfg(any(test, feature = "test-support"))]
+pub mod recording;
+pub mod snapshot;
 
 use crate::addr::Hpa;
 use crate::alloc_ext::{NoMemory, TryPush};

@@ -18,8 +18,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::vec::Vec;
 
 /// A value that a test and the devices under test share.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Shared<T>(Arc<Mutex<T>>);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
 
 impl<T> Shared<T> {
     /// Looks at it.

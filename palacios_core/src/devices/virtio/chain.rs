@@ -4,7 +4,7 @@
 //! The guest may change a descriptor at any time. Each is read once, what was read is checked, and only that is used.
 #![forbid(unsafe_code)]
 
-use super::queue::QueueError;
+use super::error::QueueError;
 use crate::addr::Gpa;
 use crate::alloc_ext::{NoMemory, TryPush};
 use crate::devices::links::Dma;

@@ -3,7 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::chain::Chain;
-use super::queue::{Queue, QueueError, RingFeatures};
+use super::error::QueueError;
+use super::queue::{Queue, RingFeatures};
 use crate::alloc_ext::NoMemory;
 use crate::devices::links::Dma;
 use crate::devices::Step;

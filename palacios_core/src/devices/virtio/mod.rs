@@ -5,10 +5,12 @@
 //! registers in which drivers see that on PCI. A device is a file more, such as `rng.rs`, and implements the trait in `contract.rs`.
 #![forbid(unsafe_code)]
 
+pub mod blk;
 pub mod chain;
 mod contract;
 #[cfg(any(test, feature = "test-support"))]
 pub mod driver;
+mod error;
 pub mod legacy;
 pub mod modern;
 pub mod queue;
@@ -16,4 +18,5 @@ pub mod rng;
 mod transport;
 
 pub use contract::{DeviceType, InterruptSink, Rings, VirtioDevice};
+pub use error::QueueError;
 pub use transport::{feature, status, Virtio};

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::alloc_ext::NoMemory;
+use crate::devices::links::DmaError;
 use crate::devices::testing::{saved, TestMachine};
 use crate::devices::virtio::chain::{copy_in, copy_out, total_bytes, Segment};
 use crate::devices::virtio::driver::{Buffer, TestDriver, BUFFERS, RAM_BYTES, RINGS};

@@ -4,7 +4,7 @@
 
 use super::chain::{copy_in, total_bytes, Chain};
 use super::contract::{DeviceType, Rings, VirtioDevice};
-use super::queue::QueueError;
+use super::error::QueueError;
 use crate::alloc_ext::NoMemory;
 use crate::devices::Step;
 use crate::interfaces::RandomSource;

@@ -11,7 +11,8 @@
 #![forbid(unsafe_code)]
 
 use super::contract::{InterruptSink, Rings, VirtioDevice};
-use super::queue::{Queue, QueueError, RingFeatures, MAX_QUEUE_SIZE, NO_VECTOR};
+use super::error::QueueError;
+use super::queue::{Queue, RingFeatures, MAX_QUEUE_SIZE, NO_VECTOR};
 use crate::alloc_ext::{NoMemory, TryPush};
 use crate::devices::links::{Dma, Links};
 use crate::devices::Step;
