@@ -164,7 +164,7 @@ impl Chain {
                 if is_indirect || !may_be_indirect || descriptor.has(flag::NEXT) {
                     return Err(QueueError::Indirect);
                 }
-                table = indirect(&descriptor, size)?;
+                table = indirect(&descriptor)?;
                 (index, is_indirect) = (0, true);
                 continue;
             }
@@ -206,14 +206,13 @@ impl Chain {
 }
 
 /// The table that a descriptor leads to.
-fn indirect(descriptor: &Descriptor, size: u16) -> Result<Table, QueueError> {
-    let entries = u64::from(descriptor.bytes) / DESCRIPTOR_BYTES;
-    let is_whole = u64::from(descriptor.bytes) % DESCRIPTOR_BYTES == 0;
-    // What is behind as many as the queue has could be in no chain that is allowed, but may be there.
-    let entries = entries.min(size.into()) as u16;
-    match is_whole && entries > 0 {
-        true => Ok(Table::new(Gpa(descriptor.at), entries)),
-        false => Err(QueueError::Indirect),
+fn indirect(descriptor: &Descriptor) -> Result<Table, QueueError> {
+    let bytes = u64::from(descriptor.bytes);
+    match u16::try_from(bytes / DESCRIPTOR_BYTES) {
+        Ok(entries @ 1..) if bytes % DESCRIPTOR_BYTES == 0 => {
+            Ok(Table::new(Gpa(descriptor.at), entries))
+        }
+        _ => Err(QueueError::Indirect),
     }
 }
 
