@@ -19,6 +19,35 @@ pub(crate) struct FarEnd {
     _opaque: [u8; 0],
 }
 
+/// A disk in a file, of disk.c.
+#[repr(C)]
+pub(crate) struct Disk {
+    _opaque: [u8; 0],
+}
+
+/// What it is like.
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct DiskInfo {
+    pub(crate) bytes: u64,
+    pub(crate) block_bytes: u32,
+    pub(crate) physical_block_bytes: u32,
+    pub(crate) can_discard: bool,
+    pub(crate) can_write_zeroes: bool,
+}
+
+/// A piece of memory for it.
+#[repr(C)]
+pub(crate) struct DiskPiece {
+    pub(crate) at: u64,
+    pub(crate) bytes: u64,
+}
+
+impl DiskPiece {
+    /// The most that one has.
+    pub(crate) const MOST_BYTES: u64 = 1 << 30;
+}
+
 /// The module itself. Linux 7.2 and those after it keep it in different places of the kernel crate.
 pub(crate) const THIS_MODULE: *mut bindings::module = (&raw const __this_module).cast_mut().cast();
 
@@ -90,4 +119,29 @@ extern "C" {
         len: usize,
     ) -> isize;
     pub(crate) fn v3vee_far_end_free(end: *mut FarEnd);
+
+    pub(crate) fn v3vee_disk_fault(file: *mut bindings::file, write: bool) -> i32;
+    pub(crate) fn v3vee_disk_identity(file: *mut bindings::file) -> *const c_void;
+    pub(crate) fn v3vee_disk_new(file: *mut bindings::file) -> *mut Disk;
+    pub(crate) fn v3vee_disk_free(disk: *mut Disk);
+    pub(crate) fn v3vee_disk_info(disk: *mut Disk, info: *mut DiskInfo);
+    pub(crate) fn v3vee_disk_work_bytes() -> usize;
+    pub(crate) fn v3vee_disk_queue(
+        disk: *mut Disk,
+        work: *mut c_void,
+        run: unsafe extern "C" fn(*mut c_void),
+        context: *mut c_void,
+    );
+    pub(crate) fn v3vee_disk_drain(disk: *mut Disk);
+    pub(crate) fn v3vee_disk_transfer(
+        disk: *mut Disk,
+        write: bool,
+        through: bool,
+        at: u64,
+        pieces: *mut DiskPiece,
+        count: usize,
+        bytes: u64,
+    ) -> i32;
+    pub(crate) fn v3vee_disk_flush(disk: *mut Disk) -> i32;
+    pub(crate) fn v3vee_disk_zero(disk: *mut Disk, discard: bool, at: u64, bytes: u64) -> i32;
 }

@@ -12,6 +12,7 @@ mod device_calls;
 mod device_refusal;
 mod error;
 mod ffi;
+mod file_store;
 mod hardware;
 mod host;
 mod info;
@@ -68,6 +69,7 @@ impl kernel::Module for V3vee {
         let hardware = hardware::Hardware::enable()?;
         // What serves all VMs is not counted.
         counters::start_from_zero();
+        file_store::init();
         let homecoming = threads::Homecoming::enable()?;
         let features = hardware.features();
         let control = control::Control::new(hardware)?;

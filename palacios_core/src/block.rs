@@ -74,43 +74,17 @@ impl SectorRange {
 }
 
 /// The ranges of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ranges {
-    all: [SectorRange; MAX_RANGES],
-    count: usize,
-}
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ranges(Vec<SectorRange>);
 
 impl Ranges {
-    /// None.
-    pub const fn new() -> Self {
-        let none = SectorRange {
-            sector: 0,
-            count: 0,
-        };
-        Self {
-            all: [none; MAX_RANGES],
-            count: 0,
-        }
-    }
-    /// One more. `false`: there is no room for it.
-    #[must_use]
-    pub fn push(&mut self, range: SectorRange) -> bool {
-        let Some(slot) = self.all.get_mut(self.count) else {
-            return false;
-        };
-        *slot = range;
-        self.count = self.count.wrapping_add(1);
-        true
+    /// One more.
+    pub fn push(&mut self, range: SectorRange) -> Result<(), NoMemory> {
+        self.0.try_push(range)
     }
     /// All of them.
     pub fn as_slice(&self) -> &[SectorRange] {
-        self.all.get(..self.count).unwrap_or_default()
-    }
-}
-
-impl Default for Ranges {
-    fn default() -> Self {
-        Self::new()
+        &self.0
     }
 }
 

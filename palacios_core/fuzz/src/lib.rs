@@ -13,12 +13,14 @@ mod inputs;
 pub mod kept;
 pub mod state;
 pub mod uart;
+pub mod virtio_blk;
+pub mod virtio_queue;
 
 pub use inputs::Inputs;
 use std::path::Path;
 
 /// All targets, by name.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     apic::TARGET,
     devices::TARGET,
     emulator::TARGET,
@@ -26,6 +28,8 @@ pub const TARGETS: [Target; 7] = [
     kept::TARGET,
     state::TARGET,
     uart::TARGET,
+    virtio_blk::TARGET,
+    virtio_queue::TARGET,
 ];
 
 /// What takes hostile input. Most read an input as a header and steps of equal size.

@@ -91,7 +91,17 @@ macro_rules! tests {
         })*
     };
 }
-tests!(apic, devices, emulator, image, kept, state, uart);
+tests!(
+    apic,
+    devices,
+    emulator,
+    image,
+    kept,
+    state,
+    uart,
+    virtio_blk,
+    virtio_queue
+);
 
 #[test]
 fn every_target_is_tested() {

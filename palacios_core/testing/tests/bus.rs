@@ -246,3 +246,15 @@ fn a_bell_that_rang_before_a_reset_is_not_heard_behind_it() {
         assert_eq!(bus.step(slot).0, Step::Again, "it rings as before");
     });
 }
+
+#[test]
+fn a_bell_waits_while_its_device_is_brought_to_rest() {
+    with_bus(|bus| {
+        let there = Arc::new(AtomicBool::new(true));
+        let bell = IoRegion::ports(0x100, 4).doorbell();
+        let slot = bus.attach(NAMES[1], Probe::boxed(1, bell, &there)).unwrap();
+        write(bus, 0x100, 0);
+        assert_eq!(bus.finish(slot).0, Step::Idle);
+        assert_eq!(bus.step(slot).0, Step::Again);
+    });
+}

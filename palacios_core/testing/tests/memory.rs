@@ -361,6 +361,16 @@ fn a_pin_outlives_a_revocation() {
             let mut bytes = [0; 18];
             memory.read(at, &mut bytes).unwrap();
             assert_eq!(&bytes, b"pinned over a page");
+            let mut part = [0; 6];
+            assert!(pin.read(8, &mut part) && &part == b"ver a ");
+            assert!(!pin.read(13, &mut part), "it does not reach so far");
+            assert!(!pin.read(u64::MAX, &mut part));
+            assert!(!pin.write(0, b"P"), "it is pinned to be read");
+            drop(pin);
+            let pin = Pin::new(memory, at, 18, true).unwrap();
+            assert!(pin.write(8, b"VER A ") && !pin.write(13, b"longer") && pin.write(18, b""));
+            memory.read(at, &mut bytes).unwrap();
+            assert_eq!(&bytes, b"pinned oVER A page");
             drop(pin);
             assert_eq!(memory.revoke(Gpa(0), u64::MAX, &|| ()), 2);
             assert_eq!(frames(memory), ram.given());

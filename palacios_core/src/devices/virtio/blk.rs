@@ -401,9 +401,11 @@ impl VirtioDevice for Blk {
         let sectors = from.u64()?;
         let mut cache = Cache::default();
         cache.set_writeback(from.bool("the cache's mode")?.into());
-        self.info = self.store.info();
-        // The guest learns that the disk has another size than it had when it was saved.
-        self.has_changed = sectors != self.info.sectors;
+        // If the store has another size now, the next step finds that it has changed, and the guest is told.
+        self.info = BlockInfo {
+            sectors,
+            ..self.store.info()
+        };
         (self.cache, self.features) = (cache, features);
         Ok(())
     }

@@ -5,6 +5,7 @@
 use super::{feature, modern, status, InterruptSink, Virtio, VirtioDevice};
 use crate::addr::Gpa;
 use crate::alloc_ext::NoMemory;
+use crate::devices::links::Links;
 use crate::devices::testing::{Shared, TestMachine};
 use crate::devices::Step;
 use crate::interfaces::{GuestMemory, Wake, Wakers};
@@ -114,10 +115,19 @@ pub struct TestDriver {
 impl TestDriver {
     /// A device that nobody has touched, on a machine with RAM, and allowed to master the bus.
     pub fn new(machine: TestMachine, device: Box<dyn VirtioDevice>) -> Self {
+        let links = machine.clone();
+        Self::with_links(machine, &links, device)
+    }
+    /// The same with links of its own to that machine.
+    pub fn with_links(
+        machine: TestMachine,
+        links: &dyn Links,
+        device: Box<dyn VirtioDevice>,
+    ) -> Self {
         if machine.ram.borrow().is_empty() {
             machine.ram.replace(std::vec![0; RAM_BYTES]);
         }
-        let mut virtio = Virtio::new(device, &machine, 16).expect("a test has memory");
+        let mut virtio = Virtio::new(device, links, 16).expect("a test has memory");
         let waker = TestWaker::default();
         virtio.begin(&waker).expect("a test has memory");
         virtio.set_dma_open(true);

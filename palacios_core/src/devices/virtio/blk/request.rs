@@ -238,7 +238,7 @@ fn ranges(
     if bytes % RANGE_BYTES != 0 || count == 0 || count > MAX_RANGES as u64 {
         return Ok(Asked::Refused(BlockError::Io));
     }
-    let (mut ranges, mut may_discard) = (Ranges::new(), write_zeroes);
+    let (mut ranges, mut may_discard) = (Ranges::default(), write_zeroes);
     for n in 0..count {
         let mut raw = [0; RANGE_BYTES as usize];
         let at = HEADER_BYTES.wrapping_add(n.wrapping_mul(RANGE_BYTES));
@@ -253,8 +253,11 @@ fn ranges(
             return Ok(Asked::Refused(BlockError::Unsupported));
         }
         may_discard &= flags & UNMAP != 0;
-        if range.count > MAX_RANGE_SECTORS.into() || !ranges.push(range) {
+        if range.count > MAX_RANGE_SECTORS.into() {
             return Ok(Asked::Refused(BlockError::Io));
+        }
+        if let Err(NoMemory) = ranges.push(range) {
+            return Ok(Asked::Refused(BlockError::NoMemory));
         }
     }
     let operation = match write_zeroes {

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Files and block devices that are guests' disks: see file_store.rs, which declares these functions and knows the numbers.
+ */
+#include <linux/blkdev.h>
+#include <linux/bvec.h>
+#include <linux/cred.h>
+#include <linux/falloc.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/mm.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+#include <linux/uio.h>
+#include <linux/workqueue.h>
+
+#define DISK_IS_OURS		1
+#define DISK_HAS_NO_BLOCKS	2
+#define DISK_CANNOT_BE_READ	3
+#define DISK_CANNOT_BE_WRITTEN	4
+#define DISK_APPENDS		5
+
+/* How many requests of a disk are worked on at once. */
+#define MOST_AT_ONCE		16
+
+/* What a disk is like. */
+struct v3vee_disk_info {
+	u64 bytes;
+	u32 block_bytes;
+	u32 physical_block_bytes;
+	bool can_discard;
+	bool can_write_zeroes;
+};
+
+/* A file, or a block device, that a VM holds. */
+struct v3vee_disk {
+	struct file *file;
+	struct workqueue_struct *workers;
+};
+
+/* Work for a thread of a disk's. */
+struct v3vee_disk_work {
+	struct work_struct work;
+	void (*run)(void *context);
+	void *context;
+};
+
+/* The inode of the bytes: of a block device one, however many nodes lead to it. */
+static struct inode *inode_of(struct file *file)
+{
+	return file->f_mapping->host;
+}
+
+/* What speaks against a file as a disk; 0 if nothing does. */
+int v3vee_disk_fault(struct file *file, bool write);
+int v3vee_disk_fault(struct file *file, bool write)
+{
+	umode_t mode = file_inode(file)->i_mode;
+
+	if (file->f_op->owner == THIS_MODULE)
+		return DISK_IS_OURS;
+	if ((!S_ISREG(mode) && !S_ISBLK(mode)) || IS_ANON_FILE(file_inode(file)))
+		return DISK_HAS_NO_BLOCKS;
+	if (!(file->f_mode & FMODE_READ))
+		return DISK_CANNOT_BE_READ;
+	if (write && !(file->f_mode & FMODE_WRITE))
+		return DISK_CANNOT_BE_WRITTEN;
+	if (!file->f_op->read_iter || (write && !file->f_op->write_iter))
+		return DISK_HAS_NO_BLOCKS;
+	/* Whatever position is written to, the bytes would go to the end. */
+	if (write && ((file->f_flags & O_APPEND) || IS_APPEND(file_inode(file))))
+		return DISK_APPENDS;
+	return 0;
+}
+
+/* By which one knows that two files are the same disk, as long as either is held. */
+const void *v3vee_disk_identity(struct file *file);
+const void *v3vee_disk_identity(struct file *file)
+{
+	return inode_of(file);
+}
+
+/* Takes a reference to the file of its own. */
+struct v3vee_disk *v3vee_disk_new(struct file *file);
+struct v3vee_disk *v3vee_disk_new(struct file *file)
+{
+	struct v3vee_disk *disk = kzalloc(sizeof(*disk), GFP_KERNEL_ACCOUNT);
+
+	if (!disk)
+		return NULL;
+	disk->workers = alloc_workqueue("v3vee_disk", WQ_UNBOUND, MOST_AT_ONCE);
+	if (!disk->workers) {
+		kfree(disk);
+		return NULL;
+	}
+	disk->file = get_file(file);
+	return disk;
+}
+
+/* All its work has ended when this returns. */
+void v3vee_disk_free(struct v3vee_disk *disk);
+void v3vee_disk_free(struct v3vee_disk *disk)
+{
+	destroy_workqueue(disk->workers);
+	fput(disk->file);
+	kfree(disk);
+}
+
+void v3vee_disk_info(struct v3vee_disk *disk, struct v3vee_disk_info *info);
+void v3vee_disk_info(struct v3vee_disk *disk, struct v3vee_disk_info *info)
+{
+	struct file *file = disk->file;
+	struct inode *inode = inode_of(file);
+	bool writes = file->f_mode & FMODE_WRITE, allocates = writes && file->f_op->fallocate;
+
+	*info = (struct v3vee_disk_info) {
+		.bytes = i_size_read(inode),
+		.block_bytes = SECTOR_SIZE,
+		.physical_block_bytes = PAGE_SIZE,
+		.can_discard = allocates,
+		.can_write_zeroes = allocates,
+	};
+	if (S_ISBLK(inode->i_mode)) {
+		struct block_device *device = I_BDEV(inode);
+
+		info->block_bytes = bdev_logical_block_size(device);
+		info->physical_block_bytes = bdev_physical_block_size(device);
+		info->can_discard = allocates && bdev_max_discard_sectors(device);
+	} else if ((file->f_flags & O_DIRECT) && inode->i_sb->s_bdev) {
+		info->block_bytes = bdev_logical_block_size(inode->i_sb->s_bdev);
+	}
+}
+
+static void run_work(struct work_struct *work)
+{
+	struct v3vee_disk_work *of = container_of(work, struct v3vee_disk_work, work);
+
+	/* @of may be gone behind this. */
+	of->run(of->context);
+}
+
+/* Has a thread of the disk's call @run. @work stays where it is until then. */
+void v3vee_disk_queue(struct v3vee_disk *disk, struct v3vee_disk_work *work, void (*run)(void *context), void *context);
+void v3vee_disk_queue(struct v3vee_disk *disk, struct v3vee_disk_work *work, void (*run)(void *context), void *context)
+{
+	INIT_WORK(&work->work, run_work);
+	work->run = run;
+	work->context = context;
+	queue_work(disk->workers, &work->work);
+}
+
+unsigned long v3vee_disk_work_bytes(void);
+unsigned long v3vee_disk_work_bytes(void)
+{
+	return sizeof(struct v3vee_disk_work);
+}
+
+/* Returns when all work that was queued has ended. */
+void v3vee_disk_drain(struct v3vee_disk *disk);
+void v3vee_disk_drain(struct v3vee_disk *disk)
+{
+	flush_workqueue(disk->workers);
+}
+
+/* A piece of memory: before the transfer where it is and how long, then as the kernel has it. */
+union v3vee_disk_piece {
+	struct {
+		u64 at;
+		u64 bytes;
+	};
+	struct bio_vec vec;
+};
+static_assert(sizeof(union v3vee_disk_piece) == sizeof(struct bio_vec));
+
+/*
+ * Reads, or writes, as whoever opened the file: this thread may do more than that one. Returns 0 or an error. A file that ends before
+ * the last byte gives one.
+ */
+int v3vee_disk_transfer(struct v3vee_disk *disk, bool write, bool through, u64 at, union v3vee_disk_piece *pieces,
+			unsigned long count, u64 bytes);
+int v3vee_disk_transfer(struct v3vee_disk *disk, bool write, bool through, u64 at, union v3vee_disk_piece *pieces,
+			unsigned long count, u64 bytes)
+{
+	const struct cred *before = override_creds(disk->file->f_cred);
+	struct iov_iter iter;
+	loff_t pos = at;
+	ssize_t done = 0;
+	unsigned long n;
+
+	for (n = 0; n < count; n++) {
+		u64 where = pieces[n].at, length = pieces[n].bytes;
+
+		bvec_set_page(&pieces[n].vec, pfn_to_page(where >> PAGE_SHIFT), length, offset_in_page(where));
+	}
+	iov_iter_bvec(&iter, write ? ITER_SOURCE : ITER_DEST, &pieces->vec, count, bytes);
+	while (iov_iter_count(&iter)) {
+		if (write)
+			done = vfs_iter_write(disk->file, &iter, &pos, through ? RWF_DSYNC : 0);
+		else
+			done = vfs_iter_read(disk->file, &iter, &pos, 0);
+		if (done <= 0)
+			break;
+	}
+	revert_creds(before);
+	if (!iov_iter_count(&iter))
+		return 0;
+	return done < 0 ? done : -EIO;
+}
+
+int v3vee_disk_flush(struct v3vee_disk *disk);
+int v3vee_disk_flush(struct v3vee_disk *disk)
+{
+	return vfs_fsync(disk->file, 1);
+}
+
+/* Has zeroes there. @discard: and no space. */
+int v3vee_disk_zero(struct v3vee_disk *disk, bool discard, u64 at, u64 bytes);
+int v3vee_disk_zero(struct v3vee_disk *disk, bool discard, u64 at, u64 bytes)
+{
+	const struct cred *before = override_creds(disk->file->f_cred);
+	int mode = FALLOC_FL_KEEP_SIZE | (discard ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
+	int err = vfs_fallocate(disk->file, mode, at, bytes);
+
+	revert_creds(before);
+	return err;
+}
