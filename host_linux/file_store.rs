@@ -16,7 +16,15 @@ use crate::ffi::{self, DiskInfo, DiskPiece};
 use crate::payer::Payer;
 use alloc::boxed::Box;
 use core::ptr::NonNull;
-use kernel::{bindings, ffi::c_void, fs::LocalFile, new_mutex, prelude::*, sync::Arc, sync::Mutex};
+use kernel::{
+    alloc::AllocError,
+    bindings,
+    ffi::c_void,
+    fs::LocalFile,
+    new_mutex,
+    prelude::*,
+    sync::{Arc, Mutex},
+};
 use palacios_core::alloc_ext::try_box;
 use palacios_core::block::{
     BlockError, BlockInfo, BlockMemory, BlockRequest, BlockStore, Done, Operation, Ranges,
@@ -181,11 +189,12 @@ struct Job {
 
 /// A disk in a file.
 pub(crate) struct FileStore {
+    /// Before the file, which keeps the inode.
+    _claim: Claim,
     middle: Arc<Middle>,
     under_way: usize,
     /// A request for which the host had no memory.
     failed: Option<BlockRequest>,
-    _claim: Claim,
 }
 
 // SAFETY: All of it may be used and dropped on any thread.

@@ -12,6 +12,7 @@ mod device_calls;
 mod device_refusal;
 mod error;
 mod ffi;
+#[expect(dead_code, reason = "disks come with the bus that they are on")]
 mod file_store;
 mod hardware;
 mod host;

@@ -228,8 +228,9 @@ impl BlockInfo {
     }
 
     fn check_range(&self, range: &SectorRange) -> Result<(), BlockError> {
-        let sectors = (u64::from(self.block_bytes) / SECTOR_BYTES).max(1);
-        if range.sector % sectors != 0 || range.count % sectors != 0 {
+        // A power of two.
+        let block_sectors = u64::from(self.block_bytes) / SECTOR_BYTES;
+        if (range.sector | range.count) & block_sectors.saturating_sub(1) != 0 {
             return Err(BlockError::Io);
         }
         match range.is_in(self.sectors) {
