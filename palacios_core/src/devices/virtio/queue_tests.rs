@@ -2,13 +2,18 @@
 //! Tests of rings: a device that echoes, a driver that is right, and drivers that are wrong in each way.
 
 use super::*;
+use crate::addr::NotRam;
 use crate::alloc_ext::NoMemory;
-use crate::devices::links::DmaError;
-use crate::devices::testing::{saved, TestMachine};
+use crate::devices::links::{DmaError, Links};
+use crate::devices::testing::{saved, Shared, TestMachine};
 use crate::devices::virtio::chain::{copy_in, copy_out, total_bytes, Segment};
 use crate::devices::virtio::driver::{Buffer, TestDriver, BUFFERS, RAM_BYTES, RINGS};
 use crate::devices::virtio::{feature, DeviceType, Rings, Virtio, VirtioDevice};
 use crate::devices::Step;
+use crate::interfaces::{
+    Clock, DmaMemory, GuestMemory, InterruptLines, MemoryControl, MsiSender, PinError,
+    PinnedMemory, PowerSink,
+};
 use proptest::prelude::*;
 use std::boxed::Box;
 use std::vec::Vec;
@@ -335,6 +340,74 @@ fn a_saved_device_goes_on_where_it_was() {
     driver.step_until_idle();
     assert!(driver.take_used(0).is_some());
     echo(&mut driver, 0, b"behind", true);
+}
+
+/// Memory whose driver offers a chain just before the device writes that it wants to be notified.
+#[derive(Clone)]
+struct LateOffer {
+    machine: TestMachine,
+    asked_at: u64,
+    offered: Shared<bool>,
+}
+
+impl GuestMemory for LateOffer {
+    fn read(&self, at: Gpa, buf: &mut [u8]) -> Result<(), NotRam> {
+        GuestMemory::read(&self.machine, at, buf)
+    }
+    fn write(&self, at: Gpa, data: &[u8]) -> Result<(), NotRam> {
+        if at.0 == self.asked_at && !self.offered.replace(true) {
+            let index = Gpa(RINGS + 0x2002);
+            GuestMemory::write(&self.machine, index, &1u16.to_le_bytes())?;
+        }
+        GuestMemory::write(&self.machine, at, data)
+    }
+}
+
+impl DmaMemory for LateOffer {
+    fn pin(&self, at: Gpa, bytes: u64, write: bool) -> Result<Box<dyn PinnedMemory>, PinError> {
+        self.machine.pin(at, bytes, write)
+    }
+}
+
+impl Links for LateOffer {
+    fn clock(&self) -> Result<Box<dyn Clock>, NoMemory> {
+        self.machine.clock()
+    }
+    fn interrupt_lines(&self) -> Result<Box<dyn InterruptLines>, NoMemory> {
+        self.machine.interrupt_lines()
+    }
+    fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
+        self.machine.power()
+    }
+    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory> {
+        self.machine.msi()
+    }
+    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory> {
+        Ok(Box::new(self.clone()))
+    }
+    fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
+        self.machine.memory()
+    }
+    fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
+        self.machine.memory_control()
+    }
+}
+
+#[test]
+fn a_chain_that_is_offered_at_the_last_moment_is_seen() {
+    let late = LateOffer {
+        machine: TestMachine::new(),
+        // The device's avail_event, behind 8 entries of the used ring.
+        asked_at: RINGS + 0x3004 + 8 * 8,
+        offered: Shared::default(),
+    };
+    let device = Box::new(Echo::new().unwrap());
+    let mut driver = TestDriver::with_links(late.machine.clone(), &late, device);
+    driver.start(EVENT, 8);
+    driver.descriptor(0, 0, Buffer::read(BUFFERS, 1), 0, 0);
+    driver.step_until_idle();
+    assert!(late.offered.get());
+    assert_eq!(driver.take_used(0), Some((0, 0)), "nobody notifies of it");
 }
 
 #[test]
