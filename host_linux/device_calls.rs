@@ -48,25 +48,27 @@ fn attach_device(
     let held = node.held()?;
     let kind = abi::until_nul(&attach.kind).ok_or(EINVAL)?;
     let kind = core::str::from_utf8(kind).unwrap_or_default();
-    if devices::kind_by_name(kind).is_none() {
-        return Err(DeviceRefusal::Core(AttachError::NoSuchKind));
-    }
+    let known = devices::kind_by_name(kind);
+    let known = known.ok_or(DeviceRefusal::Core(AttachError::NoSuchKind))?;
     let id = abi::until_nul(&attach.id).ok_or(DeviceRefusal::BadId)?;
     let name = match id {
         [] => None,
         id => Some(id_of(id).ok_or(DeviceRefusal::BadId)?),
     };
-    let port = match (attach.options_len, kind) {
-        (0, _) => None,
-        (_, "serial") => serial_port(attach)?,
+    let (mut port, mut slot) = (None, None);
+    match (attach.options_len, kind) {
+        (0, _) => {}
+        (_, "serial") => port = serial_port(attach)?,
+        _ if known.is_pci => slot = pci_slot(attach)?,
         _ => return Err(DeviceRefusal::NoOptions),
-    };
+    }
     let id = held.payer.during(|| {
         let ends = far_ends(&held, attach)?;
         let wanted = Attachment {
             kind,
             name,
             port,
+            slot,
             ends,
         };
         held.vm.attach(wanted).map_err(DeviceRefusal::Core)
@@ -80,35 +82,66 @@ fn id_of(bytes: &[u8]) -> Option<DeviceId> {
 
 /// The port that the options of a serial port ask for.
 fn serial_port(attach: &abi::v3_attach) -> Result<Option<u16>, DeviceRefusal> {
-    const KNOWN_LEN: usize = size_of::<abi::v3_serial_options>();
-    let len = attach.options_len as usize;
-    if len < KNOWN_LEN {
-        return Err(DeviceRefusal::BadOptions);
-    }
-    if attach.options_len > abi::V3_MAX_OPTIONS_LEN {
-        return Err(DeviceRefusal::MoreOptions);
-    }
-    let at = user::pointer(attach.options)?;
-    let options: abi::v3_serial_options = user::read(at)?;
-    match options.version {
-        0 => return Err(DeviceRefusal::BadOptions),
-        ..=abi::V3_SERIAL_VERSION => {}
-        newer => return Err(DeviceRefusal::NewerOptions(newer)),
-    }
-    if options.size != attach.options_len {
-        return Err(DeviceRefusal::BadOptions);
-    }
+    let options: abi::v3_serial_options = read_options(attach)?;
+    check_options(attach, options.size, (options.version, abi::V3_SERIAL_VERSION))?;
     if options.pad != 0 {
         return Err(DeviceRefusal::NotZero);
-    }
-    if !is_zero(at.wrapping_add(KNOWN_LEN), len.saturating_sub(KNOWN_LEN))? {
-        return Err(DeviceRefusal::MoreOptions);
     }
     match options.port {
         0 => Ok(None),
         port => u16::try_from(port)
             .map(Some)
             .map_err(|_| DeviceRefusal::NoSuchPort(port)),
+    }
+}
+
+/// The slot that the options of a PCI device ask for.
+fn pci_slot(attach: &abi::v3_attach) -> Result<Option<u8>, DeviceRefusal> {
+    let options: abi::v3_pci_options = read_options(attach)?;
+    check_options(attach, options.size, (options.version, abi::V3_PCI_VERSION))?;
+    if options.pad != 0 {
+        return Err(DeviceRefusal::NotZero);
+    }
+    match options.slot {
+        0 => Ok(None),
+        slot => Ok(Some(u8::try_from(slot).unwrap_or(u8::MAX))),
+    }
+}
+
+/// The options, as far as this module knows them. What is behind them must be zero.
+fn read_options<T: Abi>(attach: &abi::v3_attach) -> Result<T, DeviceRefusal> {
+    let known_len = size_of::<T>();
+    let len = attach.options_len as usize;
+    if len < known_len {
+        return Err(DeviceRefusal::BadOptions);
+    }
+    if attach.options_len > abi::V3_MAX_OPTIONS_LEN {
+        return Err(DeviceRefusal::MoreOptions);
+    }
+    Ok(user::read(user::pointer(attach.options)?)?)
+}
+
+/// Checks what all options begin with: their size, and their version against the newest that is known.
+fn check_options(
+    attach: &abi::v3_attach,
+    size: u32,
+    (version, newest): (u32, u32),
+) -> Result<(), DeviceRefusal> {
+    match version {
+        0 => return Err(DeviceRefusal::BadOptions),
+        _ if version > newest => return Err(DeviceRefusal::NewerOptions(version, newest)),
+        _ => {}
+    }
+    if size != attach.options_len {
+        return Err(DeviceRefusal::BadOptions);
+    }
+    // Options of all kinds are as long as yet.
+    const KNOWN_LEN: usize = size_of::<abi::v3_serial_options>();
+    const _: () = assert!(KNOWN_LEN == size_of::<abi::v3_pci_options>());
+    let at = user::pointer(attach.options)?.wrapping_add(KNOWN_LEN);
+    match is_zero(at, (attach.options_len as usize).saturating_sub(KNOWN_LEN))? {
+        true => Ok(()),
+        false => Err(DeviceRefusal::MoreOptions),
     }
 }
 
@@ -174,6 +207,14 @@ pub(crate) fn detach(node: &VmNode, arg: usize) -> Result {
     detached.map_err(error::of_detach)
 }
 
+/// `V3_VM_EJECT`: asks the guest to let go of a device.
+pub(crate) fn eject(node: &VmNode, arg: usize) -> Result {
+    let eject: abi::v3_detach = user::read(arg)?;
+    let id = abi::until_nul(&eject.id).and_then(id_of);
+    let asked = node.held()?.vm.ask_to_eject(&id.ok_or(EINVAL)?);
+    asked.map_err(error::of_detach)
+}
+
 /// `V3_VM_DEVICES`: lists the devices.
 pub(crate) fn devices(node: &VmNode, arg: usize) -> Result {
     let mut devices: abi::v3_devices = user::read(arg)?;
@@ -211,6 +252,7 @@ fn region_of(region: &IoRegion) -> abi::v3_device_region {
         space: match region.space {
             Space::Ports => abi::V3_SPACE_PORTS,
             Space::Memory => abi::V3_SPACE_MEMORY,
+            Space::PciConfig => abi::V3_SPACE_PCI,
         },
         flags: if region.on { abi::V3_REGION_ON } else { 0 },
     }

@@ -18,8 +18,8 @@ pub(crate) enum DeviceRefusal {
     BadOptions,
     /// They are longer than the module knows, and not zero there.
     MoreOptions,
-    /// They are of this version, which is newer than the module.
-    NewerOptions(u32),
+    /// They are of this version, and the module knows up to that one.
+    NewerOptions(u32, u32),
     /// A device of this kind has none.
     NoOptions,
     NoSuchPort(u32),
@@ -61,7 +61,7 @@ impl DeviceRefusal {
             | Self::RoleTaken(_)
             | Self::File(..) => EINVAL,
             Self::MoreOptions | Self::TooManyDescriptors(_) => E2BIG,
-            Self::NewerOptions(_) => error::beyond_us(),
+            Self::NewerOptions(..) => error::beyond_us(),
             Self::NotOpen(_) => EBADF,
             Self::Host(error) => *error,
             Self::Core(why) => error::of_attach(why),
@@ -80,10 +80,9 @@ impl fmt::Display for DeviceRefusal {
             Self::MoreOptions => {
                 f.write_str("the options hold more than this module knows: use a newer one")
             }
-            Self::NewerOptions(version) => write!(
+            Self::NewerOptions(version, newest) => write!(
                 f,
-                "the options are of version {version}, this module knows up to {}: use a newer one",
-                abi::V3_SERIAL_VERSION
+                "the options are of version {version}, this module knows up to {newest}: use a newer one"
             ),
             Self::NoOptions => f.write_str("a device of this kind has no options"),
             Self::NoSuchPort(port) => write!(f, "{port:#x} is no port: they end at 0xffff"),

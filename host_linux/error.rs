@@ -77,6 +77,7 @@ pub(crate) fn of_attach(error: &AttachError) -> Error {
         AttachError::Overlap { .. } | AttachError::NameTaken(_) => EEXIST,
         AttachError::NoSuchAddresses { .. }
         | AttachError::NoSuchPlace { .. }
+        | AttachError::NoSuchSlot(_)
         | AttachError::NoStream => EINVAL,
         AttachError::NoSuchKind => ENOENT,
         AttachError::NoPlaceLeft | AttachError::Full => ENOSPC,
@@ -89,6 +90,7 @@ pub(crate) fn of_detach(error: DetachError) -> Error {
     match error {
         DetachError::NoSuchDevice => ENOENT,
         DetachError::NotRemovable => EPERM,
+        DetachError::NobodyToAsk => beyond_us(),
     }
 }
 

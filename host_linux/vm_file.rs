@@ -69,6 +69,7 @@ impl MiscDevice for VmFile {
             abi::V3_VM_VCPU_REPORT => vm_calls::vcpu_report(node, arg),
             abi::V3_VM_ATTACH => device_calls::attach(node, arg),
             abi::V3_VM_DETACH => device_calls::detach(node, arg),
+            abi::V3_VM_EJECT => device_calls::eject(node, arg),
             abi::V3_VM_DEVICES => device_calls::devices(node, arg),
             abi::V3_VM_MEMORY_READ => look_calls::memory_read(node, arg),
             abi::V3_VM_WALK => look_calls::walk(node, arg),

@@ -25,6 +25,8 @@ pub trait InterruptLines: Send {
     fn lower(&self, number: u32);
     /// Legacy replacement: two lines of the HPET's take the place of lines 0 and 8, of which nothing is heard while it is on.
     fn set_legacy_replacement(&self, on: bool);
+    /// Wire number `wire` of the PCI bus leads to an interrupt from now on, or to none. Its line is one of [`LINES`](crate::devices::pci::intx::LINES).
+    fn route_wire(&self, wire: usize, irq: Option<u8>);
 }
 
 /// Guest-physical memory. Shared with a hostile guest: each access is a bounds-checked volatile copy.

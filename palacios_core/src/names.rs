@@ -54,6 +54,33 @@ impl DeviceId {
             None => NAMELESS,
         }
     }
+
+    /// One of several of a name: `rng-2`.
+    pub fn numbered(name: &Self, number: usize) -> Self {
+        let mut numbered = *name;
+        // Two digits are enough for all that a machine has; a long name is cut off.
+        let digits = [
+            b'-',
+            b'0' + (number / 10 % 10) as u8,
+            b'0' + (number % 10) as u8,
+        ];
+        let suffix = match number {
+            0..=9 => [digits[0], digits[2], 0],
+            _ => digits,
+        };
+        let used = if number < 10 { 2 } else { 3 };
+        let kept = usize::from(name.len).min(name.bytes.len().saturating_sub(used));
+        for (to, from) in numbered
+            .bytes
+            .iter_mut()
+            .skip(kept)
+            .zip(suffix.iter().take(used))
+        {
+            *to = *from;
+        }
+        numbered.len = kept.saturating_add(used) as u8;
+        numbered
+    }
 }
 
 impl<const MOST: usize> fmt::Debug for Name<MOST> {
@@ -81,6 +108,11 @@ mod tests {
         for bad in ["", "com one", "com123", "/", "\u{e9}"] {
             assert!(Short::new(bad).is_none(), "{bad}");
         }
+        let rng = DeviceId::new("rng").unwrap();
+        assert_eq!(DeviceId::numbered(&rng, 2).as_str(), "rng-2");
+        assert_eq!(DeviceId::numbered(&rng, 64).as_str(), "rng-64");
+        let long = DeviceId::new(&"x".repeat(31)).unwrap();
+        assert_eq!(DeviceId::numbered(&long, 12).as_str().len(), 31);
         assert_eq!(std::format!("{:>6}", Short::new("com1").unwrap()), "  com1");
     }
 }

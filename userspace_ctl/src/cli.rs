@@ -232,6 +232,9 @@ pub struct Attach {
     /// First port of a serial port: 0x3f8, 0x2f8, 0x3e8 or 0x2e8 [default: the first that is free]
     #[arg(long, value_parser = values::port)]
     pub port: Option<u16>,
+    /// Slot of a PCI device: 2 to 31 [default: the first that is free]
+    #[arg(long, value_name = "N", conflicts_with = "port", value_parser = clap::value_parser!(u8).range(2..32))]
+    pub slot: Option<u8>,
     #[command(flatten)]
     pub key: EscapeKey,
     #[command(flatten)]
@@ -247,6 +250,9 @@ pub struct Detach {
     /// What the device is known by, such as com3
     #[arg(add = ArgValueCandidates::new(complete::devices))]
     pub id: String,
+    /// Take a PCI device away without asking the guest
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 #[derive(Args)]

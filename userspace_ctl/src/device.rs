@@ -8,7 +8,7 @@ use palacios_core::names::DeviceId;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use serde::Serialize;
-use v3_abi::{put_text, v3_descriptor, v3_detach, v3_serial_options, Abi};
+use v3_abi::{put_text, v3_descriptor, v3_detach, v3_pci_options, v3_serial_options, Abi};
 
 /// A device of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -44,6 +44,8 @@ pub enum Space {
     Ports,
     /// Those of memory.
     Memory,
+    /// Those of configuration space of PCI.
+    Pci,
     /// Those of something that this program does not know.
     Other,
 }
@@ -66,6 +68,7 @@ impl From<&v3_abi::v3_device_region> for DeviceRegion {
             space: match raw.space {
                 v3_abi::V3_SPACE_PORTS => Space::Ports,
                 v3_abi::V3_SPACE_MEMORY => Space::Memory,
+                v3_abi::V3_SPACE_PCI => Space::Pci,
                 _ => Space::Other,
             },
             at: raw.at,
@@ -105,18 +108,30 @@ pub struct Request<'a> {
     pub id: Option<&'a str>,
     /// The first port of a serial port; by default that of the first place that is free.
     pub port: Option<u16>,
+    /// The slot of a PCI device; by default the first that is free.
+    pub slot: Option<u8>,
     /// The far ends of its stream, in non-blocking mode. The VM holds the files themselves.
     pub descriptors: &'a [(OwnedFd, Role)],
 }
 
 impl Request<'_> {
-    fn options(&self) -> Option<v3_serial_options> {
-        self.port.map(|port| v3_serial_options {
+    /// Its options: those of a port, or of a slot. No kind of device has both.
+    fn options(&self) -> Vec<u8> {
+        let serial = self.port.map(|port| v3_serial_options {
             size: size_of::<v3_serial_options>() as u32,
             version: v3_abi::V3_SERIAL_VERSION,
             port: port.into(),
             pad: 0,
-        })
+        });
+        let pci = self.slot.map(|slot| v3_pci_options {
+            size: size_of::<v3_pci_options>() as u32,
+            version: v3_abi::V3_PCI_VERSION,
+            slot: slot.into(),
+            pad: 0,
+        });
+        let serial = serial.as_ref().map(Abi::as_bytes);
+        let options = serial.or(pci.as_ref().map(Abi::as_bytes));
+        options.unwrap_or_default().to_vec()
     }
 
     fn descriptors(&self) -> Vec<v3_descriptor> {
@@ -135,6 +150,15 @@ fn is_id(id: &str) -> bool {
     DeviceId::new(id).is_some()
 }
 
+fn named(id: &str) -> Result<v3_detach, Error> {
+    if !is_id(id) {
+        return Err(Error::BadId(id.into()));
+    }
+    let mut arg = v3_detach::zeroed();
+    put_text(&mut arg.id, id.as_bytes());
+    Ok(arg)
+}
+
 impl Vm {
     /// Attaches a device, whatever the VM's state. Returns what it is known by.
     pub fn attach(&self, wanted: &Request<'_>) -> Result<String, Error> {
@@ -143,10 +167,9 @@ impl Vm {
             return Err(Error::BadId(id.into()));
         }
         let options = wanted.options();
-        let options = options.as_ref().map_or(&[][..], Abi::as_bytes);
         let mut message = [0; v3_abi::V3_MESSAGE_LEN as usize];
         let named = (wanted.kind.as_bytes(), id.as_bytes());
-        let attached = ioctl::attach(self, named, options, &wanted.descriptors(), &mut message);
+        let attached = ioctl::attach(self, named, &options, &wanted.descriptors(), &mut message);
         let id = attached.map_err(|errno| Error::NotAttached {
             vm: self.name(),
             errno,
@@ -157,12 +180,22 @@ impl Vm {
 
     /// Takes a device away, whatever the VM's state.
     pub fn detach(&self, id: &str) -> Result<(), Error> {
-        if !is_id(id) {
-            return Err(Error::BadId(id.into()));
+        let done = ioctl::detach(self, named(id)?);
+        done.map_err(|errno| self.not_detached(id, errno))
+    }
+
+    /// Asks the guest to let go of a device, and does not wait for that. `false`: there is no guest to be asked for it.
+    pub fn ask_to_eject(&self, id: &str) -> Result<bool, Error> {
+        match ioctl::eject(self, named(id)?) {
+            Ok(()) => Ok(true),
+            // An older module detaches all devices at once.
+            Err(Errno::OPNOTSUPP | Errno::NOTTY) => Ok(false),
+            Err(errno) => Err(self.not_detached(id, errno)),
         }
-        let mut arg = v3_detach::zeroed();
-        put_text(&mut arg.id, id.as_bytes());
-        ioctl::detach(self, arg).map_err(|errno| match errno {
+    }
+
+    fn not_detached(&self, id: &str, errno: Errno) -> Error {
+        match errno {
             Errno::NOENT => Error::NoSuchDevice {
                 vm: self.name(),
                 id: id.into(),
@@ -173,7 +206,7 @@ impl Vm {
                 id: id.into(),
             },
             errno => self.failed(Call::Detach)(errno),
-        })
+        }
     }
 
     /// Its devices, in the order in which they came.
@@ -219,13 +252,17 @@ mod tests {
             kind: "serial",
             id: None,
             port: Some(0x3e8),
+            slot: None,
             descriptors: &descriptors,
         };
-        let options = wanted.options().unwrap();
-        assert_eq!(
-            (options.size, options.version, options.port),
-            (16, 1, 0x3e8)
-        );
+        let words = |wanted: &Request<'_>| -> Vec<u32> {
+            let options = wanted.options();
+            let words = options.chunks(4);
+            words
+                .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+                .collect()
+        };
+        assert_eq!(words(&wanted), [16, 1, 0x3e8, 0]);
         let roles: Vec<u32> = wanted.descriptors().iter().map(|d| d.role).collect();
         assert_eq!(roles, [1, 2]);
         assert_eq!(Role::Both.number(), 3);
@@ -233,7 +270,12 @@ mod tests {
             port: None,
             ..wanted
         };
-        assert!(anywhere.options().is_none());
+        assert!(anywhere.options().is_empty());
+        let in_slot = Request {
+            slot: Some(7),
+            ..anywhere
+        };
+        assert_eq!(words(&in_slot), [16, 1, 7, 0]);
     }
 
     #[test]

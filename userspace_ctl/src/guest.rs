@@ -5,7 +5,7 @@ use crate::error::plain;
 use palacios_core::addr::{Gpa, NotRam};
 use palacios_core::boot;
 use palacios_core::devices::uart::ComPort;
-use palacios_core::devices::{test_device, test_dma, Machines};
+use palacios_core::devices::{example_rng, test_device, test_dma, Machines};
 use palacios_core::features::{Feature, FeatureSet, Offer, TABLE};
 use palacios_core::image::machine::{
     self, Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
@@ -386,7 +386,7 @@ impl Guest {
             fdt.end_node(device)?;
         }
         if self.test_device {
-            for kind in [&test_device::KIND, &test_dma::KIND] {
+            for kind in [&test_device::KIND, &test_dma::KIND, &example_rng::KIND] {
                 let device = fdt.begin_node(kind.name)?;
                 if let Machines::Described(compatible) = kind.machines {
                     fdt.property_string("compatible", compatible)?;

@@ -61,6 +61,7 @@ calls! {
     vm_features_raw: inout<v3_features> = V3_VM_FEATURES;
     attach_raw: inout<v3_attach> = V3_VM_ATTACH;
     detach: input<v3_detach> = V3_VM_DETACH;
+    eject: input<v3_detach> = V3_VM_EJECT;
     devices_raw: inout<v3_devices> = V3_VM_DEVICES;
     memory_read_raw: inout<v3_memory_read> = V3_VM_MEMORY_READ;
     walk_raw: inout<v3_walk> = V3_VM_WALK;

@@ -124,6 +124,8 @@ pub struct SavedDeviceInfo {
     pub kind: String,
     /// The first of its ports, if its kind may be at several places.
     pub port: Option<u16>,
+    /// Its slot of the PCI bus, if it is a PCI device.
+    pub slot: Option<u8>,
 }
 
 /// All of a saved machine but its RAM.
@@ -169,6 +171,7 @@ fn device_of(section: &Section<'_>) -> Result<Option<SavedDeviceInfo>, SavedErro
         id: device.id.into(),
         kind: device.kind.into(),
         port: device.port,
+        slot: device.slot,
     }))
 }
 
@@ -257,6 +260,7 @@ mod tests {
             id: "com3".into(),
             kind: "serial".into(),
             port: Some(0x3e8),
+            slot: None,
         };
         assert_eq!(read.devices, [com3]);
         assert_eq!(Sections::new(&read.state).count(), 1);

@@ -40,6 +40,12 @@ pub fn hpet() -> Option<u64> {
     Some(u64::from_le_bytes(address.try_into().ok()?))
 }
 
+/// Where configuration space of PCI is in memory (PCI Firmware Specification 3.0: 4.1.2).
+pub fn ecam() -> Option<u64> {
+    let address = find(b"MCFG")?.get(44..52)?;
+    Some(u64::from_le_bytes(address.try_into().ok()?))
+}
+
 /// The entries of the MADT, each from its type on.
 fn madt() -> impl Iterator<Item = &'static [u8]> {
     let mut rest = find(b"APIC")

@@ -474,6 +474,24 @@ struct v3_serial_options {
 	__u32 pad;
 };
 
+/* v3_pci_options.version: the newest version that this header knows. */
+#define V3_PCI_VERSION	1
+
+/**
+ * struct v3_pci_options - the options of a device that is a PCI device.
+ * @size: The size of the struct as the caller knows it.
+ * @version: V3_PCI_VERSION as the caller knows it.
+ * @slot: The number of the device on PCI bus 0: 2 to 31; or 0 for the first
+ *	that is free.
+ * @pad: Zero.
+ */
+struct v3_pci_options {
+	__u32 size;
+	__u32 version;
+	__u32 slot;
+	__u32 pad;
+};
+
 /**
  * struct v3_attach - the argument of V3_VM_ATTACH.
  * @options: Address of the options of the device's kind; or 0, with length 0,
@@ -485,7 +503,7 @@ struct v3_serial_options {
  * @descriptor_count: Descriptors there, at most V3_MAX_DESCRIPTORS.
  * @message_len: Length of the buffer in bytes, as in struct v3_create.
  * @flags: Zero.
- * @kind: The kind of the device: "serial".
+ * @kind: The kind of the device: "serial", "example-rng".
  * @id: In: what the device is to be known by: 1 to 31 of the characters A-Z a-z
  *	0-9 . _ -; or empty, and the VM chooses. Out: what it is known by.
  */
@@ -502,7 +520,7 @@ struct v3_attach {
 };
 
 /**
- * struct v3_detach - the argument of V3_VM_DETACH.
+ * struct v3_detach - the argument of V3_VM_DETACH and V3_VM_EJECT.
  * @id: What the device is known by.
  */
 struct v3_detach {
@@ -512,13 +530,16 @@ struct v3_detach {
 /* v3_device_region.space: what the addresses are those of. */
 #define V3_SPACE_PORTS		1	/* ports */
 #define V3_SPACE_MEMORY		2	/* memory */
+#define V3_SPACE_PCI		3	/* configuration space of PCI, as in the
+					 * ECAM window */
 
 /* v3_device_region.flags */
 #define V3_REGION_ON		(1U << 0)	/* the device answers there now */
 
 /**
  * struct v3_device_region - where a device answers, in struct v3_device.
- * @at: The first port or guest-physical address.
+ * @at: The first port, guest-physical address, or address in configuration
+ *	space: device number from bit 15 on, function number from bit 12 on.
  * @bytes: How many.
  * @space: V3_SPACE_.
  * @flags: V3_REGION_ bits; a program ignores those that it does not know.
@@ -1090,6 +1111,17 @@ __extension__ enum v3_vm_ioctl {
 	 *               here; V3_LOAD_NEW_TSC_RATE has the guest bear that
 	 */
 	V3_VM_LOAD = _IOW(V3_IOCTL_TYPE, 0x37, struct v3_load),
+
+	/*
+	 * Asks the guest to let go of a PCI device, and does not wait for that.
+	 * The device is taken away when the guest ejects it.
+	 *   EINVAL      the id is malformed
+	 *   ENOENT      the VM has no such device
+	 *   EPERM       the device stays with the machine
+	 *   EOPNOTSUPP  no guest can be asked for this device: it is no PCI device,
+	 *               or the VM does not run
+	 */
+	V3_VM_EJECT = _IOW(V3_IOCTL_TYPE, 0x38, struct v3_detach),
 };
 
 #endif /* _UAPI_V3VEE_H */

@@ -88,7 +88,7 @@ fn access(device: &mut dyn Device, step: &Step, write: bool) {
     let mut offset = u64::from(step[1]);
     match region.space {
         Space::Ports => offset %= region.length,
-        Space::Memory => {
+        Space::Memory | Space::PciConfig => {
             size <<= step[2] >> 2 & 1;
             offset |= u64::from(step[3] & 1) << 8;
             offset %= region.length - u64::from(size);

@@ -82,6 +82,7 @@ impl Bench {
             links: &machine,
             ram: RamLayout::new(1 << 30),
             place: kind.places.first(),
+            slot: None,
             stream: kind.has_stream.then(|| Box::new(stream.clone()) as _),
         });
         Self {
@@ -176,7 +177,9 @@ impl Bench {
         let size = size(step);
         let offset = match region.space {
             Space::Ports => u64::from(step[1]) % region.length,
-            Space::Memory => ((u64::from(step[1]) << 2) % region.length) & !u64::from(size - 1),
+            Space::Memory | Space::PciConfig => {
+                ((u64::from(step[1]) << 2) % region.length) & !u64::from(size - 1)
+            }
         };
         let at = region.at + offset;
         let (machine, device) = (&self.machine, &mut *self.device);

@@ -2,131 +2,30 @@
 //! ACPI tables (ACPI 6.5) for the one PC that this VMM makes: processors, interrupt controllers, power, and the devices
 //! that kernels do not find by themselves.
 //!
-//! Written by hand, because `acpi_tables` allocates. Everything is fixed but the list of processors and serial ports.
+//! Written by hand: a library that makes tables panics where there is no memory. Everything is fixed but the list of processors and serial ports.
+
+mod dsdt;
+mod table;
 
 use super::error::BootError;
-use super::layout::{ACPI_TABLES, MP_TABLES};
+use super::layout::ACPI_TABLES;
 use super::writer::Writer;
 use crate::addr::Gpa;
-use crate::bytes::align_up;
-use crate::devices::acpi::{
-    PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, S5_SLEEP_TYPE, SCI_IRQ,
-};
+use crate::devices::acpi::{PM1_CONTROL_PORT, PM1_EVENT_PORT, PM_TIMER_PORT, SCI_IRQ};
+use crate::devices::hpet;
+use crate::devices::pci::hotplug::{EVENT_PORT, EVENT_PORTS};
+use crate::devices::pci::{BUSES, ECAM};
 use crate::devices::reset::{RESET_PORT, RESET_VALUE};
-use crate::devices::{hpet, rtc, AcpiDevice};
-use crate::image::machine::ImageDevice;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 use crate::interrupts::chipset::TIMER_INPUT;
+use crate::interrupts::pic::LEVELS;
 use crate::interrupts::{ioapic, lapic};
+pub(super) use table::copy;
+use table::{checksum, place, Table};
 
-/// Room for the largest table, the MADT of 64 processors.
-const TABLE_BYTES: usize = 640;
-const HEADER_BYTES: usize = 36;
 /// The length of the root pointer.
 pub(super) const RSDP_BYTES: usize = 36;
-
-/// A table while it is made.
-struct Table {
-    bytes: [u8; TABLE_BYTES],
-    len: usize,
-    /// Something did not fit.
-    overflow: bool,
-}
-
-impl Table {
-    /// A table with its header (5.2.6), whose length and checksum are still open.
-    fn new(signature: &[u8; 4], revision: u8) -> Self {
-        let mut table = Self {
-            bytes: [0; TABLE_BYTES],
-            len: 0,
-            overflow: false,
-        };
-        table.put(signature);
-        table.put(&[0; 4]);
-        table.put(&[revision, 0]);
-        table.put(b"V3VEE ");
-        table.put(b"PALACIOS");
-        table.u32(1);
-        table.put(b"V3VE");
-        table.u32(1);
-        table
-    }
-
-    fn put(&mut self, data: &[u8]) {
-        let end = self.len.saturating_add(data.len());
-        match self.bytes.get_mut(self.len..end) {
-            Some(to) => {
-                copy(to, data);
-                self.len = end;
-            }
-            None => self.overflow = true,
-        }
-    }
-    fn u16(&mut self, value: u16) {
-        self.put(&value.to_le_bytes());
-    }
-    fn u32(&mut self, value: u32) {
-        self.put(&value.to_le_bytes());
-    }
-    fn u64(&mut self, value: u64) {
-        self.put(&value.to_le_bytes());
-    }
-
-    /// An AML object whose contents `body` puts, in a package of at most 4095 bytes (20.2.4).
-    fn package(&mut self, opcode: &[u8], body: impl FnOnce(&mut Self)) {
-        self.put(opcode);
-        let start = self.len;
-        self.put(&[0, 0]);
-        body(self);
-        let len = self.len.saturating_sub(start);
-        if let Some(to) = self
-            .bytes
-            .get_mut(start..)
-            .and_then(|rest| rest.first_chunk_mut())
-        {
-            *to = [0x40 | (len & 0xf) as u8, (len >> 4) as u8];
-        }
-    }
-
-    /// Closes the table and writes it; returns where.
-    fn write(mut self, to: &mut Writer<'_>) -> Result<u64, BootError> {
-        if self.overflow || self.len < HEADER_BYTES {
-            return Err(BootError::TablesTooBig);
-        }
-        if let Some(length) = self.bytes.get_mut(4..8) {
-            copy(length, &(self.len as u32).to_le_bytes());
-        }
-        let table = self.bytes.get_mut(..self.len).unwrap_or(&mut []);
-        let sum = checksum(table);
-        if let Some(field) = table.get_mut(9) {
-            *field = sum;
-        }
-        place(to, table)
-    }
-}
-
-/// Copies what fits; `copy_from_slice` would have to panic where the lengths differ.
-pub(super) fn copy(to: &mut [u8], from: &[u8]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = *from;
-    }
-}
-
-/// What makes the bytes' sum zero.
-fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
-}
-
-/// Writes a table at the next multiple of 64, the alignment of the FACS.
-fn place(to: &mut Writer<'_>, table: &[u8]) -> Result<u64, BootError> {
-    to.at = Gpa(align_up(to.at.0, 64));
-    let end = to.at.0.saturating_add(table.len() as u64);
-    if end > MP_TABLES {
-        return Err(BootError::TablesTooBig);
-    }
-    Ok(to.bytes(table)?.0)
-}
 
 /// The tables of firmware that a boot protocol tells the kernel of.
 pub(super) struct Tables {
@@ -144,13 +43,14 @@ pub(super) fn write(
         at: Gpa(ACPI_TABLES.saturating_add(RSDP_BYTES as u64)),
     };
     let facs = place(&mut to, &facs())?;
-    let dsdt = dsdt(machine).write(&mut to)?;
+    let dsdt = dsdt::dsdt(machine).write(&mut to)?;
     let fadt = fadt(facs, dsdt).write(&mut to)?;
     let madt = madt(machine.vcpus).write(&mut to)?;
     let mut rsdt = Table::new(b"RSDT", 1);
     let mut xsdt = Table::new(b"XSDT", 1);
     let hpet = hpet().write(&mut to)?;
-    for table in [fadt, madt, hpet] {
+    let mcfg = mcfg().write(&mut to)?;
+    for table in [fadt, madt, hpet, mcfg] {
         rsdt.u32(table as u32);
         xsdt.u64(table);
     }
@@ -197,7 +97,7 @@ fn generic_port(table: &mut Table, port: u16, bits: u8, access: u8) {
     table.u64(port.into());
 }
 
-/// The fixed description (5.2.9): ACPI mode always on, no SMIs, no GPEs, no 8042, no VGA.
+/// The fixed description (5.2.9): ACPI mode always on, no SMIs, no 8042, no VGA; general-purpose events are those of hot plug.
 fn fadt(facs: u64, dsdt: u64) -> Table {
     const LEGACY_DEVICES: u16 = 1 << 0;
     const VGA_NOT_PRESENT: u16 = 1 << 2;
@@ -220,12 +120,12 @@ fn fadt(facs: u64, dsdt: u64) -> Table {
         0,
         0,
         PM_TIMER_PORT,
-        0,
+        EVENT_PORT,
         0,
     ] {
         t.u32(block.into());
     }
-    t.put(&[4, 2, 0, 4, 0, 0, 0, 0]); // Lengths of event, control, control 2, timer, GPEs; GPE1 base, C-states.
+    t.put(&[4, 2, 0, 4, EVENT_PORTS, 0, 0, 0]); // Lengths of event, control, control 2, timer, GPEs; GPE1 base, C-states.
     t.u16(0xffff); // No C2,
     t.u16(0xffff); // no C3.
     t.put(&[0; 9]); // No flush, duty cycle, RTC alarm or century.
@@ -241,7 +141,8 @@ fn fadt(facs: u64, dsdt: u64) -> Table {
     generic_port(&mut t, PM1_CONTROL_PORT, 16, 2);
     t.put(&[0; 24]);
     generic_port(&mut t, PM_TIMER_PORT, 32, 3);
-    t.put(&[0; 48]); // GPE0, GPE1, sleep control, sleep status.
+    generic_port(&mut t, EVENT_PORT, EVENT_PORTS.saturating_mul(8), 1);
+    t.put(&[0; 36]); // GPE1, sleep control, sleep status.
     t.put(b"v3vee\0\0\0");
     t
 }
@@ -267,9 +168,12 @@ fn madt(vcpus: u32) -> Table {
     t.put(&[2, 10, 0, 0]);
     t.u32(TIMER_INPUT.into());
     t.u16(0);
-    t.put(&[2, 10, 0, SCI_IRQ]);
-    t.u32(SCI_IRQ.into());
-    t.u16(ACTIVE_HIGH_LEVEL);
+    // The system control interrupt, and those of PCI.
+    for irq in (0..16u8).filter(|irq| LEVELS >> irq & 1 != 0) {
+        t.put(&[2, 10, 0, irq]);
+        t.u32(irq.into());
+        t.u16(ACTIVE_HIGH_LEVEL);
+    }
     // NMI: of all processors, flags, LINT1.
     t.put(&[4, 6, 0xff, 0, 0, 1]);
     t
@@ -292,52 +196,15 @@ fn hpet() -> Table {
     t
 }
 
-/// The devices (20.2): how to power off, the serial ports and the clock.
-fn dsdt(machine: &Machine<'_>) -> Table {
-    const SCOPE: &[u8] = &[0x10];
-    const PACKAGE: &[u8] = &[0x12];
-    let mut t = Table::new(b"DSDT", 2);
-    // Name (\_S5, Package () {S5, S5, 0, 0})
-    t.put(b"\x08\\_S5_");
-    t.package(PACKAGE, |t| {
-        t.put(&[4, 0x0a, S5_SLEEP_TYPE, 0x0a, S5_SLEEP_TYPE, 0, 0])
-    });
-    t.package(SCOPE, |t| {
-        t.put(b"\\_SB_");
-        let acpi = |described: ImageDevice<'_>| (described.kind.acpi)(described.place?);
-        for described in machine.devices().filter_map(acpi) {
-            device(t, &described);
-        }
-        device(t, &rtc::ACPI);
-    });
+/// Where configuration space is in memory (PCI Firmware Specification 3.0: 4.1.2).
+fn mcfg() -> Table {
+    let mut t = Table::new(b"MCFG", 1);
+    t.u64(0);
+    t.u64(ECAM.start);
+    t.u16(0);
+    t.put(&[0, BUSES.saturating_sub(1)]);
+    t.u32(0);
     t
-}
-
-/// A device with its id and its resources.
-fn device(t: &mut Table, device: &AcpiDevice) {
-    const DEVICE: &[u8] = &[0x5b, 0x82];
-    const BUFFER: &[u8] = &[0x11];
-    t.package(DEVICE, |t| {
-        t.put(&device.name);
-        t.put(b"\x08_HID\x0c");
-        t.put(&device.hid);
-        t.put(b"\x08_UID\x0a");
-        t.put(&[device.uid]);
-        t.put(b"\x08_CRS");
-        t.package(BUFFER, |t| {
-            t.put(&[0x0a, 13]);
-            // Ports, all 16 address bits decoded (6.4.2.5).
-            t.put(&[0x47, 1]);
-            t.u16(device.place.port);
-            t.u16(device.place.port);
-            t.put(&[1, device.place.ports as u8]);
-            // An interrupt, edge-triggered (6.4.2.1).
-            t.put(&[0x22]);
-            t.u16(1u16.checked_shl(device.place.irq).unwrap_or(0));
-            // The end, without a checksum (6.4.2.9).
-            t.put(&[0x79, 0]);
-        });
-    });
 }
 
 #[cfg(test)]

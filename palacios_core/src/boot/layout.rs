@@ -12,7 +12,8 @@
 //! 0x000f_0000  MP tables
 //! 0x000f_ff00  what interrupts in real mode lead to
 //! 0x0010_0000  kernel and its files
-//! 0xc000_0000  devices, if there is that much RAM
+//! 0xc000_0000  memory of PCI devices, if there is that much RAM
+//! 0xf000_0000  configuration space of PCI
 //! 0xfec0_0000  I/O APIC
 //! 0xfed0_0000  HPET
 //! 0xfee0_0000  local APICs
@@ -23,6 +24,7 @@
 use super::writer::{write_zeros, Writer};
 use crate::addr::{Gpa, NotRam};
 use crate::devices::crtc::INDEX_PORT;
+use crate::devices::pci::ECAM;
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 use crate::ram::RamLayout;
@@ -75,6 +77,7 @@ pub fn memory_map(ram: RamLayout) -> impl Iterator<Item = Region> {
         (EBDA, CONVENTIONAL_END, RegionKind::Reserved),
         (ACPI_TABLES, HIGH_MEMORY, RegionKind::Reserved),
         (HIGH_MEMORY, ram.low().end, RegionKind::Ram),
+        (ECAM.start, ECAM.end, RegionKind::Reserved),
         (high.start, high.end, RegionKind::Ram),
     ];
     all.into_iter()
@@ -216,9 +219,10 @@ mod tests {
                 .all(|w| w[0].start + w[0].bytes <= w[1].start));
             assert!(regions
                 .iter()
+                .filter(|r| r.kind == RegionKind::Ram)
                 .all(|r| r.start >= HIGH_RAM || r.start + r.bytes <= LOW_RAM_END));
         }
-        assert_eq!(map(3 << 30).last().unwrap().start, HIGH_MEMORY);
+        assert_eq!(map(3 << 30).last().unwrap().start, ECAM.start);
         assert_eq!(
             map(5 << 30).last().unwrap(),
             Region {

@@ -15,6 +15,7 @@ mod linux;
 mod mp;
 mod multiboot;
 mod multiboot2;
+pub mod pci;
 mod program;
 mod pvh;
 #[cfg(test)]

@@ -7,18 +7,20 @@ use super::error::BootError;
 use super::layout::MP_TABLES;
 use super::writer::Writer;
 use crate::addr::Gpa;
-use crate::devices::acpi::SCI_IRQ;
+use crate::devices::pci::{intx, Bdf, FIRST_FREE_SLOT, SLOTS};
 use crate::image::Machine;
 use crate::interfaces::GuestMemory;
 use crate::interrupts::chipset::TIMER_INPUT;
+use crate::interrupts::pic::LEVELS;
 use crate::interrupts::{ioapic, lapic};
 
 const FLOATING_BYTES: u64 = 16;
 const HEADER_BYTES: usize = 44;
 /// 1.4.
 const REVISION: u8 = 4;
-/// The only bus, and the I/O APIC.
-const ISA: u8 = 0;
+/// The buses, the first one by its number in PCI, and the I/O APIC.
+const PCI: u8 = 0;
+const ISA: u8 = 1;
 const IO_APIC_ID: u8 = 0;
 /// Of local APICs and I/O APIC, as their version registers say.
 const LOCAL_APIC_VERSION: u8 = 0x14;
@@ -71,7 +73,8 @@ impl Entries<'_> {
         ])
     }
     /// 4.3.2.
-    fn bus(&mut self) -> Result<(), BootError> {
+    fn buses(&mut self) -> Result<(), BootError> {
+        self.put([&[1, PCI], b"PCI   "])?;
         self.put([&[1, ISA], b"ISA   "])
     }
     /// 4.3.3.
@@ -79,13 +82,25 @@ impl Entries<'_> {
         let head = [2, IO_APIC_ID, IO_APIC_VERSION, ENABLED];
         self.put([&head, &(ioapic::BASE_GPA as u32).to_le_bytes()])
     }
-    /// 4.3.4: an ISA interrupt at an input of the I/O APIC.
-    fn io_interrupt(&mut self, irq: u8, input: u8, flags: u16) -> Result<(), BootError> {
+    /// 4.3.4: a bus's interrupt at an input of the I/O APIC.
+    fn io_interrupt(&mut self, bus: u8, irq: u8, input: u8, flags: u16) -> Result<(), BootError> {
         self.put([
             &[3, INT],
             &flags.to_le_bytes(),
-            &[ISA, irq, IO_APIC_ID, input],
+            &[bus, irq, IO_APIC_ID, input],
         ])
+    }
+    /// The pins of all slots, as firmware routes them (D.3: slot and pin make a number).
+    fn pins(&mut self) -> Result<(), BootError> {
+        for slot in FIRST_FREE_SLOT..SLOTS {
+            for pin in 0..4u8 {
+                let wire = intx::wire(Bdf::new(slot, 0), pin.wrapping_add(1));
+                if let Some(input) = intx::USUAL.get(wire) {
+                    self.io_interrupt(PCI, slot << 2 | pin, *input, ACTIVE_HIGH_LEVEL)?;
+                }
+            }
+        }
+        Ok(())
     }
     /// 4.3.5: what arrives at an input of local APICs.
     fn local_interrupt(&mut self, kind: u8, apic: u8, input: u8) -> Result<(), BootError> {
@@ -106,17 +121,17 @@ pub(super) fn write(machine: &Machine<'_>, memory: &dyn GuestMemory) -> Result<(
     for id in 0..machine.vcpus {
         entries.processor(id as u8)?;
     }
-    entries.bus()?;
+    entries.buses()?;
     entries.io_apic()?;
-    for irq in (0..16).filter(|irq| *irq != CASCADE) {
+    for irq in (0..16u8).filter(|irq| *irq != CASCADE) {
         let input = if irq == 0 { TIMER_INPUT } else { irq };
-        let flags = if irq == SCI_IRQ {
-            ACTIVE_HIGH_LEVEL
-        } else {
-            CONFORMS
+        let flags = match LEVELS >> irq & 1 {
+            0 => CONFORMS,
+            _ => ACTIVE_HIGH_LEVEL,
         };
-        entries.io_interrupt(irq, input, flags)?;
+        entries.io_interrupt(ISA, irq, input, flags)?;
     }
+    entries.pins()?;
     // The PIC pair ends in the first processor's LINT0.
     entries.local_interrupt(EXT_INT, 0, 0)?;
     entries.local_interrupt(NMI, ALL_LOCAL_APICS, 1)?;
@@ -222,7 +237,15 @@ mod tests {
         assert!(kinds.is_sorted(), "by kind, as 4.3 demands");
         let io_apic = entries.iter().find(|entry| entry[0] == 2).unwrap();
         assert_eq!(io_apic[..], [2, 0, 0x11, 1, 0, 0, 0xc0, 0xfe]);
-        let wires = entries.iter().filter(|entry| entry[0] == 3);
+        let of_bus = |bus| move |entry: &&Vec<u8>| entry[0] == 3 && entry[4] == bus;
+        let pins: Vec<_> = entries.iter().filter(of_bus(PCI)).collect();
+        assert_eq!(pins.len(), 30 * 4);
+        assert_eq!(
+            pins[0][..],
+            [3, 0, 13, 0, 0, 2 << 2, 0, 11],
+            "INTA of slot 2 is PIRQB"
+        );
+        let wires = entries.iter().filter(of_bus(ISA));
         let wires: Vec<_> = wires.map(|entry| (entry[5], entry[7], entry[2])).collect();
         assert_eq!(
             (wires.len(), wires[0]),

@@ -2,24 +2,17 @@
 //! The fixed hardware of ACPI (ACPI 6.5: 4.8): the PM1a registers and the power-management timer.
 //!
 //! The machine has no legacy mode and no SMI command port, so SCI_EN is always set (4.8.2.5). It knows one sleep state,
-//! S5: power off. The only fixed event is the timer's; there are no buttons.
+//! S5: power off. The only fixed event is the timer's; there are no buttons. The ports are those of a PCI function, which moves them:
+//! [`pci::pm`](super::pci::pm).
 #![forbid(unsafe_code)]
 
-use super::kind::Kind;
 use super::links::{Line, Links};
 use super::ticks::Frequency;
 use super::{read_bytewise, write_bytewise, Device, IoRegion, Timed};
-use crate::alloc_ext::{try_box, NoMemory};
+use crate::alloc_ext::NoMemory;
 use crate::interfaces::{Clock, PowerRequest, PowerSink};
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
-
-/// How machines come to have one.
-pub static KIND: Kind = Kind {
-    name: "acpi",
-    make: |wanted| Ok(try_box(AcpiPm::new(wanted.links, TimerWidth::Bits24)?)?),
-    ..Kind::OF_EVERY_PC
-};
 
 /// First port of the PM1a event registers: status and enable, 2 bytes each.
 pub const PM1_EVENT_PORT: u16 = 0x600;
@@ -35,7 +28,7 @@ pub const S5_SLEEP_TYPE: u8 = 5;
 pub const CRYSTAL: Frequency = Frequency(3_579_545);
 
 const STATE_VERSION: u32 = 1;
-static REGIONS: [IoRegion; 2] = [
+const REGIONS: [IoRegion; 2] = [
     IoRegion::ports(PM1_EVENT_PORT, 6),
     IoRegion::ports(PM_TIMER_PORT, 4),
 ];
@@ -98,6 +91,9 @@ pub struct AcpiPm {
 }
 
 impl AcpiPm {
+    /// Its regions, where firmware leaves them.
+    pub const REGIONS: &'static [IoRegion; 2] = &REGIONS;
+
     /// The registers after a reset.
     pub fn new(links: &dyn Links, width: TimerWidth) -> Result<Self, NoMemory> {
         Ok(Self {
@@ -182,7 +178,7 @@ const fn block_offset(region: usize, offset: u64) -> u64 {
 
 impl Device for AcpiPm {
     fn name(&self) -> &'static str {
-        KIND.name
+        "acpi"
     }
 
     fn reset(&mut self) {
@@ -221,7 +217,7 @@ impl Device for AcpiPm {
     }
 
     fn regions(&self) -> &[IoRegion] {
-        &REGIONS
+        Self::REGIONS
     }
 
     fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {

@@ -12,12 +12,14 @@
 
 mod deadlines;
 mod saved;
+mod slots;
 mod workers;
 
 use super::doorbell::Doorbells;
 use super::layout::{self, AttachError, Layout, Named, Target};
 pub use super::map::Found;
 use super::map::Map;
+use super::pci::routing::{Routing, Way};
 use super::{Device, IoAddress, IoRegion, Request, Space, WindowDevice};
 use crate::alloc_ext::TryPush;
 use crate::host::{Host, Lock, LockClass, NoMemory};
@@ -27,7 +29,7 @@ use crate::worker::Worker;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-pub use saved::{path_of, place_of, SavedDevice};
+pub use saved::{path_of, place_of, SavedDevice, PCI_KIND, PCI_PATH};
 
 /// The most devices that a machine has.
 pub const MAX_DEVICES: usize = 64;
@@ -61,6 +63,8 @@ pub struct Bus<H: Host> {
     /// Slots from this one on never had a device.
     used: AtomicUsize,
     map: Map,
+    /// The ways into configuration space of PCI.
+    pci: Routing,
     /// Held over changes.
     attached: H::Mutex<Attached>,
     /// The earliest deadline of all. While one is put off it may be too late; who does that has it told when it is right again.
@@ -88,6 +92,8 @@ pub enum DetachError {
     NoSuchDevice,
     /// It belongs to every PC.
     NotRemovable,
+    /// No guest can be asked for it: it is no PCI device, or the VM does not run.
+    NobodyToAsk,
 }
 
 /// A device that is attached.
@@ -97,6 +103,8 @@ struct Listed {
     name: DeviceId,
     kind: &'static str,
     is_removable: bool,
+    /// Somebody takes it away.
+    goes: bool,
 }
 
 /// A device that is attached, for people.
@@ -224,6 +232,7 @@ impl<H: Host> Bus<H> {
             in_window,
             used: AtomicUsize::new(0),
             map,
+            pci: Routing::default(),
             attached: host.mutex(LockClass::BusMap, attached)?,
             earliest_ns: AtomicU64::new(NEVER),
             held_until_ns: AtomicU64::new(0),
@@ -253,11 +262,13 @@ impl<H: Host> Bus<H> {
 
     /// Takes a device out of its slot: first no access finds it any more, then its worker comes to rest
     /// and ends, then it leaves. Behind that nobody calls it.
-    /// `None`: there is none. *Thread*, one caller at a time for a slot.
+    /// `None`: there is none, or somebody else takes it away. *Thread.*
     pub fn detach(&self, number: SlotNumber) -> Option<Box<dyn Device>> {
         let slot = self.slot(number)?;
         {
             let mut attached = self.attached.lock();
+            let is_it = |device: &&mut Listed| device.slot == number && !device.goes;
+            attached.devices.iter_mut().find(is_it)?.goes = true;
             let others = |named: &Named| named.target.slot != number.0;
             attached.regions.retain(others);
             attached.show_on(&self.map);
@@ -362,6 +373,15 @@ impl<H: Host> Bus<H> {
     #[must_use]
     pub fn read(&self, last: &mut Option<Found>, access: IoAddress) -> Answer {
         let (mut value, mut new_deadline) = (u64::MAX, false);
+        let access = match self.pci.way(access) {
+            Way::To(access) => access,
+            Way::AddressRegister => {
+                return Answer {
+                    value: self.pci.address().into(),
+                    new_deadline,
+                }
+            }
+        };
         match self.answerer(last, access) {
             Answerer::Device(mut device, slot, at) => {
                 if let Some(device) = device.as_mut() {
@@ -382,6 +402,13 @@ impl<H: Host> Bus<H> {
     #[must_use]
     pub fn write(&self, last: &mut Option<Found>, access: IoAddress, value: u64) -> Written {
         let mut written = Written::default();
+        let access = match self.pci.way(access) {
+            Way::To(access) => access,
+            Way::AddressRegister => {
+                self.pci.set_address(value as u32);
+                return written;
+            }
+        };
         match self.answerer(last, access) {
             Answerer::Device(mut device, slot, at) => {
                 if let Some(device) = device.as_mut() {
@@ -402,6 +429,10 @@ impl<H: Host> Bus<H> {
         last: &mut Option<Found>,
         access: IoAddress,
     ) -> Option<WindowAnswerer<'_, H>> {
+        // Configuration space is behind locks that sleep, whatever lies below its window.
+        if self.pci.way(access) != Way::To(access) {
+            return None;
+        }
         match self.map.find(last, access) {
             Some(found) => self.in_window(found, access),
             None => Some(WindowAnswerer(AnswersInWindow::Nobody)),
@@ -489,6 +520,7 @@ impl<H: Host> Bus<H> {
     /// Power-on state for all. Their workers are at rest; a bell that rang is not heard.
     pub fn reset(&self) {
         self.held_until_ns.store(0, Ordering::Relaxed);
+        self.pci.set_address(0);
         for slot in self.used() {
             self.call(slot, |device| device.reset());
             slot.doorbells.take();
@@ -524,6 +556,7 @@ impl Attached {
             name,
             kind: device.name(),
             is_removable: device.is_removable(),
+            goes: false,
         })?;
         for named in new {
             self.regions.try_push(named)?;

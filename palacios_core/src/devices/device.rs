@@ -70,6 +70,10 @@ pub trait Device: Send {
     fn work(&mut self) -> Option<&mut dyn Work> {
         None
     }
+    /// Slots, if it is what tells the guest of devices that come and go.
+    fn slots(&mut self) -> Option<&mut dyn Slots> {
+        None
+    }
     /// Input from a stream, if it takes any.
     fn input(&mut self) -> Option<&mut dyn Input> {
         None
@@ -88,6 +92,8 @@ pub enum Request {
         /// What the device knows the request by.
         tag: u64,
     },
+    /// The devices in those slots of the PCI bus, a bit for each, are gone for the guest: they are taken away.
+    Eject(u32),
 }
 
 /// A device that never sleeps and takes no lock that does: it is called in the window, with the guest's registers loaded. It is there as
@@ -139,6 +145,16 @@ pub trait Work {
     fn is_at_rest(&self) -> bool {
         true
     }
+}
+
+/// What tells the guest of PCI devices that come and go while it runs.
+pub trait Slots {
+    /// A device came into a slot.
+    fn came(&mut self, slot: u8);
+    /// The owner wants the device in a slot: the guest is to eject it.
+    fn is_to_go(&mut self, slot: u8);
+    /// The device in a slot was taken away.
+    fn is_gone(&mut self, slot: u8);
 }
 
 /// A device that takes input from a [`ByteStream`].

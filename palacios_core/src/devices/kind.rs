@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::links::Links;
+use super::pci::{Bdf, FIRST_FREE_SLOT};
 use super::{ByteStream, Device, Nowhere};
 use crate::alloc_ext::{try_box, NoMemory};
 use crate::names::DeviceId;
@@ -23,6 +24,8 @@ pub struct Kind {
     pub place_words: &'static str,
     /// What is said of another interrupt line than its place has.
     pub irq_words: &'static str,
+    /// One is a PCI function, in a slot of its own.
+    pub is_pci: bool,
     /// Makes one.
     pub make: fn(Resources<'_>) -> Result<Box<dyn Device>, NoMemory>,
     /// What ACPI's tables say of one at a place.
@@ -59,6 +62,8 @@ pub struct Resources<'a> {
     pub ram: RamLayout,
     /// Where it is to be, one of its kind's places.
     pub place: Option<&'static Place>,
+    /// Its slot, if it is a PCI function.
+    pub slot: Option<Bdf>,
     /// Its stream, if its kind has one.
     pub stream: Option<Box<dyn ByteStream>>,
 }
@@ -77,6 +82,10 @@ pub struct AcpiDevice {
 }
 
 impl Resources<'_> {
+    /// Its slot. One that was given none, though its kind is PCI, is in the first that is free in an empty machine.
+    pub(super) fn bdf(&self) -> Bdf {
+        self.slot.unwrap_or(Bdf::new(FIRST_FREE_SLOT, 0))
+    }
     /// Takes its stream; without one, what is sent goes nowhere.
     pub(super) fn take_stream(&mut self) -> Result<Box<dyn ByteStream>, NoMemory> {
         match self.stream.take() {
@@ -100,6 +109,7 @@ impl Kind {
         places: &[],
         place_words: "",
         irq_words: "",
+        is_pci: false,
         make: |_| Err(NoMemory),
         acpi: |_| None,
     };

@@ -2,15 +2,15 @@
 //! Whose addresses are whose: the regions of all devices, laid out so that each address belongs to one.
 #![forbid(unsafe_code)]
 
-use super::region::{IoRegion, Space};
+use super::region::{IoRegion, Space, PCI_CONFIG_END};
 use crate::alloc_ext::{NoMemory, TryPush};
 use crate::names::DeviceId;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-/// The most regions of ports and of memory.
-pub(super) const MAX_REGIONS: usize = if cfg!(loom) { 1 } else { 64 };
+/// The most regions of ports, of memory, and of configuration space.
+pub(super) const MAX_REGIONS: usize = if cfg!(loom) { 1 } else { 128 };
 /// The most entries of each. So many regions, of which each may cover a part of others, make no more.
 pub(super) const MAX_ENTRIES: usize = 2 * MAX_REGIONS;
 
@@ -91,6 +91,8 @@ pub enum AttachError {
     },
     /// All places for its kind have a device.
     NoPlaceLeft,
+    /// A device of its kind cannot be in that slot of the PCI bus, or in none.
+    NoSuchSlot(u8),
     /// A device of its kind has no stream, so it has no use for descriptors.
     NoStream,
     /// The machine has as many devices or regions as it can have.
@@ -127,6 +129,10 @@ impl fmt::Display for AttachError {
             Self::NoPlaceLeft => {
                 f.write_str("all places for a device of this kind are taken: detach one first")
             }
+            Self::NoSuchSlot(slot) => write!(
+                f,
+                "a device of this kind cannot be in slot {slot}: only PCI devices are in slots, from 2 to 31"
+            ),
             Self::NoStream => f.write_str("a device of this kind has no stream to connect"),
             Self::NameTaken(name) => write!(f, "there is a device {name} already"),
             Self::Full => f.write_str("the machine has as many devices as it can have"),
@@ -140,6 +146,7 @@ impl fmt::Display for AttachError {
 pub(super) struct Layout {
     pub(super) ports: Vec<Entry>,
     pub(super) memory: Vec<Entry>,
+    pub(super) pci: Vec<Entry>,
 }
 
 impl Layout {
@@ -153,6 +160,7 @@ impl Layout {
         Ok(Self {
             ports: room()?,
             memory: room()?,
+            pci: room()?,
         })
     }
 
@@ -160,6 +168,7 @@ impl Layout {
     pub(super) fn lay_out(&mut self, regions: &[Named]) {
         self.ports.clear();
         self.memory.clear();
+        self.pci.clear();
         let mut below = None;
         while let Some(priority) = next_priority(regions, below) {
             let now = |named: &&Named| named.region.priority == priority && is_answered(named);
@@ -174,6 +183,7 @@ impl Layout {
         match space {
             Space::Ports => &mut self.ports,
             Space::Memory => &mut self.memory,
+            Space::PciConfig => &mut self.pci,
         }
     }
 }
@@ -201,7 +211,7 @@ pub(super) fn check(others: &[Named], new: &[Named]) -> Result<(), AttachError> 
     }
     let all = || others.iter().chain(new);
     let count = |space| all().filter(|named| named.region.space == space).count();
-    match [Space::Ports, Space::Memory].map(count) {
+    match [Space::Ports, Space::Memory, Space::PciConfig].map(count) {
         counts if counts.iter().all(|count| *count <= MAX_REGIONS) => Ok(()),
         _ => Err(AttachError::Full),
     }
@@ -211,6 +221,7 @@ fn has_addresses(region: &IoRegion) -> bool {
     let limit = match region.space {
         Space::Ports => 1 << 16,
         Space::Memory => u64::MAX,
+        Space::PciConfig => PCI_CONFIG_END,
     };
     let end = region.at.checked_add(region.length);
     end.is_some_and(|end| region.length > 0 && end <= limit)

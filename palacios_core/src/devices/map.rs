@@ -27,6 +27,7 @@ pub(super) struct Map {
 struct Side {
     ports: Entries,
     memory: Entries,
+    pci: Entries,
 }
 
 /// Entries that do not overlap, by ascending address, and how many they are.
@@ -121,8 +122,11 @@ impl Map {
     /// A map of nothing.
     pub(super) fn new() -> Result<Self, NoMemory> {
         let side = || {
-            let (ports, memory) = (Entries::new()?, Entries::new()?);
-            Ok(Side { ports, memory })
+            Ok(Side {
+                ports: Entries::new()?,
+                memory: Entries::new()?,
+                pci: Entries::new()?,
+            })
         };
         Ok(Self {
             shown: AtomicUsize::new(0),
@@ -136,6 +140,7 @@ impl Map {
         match space {
             Space::Ports => &side.ports,
             Space::Memory => &side.memory,
+            Space::PciConfig => &side.pci,
         }
     }
 
@@ -147,6 +152,7 @@ impl Map {
         fence(Release);
         self.entries(next, Space::Ports).write(&layout.ports);
         self.entries(next, Space::Memory).write(&layout.memory);
+        self.entries(next, Space::PciConfig).write(&layout.pci);
         self.shown.store(next, Release);
     }
 

@@ -10,6 +10,7 @@ pub mod crtc;
 pub mod debug;
 mod device;
 mod doorbell;
+pub mod example_rng;
 pub mod hpet;
 pub mod keyboard;
 mod kind;
@@ -17,6 +18,7 @@ pub mod layout;
 pub mod links;
 mod map;
 mod memory_commands;
+pub mod pci;
 pub mod pit;
 pub mod region;
 pub mod reset;
@@ -31,7 +33,7 @@ pub mod virtio;
 
 pub use device::{
     read_bytewise, write_bytewise, ByteStream, Device, Input, IoAddress, IoRegion, Nowhere,
-    Request, Space, Step, Timed, WindowDevice, Work,
+    Request, Slots, Space, Step, Timed, WindowDevice, Work,
 };
 pub use kind::{AcpiDevice, Kind, Machines, Place, Resources};
 
@@ -42,7 +44,6 @@ pub static KINDS: &[&Kind] = &[
     &uart::KIND,
     &pit::KIND,
     &rtc::KIND,
-    &acpi::KIND,
     &hpet::KIND,
     &reset::KIND,
     &keyboard::KIND,
@@ -50,6 +51,11 @@ pub static KINDS: &[&Kind] = &[
     &debug::KIND,
     &test_device::KIND,
     &test_dma::KIND,
+    &pci::host_bridge::KIND,
+    &pci::isa_bridge::KIND,
+    &pci::hotplug::KIND,
+    &pci::pm::KIND,
+    &example_rng::KIND,
 ];
 
 /// The kinds of which devices can be attached to a machine that exists.

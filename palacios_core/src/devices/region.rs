@@ -11,12 +11,19 @@ pub enum Space {
     Ports,
     /// Guest-physical memory.
     Memory,
+    /// Configuration space of PCI functions. An address is as in the ECAM window: bus, device, function and register, from bit 20, 15, 12 and 0 on.
+    PciConfig,
 }
+
+/// The end of configuration space: 256 buses of 1 MiB each.
+pub(super) const PCI_CONFIG_END: u64 = 1 << 28;
+/// Bytes of configuration space that a function has.
+pub const PCI_CONFIG_BYTES: u64 = 1 << 12;
 
 /// Addresses at which a device answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoRegion {
-    /// Ports or memory.
+    /// Ports, memory or configuration space.
     pub space: Space,
     /// The first address.
     pub at: u64,
@@ -54,6 +61,13 @@ impl IoRegion {
             doorbell: false,
         }
     }
+    /// The configuration space of the PCI function that begins at `at`.
+    pub const fn pci_config(at: u64) -> Self {
+        Self {
+            space: Space::PciConfig,
+            ..Self::memory(at, PCI_CONFIG_BYTES)
+        }
+    }
     /// It answers in place of those that a PC has there.
     pub const fn over_others(self) -> Self {
         Self {
@@ -85,11 +99,11 @@ impl IoRegion {
 /// Which bytes an access is to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IoAddress {
-    /// Ports or memory.
+    /// Ports, memory or configuration space.
     pub space: Space,
     /// The first of them.
     pub at: u64,
-    /// How many: 1, 2 or 4 ports, 1, 2, 4 or 8 bytes of memory.
+    /// How many: 1, 2 or 4 ports, 1, 2, 4 or 8 bytes of memory or configuration space.
     pub size: u8,
 }
 
@@ -110,11 +124,19 @@ impl IoAddress {
             size,
         }
     }
+    /// `size` bytes of configuration space from `at` on.
+    pub const fn pci_config(at: u64, size: u8) -> Self {
+        Self {
+            space: Space::PciConfig,
+            at,
+            size,
+        }
+    }
     /// How many of them must lie in the region that answers. An access to ports belongs to the first one's.
     pub(super) const fn covered(&self) -> u64 {
         match self.space {
             Space::Ports => 1,
-            Space::Memory => self.size as u64,
+            Space::Memory | Space::PciConfig => self.size as u64,
         }
     }
 }
@@ -124,6 +146,7 @@ impl fmt::Display for IoRegion {
         let space = match self.space {
             Space::Ports => "ports",
             Space::Memory => "memory",
+            Space::PciConfig => "PCI configuration space",
         };
         let last = self.end().saturating_sub(1);
         write!(f, "{space} {:#x} to {last:#x}", self.at)

@@ -73,6 +73,8 @@ pub struct TestMachine {
     pub irqs: Shared<Vec<(u32, bool)>>,
     /// Each switch of the legacy replacement, in order.
     pub legacy_replacement: Shared<Vec<bool>>,
+    /// Where the wires of the PCI bus lead to.
+    pub wire_routes: Shared<[Option<u8>; 4]>,
     /// The pages whose translations were forgotten, in order.
     pub forgotten: Shared<Vec<Gpa>>,
     /// How memory was changed.
@@ -231,6 +233,9 @@ impl InterruptLines for TestMachine {
     }
     fn set_legacy_replacement(&self, on: bool) {
         self.legacy_replacement.borrow_mut().push(on);
+    }
+    fn route_wire(&self, wire: usize, irq: Option<u8>) {
+        self.wire_routes.borrow_mut()[wire] = irq;
     }
 }
 

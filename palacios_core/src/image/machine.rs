@@ -32,6 +32,7 @@
 //!         };
 //!         test-device { compatible = "v3vee,test-device"; };  // Optional: [`crate::devices::test_device`],
 //!         test-dma { compatible = "v3vee,test-dma"; };        // and [`crate::devices::test_dma`].
+//!         example-rng { compatible = "v3vee,example-rng"; };  // A PCI device is in the first slot that is free.
 //!     };
 //! };
 //! ```
@@ -105,7 +106,9 @@ pub struct ImageDevice<'a> {
 
 impl ImageDevice<'_> {
     fn is_at_place_of(&self, other: &Self) -> bool {
-        core::ptr::eq(self.kind, other.kind) && self.place == other.place
+        let is_same = core::ptr::eq(self.kind, other.kind) && self.place == other.place;
+        // A PCI device is in a slot of its own.
+        is_same && !self.kind.is_pci
     }
 }
 

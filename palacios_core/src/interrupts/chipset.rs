@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The interrupt controllers that all vCPUs share, and how a PC wires them: the PIC pair and the I/O APIC see the same ISA
-//! lines, and the PIC pair's output goes to the first vCPU's LINT0.
+//! lines, and the PIC pair's output goes to the first vCPU's LINT0. The four wires of the PCI bus lead to ISA lines, beside what else drives those.
 #![forbid(unsafe_code)]
 
 use super::ioapic::{self, IoApic, IoApicRegisters};
 use super::pic::{self, Pic, PicRegisters};
 use super::MessageSink;
+use crate::devices::pci::intx;
 use crate::devices::{hpet, IoRegion};
 use crate::state_io::{StateError, StateReader, StateWriter};
 
@@ -27,8 +28,9 @@ const REPLACED_LINES: [(u32, u32); 2] = {
     let [timer, clock] = hpet::LEGACY_LINES;
     [(TIMER_LINE, timer), (CLOCK_LINE, clock)]
 };
-/// The inputs of the I/O APIC, and the legacy lines of the HPET.
-const LINES: usize = ioapic::INPUTS + hpet::LEGACY_LINES.len();
+/// The inputs of the I/O APIC, the legacy lines of the HPET, and the wires of the PCI bus.
+const LINES: usize = ioapic::INPUTS + hpet::LEGACY_LINES.len() + WIRES;
+const WIRES: usize = intx::LINES.len();
 
 /// The PIC pair and the I/O APIC.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct Chipset {
     told: bool,
     /// How many sources hold each line high. They outlive a reset.
     sources: [u16; LINES],
+    /// The ISA line to which each wire leads. The ISA bridge has the registers.
+    wires: [Option<u8>; WIRES],
 }
 
 /// Registers of the interrupt controllers that all vCPUs share.
@@ -72,14 +76,16 @@ impl Chipset {
             legacy_replacement: false,
             told: false,
             sources: [0; LINES],
+            wires: [None; WIRES],
         }
     }
 
     /// As firmware leaves them. Lines that are held high stay so.
     pub fn reset(&mut self, sink: &dyn MessageSink) {
-        let sources = self.sources;
+        let (sources, wires) = (self.sources, self.wires);
         *self = Self {
             sources,
+            wires,
             ..Self::new()
         };
         for line in (0..ioapic::INPUTS as u32).chain(hpet::LEGACY_LINES) {
@@ -108,9 +114,9 @@ impl Chipset {
     }
 
     fn sources_of(&mut self, line: u32) -> Option<&mut u16> {
-        let legacy = hpet::LEGACY_LINES.iter().position(|own| *own == line);
-        let index = match legacy {
-            Some(legacy) => ioapic::INPUTS.wrapping_add(legacy),
+        let others = hpet::LEGACY_LINES.iter().chain(&intx::LINES);
+        let index = match others.into_iter().position(|own| *own == line) {
+            Some(other) => ioapic::INPUTS.wrapping_add(other),
             None => usize::try_from(line)
                 .ok()
                 .filter(|line| *line < ioapic::INPUTS)?,
@@ -127,6 +133,9 @@ impl Chipset {
 
     /// Tells the controllers of a line's new level.
     fn set_line(&mut self, line: u32, level: bool, sink: &dyn MessageSink) {
+        if let Some(wire) = intx::LINES.iter().position(|own| *own == line) {
+            return self.set_wire(wire, level, sink);
+        }
         let Some(irq) = self.replaced(line) else {
             return;
         };
@@ -137,6 +146,37 @@ impl Chipset {
             self.ioapic.set_line(input, level, sink);
         }
         self.tell_output(sink);
+    }
+
+    /// A wire of the PCI bus is one more source of the line to which it leads.
+    fn set_wire(&mut self, wire: usize, level: bool, sink: &dyn MessageSink) {
+        let Some(irq) = self.wires.get(wire).copied().flatten() else {
+            return;
+        };
+        match level {
+            true => self.raise(irq.into(), sink),
+            false => self.lower(irq.into(), sink),
+        }
+    }
+
+    /// Has a wire lead to an ISA line, or to none.
+    pub fn route_wire(&mut self, wire: usize, irq: Option<u8>, sink: &dyn MessageSink) {
+        let (Some(route), Some(line)) = (self.wires.get(wire), intx::LINES.get(wire)) else {
+            return;
+        };
+        if *route == irq {
+            return;
+        }
+        let is_high = self.sources_of(*line).is_some_and(|sources| *sources > 0);
+        if is_high {
+            self.set_wire(wire, false, sink);
+        }
+        if let Some(route) = self.wires.get_mut(wire) {
+            *route = irq.filter(|irq| u32::from(*irq) < ISA_LINES);
+        }
+        if is_high {
+            self.set_wire(wire, true, sink);
+        }
     }
 
     /// Switches the legacy replacement.
@@ -339,6 +379,31 @@ mod tests {
                 assert_eq!(chipset.acknowledge(&Nobody), Some(vector));
             }
         }
+    }
+
+    #[test]
+    fn a_wire_is_one_more_source_of_its_line() {
+        let mut chipset = Chipset::new();
+        chipset.pic.write(0, 1, 1, 0);
+        chipset.pic.write(1, 1, 1, 0);
+        let [a, b, ..] = intx::LINES;
+        let level = |chipset: &Chipset, irq: u32| chipset.ioapic.registers().lines >> irq & 1 != 0;
+        chipset.raise(a, &Nobody);
+        assert_eq!(chipset.acknowledge(&Nobody), None, "it leads nowhere");
+        chipset.route_wire(0, Some(11), &Nobody);
+        assert!(level(&chipset, 11));
+        chipset.route_wire(1, Some(11), &Nobody);
+        chipset.raise(b, &Nobody);
+        chipset.lower(a, &Nobody);
+        assert!(level(&chipset, 11), "the other holds it");
+        chipset.reset(&Nobody);
+        assert!(level(&chipset, 11), "sources and routes outlive a reset");
+        chipset.route_wire(1, Some(5), &Nobody);
+        assert_eq!((level(&chipset, 11), level(&chipset, 5)), (false, true));
+        chipset.lower(b, &Nobody);
+        assert!(!level(&chipset, 5));
+        chipset.route_wire(9, Some(5), &Nobody);
+        chipset.route_wire(0, Some(200), &Nobody);
     }
 
     #[test]

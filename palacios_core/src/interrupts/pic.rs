@@ -29,6 +29,8 @@ const CASCADE: u8 = 2;
 /// The timer's input of the primary, and the real-time clock's of the secondary.
 const TIMER: u8 = 0;
 const CLOCK: u8 = 0;
+/// Inputs that firmware makes level-triggered: the system control interrupt, and those to which pins of PCI devices lead.
+pub const LEVELS: u16 = 1 << 5 | 1 << 9 | 1 << 10 | 1 << 11;
 const STATE_VERSION: u32 = 1;
 
 /// Which initialisation word the data port takes next.
@@ -98,6 +100,13 @@ impl Chip {
             special_fully_nested: false,
             read_in_service: false,
             poll: false,
+        }
+    }
+
+    const fn level_triggered(self, inputs: u8) -> Self {
+        Self {
+            level_triggered: inputs,
+            ..self
         }
     }
 
@@ -350,8 +359,12 @@ impl Pic {
     pub const fn after_firmware() -> Self {
         let Self { primary, secondary } = Self::new();
         Self {
-            primary: primary.initialised(0x08, !(bit(TIMER) | bit(CASCADE))),
-            secondary: secondary.initialised(0x70, !bit(CLOCK)),
+            primary: primary
+                .initialised(0x08, !(bit(TIMER) | bit(CASCADE)))
+                .level_triggered(LEVELS as u8),
+            secondary: secondary
+                .initialised(0x70, !bit(CLOCK))
+                .level_triggered((LEVELS >> 8) as u8),
         }
     }
 

@@ -2,8 +2,9 @@
 //! What is attached to a VM that exists, and where.
 #![forbid(unsafe_code)]
 
-use crate::devices::bus::Bus;
+use crate::devices::bus::{Bus, MAX_DEVICES};
 use crate::devices::layout::AttachError;
+use crate::devices::pci::{Bdf, FIRST_FREE_SLOT, SLOTS};
 use crate::devices::{Kind, Place};
 use crate::host::Host;
 use crate::names::DeviceId;
@@ -17,8 +18,42 @@ pub struct Attachment<'a> {
     pub name: Option<DeviceId>,
     /// The first of its ports. By default those of the first place that is free.
     pub port: Option<u16>,
+    /// Its slot of the PCI bus. By default the first one that is free.
+    pub slot: Option<u8>,
     /// The far ends of its stream; by default nowhere.
     pub ends: Option<FarEnds>,
+}
+
+/// The slot of the PCI bus for a device of a kind. `None`: its kind has no use for one.
+pub(super) fn find_slot<H: Host>(
+    bus: &Bus<H>,
+    kind: &'static Kind,
+    slot: Option<u8>,
+) -> Result<Option<Bdf>, AttachError> {
+    let slot = match (kind.is_pci, slot) {
+        (true, Some(slot)) if (FIRST_FREE_SLOT..SLOTS).contains(&slot) => slot,
+        (_, Some(slot)) => return Err(AttachError::NoSuchSlot(slot)),
+        (true, None) => bus.free_pci_slot().ok_or(AttachError::NoPlaceLeft)?,
+        (false, None) => return Ok(None),
+    };
+    Ok(Some(Bdf::new(slot, 0)))
+}
+
+/// What a device is known by whose owner gives no name: as is usual for its kind, and with a number if another has that name already.
+pub(super) fn find_name<H: Host>(
+    bus: &Bus<H>,
+    kind: &'static Kind,
+    place: Option<&Place>,
+) -> DeviceId {
+    let usual = kind.usual_name(place);
+    let mut others = (2..=MAX_DEVICES).map(|number| DeviceId::numbered(&usual, number));
+    match bus.find(&usual) {
+        Some(_) if kind.is_pci => {
+            let free = others.find(|name| bus.find(name).is_none());
+            free.unwrap_or(usual)
+        }
+        _ => usual,
+    }
 }
 
 /// Where a device of a kind goes. `None`: its kind is always at the same addresses.

@@ -8,6 +8,7 @@
 use super::board::Board;
 use super::links::BoardLink;
 use crate::alloc_ext::{try_box, NoMemory};
+use crate::boot::pci::{self, ConfigSpace};
 use crate::devices::bus::{Bus, DetachError, Found, SlotNumber, Written};
 use crate::devices::layout::AttachError;
 use crate::devices::{Device, IoAddress, Request, Step};
@@ -82,11 +83,17 @@ impl<H: Host> Io<H> {
         }
     }
 
+    /// Does what firmware does with the PCI bus at power-on.
+    pub(super) fn set_up_pci(&self) {
+        pci::set_up(self, self.board.memory().layout());
+    }
+
     /// Changes the machine as a device asks.
     #[cold]
     fn grant(&self, device: SlotNumber, request: Request) {
         match request {
             Request::Regions => self.bus.update_regions(device),
+            Request::Eject(slots) => self.eject(slots),
             Request::Memory { changes, tag } => {
                 let changed = self.board.change(&changes);
                 let new_deadline = self.bus.memory_changed(device, tag, changed);
@@ -168,10 +175,56 @@ impl<H: Host> Io<H> {
         if !is_removable {
             return Err(DetachError::NotRemovable);
         }
+        self.take_away(slot);
+        Ok(())
+    }
+
+    /// Asks the guest, if that `runs`, to eject a device.
+    ///
+    /// # Errors
+    /// As [`Io::detach`]; or there is no guest to be asked for it.
+    pub(super) fn ask_to_eject(&self, name: &DeviceId, runs: bool) -> Result<(), DetachError> {
+        let (slot, is_removable) = self.bus.find(name).ok_or(DetachError::NoSuchDevice)?;
+        if !is_removable {
+            return Err(DetachError::NotRemovable);
+        }
+        let function = self.bus.function_of(slot).filter(|_| runs);
+        let function = function.ok_or(DetachError::NobodyToAsk)?;
+        match self.bus.tell_slots(|slots| slots.is_to_go(function.slot())) {
+            true => Ok(()),
+            false => Err(DetachError::NobodyToAsk),
+        }
+    }
+
+    fn take_away(&self, slot: SlotNumber) {
+        let function = self.bus.function_of(slot);
         let device = self.bus.detach(slot);
+        if let Some(function) = function {
+            self.bus.tell_slots(|slots| slots.is_gone(function.slot()));
+        }
         self.tell_of_deadline(None, true);
         drop(device);
-        Ok(())
+    }
+
+    /// The guest has ejected what is in those slots of the PCI bus.
+    fn eject(&self, slots: u32) {
+        while let Some(slot) = self.bus.find_in_pci_slots(slots) {
+            self.take_away(slot);
+        }
+    }
+}
+
+impl<H: Host> ConfigSpace for Io<H> {
+    fn read(&self, at: u64, size: u8) -> u32 {
+        let at = IoAddress::pci_config(at, size);
+        self.bus.read(&mut None, at).value as u32
+    }
+    fn write(&self, at: u64, size: u8, value: u32) {
+        let at = IoAddress::pci_config(at, size);
+        let written = self.bus.write(&mut None, at, value.into());
+        if let Some((device, request)) = written.request {
+            self.grant(device, request);
+        }
     }
 }
 

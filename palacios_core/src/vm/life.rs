@@ -106,6 +106,7 @@ impl<H: Host> Vm<H> {
         let goes_on = self.loaded.swap(false, Ordering::SeqCst);
         if !goes_on {
             self.reset_shared();
+            self.shared.io().set_up_pci();
         }
         self.alive.store(self.vcpus(), Ordering::SeqCst);
         self.waiting.store(0, Ordering::SeqCst);
@@ -191,6 +192,7 @@ impl<H: Host> Vm<H> {
         let board = self.shared.board();
         board.with_chipset(|chipset, sink| chipset.reset(sink));
         self.reset_shared();
+        self.shared.io().set_up_pci();
         board.end_log();
         self.with_memory(|memory, flush| memory.reset_map(flush))
             .map_err(|NoMemory| ())?;

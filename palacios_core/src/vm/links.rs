@@ -91,6 +91,9 @@ impl<H: Host> InterruptLines for BoardLink<H> {
     fn set_legacy_replacement(&self, on: bool) {
         self.0.set_legacy_replacement(on);
     }
+    fn route_wire(&self, wire: usize, irq: Option<u8>) {
+        self.0.route_wire(wire, irq);
+    }
 }
 
 impl<H: Host> PowerSink for BoardLink<H> {

@@ -222,7 +222,9 @@ impl<H: Host> Vm<H> {
         }
         let _control = self.control.lock();
         let place = attach::find_place(self.bus(), kind, wanted.port)?;
-        let name = wanted.name.unwrap_or_else(|| kind.usual_name(place));
+        let slot = attach::find_slot(self.bus(), kind, wanted.slot)?;
+        let name = wanted.name;
+        let name = name.unwrap_or_else(|| attach::find_name(self.bus(), kind, place));
         let (stream, pump) = match wanted.ends {
             None => (None, None),
             Some(ends) => {
@@ -235,9 +237,13 @@ impl<H: Host> Vm<H> {
             links: &io.links(),
             ram: self.memory().layout(),
             place,
+            slot,
             stream,
         })?;
         io.attach(name, device, pump)?;
+        if let (Some(slot), State::Running | State::Paused) = (slot, self.state()) {
+            self.bus().tell_slots(|slots| slots.came(slot.slot()));
+        }
         Ok(name)
     }
     /// Takes a device away, whether the VM runs or not. *Thread.*
@@ -247,6 +253,15 @@ impl<H: Host> Vm<H> {
     pub fn detach(&self, name: &DeviceId) -> Result<(), DetachError> {
         let _control = self.control.lock();
         self.shared.io().detach(name)
+    }
+    /// Asks the guest to let go of a PCI device, and does not wait for that: the device is taken away when the guest ejects it. *Thread.*
+    ///
+    /// # Errors
+    /// If there is none of that name, if it belongs to every PC, or if there is no guest to be asked for it: [`Vm::detach`] it then.
+    pub fn ask_to_eject(&self, name: &DeviceId) -> Result<(), DetachError> {
+        let _control = self.control.lock();
+        let runs = matches!(self.state(), State::Running | State::Paused);
+        self.shared.io().ask_to_eject(name, runs)
     }
     /// Its devices, on the buses. The interrupt controllers are not among them.
     pub fn bus(&self) -> &Bus<H> {

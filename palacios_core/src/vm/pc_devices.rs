@@ -3,6 +3,7 @@
 //! written here: [`KINDS`] (`devices/mod.rs`) lists all, and each one's `KIND`, in its own file, says which machines have it.
 #![forbid(unsafe_code)]
 
+use super::attach::{find_name, find_slot};
 use super::io::Io;
 use super::parts::OpenStream;
 use crate::devices::layout::AttachError;
@@ -31,13 +32,16 @@ pub(super) fn attach<H: Host>(
     };
     for device in KINDS.iter().copied().flat_map(of_kind) {
         let ImageDevice { kind, place, .. } = device;
+        let slot = find_slot(io.bus(), kind, None)?;
+        let name = find_name(io.bus(), kind, place);
         let resources = Resources {
             links,
             ram: machine.ram,
             place,
+            slot,
             stream: device.stream.map(&mut *stream).transpose()?,
         };
-        io.attach(kind.usual_name(place), (kind.make)(resources)?, None)?;
+        io.attach(name, (kind.make)(resources)?, None)?;
     }
     Ok(())
 }

@@ -21,6 +21,9 @@ impl<H: Host> InterruptLines for Board<H> {
     fn set_legacy_replacement(&self, on: bool) {
         self.chipset.lock().set_legacy_replacement(on, self);
     }
+    fn route_wire(&self, wire: usize, irq: Option<u8>) {
+        self.chipset.lock().route_wire(wire, irq, self);
+    }
 }
 
 impl<H: Host> Board<H> {

@@ -6,6 +6,7 @@
 //! | `machine` | `pc` | what it was made of, its clock, what it asked of its power supply |
 //! | `features` | `cpuid` | the features that its processors promised |
 //! | `device/NAME` | the device's | each device's own record, behind the doorbells that its worker has not heard |
+//! | `pci` | `address` | the address register of PCI configuration |
 //! | `interrupts` | `chipset` | the PIC pair and the I/O APIC |
 //! | `vcpu/N` | `cpu` | a vCPU: [`CpuRecord`](crate::vcpu::record::CpuRecord) |
 #![forbid(unsafe_code)]
@@ -13,7 +14,7 @@
 use super::states::State;
 use super::Vm;
 use crate::addr::{Gpa, PAGE_SIZE};
-use crate::devices::bus::{path_of, place_of, DeviceInfo, SavedDevice};
+use crate::devices::bus::{path_of, place_of, DeviceInfo, SavedDevice, PCI_KIND, PCI_PATH};
 use crate::features::{self, GuestFeatures};
 use crate::host::{Host, Lock};
 use crate::interfaces::{Clock, PowerRequest};
@@ -300,10 +301,11 @@ impl<H: Host> Vm<H> {
         self.check_machine(&find(sections, MACHINE, "pc")?, rate)?;
         self.check_features(&find(sections, FEATURES, "cpuid")?)?;
         find(sections, INTERRUPTS, "chipset")?;
+        find(sections, PCI_PATH, PCI_KIND)?;
         for device in &devices {
             let section = find(sections, path_of(&device.name).as_str(), device.kind)?;
             let saved = SavedDevice::of(&section).map_err(in_record(section.path))?;
-            if saved.is_none_or(|saved| saved.port != place_of(device)) {
+            if saved.is_none_or(|saved| saved.place != place_of(device)) {
                 return Err(at(section.path, LoadFault::Differs("place of this device")));
             }
         }
@@ -324,6 +326,7 @@ impl<H: Host> Vm<H> {
         };
         match (section.path, section.kind) {
             (MACHINE, "pc") | (FEATURES, "cpuid") | (INTERRUPTS, "chipset") => true,
+            (PCI_PATH, PCI_KIND) => true,
             (_, "cpu") => vcpu.is_some_and(|index| index < self.vcpus()),
             _ => devices.iter().any(is_of),
         }

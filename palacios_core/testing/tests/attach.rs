@@ -41,6 +41,7 @@ fn attach_com3(vm: &TestVm, ends: Option<FarEnds>) -> Result<(), AttachError> {
         kind: "serial",
         name: None,
         port: Some(0x3e8),
+        slot: None,
         ends,
     })?;
     assert_eq!(name, COM3);
@@ -52,6 +53,7 @@ fn attach_dma(vm: &TestVm) -> Result<(), AttachError> {
         kind: "test-dma",
         name: Some(DMA),
         port: None,
+        slot: None,
         ends: None,
     })?;
     assert_eq!(name, DMA);
@@ -185,6 +187,7 @@ fn what_is_wrong_is_refused<B: TestBackend>() {
             kind,
             name: Some(name),
             port,
+            slot: None,
             ends,
         };
         for (wanted, why) in [

@@ -79,6 +79,7 @@ abi! {
     v3_vcpu_report: 1104,
     v3_descriptor: 16,
     v3_serial_options: 16,
+    v3_pci_options: 16,
     v3_attach: 104,
     v3_detach: 32,
     v3_device_region: 24,

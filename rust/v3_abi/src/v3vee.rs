@@ -117,10 +117,15 @@ pub const V3_ROLE_BOTH: u32 = 3;
 pub const V3_DESCRIPTOR_STREAM: u32 = 0;
 /// v3_serial_options.version: the newest version that this header knows.
 pub const V3_SERIAL_VERSION: u32 = 1;
+/// v3_pci_options.version: the newest version that this header knows.
+pub const V3_PCI_VERSION: u32 = 1;
 /// Ports
 pub const V3_SPACE_PORTS: u32 = 1;
 /// Memory
 pub const V3_SPACE_MEMORY: u32 = 2;
+/// Configuration space of PCI, as in the
+/// ECAM window
+pub const V3_SPACE_PCI: u32 = 3;
 /// The device answers there now
 pub const V3_REGION_ON: u32 = 1;
 /// V3_VM_DETACH may take it away
@@ -535,6 +540,20 @@ pub struct v3_serial_options {
     /// Zero.
     pub pad: __u32,
 }
+/// The options of a device that is a PCI device.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_pci_options {
+    /// The size of the struct as the caller knows it.
+    pub size: __u32,
+    /// V3_PCI_VERSION as the caller knows it.
+    pub version: __u32,
+    /// The number of the device on PCI bus 0: 2 to 31; or 0 for the first
+    /// that is free.
+    pub slot: __u32,
+    /// Zero.
+    pub pad: __u32,
+}
 /// The argument of V3_VM_ATTACH.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -555,13 +574,13 @@ pub struct v3_attach {
     pub message_len: __u32,
     /// Zero.
     pub flags: __u32,
-    /// The kind of the device: "serial".
+    /// The kind of the device: "serial", "example-rng".
     pub kind: [crate::ctypes::c_char; 32usize],
     /// In: what the device is to be known by: 1 to 31 of the characters A-Z a-z
     /// 0-9 . _ -; or empty, and the VM chooses. Out: what it is known by.
     pub id: [crate::ctypes::c_char; 32usize],
 }
-/// The argument of V3_VM_DETACH.
+/// The argument of V3_VM_DETACH and V3_VM_EJECT.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_detach {
@@ -572,7 +591,8 @@ pub struct v3_detach {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_device_region {
-    /// The first port or guest-physical address.
+    /// The first port, guest-physical address, or address in configuration
+    /// space: device number from bit 15 on, function number from bit 12 on.
     pub at: __u64,
     /// How many.
     pub bytes: __u64,
@@ -986,5 +1006,13 @@ pub const V3_VM_LOAD_RAM: v3_vm_ioctl = 1075336758;
 /// - `ERANGE`: its time stamp counter ran at another rate than one does
 ///   here; V3_LOAD_NEW_TSC_RATE has the guest bear that
 pub const V3_VM_LOAD: v3_vm_ioctl = 1075861047;
+/// Asks the guest to let go of a PCI device, and does not wait for that.
+/// The device is taken away when the guest ejects it.
+/// - `EINVAL`: the id is malformed
+/// - `ENOENT`: the VM has no such device
+/// - `EPERM`: the device stays with the machine
+/// - `EOPNOTSUPP`: no guest can be asked for this device: it is no PCI device,
+///   or the VM does not run
+pub const V3_VM_EJECT: v3_vm_ioctl = 1075861048;
 /// Calls of /dev/v3-vmN.
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

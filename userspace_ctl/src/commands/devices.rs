@@ -17,7 +17,11 @@ use serde::Serialize;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::{Duration, Instant};
 use v3_ctl::{Device, DeviceRegion, Error, Request, Space, State, Vm};
+
+/// How long a guest has to let go of a device. Linux waits five seconds for its user's programs.
+const EJECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What was attached, as `--json` prints it.
 #[derive(Serialize)]
@@ -37,6 +41,7 @@ pub fn attach(args: &Attach) -> Outcome {
         kind: &args.kind,
         id: args.id.as_deref(),
         port: args.port,
+        slot: args.slot,
         descriptors: &end.descriptors,
     };
     let id = match vm.attach(&wanted) {
@@ -131,7 +136,27 @@ fn close_when_stopped(vm: &Vm, own: UnixStream) -> Result<(), Failure> {
 }
 
 pub fn detach(args: &Detach) -> Outcome {
-    Vm::find(&args.target.vm)?.detach(&args.id)?;
+    let vm = Vm::find(&args.target.vm)?;
+    if args.force || !vm.ask_to_eject(&args.id)? {
+        vm.detach(&args.id)?;
+        return Ok(0);
+    }
+    wait_for_eject(&vm, &args.id)
+}
+
+/// Waits until the guest has let go of a device.
+fn wait_for_eject(vm: &Vm, id: &str) -> Outcome {
+    let begin = Instant::now();
+    while vm.devices()?.iter().any(|device| device.id == id) {
+        if begin.elapsed() > EJECT_TIMEOUT {
+            let seconds = EJECT_TIMEOUT.as_secs();
+            let failure = Failure::tool(format!(
+                "the guest did not let go of {id} in {seconds} seconds"
+            ));
+            return Err(failure.hint("`v3 detach --force` takes it away whatever the guest does"));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
     Ok(0)
 }
 
@@ -164,6 +189,10 @@ fn addresses(region: &DeviceRegion) -> String {
     let space = match region.space {
         Space::Ports => "port",
         Space::Memory => "memory",
+        Space::Pci => {
+            let (slot, function) = (region.at >> 15 & 31, region.at >> 12 & 7);
+            return format!("pci {:02x}:{slot:02x}.{function}", region.at >> 20);
+        }
         Space::Other => "other",
     };
     let off = if region.on { "" } else { " (off)" };

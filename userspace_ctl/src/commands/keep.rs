@@ -254,6 +254,7 @@ fn attach(
         kind,
         id: Some(id),
         port: device.port,
+        slot: device.slot,
         descriptors: &far.descriptors,
     };
     if let Err(error) = vm.attach(&wanted) {

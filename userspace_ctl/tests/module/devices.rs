@@ -28,6 +28,7 @@ fn attach(vm: &Vm, descriptors: &[(OwnedFd, Role)]) -> Result<String, Error> {
         kind: "serial",
         id: None,
         port: Some(0x3e8),
+        slot: None,
         descriptors,
     })
 }
@@ -560,6 +561,7 @@ fn bad_calls_about_devices_are_refused() {
         kind: "serial",
         id: Some("com3"),
         port: None,
+        slot: None,
         descriptors: &[(again, Role::Both)],
     };
     match vm.attach(&wanted) {

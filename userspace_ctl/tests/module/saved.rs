@@ -158,6 +158,7 @@ fn another_machine_is_refused_by_name() {
         kind: "serial",
         id: Some("extra"),
         port: None,
+        slot: None,
         descriptors: &[],
     })
     .unwrap();

@@ -22,6 +22,7 @@ mod modes;
 mod mp_table;
 mod noise;
 pub mod pc;
+mod pci;
 mod pvclock;
 mod rtc;
 mod shadows;
@@ -56,6 +57,7 @@ pub static ALL: &[&[Test]] = &[
     pc::TESTS,
     memory_control::TESTS,
     dma::TESTS,
+    pci::TESTS,
     modes::TESTS,
     mp_table::TESTS,
     smp::TESTS,

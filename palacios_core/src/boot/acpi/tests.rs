@@ -67,7 +67,10 @@ fn all_checksums_hold() {
             .iter()
             .map(|table| std::str::from_utf8(&table[..4]).unwrap())
             .collect();
-        assert_eq!(names, ["RSDT", "XSDT", "FACP", "APIC", "HPET", "DSDT"]);
+        assert_eq!(
+            names,
+            ["RSDT", "XSDT", "FACP", "APIC", "HPET", "MCFG", "DSDT"]
+        );
         assert!(all.iter().all(|table| sum(table) == 0));
         assert_eq!(all[2].len(), 276);
     }
@@ -110,6 +113,18 @@ fn the_reference_compiler_agrees() {
     std::fs::remove_dir_all(&dir).unwrap();
     for wanted in [
         "Device (COM4)",
+        "Device (LNKD)",
+        "EisaId (\"PNP0A03\")",
+        "EisaId (\"PNP0C0F\")",
+        "Name (_ADR, 0x001F0000)",
+        "Method (_EJ0, 1, Serialized)",
+        "Notify (SL02, One)",
+        "Notify (SL1F, 0x03)",
+        "GPE0 Block Address : 0000AFE0",
+        "Base Address : 00000000F0000000",
+        "0xC0000000,         // Range Minimum",
+        "0x0000000800000000, // Range Minimum",
+        "0xF0000000,         // Address Base",
         "EisaId (\"PNP0501\")",
         "EisaId (\"PNP0B00\")",
         "0x02E8,             // Range Minimum",

@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::{Bus, DeviceInfo, Slot};
-use crate::devices;
 use crate::devices::device::Device;
+use crate::devices::pci::Bdf;
+use crate::devices::{self, Kind};
 use crate::host::{Host, Lock};
 use crate::names::DeviceId;
 use crate::sections::{self, Section, SectionName};
@@ -13,12 +14,16 @@ use alloc::vec::Vec;
 
 /// What stands before a device's name in the path of its section.
 const DEVICE_PATH: &str = "device/";
+/// The section of the address register of PCI.
+pub const PCI_PATH: &str = "pci";
+/// Its kind.
+pub const PCI_KIND: &str = "address";
 const VERSION: u32 = 1;
 
 /// What stands before a device's own record.
 struct Head {
-    /// The first of its ports, if its kind may be at several places.
-    port: u16,
+    /// Its place: see [`place_of`].
+    place: u16,
     /// The doorbells that its worker has not heard yet.
     rung: u64,
 }
@@ -26,8 +31,8 @@ struct Head {
 impl Head {
     fn read(from: &mut StateReader<'_>) -> Result<Self, StateError> {
         from.version(VERSION)?;
-        let (port, rung) = (from.u16()?, from.u64()?);
-        Ok(Self { port, rung })
+        let (place, rung) = (from.u16()?, from.u64()?);
+        Ok(Self { place, rung })
     }
 }
 
@@ -40,6 +45,10 @@ pub struct SavedDevice<'a> {
     pub kind: &'a str,
     /// The first of its ports, if its kind may be at several places.
     pub port: Option<u16>,
+    /// Its slot of the PCI bus, if its kind may be in any.
+    pub slot: Option<u8>,
+    /// Its place: see [`place_of`].
+    pub place: Option<u16>,
 }
 
 impl<'a> SavedDevice<'a> {
@@ -49,25 +58,45 @@ impl<'a> SavedDevice<'a> {
             return Ok(None);
         };
         let head = Head::read(&mut StateReader::new(section.content))?;
+        let place = (head.place != 0).then_some(head.place);
+        let is_pci = kind_of(section.kind).is_some_and(|kind| kind.is_pci);
         Ok(Some(Self {
             id,
             kind: section.kind,
-            port: (head.port != 0).then_some(head.port),
+            port: place.filter(|_| !is_pci),
+            slot: place
+                .filter(|_| is_pci)
+                .map(|place| Bdf::of_bits(place).slot()),
+            place,
         }))
     }
 }
 
-/// The first port of a device whose kind may be at several places.
+fn kind_of(name: &str) -> Option<&'static Kind> {
+    devices::KINDS
+        .iter()
+        .copied()
+        .find(|kind| kind.name == name)
+}
+
+/// Where a device is whose kind may be at several places: its first port, or the number of its PCI function.
 pub fn place_of(device: &DeviceInfo) -> Option<u16> {
-    let kind = devices::KINDS.iter().find(|kind| kind.name == device.kind);
-    let has_places = kind.is_some_and(|kind| !kind.places.is_empty());
-    let first = device.regions.first().filter(|_| has_places);
-    first.and_then(|region| u16::try_from(region.at).ok())
+    let (kind, first) = (kind_of(device.kind)?, device.regions.first()?);
+    match kind.is_pci {
+        true => Bdf::of_region(first).map(Bdf::bits),
+        false if kind.places.is_empty() => None,
+        false => u16::try_from(first.at).ok(),
+    }
 }
 
 impl<H: Host> Bus<H> {
     /// Appends a section for each device, in the order in which they came. Their workers are at rest. *Thread.*
     pub fn save(&self, to: &mut Vec<u8>) -> Result<(), StateError> {
+        let path = SectionName::new(format_args!("{PCI_PATH}"));
+        sections::write_section(to, &path, PCI_KIND, |record| {
+            record.u32(VERSION)?;
+            record.u32(self.pci.address())
+        })?;
         for info in self.devices()? {
             let Some(slot) = self
                 .find(&info.name)
@@ -94,6 +123,12 @@ impl<H: Host> Bus<H> {
     /// # Errors
     /// What is wrong with the section. The device is as it was then, and others may have been restored.
     pub fn restore(&self, section: &Section<'_>) -> Result<(), StateError> {
+        if (section.path, section.kind) == (PCI_PATH, PCI_KIND) {
+            let mut from = StateReader::new(section.content);
+            from.version(VERSION)?;
+            self.pci.set_address(from.u32()?);
+            return from.end("pci.end");
+        }
         let name = section.path.strip_prefix(DEVICE_PATH);
         let found = name
             .and_then(DeviceId::new)

@@ -242,6 +242,7 @@ struct SharedLine {
 }
 
 impl InterruptLines for SharedLine {
+    fn route_wire(&self, _: usize, _: Option<u8>) {}
     fn raise(&self, number: u32) {
         self.chipset.borrow_mut().raise(number, self);
     }
