@@ -11,6 +11,7 @@ pub mod emulator;
 pub mod image;
 mod inputs;
 pub mod kept;
+pub mod pci;
 pub mod state;
 pub mod uart;
 pub mod virtio_blk;
@@ -20,12 +21,13 @@ pub use inputs::Inputs;
 use std::path::Path;
 
 /// All targets, by name.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     apic::TARGET,
     devices::TARGET,
     emulator::TARGET,
     image::TARGET,
     kept::TARGET,
+    pci::TARGET,
     state::TARGET,
     uart::TARGET,
     virtio_blk::TARGET,

@@ -97,6 +97,7 @@ tests!(
     emulator,
     image,
     kept,
+    pci,
     state,
     uart,
     virtio_blk,

@@ -819,6 +819,18 @@ guest! {
 }
 
 guest! {
+    /// Ejects each PCI device that its owner wants.
+    pub fn ejects =
+    "2: mov dx, 0xae04"
+    "in eax, dx"
+    "test eax, eax"
+    "jz 2b"
+    "mov dx, 0xae08"
+    "out dx, eax"
+    "jmp 2b"
+}
+
+guest! {
     /// Sleeps for ever.
     pub fn sleep =
     "2: cli"

@@ -113,7 +113,7 @@ fn isa_bridge(t: &mut Table, machine: &Machine<'_>) {
         1,
         &REGISTERS,
     );
-    for ((name, register), uid) in LINKS.into_iter().zip(REGISTERS).zip(1..) {
+    for ((name, register), uid) in LINKS.into_iter().zip(REGISTERS).zip(1..=4) {
         t.device(name, |t| link(t, register, uid));
     }
     let acpi = |described: ImageDevice<'_>| (described.kind.acpi)(described.place?);

@@ -129,12 +129,13 @@ impl Config {
         self.put(register::STATUS, &[bits]);
         self.link = at.wrapping_add(1);
         // Behind the last byte there is no room: what is not a multiple of 4 says so.
-        self.free = u8::try_from(end.next_multiple_of(4)).unwrap_or(1);
+        self.free = u8::try_from(end.wrapping_add(3) & !3).unwrap_or(1);
         Some(at)
     }
 
     fn from(&mut self, at: u8) -> impl Iterator<Item = &mut Byte> {
-        self.bytes.iter_mut().skip(at.into())
+        let behind = self.bytes.get_mut(usize::from(at)..);
+        behind.unwrap_or_default().iter_mut()
     }
 
     /// The byte at `at`.

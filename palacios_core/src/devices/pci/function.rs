@@ -315,16 +315,16 @@ impl<D: PciDevice> Timed for Function<D> {
 
 impl<D: PciDevice> Work for Function<D> {
     fn step(&mut self, rung: u64) -> Step {
-        let doorbells = (1u32..)
-            .zip(&self.pieces)
-            .filter(|(_, piece)| piece.is_doorbell);
-        let bit = |region: u32| rung.wrapping_shr(region) & 1;
-        let rung = doorbells
-            .zip(0u32..)
-            .fold(0, |bits, ((region, _), number)| {
-                bits | bit(region).wrapping_shl(number)
-            });
-        self.device.step(&mut self.wires, rung)
+        // Regions are numbered, and so are doorbells.
+        let (mut region, mut number, mut bells) = (1u32, 0u32, 0u64);
+        for piece in &self.pieces {
+            if piece.is_doorbell {
+                bells |= (rung.wrapping_shr(region) & 1).wrapping_shl(number);
+                number = number.wrapping_add(1);
+            }
+            region = region.wrapping_add(1);
+        }
+        self.device.step(&mut self.wires, bells)
     }
     fn is_at_rest(&self) -> bool {
         self.device.is_at_rest()

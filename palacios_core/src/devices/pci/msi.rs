@@ -113,7 +113,7 @@ impl Msi {
 
 /// Copies what fits.
 fn put(to: &mut [u8], at: usize, from: &[u8]) {
-    for (to, from) in to.iter_mut().skip(at).zip(from) {
+    for (to, from) in to.get_mut(at..).unwrap_or_default().iter_mut().zip(from) {
         *to = *from;
     }
 }

@@ -143,9 +143,9 @@ impl MsiX {
         let first = offset
             .wrapping_sub(pending_at(self.table.len() as u16))
             .wrapping_mul(8);
-        let entries = self.table.iter().skip(first as usize).take(32);
-        entries.zip(0..32u32).fold(0, |bits, (entry, bit)| {
-            bits | u32::from(entry.pending) << bit
+        let behind = self.table.get(first as usize..).unwrap_or_default();
+        behind.iter().zip(0..32u32).fold(0, |bits, (entry, bit)| {
+            bits | u32::from(entry.pending).wrapping_shl(bit)
         })
     }
 
