@@ -17,14 +17,16 @@ soon() {
 says() { grep -qE "^guest: $1" log; }
 none_says() { ! grep -E "$1" log; }
 
-# In the guest: `pci WHEN` lists the bus. `worries` lists what the kernel has to say of PCI and ACPI that is a warning or worse.
+# In the guest: `pci WHEN` lists the bus. `worries` lists what the kernel has to say of PCI and ACPI that is a warning or worse; that ACPI names no
+# processor speeds is not about this. A device is in sysfs before it has addresses.
 functions() {
 	cat <<'SH'
 pci() { for d in /sys/bus/pci/devices/*; do echo "guest: $1 ${d##*/} $(cat $d/vendor) $(cat $d/device) irq $(cat $d/irq)"; done; echo "guest: $1 end"; }
-worries() { dmesg -r | grep '^<[0-4]>' | grep -iE 'pci|acpi|mmconfig|ecam|irq' | sed 's/^/guest: worry /'; echo "guest: worries end"; }
+worries() { dmesg -r | grep '^<[0-4]>' | grep -iE 'pci|acpi|mmconfig|ecam|irq' | grep -v amd_pstate | sed 's/^/guest: worry /'; echo "guest: worries end"; }
 ecam() { dmesg | grep -iE 'mmconfig|ecam' | sed 's/^/guest: ecam /'; echo "guest: ecam end"; }
 bar() { read -r from to flags </sys/bus/pci/devices/$2/resource; echo "guest: $1 $2 $from $to"; }
-comes() { until [ -e /sys/bus/pci/devices/$2 ]; do sleep 0.1; done; bar came-$1 $2; }
+placed() { [ -e /sys/bus/pci/devices/$1 ] && read -r from to flags </sys/bus/pci/devices/$1/resource && [ $((from)) != 0 ]; }
+comes() { until placed $2; do sleep 0.1; done; bar came-$1 $2; }
 goes() { while [ -e /sys/bus/pci/devices/$2 ]; do sleep 0.1; done; echo "guest: gone-$1 $2"; }
 SH
 }

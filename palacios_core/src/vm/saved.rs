@@ -31,6 +31,7 @@ const INTERRUPTS: &str = "interrupts";
 /// Of no section: where the list of devices could not be made.
 const DEVICES: &str = "device";
 const VCPU_PATH: &str = "vcpu/";
+/// The second one has a PCI bus, and says what XSAVE stores where.
 const VERSION: u32 = 2;
 /// A machine has fewer.
 const MOST_SECTIONS: usize = 4096;
