@@ -83,7 +83,7 @@ fn take(bus: &Bus<TestHost>, step: &Step) {
     };
     match step[0] & 1 {
         0 => {
-            let _ = bus.answers_in_window(&mut None, access);
+            let _ = bus.answerer_in_window(&mut None, access);
             let _ = bus.read(&mut None, access);
         }
         _ => write(bus, access, value << (step[2] & 0xc) * 2),

@@ -298,7 +298,7 @@ fn a_worker_rests_with_the_machine<B: TestBackend>() {
     });
 }
 
-/// Rings of four threads, while the device comes and goes.
+/// Rings of four threads, while the device comes and goes. They leave the worker its turns, however few CPUs there are.
 fn doorbells_in_a_storm<B: TestBackend>() {
     on_vm::<B>(guests::spin(&[]), |vm| {
         let ended = AtomicBool::new(false);
@@ -307,15 +307,16 @@ fn doorbells_in_a_storm<B: TestBackend>() {
                 scope.spawn(|| {
                     while !ended.load(Ordering::SeqCst) {
                         out(vm, 0x2080, 1, 0);
+                        thread::yield_now();
                     }
                 });
             }
+            let _ends = Ends(&ended);
             for _ in 0..50 {
                 attach_dma(vm).unwrap();
                 vm.wait_until(|| copies(vm) & 0xff_ffff > 3);
                 vm.detach(&DMA).unwrap();
             }
-            ended.store(true, Ordering::SeqCst);
         });
     });
 }
