@@ -86,7 +86,7 @@ fn take(bus: &Bus<TestHost>, step: &Step) {
             let _ = bus.answerer_in_window(&mut None, access);
             let _ = bus.read(&mut None, access);
         }
-        _ => write(bus, access, value << (step[2] & 0xc) * 2),
+        _ => write(bus, access, value << ((step[2] & 0xc) * 2)),
     }
 }
 
