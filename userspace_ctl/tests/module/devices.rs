@@ -640,7 +640,7 @@ fn v3_attaches_and_says_what_is_wrong() {
     let (code, out, _) = ran("devices attached");
     assert_eq!(code, 0);
     assert!(
-        out.ends_with("\nmine      serial    yes        ports 0x2f8-0x2ff\n"),
+        out.ends_with("\nmine         serial       yes        ports 0x2f8-0x2ff\n"),
         "{out}"
     );
     drop(vm);
