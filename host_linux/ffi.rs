@@ -56,6 +56,7 @@ pub(crate) const THIS_MODULE: *mut bindings::module = (&raw const __this_module)
 extern "C" {
     static __this_module: Opaque<bindings::module>;
 
+    pub(crate) fn v3vee_random(to: *mut c_void, bytes: usize) -> bool;
     pub(crate) fn v3vee_pages_alloc(order: u32, below_4g: bool, node: i32) -> *mut c_void;
     pub(crate) fn v3vee_can_spare(count: usize) -> bool;
     pub(crate) fn v3vee_ram_alloc(order: u32, zero: bool) -> *mut c_void;

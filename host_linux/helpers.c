@@ -14,6 +14,7 @@
 #include <linux/module.h>
 #include <linux/nodemask.h>
 #include <linux/poll.h>
+#include <linux/random.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/sched/isolation.h>
@@ -66,6 +67,16 @@ bool v3vee_can_spare(unsigned long count)
 	long available = si_mem_available();
 
 	return available > 0 && available >= reserve && available - reserve >= count;
+}
+
+/* Fills memory with random bytes; not before the kernel has gathered enough to begin with. */
+bool v3vee_random(void *to, size_t bytes);
+bool v3vee_random(void *to, size_t bytes)
+{
+	if (!rng_is_initialized())
+		return false;
+	get_random_bytes(to, bytes);
+	return true;
 }
 
 /*

@@ -123,6 +123,11 @@ impl Host for Linux {
         SpinLock::new(class, value)
     }
 
+    fn random(&self, buf: &mut [u8]) -> bool {
+        // SAFETY: As many bytes as there are; thread context.
+        unsafe { ffi::v3vee_random(buf.as_mut_ptr().cast(), buf.len()) }
+    }
+
     fn log(&self, level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>) {
         match scope {
             Scope::Vmm => print(level, line),

@@ -107,6 +107,11 @@ pub trait Host: Clone + Send + Sync + 'static {
 
     // Log
 
+    /// Fills `buf` with random bytes that nobody can foretell. `false`: there are none now, or never, as in a host that has no source of
+    /// them. It never waits. *Thread.*
+    fn random(&self, _buf: &mut [u8]) -> bool {
+        false
+    }
     /// One line of log. *Any*, but never on the path of an exit.
     fn log(&self, level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>);
 }

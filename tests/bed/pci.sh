@@ -3,17 +3,7 @@
 # bed: --machines svm,vtx --timeout 900
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
 # bed test: --kernel stock
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects files; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
-soon() {
-	tries=0
-	until "$@"; do
-		tries=$((tries + 1))
-		[ $tries -lt 600 ] || { echo "never: $*"; return 1; }
-		sleep 0.2
-	done
-}
+. ./common.sh
 says() { grep -qE "^guest: $1" log; }
 none_says() { ! grep -E "$1" log; }
 
@@ -43,6 +33,7 @@ TOML
 	v3 build linux.toml -o linux.img
 	v3 create linux.img >/dev/null
 	check "$series: a device is attached before the guest starts" [ "$(v3 attach linux example-rng --slot 4)" = example-rng ]
+	check "$series: and a random-number generator of virtio" [ "$(v3 attach linux rng --slot 5)" = rng ]
 	rm -f keys log
 	mkfifo keys
 	v3 stream linux com1 <keys >log 2>&1 &
@@ -53,7 +44,7 @@ TOML
 	functions >&3
 	echo 'pci first; ecam; bar first-bar 0000:00:04.0; worries' >&3
 	soon says "worries end"
-	for line in "0000:00:00.0 0x8086 0x1237" "0000:00:01.0 0x8086 0x7000" "0000:00:01.3 0x8086 0x7113" "0000:00:04.0 0x1234 0x7633 irq 10"; do
+	for line in "0000:00:00.0 0x8086 0x1237" "0000:00:01.0 0x8086 0x7000" "0000:00:01.3 0x8086 0x7113" "0000:00:04.0 0x1234 0x7633 irq 10" "0000:00:05.0 0x1af4 0x1005"; do
 		check "$series: it finds $line" says "first $line"
 	done
 	check "$series: it uses the ECAM window" says "ecam .*(0xf0000000|f0000000)"

@@ -503,7 +503,7 @@ struct v3_pci_options {
  * @descriptor_count: Descriptors there, at most V3_MAX_DESCRIPTORS.
  * @message_len: Length of the buffer in bytes, as in struct v3_create.
  * @flags: Zero.
- * @kind: The kind of the device: "serial", "example-rng".
+ * @kind: The kind of the device: "serial", "rng", "example-rng".
  * @id: In: what the device is to be known by: 1 to 31 of the characters A-Z a-z
  *	0-9 . _ -; or empty, and the VM chooses. Out: what it is known by.
  */

@@ -7,7 +7,7 @@ use crate::addr::{Gpa, NotRam};
 use crate::alloc_ext::NoMemory;
 use crate::interfaces::{
     Clock, DmaMemory, GuestMemory, InterruptLines, MemoryControl, MsiSender, PinError,
-    PinnedMemory, PowerSink,
+    PinnedMemory, PowerSink, RandomSource,
 };
 use alloc::boxed::Box;
 
@@ -25,6 +25,8 @@ pub trait Links {
     fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory>;
     /// The guest's memory.
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory>;
+    /// Random numbers of the host's.
+    fn random(&self) -> Result<Box<dyn RandomSource>, NoMemory>;
     /// What is where in the guest's memory.
     fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory>;
 

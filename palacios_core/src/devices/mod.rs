@@ -56,6 +56,7 @@ pub static KINDS: &[&Kind] = &[
     &pci::hotplug::KIND,
     &pci::pm::KIND,
     &example_rng::KIND,
+    &virtio::rng::KIND,
 ];
 
 /// The kinds of which devices can be attached to a machine that exists.

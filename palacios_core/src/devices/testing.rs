@@ -8,7 +8,7 @@ use crate::addr::{Gpa, Hpa, NotRam, PAGE_SIZE};
 use crate::alloc_ext::NoMemory;
 use crate::interfaces::{
     Clock, DmaMemory, GuestMemory, InterruptLines, LogError, MemoryControl, Msi, MsiSender,
-    PinError, PinnedMemory, PowerRequest, PowerSink,
+    PinError, PinnedMemory, PowerRequest, PowerSink, RandomSource,
 };
 use crate::regions::Change;
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -189,6 +189,14 @@ impl TestMachine {
     }
 }
 
+impl RandomSource for TestMachine {
+    /// No surprise.
+    fn fill(&mut self, buf: &mut [u8]) -> bool {
+        buf.fill(0x11);
+        true
+    }
+}
+
 impl Links for TestMachine {
     fn clock(&self) -> Result<Box<dyn Clock>, NoMemory> {
         Ok(Box::new(self.clone()))
@@ -206,6 +214,9 @@ impl Links for TestMachine {
         Ok(Box::new(self.clone()))
     }
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
+        Ok(Box::new(self.clone()))
+    }
+    fn random(&self) -> Result<Box<dyn RandomSource>, NoMemory> {
         Ok(Box::new(self.clone()))
     }
     fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {

@@ -10,7 +10,7 @@ use crate::devices::{IoRegion, WindowDevice};
 use crate::host::Host;
 use crate::interfaces::{
     Clock, DmaMemory, GuestMemory, InterruptLines, LogError, MemoryControl, Msi, MsiSender,
-    PinError, PinnedMemory, PowerRequest, PowerSink,
+    PinError, PinnedMemory, PowerRequest, PowerSink, RandomSource,
 };
 use crate::interrupts::chipset;
 use crate::interrupts::msi;
@@ -45,6 +45,9 @@ impl<H: Host> Links for BoardLink<H> {
         Ok(self.boxed()?)
     }
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
+        Ok(self.boxed()?)
+    }
+    fn random(&self) -> Result<Box<dyn RandomSource>, NoMemory> {
         Ok(self.boxed()?)
     }
     fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
@@ -149,6 +152,12 @@ impl<H: Host> PinnedMemory for Pin<H, BoardMemory<H>> {
     }
     fn write(&self, at: u64, data: &[u8]) -> bool {
         Pin::write(self, at, data)
+    }
+}
+
+impl<H: Host> RandomSource for BoardLink<H> {
+    fn fill(&mut self, buf: &mut [u8]) -> bool {
+        self.0.host().random(buf)
     }
 }
 

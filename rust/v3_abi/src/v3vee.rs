@@ -574,7 +574,7 @@ pub struct v3_attach {
     pub message_len: __u32,
     /// Zero.
     pub flags: __u32,
-    /// The kind of the device: "serial", "example-rng".
+    /// The kind of the device: "serial", "rng", "example-rng".
     pub kind: [crate::ctypes::c_char; 32usize],
     /// In: what the device is to be known by: 1 to 31 of the characters A-Z a-z
     /// 0-9 . _ -; or empty, and the VM chooses. Out: what it is known by.

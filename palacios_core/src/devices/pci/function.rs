@@ -18,6 +18,7 @@ use super::Bdf;
 use crate::alloc_ext::{try_box, NoMemory, TryPush};
 use crate::devices::links::Links;
 use crate::devices::{Device, IoRegion, Request, Resources, Step, Timed, Work};
+use crate::interfaces::Wakers;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -61,9 +62,17 @@ pub trait PciDevice: Send {
     fn has_work(&self) -> bool {
         false
     }
+    /// As [`Work::begin`].
+    fn begin(&mut self, _wakers: &dyn Wakers) -> Result<(), NoMemory> {
+        Ok(())
+    }
     /// As [`Work::step`]. Doorbells are numbered from 0 in the order of their registers.
     fn step(&mut self, _wires: &mut Wires, _rung: u64) -> Step {
         Step::Idle
+    }
+    /// As [`Work::finish`].
+    fn finish(&mut self, wires: &mut Wires) -> Step {
+        self.step(wires, 0)
     }
     /// As [`Work::is_at_rest`].
     fn is_at_rest(&self) -> bool {
@@ -314,6 +323,9 @@ impl<D: PciDevice> Timed for Function<D> {
 }
 
 impl<D: PciDevice> Work for Function<D> {
+    fn begin(&mut self, wakers: &dyn Wakers) -> Result<(), NoMemory> {
+        self.device.begin(wakers)
+    }
     fn step(&mut self, rung: u64) -> Step {
         // Regions are numbered, and so are doorbells.
         let (mut region, mut number, mut bells) = (1u32, 0u32, 0u64);
@@ -325,6 +337,9 @@ impl<D: PciDevice> Work for Function<D> {
             region = region.wrapping_add(1);
         }
         self.device.step(&mut self.wires, bells)
+    }
+    fn finish(&mut self) -> Step {
+        self.device.finish(&mut self.wires)
     }
     fn is_at_rest(&self) -> bool {
         self.device.is_at_rest()

@@ -13,10 +13,12 @@ pub mod driver;
 mod error;
 pub mod legacy;
 pub mod modern;
+pub mod pci;
 pub mod queue;
 pub mod rng;
 mod transport;
 
 pub use contract::{DeviceType, InterruptSink, Rings, VirtioDevice};
 pub use error::QueueError;
+pub use pci::VirtioPci;
 pub use transport::{feature, status, Virtio};

@@ -388,6 +388,9 @@ impl Links for LateOffer {
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
         self.machine.memory()
     }
+    fn random(&self) -> Result<Box<dyn crate::interfaces::RandomSource>, NoMemory> {
+        self.machine.random()
+    }
     fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
         self.machine.memory_control()
     }

@@ -5,11 +5,27 @@
 use super::chain::{copy_in, total_bytes, Chain};
 use super::contract::{DeviceType, Rings, VirtioDevice};
 use super::error::QueueError;
-use crate::alloc_ext::NoMemory;
+use super::pci::VirtioPci;
+use crate::alloc_ext::{try_box, NoMemory};
+use crate::devices::kind::{Kind, Machines};
+use crate::devices::pci::Function;
 use crate::devices::Step;
 use crate::interfaces::RandomSource;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
+
+/// How machines come to have one.
+pub static KIND: Kind = Kind {
+    name: "rng",
+    machines: Machines::Described("v3vee,virtio-rng"),
+    is_pci: true,
+    make: |wanted| {
+        let rng = try_box(Rng::new(wanted.links.random()?)?)?;
+        let function = VirtioPci::new(KIND.name, rng, wanted.links)?;
+        Function::boxed(wanted, function)
+    },
+    ..Kind::OF_EVERY_PC
+};
 
 const STATE_VERSION: u32 = 1;
 const QUEUE: u16 = 0;

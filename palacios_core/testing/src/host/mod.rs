@@ -529,6 +529,12 @@ impl Host for TestHost {
         self.object(|| TestLock::new(self.0.clone(), class, value))
     }
 
+    fn random(&self, buf: &mut [u8]) -> bool {
+        here::may_sleep("random");
+        buf.fill(0x11);
+        true
+    }
+
     fn log(&self, level: Level, scope: Scope<'_>, line: fmt::Arguments<'_>) {
         heap::exempt(|| {
             let scope = match scope {

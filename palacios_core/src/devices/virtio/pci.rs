@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A virtio device as a PCI function (virtio 1.2: 4.1), for drivers of version 1 and of version 0.9.
+//!
+//! | base address register | what |
+//! | --- | --- |
+//! | 0 | ports: the registers of version 0.9, with their doorbell |
+//! | 1 | memory: the table of MSI-X, by which each queue has a vector of its own, and changes of the configuration have one |
+//! | 2 | memory: common configuration, interrupt status, the device's configuration |
+//! | 4 | ports: a doorbell for each queue. An `OUT` says itself what it writes, so it is settled without a look at the instruction |
+#![forbid(unsafe_code)]
+
+use super::contract::{DeviceType, InterruptSink, VirtioDevice};
+use super::queue::NO_VECTOR;
+use super::{legacy, modern, Virtio};
+use crate::alloc_ext::NoMemory;
+use crate::devices::links::Links;
+use crate::devices::pci::config::Config;
+use crate::devices::pci::{Bar, Description, Ids, PciDevice, Wires};
+use crate::devices::Step;
+use crate::interfaces::Wakers;
+use crate::state_io::{StateError, StateReader, StateWriter};
+use alloc::boxed::Box;
+
+/// Who made it.
+const VENDOR: u16 = 0x1af4;
+/// The id of a capability that is its vendor's own (PCI 3.0: appendix H).
+const VENDOR_CAPABILITY: u8 = 0x09;
+/// Bytes of such a capability, with its id and link (virtio 1.2: 4.1.4).
+const CAPABILITY_BYTES: u8 = 16;
+
+/// The most queues; each has a doorbell.
+const MAX_QUEUES: u16 = 16;
+/// How far doorbells are apart.
+const DOORBELL_BYTES: u32 = 4;
+const DOORBELLS: [(u64, u64); MAX_QUEUES as usize] = {
+    let mut all = [(0, 0); MAX_QUEUES as usize];
+    let mut number = 0;
+    while number < all.len() {
+        all[number] = (number as u64 * DOORBELL_BYTES as u64, DOORBELL_BYTES as u64);
+        number += 1;
+    }
+    all
+};
+
+const LEGACY: usize = 0;
+const TABLE: u8 = 1;
+const MODERN: usize = 2;
+const NOTIFY: usize = 4;
+
+/// Where things are in the memory of [`MODERN`].
+const ISR_AT: u64 = 0x1000;
+const DEVICE_AT: u64 = 0x2000;
+const MODERN_BYTES: u32 = 0x4000;
+/// Of the device's configuration. No device's is longer.
+const DEVICE_BYTES: u32 = 0x1000;
+/// Ports of [`LEGACY`]: the registers, and the beginning of the device's configuration.
+const LEGACY_PORTS: u16 = 128;
+
+/// What a capability leads to (virtio 1.2: 4.1.4).
+mod leads_to {
+    pub const COMMON: u8 = 1;
+    pub const NOTIFY: u8 = 2;
+    pub const ISR: u8 = 3;
+    pub const DEVICE: u8 = 4;
+}
+
+/// A virtio device on PCI.
+pub struct VirtioPci {
+    virtio: Virtio,
+    name: &'static str,
+}
+
+impl VirtioPci {
+    /// With no driver. `name`: of its kind.
+    pub fn new(
+        name: &'static str,
+        device: Box<dyn VirtioDevice>,
+        links: &dyn Links,
+    ) -> Result<Self, NoMemory> {
+        let vectors = vectors(device.as_ref());
+        let virtio = Virtio::new(device, links, vectors)?;
+        Ok(Self { virtio, name })
+    }
+
+    /// The device.
+    pub fn virtio(&mut self) -> &mut Virtio {
+        &mut self.virtio
+    }
+
+    /// The queues whose doorbells rang. The first one is of version 0.9, whose value says which queue, and is not kept: it may be any.
+    fn notify(&mut self, rung: u64) {
+        let queues = match rung & 1 {
+            0 => rung >> 1,
+            _ => u64::MAX,
+        };
+        self.virtio.notify(queues);
+    }
+}
+
+/// One for each queue, and one for changes of the configuration.
+fn vectors(device: &dyn VirtioDevice) -> u16 {
+    device.queue_count().min(MAX_QUEUES).saturating_add(1)
+}
+
+/// Where its interrupts go. Messages have a vector each; without messages the pin is what the interrupt status says.
+struct Sink<'a>(&'a mut Wires);
+
+impl InterruptSink for Sink<'_> {
+    fn message(&mut self, vector: u16) {
+        if vector != NO_VECTOR && self.0.uses_messages() {
+            self.0.interrupt(vector);
+        }
+    }
+    fn line(&mut self, high: bool) {
+        match high && !self.0.uses_messages() {
+            true => self.0.interrupt(0),
+            false => self.0.acknowledge(),
+        }
+    }
+}
+
+/// The class of a device, for those who know nothing of virtio (PCI Code and ID Assignment 1.11: 1).
+const fn class(of: DeviceType) -> u32 {
+    match of {
+        DeviceType::Block => 0x01_0000,
+        DeviceType::Entropy => 0xff_0000,
+    }
+}
+
+/// The device ids of version 0.9 do not follow the types (virtio 1.2: 4.1.2.1).
+const fn transitional_id(of: DeviceType) -> u16 {
+    match of {
+        DeviceType::Block => 0x1001,
+        DeviceType::Entropy => 0x1005,
+    }
+}
+
+/// Adds a capability that leads to `bytes` at `offset` of a base address register. `more` is behind that.
+fn lead(config: &mut Config, to: u8, bar: usize, (offset, bytes): (u32, u32), more: &[u8]) {
+    let mut body = [0; CAPABILITY_BYTES as usize + 2];
+    let length = usize::from(CAPABILITY_BYTES).wrapping_sub(2);
+    let [o0, o1, o2, o3] = offset.to_le_bytes();
+    let [b0, b1, b2, b3] = bytes.to_le_bytes();
+    let whole = CAPABILITY_BYTES.wrapping_add(more.len() as u8);
+    let fields = [
+        whole, to, bar as u8, 0, 0, 0, o0, o1, o2, o3, b0, b1, b2, b3,
+    ];
+    let all = fields.iter().chain(more);
+    body.iter_mut()
+        .zip(all)
+        .for_each(|(byte, value)| *byte = *value);
+    let used = length.saturating_add(more.len());
+    config.add_capability(VENDOR_CAPABILITY, body.get(..used).unwrap_or_default(), &[]);
+}
+
+impl PciDevice for VirtioPci {
+    fn description(&self) -> Description {
+        let of = self.virtio.device().device_type();
+        let ids = Ids {
+            subsystem: of as u16,
+            ..Ids::new(VENDOR, transitional_id(of), class(of), 0)
+        };
+        let mut description = Description::new(self.name, ids);
+        description.bars = [
+            Bar::ports(LEGACY_PORTS).with_doorbells(&[(legacy::NOTIFY, 2)]),
+            Bar::NONE,
+            Bar::memory(MODERN_BYTES),
+            Bar::NONE,
+            Bar::ports(MAX_QUEUES * DOORBELL_BYTES as u16).with_doorbells(&DOORBELLS),
+            Bar::NONE,
+        ];
+        description.msix = Some((vectors(self.virtio.device()), TABLE));
+        description
+    }
+    fn prepare(&mut self, config: &mut Config) {
+        let common = (0, modern::BYTES as u32);
+        let doorbells = (0, u32::from(MAX_QUEUES) * DOORBELL_BYTES);
+        let device = (DEVICE_AT as u32, DEVICE_BYTES);
+        let multiplier = DOORBELL_BYTES.to_le_bytes();
+        lead(config, leads_to::COMMON, MODERN, common, &[]);
+        lead(config, leads_to::NOTIFY, NOTIFY, doorbells, &multiplier);
+        lead(config, leads_to::ISR, MODERN, (ISR_AT as u32, 1), &[]);
+        lead(config, leads_to::DEVICE, MODERN, device, &[]);
+    }
+    fn reset(&mut self, _: &mut Wires) {
+        self.virtio.reset();
+    }
+    fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        self.virtio.save(to)
+    }
+    fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError> {
+        self.virtio.restore(from)
+    }
+
+    fn read(&mut self, wires: &mut Wires, bar: usize, offset: u64, size: u8) -> u64 {
+        match bar {
+            LEGACY => {
+                let has_msix = wires.uses_messages();
+                legacy::read(&mut self.virtio, has_msix, offset, size, &mut Sink(wires))
+            }
+            MODERN if offset < ISR_AT => modern::read(&self.virtio, offset, size),
+            MODERN if offset < DEVICE_AT => match offset {
+                ISR_AT => self.virtio.take_isr(&mut Sink(wires)).into(),
+                _ => 0,
+            },
+            MODERN => self
+                .virtio
+                .read_config(offset.wrapping_sub(DEVICE_AT), size),
+            _ => 0,
+        }
+    }
+    fn write(&mut self, wires: &mut Wires, bar: usize, offset: u64, size: u8, value: u64) {
+        match bar {
+            LEGACY => {
+                let has_msix = wires.uses_messages();
+                let sink = &mut Sink(wires);
+                legacy::write(&mut self.virtio, has_msix, offset, size, value, sink);
+            }
+            MODERN if offset < ISR_AT => {
+                modern::write(&mut self.virtio, offset, size, value, &mut Sink(wires));
+            }
+            MODERN if offset >= DEVICE_AT => {
+                let offset = offset.wrapping_sub(DEVICE_AT);
+                self.virtio.write_config(offset, size, value);
+            }
+            _ => {}
+        }
+    }
+    fn configured(&mut self, wires: &mut Wires) {
+        self.virtio.set_dma_open(wires.dma().is_open());
+        let high = self.virtio.line();
+        Sink(wires).line(high);
+    }
+
+    fn begin(&mut self, wakers: &dyn Wakers) -> Result<(), NoMemory> {
+        self.virtio.begin(wakers)
+    }
+    fn step(&mut self, wires: &mut Wires, rung: u64) -> Step {
+        self.notify(rung);
+        self.virtio.step(&mut Sink(wires))
+    }
+    fn finish(&mut self, wires: &mut Wires) -> Step {
+        self.virtio.finish(&mut Sink(wires))
+    }
+    fn is_at_rest(&self) -> bool {
+        self.virtio.is_at_rest()
+    }
+}
+
+#[cfg(test)]
+#[path = "pci_tests.rs"]
+mod tests;
