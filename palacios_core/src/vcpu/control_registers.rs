@@ -137,8 +137,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let bits = self.msrs.backend().physical_bits;
         let too_high = u64::MAX.checked_shl(bits.into()).unwrap_or(0);
         let mut entries = [0; 4];
-        for (entry, at) in entries.iter_mut().zip((cr3 & 0xffff_ffe0..).step_by(8)) {
-            *entry = tables.read_table(Gpa(at))?;
+        let table = Gpa(cr3 & 0xffff_ffe0);
+        for (entry, offset) in entries.iter_mut().zip([0, 8, 16, 24]) {
+            *entry = tables.read_table(table.wrapping_add(offset))?;
             if *entry & PRESENT != 0 && *entry & (RESERVED | too_high) != 0 {
                 return Err(Exception::general_protection(0).into());
             }
