@@ -83,7 +83,11 @@ fn id_of(bytes: &[u8]) -> Option<DeviceId> {
 /// The port that the options of a serial port ask for.
 fn serial_port(attach: &abi::v3_attach) -> Result<Option<u16>, DeviceRefusal> {
     let options: abi::v3_serial_options = read_options(attach)?;
-    check_options(attach, options.size, (options.version, abi::V3_SERIAL_VERSION))?;
+    check_options(
+        attach,
+        options.size,
+        (options.version, abi::V3_SERIAL_VERSION),
+    )?;
     if options.pad != 0 {
         return Err(DeviceRefusal::NotZero);
     }

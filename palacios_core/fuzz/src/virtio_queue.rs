@@ -109,6 +109,9 @@ impl Links for Racing {
     fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
         Ok(Box::new(self.clone()))
     }
+    fn random(&self) -> Result<Box<dyn palacios_core::interfaces::RandomSource>, NoMemory> {
+        self.machine.random()
+    }
     fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
         self.machine.memory_control()
     }

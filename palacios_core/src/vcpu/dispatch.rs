@@ -14,6 +14,7 @@ use crate::vm::stop_reason::StopReason;
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// What the guest did, and what follows from it.
+    #[inline(never)] // A function of its own in every build: debuggers stop here.
     pub(super) fn dispatch(&mut self, context: &RunContext<'_, H, B>, exit: Exit) {
         match exit {
             Exit::Pending | Exit::HostInit => {}
