@@ -153,6 +153,10 @@ impl<H: Host> VmClock<H> {
             behind => self.tsc_of_ns.of(self.now_ns()).wrapping_sub(behind),
         }
     }
+    /// It is stopped: the VM is paused, or about to be.
+    pub fn stands_still(&self) -> bool {
+        self.paused_ns.load(Ordering::SeqCst) != RUNNING
+    }
     /// The counter must be set anew whenever a vCPU is loaded, for its CPU.
     pub fn follows_clock(&self) -> bool {
         self.behind_clock.load(Ordering::SeqCst) != HOST_COUNTER

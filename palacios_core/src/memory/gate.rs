@@ -14,6 +14,11 @@ use crate::atomic::{
     AtomicU32, AtomicU64,
     Ordering::{AcqRel, Acquire},
 };
+use core::sync::atomic::Ordering::Relaxed;
+
+/// How many turns a gate has, so that no two gates are ever in the same one.
+const TURNS: u64 = 1 << 40;
+static FIRST_TURN: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
 /// Counts who is inside.
 pub(crate) struct Gate {
@@ -38,7 +43,7 @@ impl Inside<'_> {
 impl Gate {
     pub(crate) fn new() -> Self {
         Self {
-            turn: AtomicU64::new(0),
+            turn: AtomicU64::new(FIRST_TURN.fetch_add(TURNS, Relaxed)),
             inside: [AtomicU32::new(0), AtomicU32::new(0)],
         }
     }

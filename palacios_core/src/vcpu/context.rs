@@ -133,9 +133,12 @@ impl<H: Host, B: Backend<H>> AnyContext<H, B> for WindowContext<'_, '_, H, B> {
     fn code(&self) -> Resident<'_, H> {
         self.0.board().resident()
     }
-    /// As the guest's own RDTSC.
+    /// As the guest's own RDTSC. When the clock stands still already, since the VM is to be paused, so does this: it goes on from there.
     fn counter(&self, of: &Tsc) -> u64 {
-        self.0.backend.tsc().wrapping_add(of.offset)
+        match self.0.board.clock().stands_still() {
+            true => self.0.counter(of),
+            false => self.0.backend.tsc().wrapping_add(of.offset),
+        }
     }
     fn hold_devices(&self, from: u32, until_ns: u64) {
         self.0.hold_devices(from, until_ns);

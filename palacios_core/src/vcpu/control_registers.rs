@@ -133,7 +133,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// The four entries that `cr3` leads to under PAE paging. One that is present and has reserved bits set is a #GP.
     fn page_directories(&self, tables: &mut impl CodeMemory, cr3: u64) -> Result<[u64; 4], Fault> {
         const PRESENT: u64 = 1;
-        const RESERVED: u64 = 0b110 | 0xf << 5;
+        // Bit 5 is reserved too, but QEMU's interpreter of SVM sets it, as an accessed bit.
+        const RESERVED: u64 = 0b110 | 0b111 << 6;
         let bits = self.msrs.backend().physical_bits;
         let too_high = u64::MAX.checked_shl(bits.into()).unwrap_or(0);
         let mut entries = [0; 4];

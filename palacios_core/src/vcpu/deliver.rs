@@ -112,7 +112,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     pub(super) fn wakes(&self) -> bool {
         let interrupts = self.arch.rflags() & rflags::IF != 0;
         let vector = self.apic.next_interrupt().is_some() || self.takes_ext_int();
-        let cut_short = self.fault.is_some() || self.interrupted.is_some() || self.held.is_some();
+        let is_taken = |event| match event {
+            Event::Nmi => self.arch.nmi_allowed(),
+            _ => interrupts,
+        };
+        let held = self.held.is_some_and(is_taken);
+        let cut_short = self.fault.is_some() || self.interrupted.is_some() || held;
         // An NMI that its predecessor's handler holds back does not end that handler's HLT.
         let nmi = self.waiting_nmis != 0 && self.arch.nmi_allowed();
         nmi || cut_short || (interrupts && vector)

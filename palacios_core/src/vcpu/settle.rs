@@ -110,9 +110,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if !is_64_bit && !self.in_32_bit_code() {
             return None;
         }
-        let mov = self.read_code(window, |code| {
-            emulator::plain_move(is_64_bit, |n| code.byte(n))
-        })?;
+        // What the processor has fetched is what it met at that address, whatever the code is by now.
+        let mov = match self.arch.fetched() {
+            [] => self.read_code(window, |code| {
+                emulator::plain_move(is_64_bit, |n| code.byte(n))
+            }),
+            fetched => emulator::plain_move(is_64_bit, |n| fetched.get(usize::from(n)).copied()),
+        }?;
         (matches!(mov.what, Moved::ToRegister(_)) != write).then_some(mov)
     }
 

@@ -157,7 +157,10 @@ impl<H: Host> Io<H> {
         let (host, vm) = (self.board.host(), self.board.name());
         let worker = Worker::new(host, format_args!("v3-{vm}:{name}"))?;
         let given = worker.give(work);
-        self.bus.set_worker(slot, worker);
+        if !self.bus.set_worker(slot, &worker) {
+            // The guest has ejected the device already.
+            worker.end();
+        }
         given
     }
 
@@ -197,19 +200,22 @@ impl<H: Host> Io<H> {
     }
 
     fn take_away(&self, slot: SlotNumber) {
-        let function = self.bus.function_of(slot);
-        let device = self.bus.detach(slot);
-        if let Some(function) = function {
+        // As long as nobody else can be in its slot of the PCI bus.
+        if let Some(function) = self.bus.function_of(slot) {
             self.bus.tell_slots(|slots| slots.is_gone(function.slot()));
         }
+        let device = self.bus.detach(slot);
         self.tell_of_deadline(None, true);
         drop(device);
     }
 
     /// The guest has ejected what is in those slots of the PCI bus.
     fn eject(&self, slots: u32) {
-        while let Some(slot) = self.bus.find_in_pci_slots(slots) {
-            self.take_away(slot);
+        // Each slot once: who comes into it meanwhile was not ejected.
+        for bit in (0..u32::BITS).map(|number| slots & 1u32.wrapping_shl(number)) {
+            if let Some(slot) = self.bus.find_in_pci_slots(bit) {
+                self.take_away(slot);
+            }
         }
     }
 }

@@ -60,7 +60,7 @@ use crate::vcpu::{AnyVcpu, OnBackend, ProcessorOf, Vcpu, VcpuShared};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use board::{Board, WindowBoard};
-use core::sync::atomic::{AtomicBool, AtomicU32};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use io::OwnIo;
 use links::ControllerPorts;
 use power::PowerSwitch;
@@ -241,7 +241,10 @@ impl<H: Host> Vm<H> {
             stream,
         })?;
         io.attach(name, device, pump)?;
-        if let (Some(slot), State::Running | State::Paused) = (slot, self.state()) {
+        // The guest of a machine that was loaded runs already, as far as it knows.
+        let runs = matches!(self.state(), State::Running | State::Paused)
+            || self.loaded.load(Ordering::SeqCst);
+        if let Some(slot) = slot.filter(|_| runs) {
             self.bus().tell_slots(|slots| slots.came(slot.slot()));
         }
         Ok(name)

@@ -21,15 +21,22 @@ impl<H: Host> Bus<H> {
         })
     }
 
-    /// Gives a slot its worker, which is at rest. It runs if the others do. *Thread.*
-    pub fn set_worker(&self, number: SlotNumber, worker: Worker<H>) {
+    /// Gives a slot its worker, which is at rest. It runs if the others do. `false`: the device was taken away meanwhile, and nobody ends the worker
+    /// but the caller. *Thread.*
+    #[must_use]
+    pub fn set_worker(&self, number: SlotNumber, worker: &Worker<H>) -> bool {
         let attached = self.attached.lock();
-        if let Some(slot) = self.slot(number) {
-            if attached.works {
-                worker.run();
-            }
-            *slot.worker.lock() = Some(worker);
+        let mut devices = attached.devices.iter();
+        let is_there = devices.any(|device| device.slot == number && !device.goes);
+        let Some(slot) = self.slot(number).filter(|_| is_there) else {
+            return false;
+        };
+        // Who rings wakes it from here on.
+        *slot.worker.lock() = Some(worker.clone());
+        if attached.works {
+            worker.run();
         }
+        true
     }
 
     fn workers(&self) -> impl Iterator<Item = (&Slot<H>, Worker<H>)> {

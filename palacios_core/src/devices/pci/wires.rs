@@ -135,8 +135,11 @@ impl Wires {
         self.drive_pin();
         self.send_due();
     }
-    /// Sends what was masked and is not any longer.
+    /// Sends what was masked and is not any longer. Until it may master the bus it stays pending.
     fn send_due(&mut self) {
+        if !self.is_master() {
+            return;
+        }
         loop {
             let config = &self.config;
             let by_msix = self.msix.as_mut().and_then(|msix| msix.take_due(config));

@@ -109,7 +109,7 @@ impl Rings<'_> {
     /// Puts a chain back, by its head, into which `written` bytes were written. The driver is told at the end of the step.
     pub fn put(&mut self, queue: u16, head: u16, written: u32) -> Result<(), QueueError> {
         match self.queues.get_mut(usize::from(queue)) {
-            Some(queue) if self.live => queue.put(self.dma, head, written),
+            Some(queue) if self.live && queue.is_ready() => queue.put(self.dma, head, written),
             _ => Ok(()),
         }
     }
@@ -117,6 +117,10 @@ impl Rings<'_> {
 
 /// How a device's interrupts leave it. A transport has messages or a line, as the guest has set it up, and minds the one or the other.
 pub trait InterruptSink {
+    /// The guest has messages. Then nobody looks at the interrupt status for queues (virtio 1.2: 4.1.4.5.1).
+    fn uses_messages(&self) -> bool {
+        false
+    }
     /// The message of a vector is due. [`super::queue::NO_VECTOR`]: the driver wants none.
     fn message(&mut self, vector: u16);
     /// The interrupt status has a bit set, or has none.

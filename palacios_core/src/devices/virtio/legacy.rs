@@ -110,7 +110,7 @@ fn set_up(virtio: &mut Virtio, first_page: u32, sink: &mut dyn InterruptSink) {
     let at = Gpa(u64::from(first_page).wrapping_mul(PAGE_SIZE));
     lay_out(queue, at);
     let enabled = queue.enable();
-    virtio.registers.is_legacy = true;
+    virtio.use_legacy();
     match enabled {
         Ok(()) => virtio.notify_one(virtio.registers.queue_select),
         Err(error) => virtio.break_down(error, sink),

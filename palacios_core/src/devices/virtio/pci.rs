@@ -32,7 +32,7 @@ const CAPABILITY_BYTES: u8 = 16;
 const MAX_QUEUES: u16 = 16;
 /// How far doorbells are apart.
 const DOORBELL_BYTES: u32 = 4;
-const DOORBELLS: [(u64, u64); MAX_QUEUES as usize] = {
+static DOORBELLS: [(u64, u64); MAX_QUEUES as usize] = {
     let mut all = [(0, 0); MAX_QUEUES as usize];
     let mut number = 0;
     while number < all.len() {
@@ -87,6 +87,11 @@ impl VirtioPci {
         &mut self.virtio
     }
 
+    /// The pin is what the interrupt status says, also when the driver has reset it.
+    fn drive_line(&self, wires: &mut Wires) {
+        Sink(wires).line(self.virtio.line());
+    }
+
     /// The queues whose doorbells rang. The first one is of version 0.9, whose value says which queue, and is not kept: it may be any.
     fn notify(&mut self, rung: u64) {
         let queues = match rung & 1 {
@@ -97,15 +102,22 @@ impl VirtioPci {
     }
 }
 
+fn queues(device: &dyn VirtioDevice) -> u16 {
+    device.queue_count().min(MAX_QUEUES)
+}
+
 /// One for each queue, and one for changes of the configuration.
 fn vectors(device: &dyn VirtioDevice) -> u16 {
-    device.queue_count().min(MAX_QUEUES).saturating_add(1)
+    queues(device).saturating_add(1)
 }
 
 /// Where its interrupts go. Messages have a vector each; without messages the pin is what the interrupt status says.
 struct Sink<'a>(&'a mut Wires);
 
 impl InterruptSink for Sink<'_> {
+    fn uses_messages(&self) -> bool {
+        self.0.uses_messages()
+    }
     fn message(&mut self, vector: u16) {
         if vector != NO_VECTOR && self.0.uses_messages() {
             self.0.interrupt(vector);
@@ -156,6 +168,8 @@ fn lead(config: &mut Config, to: u8, bar: usize, (offset, bytes): (u32, u32), mo
 impl PciDevice for VirtioPci {
     fn description(&self) -> Description {
         let of = self.virtio.device().device_type();
+        let queues = queues(self.virtio.device());
+        let doorbells = DOORBELLS.get(..queues.into()).unwrap_or_default();
         let ids = Ids {
             subsystem: of as u16,
             ..Ids::new(VENDOR, transitional_id(of), class(of), 0)
@@ -166,7 +180,7 @@ impl PciDevice for VirtioPci {
             Bar::NONE,
             Bar::memory(MODERN_BYTES),
             Bar::NONE,
-            Bar::ports(MAX_QUEUES * DOORBELL_BYTES as u16).with_doorbells(&DOORBELLS),
+            Bar::ports(queues.saturating_mul(DOORBELL_BYTES as u16)).with_doorbells(doorbells),
             Bar::NONE,
         ];
         description.msix = Some((vectors(self.virtio.device()), TABLE));
@@ -174,7 +188,8 @@ impl PciDevice for VirtioPci {
     }
     fn prepare(&mut self, config: &mut Config) {
         let common = (0, modern::BYTES as u32);
-        let doorbells = (0, u32::from(MAX_QUEUES) * DOORBELL_BYTES);
+        let queues = u32::from(queues(self.virtio.device()));
+        let doorbells = (0, queues.saturating_mul(DOORBELL_BYTES));
         let device = (DEVICE_AT as u32, DEVICE_BYTES);
         let multiplier = DOORBELL_BYTES.to_le_bytes();
         lead(config, leads_to::COMMON, MODERN, common, &[]);
@@ -225,11 +240,11 @@ impl PciDevice for VirtioPci {
             }
             _ => {}
         }
+        self.drive_line(wires);
     }
     fn configured(&mut self, wires: &mut Wires) {
         self.virtio.set_dma_open(wires.dma().is_open());
-        let high = self.virtio.line();
-        Sink(wires).line(high);
+        self.drive_line(wires);
     }
 
     fn begin(&mut self, wakers: &dyn Wakers) -> Result<(), NoMemory> {
@@ -237,10 +252,14 @@ impl PciDevice for VirtioPci {
     }
     fn step(&mut self, wires: &mut Wires, rung: u64) -> Step {
         self.notify(rung);
-        self.virtio.step(&mut Sink(wires))
+        let step = self.virtio.step(&mut Sink(wires));
+        self.drive_line(wires);
+        step
     }
     fn finish(&mut self, wires: &mut Wires) -> Step {
-        self.virtio.finish(&mut Sink(wires))
+        let step = self.virtio.finish(&mut Sink(wires));
+        self.drive_line(wires);
+        step
     }
     fn is_at_rest(&self) -> bool {
         self.virtio.is_at_rest()

@@ -162,7 +162,7 @@ fn it_says_what_it_is_and_where_everything_is() {
     let leads: Vec<_> = all.iter().map(|found| found.0).collect();
     assert_eq!(leads, [1, 2, 3, 4]);
     for (to, bar, offset, bytes, _) in all {
-        let whole = if bar == 4 { 64 } else { MODERN_BYTES };
+        let whole = if bar == 4 { 4 } else { MODERN_BYTES };
         assert!(offset + bytes <= whole, "capability {to}");
     }
 }
@@ -183,6 +183,13 @@ fn a_driver_is_told_by_its_pin() {
     assert!(!bench.machine.line(line));
     assert_eq!(bench.read(isr.into(), 1), 0);
     assert!(bench.machine.msis.borrow().is_empty());
+    // A reset by the driver lets go of the pin as well.
+    bench.offer(RINGS + 0x1000, 1);
+    bench.ring(doorbell);
+    assert!(bench.machine.line(line));
+    let (common, _) = bench.place(leads_to::COMMON);
+    bench.write(u64::from(common) + 0x14, 1, 0);
+    assert!(!bench.machine.line(line));
 }
 
 #[test]
@@ -213,9 +220,12 @@ fn a_driver_is_told_by_messages() {
         .map(|msi| msi.data)
         .collect();
     assert_eq!(data, [0x41]);
-    // The pin is silent.
+    // The pin is silent, and stays so without messages.
     let line = crate::devices::pci::intx::line(Bdf::new(3, 0), 1);
     assert!(!bench.machine.line(line));
+    bench.set_config(msix + 2, 2, 0);
+    assert!(!bench.machine.line(line));
+    bench.set_config(msix + 2, 2, 0x8000);
     // And it goes on from a record.
     let record = saved(|w| bench.function.save(w));
     let mut other = Bench::new();
@@ -252,6 +262,25 @@ fn a_driver_of_version_0_9_has_its_ports() {
     bench.ring(0xc010);
     assert_eq!(bench.word(RINGS + 0x1002), 1, "used, on the next page");
     assert_eq!(machine.port_read(&mut bench.function, 0xc013, 1), 1);
+}
+
+#[test]
+fn features_that_are_not_offered_do_not_come_by_the_old_ports() {
+    let mut bench = Bench::new();
+    let (common, _) = bench.place(leads_to::COMMON);
+    for half in 0..2 {
+        bench.write(u64::from(common) + 0x08, 4, half);
+        bench.write(u64::from(common) + 0x0c, 4, 0xffff_ffff);
+    }
+    let machine = bench.machine.clone();
+    machine.port_write(
+        &mut bench.function,
+        0xc012,
+        1,
+        u32::from(status::DRIVER | 1),
+    );
+    let record = saved(|w| bench.function.save(w));
+    assert_restores(&record, &mut Bench::new().function);
 }
 
 #[test]

@@ -114,9 +114,12 @@ impl Queue {
         (self.ready, self.is_pending) = (true, true);
         Ok(())
     }
-    /// The driver has taken it away.
+    /// The driver has taken it away. If it comes again, that is from the beginning.
     pub fn disable(&mut self) {
-        self.ready = false;
+        *self = Self {
+            vector: self.vector,
+            ..Self::new(self.max_size)
+        };
     }
 
     /// Whether size and addresses are such as the driver may choose (virtio 1.2: 2.7).

@@ -245,7 +245,9 @@ impl Virtio {
         let features = self.ring_features();
         for queue in &mut self.queues {
             if queue.publish(&self.dma, features)? {
-                self.registers.isr |= isr::QUEUE;
+                if !sink.uses_messages() {
+                    self.registers.isr |= isr::QUEUE;
+                }
                 sink.message(queue.vector);
                 sink.line(true);
             }
@@ -335,7 +337,7 @@ impl Virtio {
         if interface == Interface::Legacy {
             // There was no such step (virtio 1.2: 3.1.2).
             now = now & !status::FEATURES_OK | before & status::FEATURES_OK;
-            self.registers.is_legacy = true;
+            self.use_legacy();
         } else if now & !before & status::FEATURES_OK != 0 && !self.features_fit() {
             now &= !status::FEATURES_OK;
         }
@@ -381,6 +383,12 @@ impl Virtio {
             live: false,
         };
         while let Ok(Step::Again) = self.device.step(&mut rings) {}
+    }
+
+    /// The driver uses the interface of version 0.9, in which nobody refuses features: what is not offered is not accepted.
+    pub(super) fn use_legacy(&mut self) {
+        self.registers.is_legacy = true;
+        self.registers.accepted &= self.offered(Interface::Legacy);
     }
 
     fn complete_reset(&mut self) {
