@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The device to begin with: a PCI random-number generator with registers, interrupts and transfers. Copy this file for a device of your own.
-//! `Documentation/devices.md` explains it line by line. Its numbers are a fixed sequence from a seed, so that a test knows them: no keys may be made of them.
+//! `Documentation/devices.md` explains it piece by piece. Its numbers are a fixed sequence from a seed, so that a test knows them: no keys may be made of them.
 //!
 //! | offset | register of 32 bits |
 //! | --- | --- |
@@ -87,6 +87,7 @@ impl PciDevice for ExampleRng {
         };
         Ok(())
     }
+    // ANCHOR: registers
     fn read(&mut self, wires: &mut Wires, _bar: usize, offset: u64, size: u8) -> u64 {
         match (offset, size) {
             (0x00, 4) => self.next(),
@@ -114,6 +115,7 @@ impl PciDevice for ExampleRng {
         }
         Step::Idle
     }
+    // ANCHOR_END: registers
 }
 
 #[cfg(test)]
