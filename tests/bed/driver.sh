@@ -3,17 +3,7 @@
 # by message and by pin; and devices come and go under it, also while a program has one open.
 # bed: --timeout 600 --add build/guests/linux/initramfs --add build/guests/rng-driver/vmlinuz --add build/guests/rng-driver/rng.cpio
 # bed test: --kernel stock
-check() { name=$1; shift; if "$@"; then echo "ok $name"; else echo "not ok $name"; fi; }
-held() { cat /sys/kernel/debug/v3vee/$1; }
-nothing_held() { for of in pages large_pages vms threads objects files; do [ "$(held $of)" = 0 ] || { echo "$of: $(held $of)"; return 1; }; done; }
-soon() {
-	tries=0
-	until "$@"; do
-		tries=$((tries + 1))
-		[ $tries -lt 600 ] || { echo "never: $*"; return 1; }
-		sleep 0.2
-	done
-}
+. ./common.sh
 says() { grep -qE "^guest: $1" log; }
 none_says() { ! grep -E "$1" log; }
 # What the guest printed between `guest: WHAT` and `guest: WHAT end`, in one line.
