@@ -86,6 +86,8 @@ pub enum BootError {
     TablesTooBig,
     /// Memory is smaller than the machine.
     NotRam(NotRam),
+    /// The host has no memory for what is built.
+    NoMemory,
 }
 
 impl From<NotRam> for BootError {
@@ -114,6 +116,7 @@ impl fmt::Display for BootError {
             Self::NeedsMemory { need, have } => write!(f, "the machine has {} MiB of memory; to load its kernel and files takes {} MiB, and a kernel needs more to run", have >> 20, need.div_ceil(1 << 20)),
             Self::FilesTooBig { bytes, room } => write!(f, "the kernel's files have {bytes} bytes; there is room for {room} where the kernel can reach them"),
             Self::CommandLineTooLong { bytes, limit } => write!(f, "the command line has {bytes} bytes; the kernel takes {limit}"),
+            Self::NoMemory => f.write_str("the host has too little memory to build the guest's tables"),
             Self::TablesTooBig => f.write_str("the ACPI tables do not fit; take devices or processors out of the machine"),
             Self::NotRam(error) => write!(f, "the machine's memory is incomplete: {error}"),
         }

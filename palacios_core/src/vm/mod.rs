@@ -297,6 +297,7 @@ impl<H: Host> Vm<H> {
         let boot_state = boot::load(&machine, self.memory()).map_err(|error| match error {
             // Not the machine's memory is too small, but the host's.
             BootError::NotRam(NotRam(at)) if self.memory().is_memory(at) => CreateError::NoMemory,
+            BootError::NoMemory => CreateError::NoMemory,
             error => CreateError::Boot(error),
         })?;
         self.shared.life.lock().boot_state = boot_state;

@@ -14,8 +14,8 @@ const HEADER_BYTES: usize = 36;
 /// A table while it is made.
 pub(super) struct Table {
     bytes: Vec<u8>,
-    /// Something did not fit.
-    overflow: bool,
+    /// There was no memory for something.
+    is_short: bool,
 }
 
 /// Words of the code.
@@ -55,7 +55,7 @@ impl Table {
     pub fn new(signature: &[u8; 4], revision: u8) -> Self {
         let mut table = Self {
             bytes: Vec::new(),
-            overflow: false,
+            is_short: false,
         };
         table.put(signature);
         table.put(&[0; 4]);
@@ -69,7 +69,7 @@ impl Table {
     }
 
     pub fn put(&mut self, data: &[u8]) {
-        self.overflow |= try_append(&mut self.bytes, data).is_err();
+        self.is_short |= try_append(&mut self.bytes, data).is_err();
     }
     pub fn u16(&mut self, value: u16) {
         self.put(&value.to_le_bytes());
@@ -218,8 +218,8 @@ impl Table {
 
     /// Closes the table and writes it; returns where.
     pub fn write(mut self, to: &mut Writer<'_>) -> Result<u64, BootError> {
-        if self.overflow || self.bytes.len() < HEADER_BYTES {
-            return Err(BootError::TablesTooBig);
+        if self.is_short || self.bytes.len() < HEADER_BYTES {
+            return Err(BootError::NoMemory);
         }
         let len = self.bytes.len() as u32;
         if let Some(length) = self.bytes.get_mut(4..8) {
