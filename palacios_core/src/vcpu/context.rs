@@ -133,9 +133,11 @@ impl<H: Host, B: Backend<H>> AnyContext<H, B> for WindowContext<'_, '_, H, B> {
     fn code(&self) -> Resident<'_, H> {
         self.0.board().resident()
     }
-    /// As the guest's own RDTSC. When the clock stands still already, since the VM is to be paused, so does this: it goes on from there.
+    /// As the guest's own RDTSC. When the clock stands still already, since the VM is to be paused, so does this: it goes on from there. A counter that
+    /// is set by the clock goes on from where this vCPU has seen it.
     fn counter(&self, of: &Tsc) -> u64 {
-        match self.0.board.clock().stands_still() {
+        let clock = self.0.board.clock();
+        match clock.stands_still() && !clock.follows_clock() {
             true => self.0.counter(of),
             false => self.0.backend.tsc().wrapping_add(of.offset),
         }

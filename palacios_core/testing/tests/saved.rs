@@ -485,7 +485,8 @@ fn guests_move_between_vendors() {
         let mut moves = 0;
         let mut file = None;
         loop {
-            file = on[moves % 3](&spec, file.as_deref(), 15 + number + moves);
+            let rounds = if moves == 0 { 3 } else { 15 + number + moves };
+            file = on[moves % 3](&spec, file.as_deref(), rounds);
             if file.is_none() || moves == 60 {
                 break;
             }

@@ -216,7 +216,7 @@ fn addresses_that_contradict_each_other() {
     ));
     assert!(matches!(
         with([base, base, 0, u32::MAX, base]),
-        BootError::BadKernel(_)
+        BootError::SegmentTooHigh
     ));
 }
 
