@@ -23,5 +23,12 @@ soon() {
 	done
 }
 
+# says FILE LINE…: the file has a line like each of these.
+says() { file=$1; shift; for line; do grep -qE -e "$line" $file || { echo "no $line in"; cat $file; return 1; }; done; }
+
+# guest_says LINE: a guest whose console goes to the file log has said that. none_says LINE: nothing in there is like it.
+guest_says() { grep -qE "^guest: $1" log; }
+none_says() { ! grep -E "$1" log; }
+
 # refused TEXT COMMAND…: the command fails, and says the text.
 refused() { text=$1; shift; said=$("$@" 2>&1) && return 1; case $said in *"$text"*) ;; *) echo "$said"; return 1 ;; esac; }

@@ -5,9 +5,7 @@
 # bed soak: --machines svm,vtx
 # bed: --timeout 1800 --add build/tools/module-tests --add build/guests/tmk/tmk
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.12
-# says FILE LINE…: the file has each of these.
 . ./common.sh
-says() { file=$1; shift; for line; do grep -qE -e "$line" $file || { echo "no $line in"; cat $file; return 1; }; done; }
 
 ./module-tests --include-ignored --test-threads=1 debug::
 

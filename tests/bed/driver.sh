@@ -4,10 +4,8 @@
 # bed: --timeout 600 --add build/guests/linux/initramfs --add build/guests/rng-driver/vmlinuz --add build/guests/rng-driver/rng.cpio
 # bed test: --kernel stock
 . ./common.sh
-says() { grep -qE "^guest: $1" log; }
-none_says() { ! grep -E "$1" log; }
 # What the guest printed between `guest: WHAT` and `guest: WHAT end`, in one line.
-said() { soon says "$1 end" >/dev/null; tr -d '\r' <log | sed -n "/^guest: $1\$/,/^guest: $1 end/p" | grep -v '^guest: ' | tr '\n' ' ' | sed 's/ $//'; }
+said() { soon guest_says "$1 end" >/dev/null; tr -d '\r' <log | sed -n "/^guest: $1\$/,/^guest: $1 end/p" | grep -v '^guest: ' | tr '\n' ' ' | sed 's/ $//'; }
 
 # SplitMix64 from seed 0.
 first=e220a8397b1dcdaf second=6e789e6aa1b965f4 third=06c45d188009454f fourth=f88bb8a8724c81ec fifth=1b39896a51a8749b sixth=53cb9f0c747ea2ea
@@ -34,7 +32,7 @@ linux() {
 	stream=$!
 	exec 3>keys
 	v3 launch $guest
-	check "$guest: the guest comes up" soon says "token driver"
+	check "$guest: the guest comes up" soon guest_says "token driver"
 	functions >&3
 	echo 'dmesg -c >/dev/null; run register devmem 0xc0000000 32; run load insmod example_rng.ko; comes example-rng4' >&3
 	check "$guest: a register is read without a driver" [ "$(said register)" = 0x7B1DCDAF ]

@@ -4,8 +4,6 @@
 # bed: --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz-6.1 --add build/guests/linux/vmlinuz-6.12
 # bed test: --kernel stock
 . ./common.sh
-says() { grep -qE "^guest: $1" log; }
-none_says() { ! grep -E "$1" log; }
 
 # In the guest: `pci WHEN` lists the bus. `worries` lists what the kernel has to say of PCI and ACPI that is a warning or worse; that ACPI names no
 # processor speeds is not about this. A device is in sysfs before it has addresses.
@@ -40,30 +38,30 @@ TOML
 	stream=$!
 	exec 3>keys
 	v3 launch linux
-	check "$series: the guest comes up" soon says "token pci"
+	check "$series: the guest comes up" soon guest_says "token pci"
 	functions >&3
 	echo 'pci first; ecam; bar first-bar 0000:00:04.0; worries' >&3
-	soon says "worries end"
+	soon guest_says "worries end"
 	for line in "0000:00:00.0 0x8086 0x1237" "0000:00:01.0 0x8086 0x7000" "0000:00:01.3 0x8086 0x7113" "0000:00:04.0 0x1234 0x7633 irq 10" "0000:00:05.0 0x1af4 0x1005"; do
-		check "$series: it finds $line" says "first $line"
+		check "$series: it finds $line" guest_says "first $line"
 	done
-	check "$series: it uses the ECAM window" says "ecam .*(0xf0000000|f0000000)"
+	check "$series: it uses the ECAM window" guest_says "ecam .*(0xf0000000|f0000000)"
 	check "$series: it does not refuse the window" none_says "^guest: ecam .*not"
-	check "$series: the device is where firmware put it" says "first-bar 0000:00:04.0 0x00000000c0000000"
+	check "$series: the device is where firmware put it" guest_says "first-bar 0000:00:04.0 0x00000000c0000000"
 	check "$series: it complains of nothing" none_says "^guest: worry"
 	for round in 1 2 3; do
 		check "$series: a device comes, $round" [ "$(v3 attach linux example-rng --id late$round --slot 7)" = late$round ]
 		echo "comes $round 0000:00:07.0" >&3
-		check "$series: it has addresses, $round" soon says "came-$round 0000:00:07.0 0x0*[cd][0-9a-f]{7} "
+		check "$series: it has addresses, $round" soon guest_says "came-$round 0000:00:07.0 0x0*[cd][0-9a-f]{7} "
 		check "$series: the guest lets go of it, $round" v3 detach linux late$round
 		echo "goes $round 0000:00:07.0" >&3
-		check "$series: it is gone, $round" soon says "gone-$round 0000:00:07.0"
+		check "$series: it is gone, $round" soon guest_says "gone-$round 0000:00:07.0"
 	done
 	check "$series: the first one goes, too" v3 detach linux example-rng
 	v3 attach linux example-rng --id forced >/dev/null
 	check "$series: with force the guest is not asked" v3 detach --force linux forced
 	echo 'pci last; echo "guest: done"' >&3
-	soon says done
+	soon guest_says done
 	# One that was taken by force it still lists: nobody told it.
 	check "$series: what it let go of is gone" none_says "^guest: last 0000:00:0[47]"
 	v3 devices linux | grep pci

@@ -8,7 +8,6 @@
 # bed test: --kernel stock
 # bed soak: --timeout 7200
 . ./common.sh
-says() { file=$1; shift; for line; do grep -qE -e "$line" $file || { echo "no $line in"; cat $file; return 1; }; done; }
 # refused STATUS TEXT COMMAND…: it ends so, and says that.
 refused() {
 	want=$1 text=$2

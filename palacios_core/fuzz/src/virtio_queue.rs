@@ -5,18 +5,13 @@
 
 use crate::{size, value, Target};
 use palacios_core::addr::{Gpa, NotRam};
-use palacios_core::alloc_ext::NoMemory;
-use palacios_core::devices::links::Links;
-use palacios_core::devices::testing::{saved, Shared, TestMachine};
+use palacios_core::devices::testing::{saved, OwnLinks, Shared, TestMachine};
 use palacios_core::devices::virtio::driver::{
     Buffer, TestDriver, BUFFERS, QUEUE_STRIDE, RAM_BYTES, RINGS,
 };
 use palacios_core::devices::virtio::rng::Rng;
 use palacios_core::devices::virtio::{legacy, VirtioDevice};
-use palacios_core::interfaces::{
-    Clock, DmaMemory, GuestMemory, InterruptLines, MemoryControl, MsiSender, PinError,
-    PinnedMemory, PowerSink, RandomSource,
-};
+use palacios_core::interfaces::{DmaMemory, GuestMemory, PinError, PinnedMemory, RandomSource};
 use palacios_core::state_io::StateReader;
 use std::collections::VecDeque;
 
@@ -90,33 +85,6 @@ impl DmaMemory for Racing {
     }
 }
 
-impl Links for Racing {
-    fn clock(&self) -> Result<Box<dyn Clock>, NoMemory> {
-        self.machine.clock()
-    }
-    fn interrupt_lines(&self) -> Result<Box<dyn InterruptLines>, NoMemory> {
-        self.machine.interrupt_lines()
-    }
-    fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
-        self.machine.power()
-    }
-    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory> {
-        self.machine.msi()
-    }
-    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory> {
-        Ok(Box::new(self.clone()))
-    }
-    fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
-        Ok(Box::new(self.clone()))
-    }
-    fn random(&self) -> Result<Box<dyn palacios_core::interfaces::RandomSource>, NoMemory> {
-        self.machine.random()
-    }
-    fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
-        self.machine.memory_control()
-    }
-}
-
 /// A device in the hands of a hostile driver.
 pub(crate) struct Hostile {
     pub(crate) driver: TestDriver,
@@ -127,7 +95,9 @@ impl Hostile {
     pub(crate) fn new(device: Box<dyn VirtioDevice>, features: u8) -> Self {
         let racing = Racing::default();
         let machine = racing.machine.clone();
-        let mut driver = TestDriver::with_links(machine, &racing, device);
+        let dma = || Box::new(racing.clone()) as Box<dyn DmaMemory>;
+        let links = OwnLinks::with_dma(&racing.machine, &dma);
+        let mut driver = TestDriver::with_links(machine, &links, device);
         driver.start(u64::from(features) << 28 | u64::from(features) << 5, SIZE);
         Self { driver, racing }
     }
@@ -178,7 +148,7 @@ impl Hostile {
                     value.into(),
                     &mut driver.sink,
                 );
-                legacy::read(&mut driver.virtio, has_msix, at, size, &mut driver.sink);
+                legacy::read(&mut driver.virtio, has_msix, at, size);
             }
             8 => driver.virtio.set_dma_open(a & 1 != 0),
             9 => _ = self.save_and_restore(),

@@ -2,13 +2,15 @@
 //! Sectors in memory, a page at a time, and only those that were written.
 #![forbid(unsafe_code)]
 
-use super::{BlockError, SECTOR_BYTES};
+use super::{BlockError, BlockMemory, Ranges, SECTOR_BYTES};
 use crate::addr::PAGE_SIZE;
 use crate::alloc_ext::{try_append_zeroes, NoMemory, TryPush};
 use alloc::vec::Vec;
 
 /// How many sectors a page has.
 pub(super) const PAGE_SECTORS: u64 = PAGE_SIZE / SECTOR_BYTES;
+/// What a sector holds that nobody wrote.
+pub(super) const ZERO_SECTOR: [u8; SECTOR_BYTES as usize] = [0; SECTOR_BYTES as usize];
 /// How many pages a group has.
 const GROUP_PAGES: u64 = 512;
 /// All sectors of a page.
@@ -75,6 +77,12 @@ pub(super) fn parts(sector: u64, count: u64) -> impl Iterator<Item = Part> {
         left = left.wrapping_sub(here);
         Some(part)
     })
+}
+
+/// The parts of all of a request's ranges.
+pub(super) fn parts_of(ranges: &Ranges) -> impl Iterator<Item = Part> + '_ {
+    let ranges = ranges.as_slice().iter();
+    ranges.flat_map(|range| parts(range.sector, range.count))
 }
 
 impl Pages {
@@ -147,6 +155,14 @@ impl Pages {
         page.bytes
             .get_mut(part.bytes())
             .ok_or(BlockError::OutOfRange)
+    }
+
+    /// Takes in what a request writes, from `sector` on.
+    pub(super) fn take(&mut self, sector: u64, memory: &BlockMemory) -> Result<(), BlockError> {
+        for part in parts(sector, memory.bytes() / SECTOR_BYTES) {
+            memory.read(part.offset, self.write(&part)?)?;
+        }
+        Ok(())
     }
 
     /// Zeroes are there. Gives the page's memory back if it can.

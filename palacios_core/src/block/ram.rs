@@ -2,10 +2,10 @@
 //! A RAM disk: bytes of an image to begin with, and what the guest writes. Its contents go with it.
 #![forbid(unsafe_code)]
 
-use super::pages::{parts, Pages, PAGE_SECTORS};
+use super::pages::{parts, parts_of, Pages, PAGE_SECTORS, ZERO_SECTOR};
 use super::{
     BlockError, BlockInfo, BlockMemory, BlockRequest, BlockStore, Done, DoneList, Operation,
-    Ranges, MOST_DONE, SECTOR_BYTES,
+    MOST_DONE, SECTOR_BYTES,
 };
 use crate::alloc_ext::NoMemory;
 use crate::interfaces::Wake;
@@ -54,31 +54,16 @@ impl RamStore {
     }
 
     fn read(&self, sector: u64, memory: &BlockMemory) -> Result<(), BlockError> {
-        const ZEROES: [u8; SECTOR_BYTES as usize] = [0; SECTOR_BYTES as usize];
         for part in parts(sector, memory.bytes() / SECTOR_BYTES) {
             match self.pages.read(&part) {
                 Some(bytes) => memory.write(part.offset, bytes)?,
                 None => {
                     for n in 0..part.count {
                         let at = part.offset.wrapping_add(n.wrapping_mul(SECTOR_BYTES));
-                        memory.write(at, &ZEROES)?;
+                        memory.write(at, &ZERO_SECTOR)?;
                     }
                 }
             }
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, sector: u64, memory: &BlockMemory) -> Result<(), BlockError> {
-        for part in parts(sector, memory.bytes() / SECTOR_BYTES) {
-            memory.read(part.offset, self.pages.write(&part)?)?;
-        }
-        Ok(())
-    }
-
-    fn forget(&mut self, ranges: &Ranges) -> Result<(), BlockError> {
-        for range in ranges.as_slice() {
-            parts(range.sector, range.count).try_for_each(|part| self.pages.forget(&part))?;
         }
         Ok(())
     }
@@ -87,10 +72,10 @@ impl RamStore {
         self.info().check(operation)?;
         match operation {
             Operation::Read { sector, memory } => self.read(*sector, memory),
-            Operation::Write { sector, memory, .. } => self.write(*sector, memory),
+            Operation::Write { sector, memory, .. } => self.pages.take(*sector, memory),
             Operation::Flush => Ok(()),
             Operation::Discard(ranges) | Operation::WriteZeroes { ranges, .. } => {
-                self.forget(ranges)
+                parts_of(ranges).try_for_each(|part| self.pages.forget(&part))
             }
         }
     }

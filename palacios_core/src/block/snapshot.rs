@@ -8,10 +8,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
-use super::pages::{parts, Pages, Part};
+use super::pages::{parts, parts_of, Pages, Part, ZERO_SECTOR};
 use super::{
     BlockError, BlockInfo, BlockMemory, BlockRequest, BlockStore, Done, DoneList, Operation,
-    Ranges, MOST_DONE, SECTOR_BYTES,
+    MOST_DONE, SECTOR_BYTES,
 };
 use crate::addr::PAGE_SIZE;
 use crate::alloc_ext::NoMemory;
@@ -65,23 +65,8 @@ impl SnapshotStore {
                     offset: part.offset.wrapping_add(n.wrapping_mul(SECTOR_BYTES)),
                     ..part
                 };
-                const ZEROES: [u8; SECTOR_BYTES as usize] = [0; SECTOR_BYTES as usize];
-                memory.write(one.offset, self.pages.read(&one).unwrap_or(&ZEROES))?;
+                memory.write(one.offset, self.pages.read(&one).unwrap_or(&ZERO_SECTOR))?;
             }
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, sector: u64, memory: &BlockMemory) -> Result<(), BlockError> {
-        for part in parts(sector, memory.bytes() / SECTOR_BYTES) {
-            memory.read(part.offset, self.pages.write(&part)?)?;
-        }
-        Ok(())
-    }
-
-    fn clear(&mut self, ranges: &Ranges) -> Result<(), BlockError> {
-        for range in ranges.as_slice() {
-            parts(range.sector, range.count).try_for_each(|part| self.pages.clear(&part))?;
         }
         Ok(())
     }
@@ -90,11 +75,11 @@ impl SnapshotStore {
         self.info.check(operation)?;
         match operation {
             Operation::Read { sector, memory } => self.copy_over(*sector, memory),
-            Operation::Write { sector, memory, .. } => self.write(*sector, memory),
+            Operation::Write { sector, memory, .. } => self.pages.take(*sector, memory),
             // All is lost at the end, and nothing before.
             Operation::Flush => Ok(()),
             Operation::Discard(ranges) | Operation::WriteZeroes { ranges, .. } => {
-                self.clear(ranges)
+                parts_of(ranges).try_for_each(|part| self.pages.clear(&part))
             }
         }
     }

@@ -197,6 +197,63 @@ impl RandomSource for TestMachine {
     }
 }
 
+/// The links of a machine, but for those in whose place a test has put its own.
+pub struct OwnLinks<'a> {
+    machine: &'a TestMachine,
+    lines: Option<MakesLink<'a, dyn InterruptLines>>,
+    dma: Option<MakesLink<'a, dyn DmaMemory>>,
+}
+
+type MakesLink<'a, T> = &'a dyn Fn() -> Box<T>;
+
+impl<'a> OwnLinks<'a> {
+    /// With interrupt lines of the test's.
+    pub fn with_lines(machine: &'a TestMachine, lines: MakesLink<'a, dyn InterruptLines>) -> Self {
+        Self {
+            machine,
+            lines: Some(lines),
+            dma: None,
+        }
+    }
+    /// With a way to guest memory of the test's, for transfers.
+    pub fn with_dma(machine: &'a TestMachine, dma: MakesLink<'a, dyn DmaMemory>) -> Self {
+        Self {
+            machine,
+            lines: None,
+            dma: Some(dma),
+        }
+    }
+}
+
+impl Links for OwnLinks<'_> {
+    fn clock(&self) -> Result<Box<dyn Clock>, NoMemory> {
+        self.machine.clock()
+    }
+    fn interrupt_lines(&self) -> Result<Box<dyn InterruptLines>, NoMemory> {
+        self.lines
+            .map_or_else(|| self.machine.interrupt_lines(), |make| Ok(make()))
+    }
+    fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
+        self.machine.power()
+    }
+    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory> {
+        self.machine.msi()
+    }
+    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory> {
+        self.dma
+            .map_or_else(|| self.machine.dma_memory(), |make| Ok(make()))
+    }
+    fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
+        self.machine.memory()
+    }
+    fn random(&self) -> Result<Box<dyn RandomSource>, NoMemory> {
+        self.machine.random()
+    }
+    fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
+        self.machine.memory_control()
+    }
+}
+
 impl Links for TestMachine {
     fn clock(&self) -> Result<Box<dyn Clock>, NoMemory> {
         Ok(Box::new(self.clone()))

@@ -166,7 +166,7 @@ impl<H: Host, B: Backend<H>> WindowContext<'_, '_, H, B> {
     }
     /// The host wants its CPU.
     pub(super) fn must_end(&self) -> bool {
-        self.0.board.host().window_must_end()
+        self.host().window_must_end()
     }
     /// When the first device has something to do.
     pub(super) fn devices_deadline_ns(&self) -> Option<u64> {

@@ -121,11 +121,8 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
 
     /// The instruction that exited is done.
     pub(super) fn advance(&mut self, context: &impl AnyContext<H, B>) {
-        if self
-            .move_past(context)
-            .is_some_and(|flags| flags & rflags::TF != 0)
-        {
-            self.single_step();
+        if let Some(flags) = self.move_past(context) {
+            self.trace(flags);
         }
     }
 
@@ -147,7 +144,14 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// As [`Vcpu::advance`], for an instruction whose length is known otherwise.
     pub(super) fn advance_by(&mut self, length: u8) {
         let next = self.wrap_rip(self.arch.rip().wrapping_add(length.into()));
-        if self.move_to(next) & rflags::TF != 0 {
+        let flags = self.move_to(next);
+        self.trace(flags);
+    }
+
+    /// The instruction that was executed with these RFLAGS is done.
+    #[inline]
+    fn trace(&mut self, flags: u64) {
+        if flags & rflags::TF != 0 {
             self.single_step();
         }
     }

@@ -10,6 +10,7 @@ use crate::backend::Backend;
 use crate::devices::{hpet, pit, rtc};
 use crate::host::{Host, Lock, Thread};
 use crate::interfaces::Clock;
+use crate::interrupts::apic_timer::Now;
 use crate::interrupts::chipset::Chipset;
 
 /// No tick is taken to be longer. When a guest or its host was away for once, its timers are soon back.
@@ -34,15 +35,16 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if self.apic.deadline_ns(now).is_some_and(|at| at <= now_ns) {
             self.apic.tick(now);
         }
-        let mut next_ns = self.apic.deadline_ns(now);
+        let mut of_devices = None;
         if self.index == 0 {
             if paused {
                 bus.tick_all();
             } else if bus.deadline_ns().is_some_and(|at| at <= now_ns) && bus.tick(now_ns) {
                 self.devices_ticked(context);
             }
-            next_ns = [next_ns, bus.deadline_ns()].into_iter().flatten().min();
+            of_devices = bus.deadline_ns();
         }
+        let next_ns = self.next_ns(now, of_devices);
         let fired = self.armed_ns.is_some_and(|at| at <= now_ns);
         if self.armed_ns != next_ns || fired || paused {
             context
@@ -52,6 +54,12 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             self.armed_ns = next_ns;
         }
         self.rearm = false;
+    }
+
+    /// When its next timer is due, or the devices'.
+    fn next_ns(&mut self, now: Now, of_devices: Option<u64>) -> Option<u64> {
+        let all = [self.apic.deadline_ns(now), of_devices];
+        all.into_iter().flatten().min()
     }
 
     /// In the window, when the guest has changed a timer of its own. A thread that is called too early looks again then, so a later deadline
@@ -66,10 +74,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             0 => window.devices_deadline_ns(),
             _ => None,
         };
-        let next_ns = [self.apic.deadline_ns(now), of_devices]
-            .into_iter()
-            .flatten()
-            .min();
+        let next_ns = self.next_ns(now, of_devices);
         let stands = |armed_ns| armed_ns > now.ns && next_ns.is_none_or(|at| armed_ns <= at);
         if !self.armed_ns.is_some_and(stands) {
             let is_ahead = next_ns.is_some_and(|at| at > now.ns);

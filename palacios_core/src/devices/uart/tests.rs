@@ -2,11 +2,9 @@
 //! What the serial port promises, with `vm-superio`'s as an oracle where the two agree to model the same.
 
 use super::*;
-use crate::devices::testing::{assert_restores, assert_survives, saved};
+use crate::devices::testing::{assert_restores, assert_survives, saved, OwnLinks};
 use crate::devices::testing::{Shared, TestMachine, TestStream};
-use crate::interfaces::{
-    DmaMemory, GuestMemory, InterruptLines, MemoryControl, MsiSender, PowerSink,
-};
+use crate::interfaces::InterruptLines;
 use crate::interrupts::chipset::{self, Chipset};
 use crate::interrupts::{Message, MessageSink};
 use proptest::prelude::*;
@@ -252,33 +250,6 @@ impl InterruptLines for SharedLine {
     fn set_legacy_replacement(&self, _: bool) {}
 }
 
-impl Links for SharedLine {
-    fn clock(&self) -> Result<Box<dyn Clock>, NoMemory> {
-        self.machine.clock()
-    }
-    fn interrupt_lines(&self) -> Result<Box<dyn InterruptLines>, NoMemory> {
-        Ok(Box::new(self.clone()))
-    }
-    fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
-        self.machine.power()
-    }
-    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory> {
-        self.machine.msi()
-    }
-    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory> {
-        self.machine.dma_memory()
-    }
-    fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
-        self.machine.memory()
-    }
-    fn random(&self) -> Result<Box<dyn crate::interfaces::RandomSource>, NoMemory> {
-        self.machine.random()
-    }
-    fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
-        self.machine.memory_control()
-    }
-}
-
 impl MessageSink for SharedLine {
     fn send(&self, _: Option<u32>, message: Message) {
         self.sent.borrow_mut().push(message.vector);
@@ -295,7 +266,9 @@ fn two_ports_on_one_level_triggered_line() {
         chipset.write(chipset::IOAPIC, 0x10, 4, value, &line);
     }
     let machine = &line.machine;
-    let port = |port| Uart::new(&line, port, Box::new(TestStream::default())).unwrap();
+    let lines = || Box::new(line.clone()) as Box<dyn InterruptLines>;
+    let links = OwnLinks::with_lines(machine, &lines);
+    let port = |port| Uart::new(&links, port, Box::new(TestStream::default())).unwrap();
     let (mut com1, mut com3) = (port(ComPort::Com1), port(ComPort::Com3));
     machine.outb(&mut com1, 0x3f9, 2);
     machine.outb(&mut com3, 0x3e9, 2);

@@ -115,7 +115,7 @@ impl Rings<'_> {
     }
 }
 
-/// How a device's interrupts leave it. A transport has messages or a line, as the guest has set it up, and minds the one or the other.
+/// How a device's messages leave it. A transport that has a line drives that by [`Virtio::line`](super::Virtio::line).
 pub trait InterruptSink {
     /// The guest has messages. Then nobody looks at the interrupt status for queues (virtio 1.2: 4.1.4.5.1).
     fn uses_messages(&self) -> bool {
@@ -123,6 +123,4 @@ pub trait InterruptSink {
     }
     /// The message of a vector is due. [`super::queue::NO_VECTOR`]: the driver wants none.
     fn message(&mut self, vector: u16);
-    /// The interrupt status has a bit set, or has none.
-    fn line(&mut self, high: bool);
 }

@@ -59,16 +59,11 @@ impl Buffer {
 pub struct TestSink {
     /// The vectors of the messages, in order.
     pub messages: Shared<Vec<u16>>,
-    /// The line.
-    pub line: Shared<bool>,
 }
 
 impl InterruptSink for TestSink {
     fn message(&mut self, vector: u16) {
         self.messages.borrow_mut().push(vector);
-    }
-    fn line(&mut self, high: bool) {
-        self.line.set(high);
     }
 }
 

@@ -33,13 +33,7 @@ pub const fn config_at(has_msix: bool) -> u64 {
 }
 
 /// A read of `size` bytes. `has_msix`: the guest has switched MSI-X on.
-pub fn read(
-    virtio: &mut Virtio,
-    has_msix: bool,
-    offset: u64,
-    size: u8,
-    sink: &mut dyn InterruptSink,
-) -> u64 {
+pub fn read(virtio: &mut Virtio, has_msix: bool, offset: u64, size: u8) -> u64 {
     if let Some(in_config) = offset.checked_sub(config_at(has_msix)) {
         return virtio.read_config(in_config, size);
     }
@@ -54,7 +48,7 @@ pub fn read(
         (0x0c, 2) => queue.map_or(0, |queue| queue.max_size().into()),
         (0x0e, 2) => virtio.registers.queue_select.into(),
         (0x12, 1) => virtio.status().into(),
-        (0x13, 1) => virtio.take_isr(sink).into(),
+        (0x13, 1) => virtio.take_isr().into(),
         (0x14, 2) => virtio.registers.config_vector.into(),
         (0x16, 2) => queue.map_or(u16::MAX, |queue| queue.vector).into(),
         _ => 0,

@@ -87,9 +87,12 @@ impl VirtioPci {
         &mut self.virtio
     }
 
-    /// The pin is what the interrupt status says, also when the driver has reset it.
-    fn drive_line(&self, wires: &mut Wires) {
-        Sink(wires).line(self.virtio.line());
+    /// The pin is what the interrupt status says, unless the guest has messages.
+    fn drive_pin(&self, wires: &mut Wires) {
+        match self.virtio.line() && !wires.uses_messages() {
+            true => wires.interrupt(0),
+            false => wires.acknowledge(),
+        }
     }
 
     /// The queues whose doorbells rang. The first one is of version 0.9, whose value says which queue, and is not kept: it may be any.
@@ -111,7 +114,7 @@ fn vectors(device: &dyn VirtioDevice) -> u16 {
     queues(device).saturating_add(1)
 }
 
-/// Where its interrupts go. Messages have a vector each; without messages the pin is what the interrupt status says.
+/// Where its messages go, if the guest has messages.
 struct Sink<'a>(&'a mut Wires);
 
 impl InterruptSink for Sink<'_> {
@@ -121,12 +124,6 @@ impl InterruptSink for Sink<'_> {
     fn message(&mut self, vector: u16) {
         if vector != NO_VECTOR && self.0.uses_messages() {
             self.0.interrupt(vector);
-        }
-    }
-    fn line(&mut self, high: bool) {
-        match high && !self.0.uses_messages() {
-            true => self.0.interrupt(0),
-            false => self.0.acknowledge(),
         }
     }
 }
@@ -208,21 +205,21 @@ impl PciDevice for VirtioPci {
     }
 
     fn read(&mut self, wires: &mut Wires, bar: usize, offset: u64, size: u8) -> u64 {
-        match bar {
-            LEGACY => {
-                let has_msix = wires.uses_messages();
-                legacy::read(&mut self.virtio, has_msix, offset, size, &mut Sink(wires))
-            }
+        let value = match bar {
+            LEGACY => legacy::read(&mut self.virtio, wires.uses_messages(), offset, size),
             MODERN if offset < ISR_AT => modern::read(&self.virtio, offset, size),
             MODERN if offset < DEVICE_AT => match offset {
-                ISR_AT => self.virtio.take_isr(&mut Sink(wires)).into(),
+                ISR_AT => self.virtio.take_isr().into(),
                 _ => 0,
             },
             MODERN => self
                 .virtio
                 .read_config(offset.wrapping_sub(DEVICE_AT), size),
             _ => 0,
-        }
+        };
+        // The read may have cleared the interrupt status.
+        self.drive_pin(wires);
+        value
     }
     fn write(&mut self, wires: &mut Wires, bar: usize, offset: u64, size: u8, value: u64) {
         match bar {
@@ -240,11 +237,11 @@ impl PciDevice for VirtioPci {
             }
             _ => {}
         }
-        self.drive_line(wires);
+        self.drive_pin(wires);
     }
     fn configured(&mut self, wires: &mut Wires) {
         self.virtio.set_dma_open(wires.dma().is_open());
-        self.drive_line(wires);
+        self.drive_pin(wires);
     }
 
     fn begin(&mut self, wakers: &dyn Wakers) -> Result<(), NoMemory> {
@@ -253,12 +250,12 @@ impl PciDevice for VirtioPci {
     fn step(&mut self, wires: &mut Wires, rung: u64) -> Step {
         self.notify(rung);
         let step = self.virtio.step(&mut Sink(wires));
-        self.drive_line(wires);
+        self.drive_pin(wires);
         step
     }
     fn finish(&mut self, wires: &mut Wires) -> Step {
         let step = self.virtio.finish(&mut Sink(wires));
-        self.drive_line(wires);
+        self.drive_pin(wires);
         step
     }
     fn is_at_rest(&self) -> bool {

@@ -4,16 +4,13 @@
 use super::*;
 use crate::addr::NotRam;
 use crate::alloc_ext::NoMemory;
-use crate::devices::links::{DmaError, Links};
-use crate::devices::testing::{saved, Shared, TestMachine};
+use crate::devices::links::DmaError;
+use crate::devices::testing::{saved, OwnLinks, Shared, TestMachine};
 use crate::devices::virtio::chain::{copy_in, copy_out, total_bytes, Segment};
 use crate::devices::virtio::driver::{Buffer, TestDriver, BUFFERS, RAM_BYTES, RINGS};
 use crate::devices::virtio::{feature, DeviceType, Rings, Virtio, VirtioDevice};
 use crate::devices::Step;
-use crate::interfaces::{
-    Clock, DmaMemory, GuestMemory, InterruptLines, MemoryControl, MsiSender, PinError,
-    PinnedMemory, PowerSink,
-};
+use crate::interfaces::{DmaMemory, GuestMemory, PinError, PinnedMemory};
 use proptest::prelude::*;
 use std::boxed::Box;
 use std::vec::Vec;
@@ -137,10 +134,9 @@ fn many_chains_are_one_interrupt() {
     }
     driver.run();
     assert_eq!(*driver.sink.messages.borrow(), [2], "the vector of queue 1");
-    assert!(driver.sink.line.get());
-    let mut sink = driver.sink.clone();
-    assert_eq!(driver.virtio.take_isr(&mut sink), 1);
-    assert!(!driver.sink.line.get());
+    assert!(driver.virtio.line());
+    assert_eq!(driver.virtio.take_isr(), 1);
+    assert!(!driver.virtio.line());
     assert_eq!(std::iter::from_fn(|| driver.take_used(1)).count(), 8);
 }
 
@@ -369,33 +365,6 @@ impl DmaMemory for LateOffer {
     }
 }
 
-impl Links for LateOffer {
-    fn clock(&self) -> Result<Box<dyn Clock>, NoMemory> {
-        self.machine.clock()
-    }
-    fn interrupt_lines(&self) -> Result<Box<dyn InterruptLines>, NoMemory> {
-        self.machine.interrupt_lines()
-    }
-    fn power(&self) -> Result<Box<dyn PowerSink>, NoMemory> {
-        self.machine.power()
-    }
-    fn msi(&self) -> Result<Box<dyn MsiSender>, NoMemory> {
-        self.machine.msi()
-    }
-    fn dma_memory(&self) -> Result<Box<dyn DmaMemory>, NoMemory> {
-        Ok(Box::new(self.clone()))
-    }
-    fn memory(&self) -> Result<Box<dyn GuestMemory>, NoMemory> {
-        self.machine.memory()
-    }
-    fn random(&self) -> Result<Box<dyn crate::interfaces::RandomSource>, NoMemory> {
-        self.machine.random()
-    }
-    fn memory_control(&self) -> Result<Box<dyn MemoryControl>, NoMemory> {
-        self.machine.memory_control()
-    }
-}
-
 #[test]
 fn a_chain_that_is_offered_at_the_last_moment_is_seen() {
     let late = LateOffer {
@@ -405,7 +374,9 @@ fn a_chain_that_is_offered_at_the_last_moment_is_seen() {
         offered: Shared::default(),
     };
     let device = Box::new(Echo::new().unwrap());
-    let mut driver = TestDriver::with_links(late.machine.clone(), &late, device);
+    let dma = || Box::new(late.clone()) as Box<dyn DmaMemory>;
+    let links = OwnLinks::with_dma(&late.machine, &dma);
+    let mut driver = TestDriver::with_links(late.machine.clone(), &links, device);
     driver.start(EVENT, 8);
     driver.descriptor(0, 0, Buffer::read(BUFFERS, 1), 0, 0);
     driver.step_until_idle();

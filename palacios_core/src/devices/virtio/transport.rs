@@ -4,7 +4,8 @@
 //! ```text
 //!   PCI, or another bus:  registers ── modern.rs, legacy.rs ──▶ Virtio ──▶ VirtioDevice      on the vCPU's thread
 //!                         doorbells ──▶ worker ──▶ step ───────▶   │   ──▶                    on the worker's
-//!                         messages, a line ◀── InterruptSink ◀─────┘
+//!                         messages ◀── InterruptSink ◀─────────────┤
+//!                         a line ◀── Virtio::line ◀────────────────┘
 //! ```
 //!
 //! The invariant: while [`Virtio::is_live`] does not hold, nothing of the guest's memory is read or written.
@@ -249,7 +250,6 @@ impl Virtio {
                     self.registers.isr |= isr::QUEUE;
                 }
                 sink.message(queue.vector);
-                sink.line(true);
             }
         }
         Ok(())
@@ -266,7 +266,6 @@ impl Virtio {
     fn interrupt_for_config(&mut self, sink: &mut dyn InterruptSink) {
         self.registers.isr |= isr::CONFIG;
         sink.message(self.registers.config_vector);
-        sink.line(true);
     }
 
     /// The driver broke the rules: nothing goes on until it resets the device (virtio 1.2: 2.1.2).
@@ -436,12 +435,8 @@ impl Virtio {
     }
 
     /// Reads the interrupt status, which that clears (virtio 1.2: 4.1.4.5).
-    pub fn take_isr(&mut self, sink: &mut dyn InterruptSink) -> u8 {
-        let was = core::mem::take(&mut self.registers.isr);
-        if was != 0 {
-            sink.line(false);
-        }
-        was
+    pub fn take_isr(&mut self) -> u8 {
+        core::mem::take(&mut self.registers.isr)
     }
 
     /// Reads the device's configuration space. `size`: 1, 2, 4 or 8.
