@@ -38,6 +38,13 @@ def later(a: str, b: str) -> int:
     return 1 if newer else -1 if a != b else 0
 
 
+def parts_of(package: str) -> list[str]:
+    """The packages of a kernel whose image is in this one: what `linux-binary-` lacks is in two others."""
+    if not package.startswith("linux-binary-"):
+        return [package]
+    return [package, *(package.replace("-binary-", f"-{part}-") for part in ("modules", "base"))]
+
+
 class Archive:
     """An index of all the suites we take packages from."""
 
@@ -103,16 +110,18 @@ class Archive:
             raise Failure("no kernel of trixie-backports has image, modules, headers and source at one version today")
         return best
 
-    def guest_kernel(self, series: str, suite: str) -> tuple[str, str]:
-        """(package, version) of the newest `-cloud-` kernel of a series; "" takes the newest of all."""
+    def guest_kernel(self, series: str, suite: str) -> tuple[list[str], str]:
+        """(packages, version) of the newest `-cloud-` kernel of a series: the package with the image, and those with its modules."""
         pattern = re.compile(rf"linux-(image|binary)-{re.escape(series)}[\d.]*[^-]*(-\d+)?-cloud-amd64")
-        found = [(package, version) for package, versions in self.packages[suite].items() if pattern.fullmatch(package)
-                 for version in versions]
+        index = self.packages[suite]
+        found = [(package, version) for package, versions in index.items() if pattern.fullmatch(package)
+                 for version in versions if all(version in index.get(part, {}) for part in parts_of(package))]
         # Where the image is only a name for others, the kernel lies in `linux-binary-`.
         binaries = [entry for entry in found if entry[0].startswith("linux-binary-")]
         if not found:
             raise Failure(f"the archive has no cloud kernel {series} in {suite}")
-        return max(binaries or found, key=cmp_to_key(lambda a, b: later(a[1], b[1])))
+        package, version = max(binaries or found, key=cmp_to_key(lambda a, b: later(a[1], b[1])))
+        return parts_of(package), version
 
     def newest(self, package: str, suite: str) -> str:
         """The newest version of a package in a suite."""
@@ -128,8 +137,9 @@ class Archive:
                   "Run it again: the archive may have been updated meanwhile.", cwd=into)
         return next(into.glob(f"{package}_*.deb"))
 
-    def unpack(self, package: str, version: str, into: Path) -> Path:
-        """Fetches a package, and gives a folder with its files."""
-        files = into / package
-        subprocess.run(["dpkg-deb", "-x", self.download(package, version, into), files], check=True)
+    def unpack(self, packages: list[str], version: str, into: Path) -> Path:
+        """Fetches packages of one version, and gives a folder with their files."""
+        files = into / packages[0]
+        for package in packages:
+            subprocess.run(["dpkg-deb", "-x", self.download(package, version, into), files], check=True)
         return files

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from . import steps
+from . import kmodules, steps
 from .archive import Archive, sources
 from .cache import RECIPES, TOP, Failure, cache_dir, lock, made_whole, newest, recipe_hash
 
@@ -21,6 +21,8 @@ BACKPORTS = "trixie-backports"
 
 # Guest kernels: series → the suite that carries it. "7" is the newest of backports.
 GUESTS = {"6.1": "bookworm", "6.12": "trixie", "7": BACKPORTS}
+# The modules of these kernels that are kept, with all they depend on.
+GUEST_MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4")
 
 # Guests that are no Linux: their package, and the file in it. The memtest86+ of this suite ends within its last paragraph.
 PACKAGED_SUITE = "bookworm"
@@ -51,7 +53,7 @@ def debug_hash() -> str:
 
 
 def guests_hash() -> str:
-    return recipe_hash(extra=repr(GUESTS))
+    return recipe_hash(extra=repr((GUESTS, GUEST_MODULES)))
 
 
 def packaged_hash() -> str:
@@ -183,8 +185,8 @@ def make_debug(root: Path) -> Path:
     return target
 
 
-def make_guests(archive: Archive) -> Path:
-    """Unpacks the stock kernels that serve as guests: SERIES/vmlinuz, and SERIES/release beside it."""
+def make_guests(archive: Archive, root: Path) -> Path:
+    """Unpacks the stock kernels that serve as guests: SERIES/vmlinuz, SERIES/release and SERIES/lib/modules/RELEASE."""
     chosen = {series: archive.guest_kernel(series, suite) for series, suite in GUESTS.items()}
     names = "+".join(sorted(version.replace("~", "-") for _, version in chosen.values()))
     target = cache_dir() / f"guests-{names}-{guests_hash()}"
@@ -192,16 +194,31 @@ def make_guests(archive: Archive) -> Path:
         os.utime(target)
         return target
     with made_whole(target) as folder, tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-        for series, (package, version) in chosen.items():
-            unpacked = archive.unpack(package, version, Path(scratch))
+        for series, (parts, version) in chosen.items():
+            unpacked = archive.unpack(parts, version, Path(scratch))
             image = next(path for path in unpacked.rglob("vmlinuz*") if path.is_file())
+            release = parts[0].removeprefix("linux-image-").removeprefix("linux-binary-")
             (folder / series).mkdir()
             shutil.copy(image, folder / series / "vmlinuz")
-            (folder / series / "release").write_text(package.removeprefix("linux-image-").removeprefix("linux-binary-") + "\n")
+            (folder / series / "release").write_text(release + "\n")
+            keep_modules(root, next(unpacked.rglob(f"lib/modules/{release}")), folder / series)
     return target
 
 
-def make_packaged(archive: Archive) -> Path:
+def keep_modules(root: Path, modules: Path, into: Path) -> None:
+    """Copies what guests need of a package's folder lib/modules/RELEASE. Which module needs which is only known once depmod has read them."""
+    depmod(root, modules)
+    kept = into / "lib/modules" / modules.name
+    kmodules.copy(modules, GUEST_MODULES, kept)
+    depmod(root, kept)
+
+
+def depmod(root: Path, modules: Path) -> None:
+    command = in_root(root, "depmod", "--basedir", "/build/modules", modules.name, binds=(f"{modules.parents[2]}:/build/modules",))
+    steps.run(f"listing modules of the kernel {modules.name}", command, cache_dir() / "logs/depmod.log", env=root_env(root))
+
+
+def make_packaged(archive: Archive, _root: Path) -> Path:
     """Unpacks the guests that are no Linux."""
     versions = {package: archive.newest(package, PACKAGED_SUITE) for package, _ in PACKAGED.values()}
     names = "+".join(version.replace("~", "-") for version in versions.values())
@@ -210,14 +227,14 @@ def make_packaged(archive: Archive) -> Path:
         os.utime(target)
         return target
     with made_whole(target) as folder, tempfile.TemporaryDirectory(dir=cache_dir()) as scratch:
-        unpacked = {package: archive.unpack(package, version, Path(scratch)) for package, version in versions.items()}
+        unpacked = {package: archive.unpack([package], version, Path(scratch)) for package, version in versions.items()}
         for name, (package, file) in PACKAGED.items():
             data = (unpacked[package] / file).read_bytes()
             (folder / name).write_bytes(gzip.decompress(data) if file.endswith(".gz") else data)
     return target
 
 
-# What is unpacked from the archive and needs no root: how it is found in the cache, and how it is made.
+# What is unpacked from the archive: how it is found in the cache, and how it is made.
 UNPACKED = {"guests": (find_guests, make_guests), "packaged": (find_packaged, make_packaged)}
 
 
@@ -229,7 +246,7 @@ def ensure(what: str, update: bool = False) -> Path:
         if root is None or found is None:
             archive = Archive()
             root = root or make_root(archive)
-            found = make(archive) if make else root
+            found = make(archive, root) if make else root
     if what != "debug":
         return found
     with lock("debug kernel"):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 """What the emulated host starts from: BusyBox, the module, the tools, the command to run."""
 
-import lzma
 import os
 import shlex
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import kmodules
 from .cache import TOP, Failure
 from .cpio import Cpio
 
@@ -87,19 +87,12 @@ def add_busybox(archive: Cpio, root: Path) -> None:
 
 def add_modules(archive: Cpio, modules: Path) -> None:
     """Uncompressed copies, and a modules.dep that names them."""
-    depends: dict[str, list[str]] = {}
-    for line in (modules / "modules.dep").read_text().splitlines():
-        path, _, needs = line.partition(":")
-        depends[path] = needs.split()
-    wanted = [path for path in depends if Path(path).name.split(".")[0] in WANTED]
-    chosen = sorted({path for top in wanted for path in (top, *depends[top])})
-    release = modules.name
+    needs = kmodules.dependencies(modules)
     table = ""
-    for path in chosen:
-        data = (modules / path).read_bytes()
-        archive.file(f"lib/modules/{release}/{path.removesuffix('.xz')}", lzma.decompress(data) if path.endswith(".xz") else data)
-        table += " ".join(name.removesuffix(".xz") for name in (path + ":", *depends[path])).replace(".xz:", ":") + "\n"
-    archive.file(f"lib/modules/{release}/modules.dep", table.encode())
+    for path in kmodules.files_of(modules, WANTED):
+        archive.file(f"lib/modules/{modules.name}/{kmodules.plain(path)}", kmodules.unpacked(modules / path))
+        table += kmodules.plain(path) + ":" + "".join(" " + kmodules.plain(need) for need in needs[path]) + "\n"
+    archive.file(f"lib/modules/{modules.name}/modules.dep", table.encode())
 
 
 def stripped(module: Path) -> bytes:
