@@ -3,6 +3,7 @@
 
 use crate::descriptor::{self, FarEnd, Role};
 use crate::device_refusal::DeviceRefusal;
+use crate::disk_calls::DiskOptions;
 use crate::error;
 use crate::user::{self, must_be_zero, Text};
 use crate::vm_node::{Held, VmNode};
@@ -17,7 +18,7 @@ use palacios_core::devices::layout::AttachError;
 use palacios_core::devices::{self, IoRegion, Space};
 use palacios_core::names::DeviceId;
 use palacios_core::pump::FarEnds;
-use palacios_core::vm::Attachment;
+use palacios_core::vm::{Attachment, Disk};
 use v3_abi::{self as abi, Abi};
 
 /// `V3_VM_ATTACH`: attaches a device.
@@ -55,43 +56,43 @@ fn attach_device(
         [] => None,
         id => Some(id_of(id).ok_or(DeviceRefusal::BadId)?),
     };
-    let (mut port, mut slot) = (None, None);
-    match (attach.options_len, kind) {
-        (0, _) => {}
-        (_, "serial") => port = serial_port(attach)?,
+    let (mut port, mut slot, mut how) = (None, None, DiskOptions::default());
+    match kind {
+        "serial" => port = serial_port(attach)?,
+        _ if known.has_store => how = DiskOptions::read(attach)?,
         _ if known.is_pci => slot = pci_slot(attach)?,
-        _ => return Err(DeviceRefusal::NoOptions),
+        _ if attach.options_len != 0 => return Err(DeviceRefusal::NoOptions),
+        _ => {}
     }
     let id = held.payer.during(|| {
-        let ends = far_ends(&held, attach)?;
+        let given = given(&held, attach, how)?;
         let wanted = Attachment {
             kind,
             name,
             port,
-            slot,
-            ends,
+            slot: slot.or(how.slot),
+            ends: given.ends,
+            disk: given.disk,
         };
         held.vm.attach(wanted).map_err(DeviceRefusal::Core)
     })?;
     Ok((held, id))
 }
 
-fn id_of(bytes: &[u8]) -> Option<DeviceId> {
+/// What a device is known by.
+pub(crate) fn id_of(bytes: &[u8]) -> Option<DeviceId> {
     core::str::from_utf8(bytes).ok().and_then(DeviceId::new)
 }
 
 /// The port that the options of a serial port ask for.
 fn serial_port(attach: &abi::v3_attach) -> Result<Option<u16>, DeviceRefusal> {
-    let options: abi::v3_serial_options = read_options(attach)?;
-    check_options(
-        attach,
-        options.size,
-        (options.version, abi::V3_SERIAL_VERSION),
-    )?;
-    if options.pad != 0 {
+    let Some(given) = options::<abi::v3_serial_options>(attach, abi::V3_SERIAL_VERSION)? else {
+        return Ok(None);
+    };
+    if given.pad != 0 {
         return Err(DeviceRefusal::NotZero);
     }
-    match options.port {
+    match given.port {
         0 => Ok(None),
         port => u16::try_from(port)
             .map(Some)
@@ -101,50 +102,48 @@ fn serial_port(attach: &abi::v3_attach) -> Result<Option<u16>, DeviceRefusal> {
 
 /// The slot that the options of a PCI device ask for.
 fn pci_slot(attach: &abi::v3_attach) -> Result<Option<u8>, DeviceRefusal> {
-    let options: abi::v3_pci_options = read_options(attach)?;
-    check_options(attach, options.size, (options.version, abi::V3_PCI_VERSION))?;
-    if options.pad != 0 {
+    let Some(given) = options::<abi::v3_pci_options>(attach, abi::V3_PCI_VERSION)? else {
+        return Ok(None);
+    };
+    if given.pad != 0 {
         return Err(DeviceRefusal::NotZero);
     }
-    match options.slot {
-        0 => Ok(None),
-        slot => Ok(Some(u8::try_from(slot).unwrap_or(u8::MAX))),
-    }
+    Ok(slot_of(given.slot))
 }
 
-/// The options, as far as this module knows them. What is behind them must be zero.
-fn read_options<T: Abi>(attach: &abi::v3_attach) -> Result<T, DeviceRefusal> {
-    let known_len = size_of::<T>();
-    let len = attach.options_len as usize;
-    if len < known_len {
-        return Err(DeviceRefusal::BadOptions);
-    }
-    if attach.options_len > abi::V3_MAX_OPTIONS_LEN {
-        return Err(DeviceRefusal::MoreOptions);
-    }
-    Ok(user::read(user::pointer(attach.options)?)?)
+/// A slot as options have it; `None` if the VM may choose.
+pub(crate) fn slot_of(slot: u32) -> Option<u8> {
+    (slot != 0).then(|| u8::try_from(slot).unwrap_or(u8::MAX))
 }
 
-/// Checks what all options begin with: their size, and their version against the newest that is known.
-fn check_options(
+/// The options, as far as this module knows them; `None` if there are none. They begin with their size, and a version of which `newest` is known.
+/// What is behind those that are known must be zero.
+pub(crate) fn options<T: Abi>(
     attach: &abi::v3_attach,
-    size: u32,
-    (version, newest): (u32, u32),
-) -> Result<(), DeviceRefusal> {
-    match version {
-        0 => return Err(DeviceRefusal::BadOptions),
-        _ if version > newest => return Err(DeviceRefusal::NewerOptions(version, newest)),
+    newest: u32,
+) -> Result<Option<T>, DeviceRefusal> {
+    let (len, known_len) = (attach.options_len as usize, size_of::<T>());
+    match len {
+        0 => return Ok(None),
+        _ if len < known_len => return Err(DeviceRefusal::BadOptions),
+        _ if attach.options_len > abi::V3_MAX_OPTIONS_LEN => {
+            return Err(DeviceRefusal::MoreOptions)
+        }
         _ => {}
     }
-    if size != attach.options_len {
-        return Err(DeviceRefusal::BadOptions);
+    let at = user::pointer(attach.options)?;
+    let options: T = user::read(at)?;
+    let mut words = options.as_bytes().chunks_exact(size_of::<u32>());
+    let mut word = || words.next().and_then(|word| word.try_into().ok());
+    let (size, version) = (word().map_or(0, u32::from_ne_bytes), word());
+    match version.map_or(0, u32::from_ne_bytes) {
+        0 => return Err(DeviceRefusal::BadOptions),
+        version if version > newest => return Err(DeviceRefusal::NewerOptions(version, newest)),
+        _ if size != attach.options_len => return Err(DeviceRefusal::BadOptions),
+        _ => {}
     }
-    // Options of all kinds are as long as yet.
-    const KNOWN_LEN: usize = size_of::<abi::v3_serial_options>();
-    const _: () = assert!(KNOWN_LEN == size_of::<abi::v3_pci_options>());
-    let at = user::pointer(attach.options)?.wrapping_add(KNOWN_LEN);
-    match is_zero(at, (attach.options_len as usize).saturating_sub(KNOWN_LEN))? {
-        true => Ok(()),
+    match is_zero(at.wrapping_add(known_len), len.saturating_sub(known_len))? {
+        true => Ok(Some(options)),
         false => Err(DeviceRefusal::MoreOptions),
     }
 }
@@ -156,40 +155,69 @@ fn is_zero(at: usize, len: usize) -> Result<bool> {
     Ok(bytes.iter().all(|byte| *byte == 0))
 }
 
-/// Takes the caller's descriptors. `None` if there are none.
-fn far_ends(held: &Held, attach: &abi::v3_attach) -> Result<Option<FarEnds>, DeviceRefusal> {
+/// What the caller's descriptors are to the device.
+#[derive(Default)]
+struct Given {
+    /// The far ends of its stream.
+    ends: Option<FarEnds>,
+    disk: Option<Disk>,
+}
+
+/// Takes the caller's descriptors.
+fn given(held: &Held, attach: &abi::v3_attach, how: DiskOptions) -> Result<Given, DeviceRefusal> {
     if attach.descriptor_count > abi::V3_MAX_DESCRIPTORS {
         return Err(DeviceRefusal::TooManyDescriptors(attach.descriptor_count));
     }
     let mut at = user::pointer(attach.descriptors)?;
-    let mut ends = FarEnds::default();
+    let mut all = Given::default();
     for _ in 0..attach.descriptor_count {
         let given: abi::v3_descriptor = user::read(at)?;
-        take(held, &given, &mut ends)?;
+        take(held, &given, how, &mut all)?;
         at = at.wrapping_add(size_of::<abi::v3_descriptor>());
     }
-    Ok((attach.descriptor_count > 0).then_some(ends))
+    Ok(all)
 }
 
 /// Takes a descriptor of the caller for what it is to be.
-fn take(held: &Held, given: &abi::v3_descriptor, ends: &mut FarEnds) -> Result<(), DeviceRefusal> {
+fn take(
+    held: &Held,
+    given: &abi::v3_descriptor,
+    how: DiskOptions,
+    all: &mut Given,
+) -> Result<(), DeviceRefusal> {
     let fd = given.fd;
     if given.pad != 0 {
         return Err(DeviceRefusal::NotZero);
     }
-    let role = match (given.role, given.kind) {
-        (
-            abi::V3_ROLE_INPUT | abi::V3_ROLE_OUTPUT | abi::V3_ROLE_BOTH,
-            abi::V3_DESCRIPTOR_STREAM,
-        ) => Role {
-            input: given.role & abi::V3_ROLE_INPUT != 0,
-            output: given.role & abi::V3_ROLE_OUTPUT != 0,
-        },
-        _ => return Err(DeviceRefusal::UnknownRole(fd)),
+    let role = Role {
+        input: given.role & abi::V3_ROLE_INPUT != 0,
+        output: given.role & abi::V3_ROLE_OUTPUT != 0,
     };
+    let is_known = matches!(
+        (given.role, given.kind),
+        (
+            abi::V3_ROLE_INPUT | abi::V3_ROLE_BOTH,
+            abi::V3_DESCRIPTOR_DISK
+        ) | (
+            abi::V3_ROLE_INPUT | abi::V3_ROLE_OUTPUT | abi::V3_ROLE_BOTH,
+            abi::V3_DESCRIPTOR_STREAM
+        )
+    );
+    if !is_known {
+        return Err(DeviceRefusal::UnknownRole(fd));
+    }
     let number = u32::try_from(fd).map_err(|_| DeviceRefusal::NotOpen(fd))?;
     let file = LocalFile::fget(number).map_err(|_| DeviceRefusal::NotOpen(fd))?;
+    if given.kind == abi::V3_DESCRIPTOR_DISK {
+        if all.disk.is_some() {
+            return Err(DeviceRefusal::RoleTaken(fd));
+        }
+        let disk = how.open(&file, role.output, &held.payer);
+        all.disk = Some(disk.map_err(|fault| DeviceRefusal::Disk(fd, fault))?);
+        return Ok(());
+    }
     descriptor::check(&file, role).map_err(|fault| DeviceRefusal::File(fd, fault))?;
+    let ends = all.ends.get_or_insert_default();
     let places = [
         (role.input, &mut ends.input),
         (role.output, &mut ends.output),

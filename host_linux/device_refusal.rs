@@ -3,9 +3,11 @@
 
 use crate::descriptor::FileFault;
 use crate::error;
+use crate::file_store::DiskFault;
 use core::fmt;
 use kernel::prelude::*;
 use palacios_core::devices::layout::AttachError;
+use palacios_core::devices::virtio::blk::MAX_QUEUES;
 use palacios_core::host::NoMemory;
 use v3_abi as abi;
 
@@ -30,6 +32,8 @@ pub(crate) enum DeviceRefusal {
     /// Two descriptors for input, or for output.
     RoleTaken(i32),
     File(i32, FileFault),
+    Disk(i32, DiskFault),
+    TooManyQueues(u32),
     /// By the host.
     Host(Error),
     /// By the core.
@@ -59,7 +63,11 @@ impl DeviceRefusal {
             | Self::NoSuchPort(_)
             | Self::UnknownRole(_)
             | Self::RoleTaken(_)
+            | Self::TooManyQueues(_)
             | Self::File(..) => EINVAL,
+            Self::Disk(_, DiskFault::InUse) => EBUSY,
+            Self::Disk(_, DiskFault::NoMemory) => ENOMEM,
+            Self::Disk(..) => EINVAL,
             Self::MoreOptions | Self::TooManyDescriptors(_) => E2BIG,
             Self::NewerOptions(..) => error::beyond_us(),
             Self::NotOpen(_) => EBADF,
@@ -98,9 +106,13 @@ impl fmt::Display for DeviceRefusal {
             ),
             Self::RoleTaken(fd) => write!(
                 f,
-                "descriptor {fd} has the role of another one: a stream has one input and one output"
+                "descriptor {fd} has the role of another one: a stream has one input and one output, a disk one file"
             ),
             Self::File(fd, fault) => write!(f, "descriptor {fd} {}", words(*fault)),
+            Self::Disk(fd, fault) => write!(f, "descriptor {fd} {}", fault.words()),
+            Self::TooManyQueues(count) => {
+                write!(f, "a disk has up to {MAX_QUEUES} queues, not {count}")
+            }
             Self::Host(ENOMEM) => f.write_str("the host has no memory for this device"),
             Self::Host(EFAULT) => f.write_str("a pointer does not lead to memory of the caller"),
             Self::Host(ENODEV) => f.write_str("the VM was freed"),

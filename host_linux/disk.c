@@ -19,6 +19,8 @@
 #define DISK_CANNOT_BE_READ	3
 #define DISK_CANNOT_BE_WRITTEN	4
 #define DISK_APPENDS		5
+#define DISK_IS_EMPTY		6
+#define DISK_IS_CUT		7
 
 /* How many requests of a disk are worked on at once. */
 #define MOST_AT_ONCE		16
@@ -70,6 +72,10 @@ int v3vee_disk_fault(struct file *file, bool write)
 	/* Whatever position is written to, the bytes would go to the end. */
 	if (write && ((file->f_flags & O_APPEND) || IS_APPEND(file_inode(file))))
 		return DISK_APPENDS;
+	if (!i_size_read(inode_of(file)))
+		return DISK_IS_EMPTY;
+	if (i_size_read(inode_of(file)) % SECTOR_SIZE)
+		return DISK_IS_CUT;
 	return 0;
 }
 
@@ -211,6 +217,23 @@ int v3vee_disk_flush(struct v3vee_disk *disk);
 int v3vee_disk_flush(struct v3vee_disk *disk)
 {
 	return vfs_fsync(disk->file, 1);
+}
+
+/* Makes the file so long. A block device has its own length. */
+int v3vee_disk_resize(struct v3vee_disk *disk, u64 bytes);
+int v3vee_disk_resize(struct v3vee_disk *disk, u64 bytes)
+{
+	const struct cred *before;
+	int err;
+
+	if (!S_ISREG(inode_of(disk->file)->i_mode))
+		return -EOPNOTSUPP;
+	if (bytes > MAX_LFS_FILESIZE)
+		return -EFBIG;
+	before = override_creds(disk->file->f_cred);
+	err = vfs_truncate(&disk->file->f_path, bytes);
+	revert_creds(before);
+	return err;
 }
 
 /* Has zeroes there. @discard: and no space. */

@@ -3,7 +3,8 @@
 
 use kernel::{bindings, prelude::*};
 use palacios_core::backend::Unsupported;
-use palacios_core::devices::bus::DetachError;
+use palacios_core::block::BlockError;
+use palacios_core::devices::bus::{DetachError, ResizeError};
 use palacios_core::devices::layout::AttachError;
 use palacios_core::image::ImageError;
 use palacios_core::state_io::StateError;
@@ -71,6 +72,11 @@ pub(crate) fn beyond_us() -> Error {
     errno(bindings::EOPNOTSUPP)
 }
 
+/// What a disk keeps in memory cannot be saved.
+pub(crate) fn lost_with_vm() -> Error {
+    errno(bindings::EMEDIUMTYPE)
+}
+
 /// Why a device was not attached.
 pub(crate) fn of_attach(error: &AttachError) -> Error {
     match error {
@@ -78,7 +84,9 @@ pub(crate) fn of_attach(error: &AttachError) -> Error {
         AttachError::NoSuchAddresses { .. }
         | AttachError::NoSuchPlace { .. }
         | AttachError::NoSuchSlot(_)
-        | AttachError::NoStream => EINVAL,
+        | AttachError::NoStream
+        | AttachError::NeedsStore
+        | AttachError::NoStore => EINVAL,
         AttachError::NoSuchKind => ENOENT,
         AttachError::NoPlaceLeft | AttachError::Full => ENOSPC,
         AttachError::NoMemory => ENOMEM,
@@ -91,6 +99,20 @@ pub(crate) fn of_detach(error: DetachError) -> Error {
         DetachError::NoSuchDevice => ENOENT,
         DetachError::NotRemovable => EPERM,
         DetachError::NobodyToAsk => beyond_us(),
+    }
+}
+
+/// Why a disk has no other size.
+pub(crate) fn of_resize(error: ResizeError) -> Error {
+    match error {
+        ResizeError::NoSuchDevice => ENOENT,
+        ResizeError::NoDisk => errno(bindings::ENOTBLK),
+        ResizeError::NotWhole { .. } => EINVAL,
+        ResizeError::Shrinks { .. } => EPERM,
+        ResizeError::Store(BlockError::Unsupported | BlockError::ReadOnly) => beyond_us(),
+        ResizeError::Store(BlockError::NoSpace) => ENOSPC,
+        ResizeError::Store(BlockError::NoMemory) => ENOMEM,
+        ResizeError::Store(_) => EIO,
     }
 }
 

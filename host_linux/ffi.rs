@@ -121,6 +121,7 @@ extern "C" {
     ) -> isize;
     pub(crate) fn v3vee_far_end_free(end: *mut FarEnd);
 
+    pub(crate) fn v3vee_disk_resize(disk: *mut Disk, bytes: u64) -> i32;
     pub(crate) fn v3vee_disk_fault(file: *mut bindings::file, write: bool) -> i32;
     pub(crate) fn v3vee_disk_identity(file: *mut bindings::file) -> *const c_void;
     pub(crate) fn v3vee_disk_new(file: *mut bindings::file) -> *mut Disk;

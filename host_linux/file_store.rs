@@ -58,6 +58,10 @@ pub(crate) enum DiskFault {
     NotWritable = 4,
     /// It was opened to be appended to.
     Appends = 5,
+    /// It is empty.
+    Empty = 6,
+    /// It does not end with a sector.
+    NotWhole = 7,
     /// Another disk is on it, and one of both writes.
     InUse,
     /// The host has no memory.
@@ -73,6 +77,8 @@ impl DiskFault {
             Self::NotReadable => "was not opened for reading",
             Self::NotWritable => "was not opened for writing: open it so, or ask for a read-only disk",
             Self::Appends => "can only be appended to: open it without O_APPEND",
+            Self::Empty => "is empty: give it a size first, as `truncate -s 1G FILE` does",
+            Self::NotWhole => "is no multiple of 512 bytes long: `truncate -s %512 FILE` fills it up",
             Self::InUse => "is the disk of a VM already, and one of both would write: ask for both to be shared",
             Self::NoMemory => "could not be taken: the host has no memory",
         }
@@ -214,6 +220,8 @@ impl FileStore {
             3 => return Err(DiskFault::NotReadable),
             4 => return Err(DiskFault::NotWritable),
             5 => return Err(DiskFault::Appends),
+            6 => return Err(DiskFault::Empty),
+            7 => return Err(DiskFault::NotWhole),
             _ => return Err(DiskFault::NoBlocks),
         }
         let claim = Claim::new(file, how)?;
@@ -342,6 +350,15 @@ impl BlockStore for FileStore {
         Some(Done { request, result })
     }
 
+    fn resize(&mut self, bytes: u64) -> Result<(), BlockError> {
+        let disk = &self.middle.disk;
+        if !disk.how.writes {
+            return Err(BlockError::ReadOnly);
+        }
+        // SAFETY: The disk is there as long as `self`.
+        result_of(unsafe { ffi::v3vee_disk_resize(disk.as_ptr(), bytes) })
+    }
+
     fn drain(&mut self) {
         // SAFETY: The disk is there as long as `self`.
         unsafe { ffi::v3vee_disk_drain(self.middle.disk.as_ptr()) };
@@ -455,7 +472,7 @@ fn zero(disk: &Disk, discard: bool, ranges: &Ranges) -> Result<(), BlockError> {
 fn result_of(status: i32) -> Result<(), BlockError> {
     match status.unsigned_abs() {
         0 => Ok(()),
-        bindings::ENOSPC | bindings::EDQUOT => Err(BlockError::NoSpace),
+        bindings::ENOSPC | bindings::EDQUOT | bindings::EFBIG => Err(BlockError::NoSpace),
         bindings::EOPNOTSUPP => Err(BlockError::Unsupported),
         bindings::ENOMEM => Err(BlockError::NoMemory),
         bindings::EPERM | bindings::EROFS => Err(BlockError::ReadOnly),

@@ -137,6 +137,13 @@ pub(crate) fn stats(vm: &Vm, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v3_st
             stream.lost_bytes(),
         )?;
     }
+    let mut added = Ok(());
+    vm.bus().counters(|device, counter, value| {
+        if added.is_ok() {
+            added = add(abi::V3_STAT_VM, format_args!("{device}.{counter}"), value);
+        }
+    });
+    added?;
     for vcpu in 0..vm.vcpus() {
         let counters = vm.counters(vcpu);
         for which in Counter::ALL {

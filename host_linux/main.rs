@@ -10,9 +10,9 @@ mod cpus;
 mod descriptor;
 mod device_calls;
 mod device_refusal;
+mod disk_calls;
 mod error;
 mod ffi;
-#[expect(dead_code, reason = "disks come with the bus that they are on")]
 mod file_store;
 mod hardware;
 mod host;

@@ -125,6 +125,7 @@ fn of_save(why: SaveError) -> Error {
         SaveError::WrongState(_) => error::wrong_state(),
         SaveError::Rearranged => error::beyond_us(),
         SaveError::State(StateError::NoMemory) => ENOMEM,
+        SaveError::State(StateError::LostWithVm) => error::lost_with_vm(),
         SaveError::State(_) => EIO,
     }
 }

@@ -6,7 +6,7 @@ use crate::queue::Until;
 use crate::saving::Saving;
 use crate::stream::{Attachment, Stream};
 use crate::vm_node::VmNode;
-use crate::{device_calls, load_calls, look_calls, user, vm_calls};
+use crate::{device_calls, disk_calls, load_calls, look_calls, user, vm_calls};
 use kernel::{
     bindings,
     fs::{File, Kiocb},
@@ -70,6 +70,7 @@ impl MiscDevice for VmFile {
             abi::V3_VM_ATTACH => device_calls::attach(node, arg),
             abi::V3_VM_DETACH => device_calls::detach(node, arg),
             abi::V3_VM_EJECT => device_calls::eject(node, arg),
+            abi::V3_VM_RESIZE => disk_calls::resize(node, arg),
             abi::V3_VM_DEVICES => device_calls::devices(node, arg),
             abi::V3_VM_MEMORY_READ => look_calls::memory_read(node, arg),
             abi::V3_VM_WALK => look_calls::walk(node, arg),

@@ -190,6 +190,14 @@ pub trait BlockStore: Send {
     fn next_done(&mut self) -> Option<Done>;
     /// Returns when all that is under way is done. May take long.
     fn drain(&mut self);
+    /// Makes it so many bytes long, whole blocks. [`BlockStore::info`] tells the new size. May take long.
+    fn resize(&mut self, _bytes: u64) -> Result<(), BlockError> {
+        Err(BlockError::Unsupported)
+    }
+    /// What was written is there when the VM is not: a VM that is loaded from a file can go on with it.
+    fn outlives_vm(&self) -> bool {
+        true
+    }
 }
 
 impl BlockInfo {

@@ -18,6 +18,8 @@ pub enum StateError {
     Truncated,
     /// The record is of a version that this VMM does not know.
     Version(u32),
+    /// A disk keeps what its guest wrote in the host's memory alone.
+    LostWithVm,
     /// A field holds a value that the device cannot have; names the field.
     Value(&'static str),
 }
@@ -28,6 +30,7 @@ impl fmt::Display for StateError {
             Self::NoMemory => f.write_str("the host has too little memory"),
             Self::Truncated => f.write_str("it ends too early"),
             Self::Version(version) => write!(f, "its version {version} is not known here"),
+            Self::LostWithVm => f.write_str("what its guest wrote to it is in memory alone"),
             Self::Value(field) => write!(f, "{field} has a value that it cannot have"),
         }
     }

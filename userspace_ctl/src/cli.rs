@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The command line: `v3 COMMAND …`. Palacios' names are in [`crate::links`].
 
+mod disk;
 mod ends;
 mod help;
 mod values;
@@ -8,6 +9,7 @@ mod values;
 use crate::complete;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueHint};
 use clap_complete::engine::ArgValueCandidates;
+pub use disk::DiskFile;
 pub use ends::{EndOf, Ends};
 use palacios_core::features::Feature;
 use std::path::PathBuf;
@@ -65,6 +67,9 @@ pub enum Command {
     Attach(Attach),
     /// Detach a device from a VM, running or not
     Detach(Detach),
+    /// Give a disk of a VM, running or not, another size
+    #[command(after_help = help::RESIZE)]
+    Resize(Resize),
     /// List a VM's devices
     Devices(Devices),
     /// Look into a VM, running or not: registers, interrupts, page tables, memory
@@ -223,7 +228,7 @@ pub struct Stream {
 pub struct Attach {
     #[command(flatten)]
     pub target: OneVm,
-    /// Kind of the device, such as serial
+    /// Kind of the device, such as serial or disk
     #[arg(add = ArgValueCandidates::new(complete::kinds))]
     pub kind: String,
     /// What the device is to be known by [default: the VM chooses]
@@ -256,9 +261,29 @@ pub struct Detach {
 }
 
 #[derive(Args)]
+pub struct Resize {
+    #[command(flatten)]
+    pub target: OneVm,
+    /// What the disk is known by
+    #[arg(add = ArgValueCandidates::new(complete::devices))]
+    pub id: String,
+    /// How large it is to be, such as 20G [default: what its file or block device has now]
+    #[arg(value_parser = parse_length)]
+    pub size: Option<u64>,
+    /// It may become smaller, and lose what is behind its new end
+    #[arg(long)]
+    pub shrink: bool,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Args)]
 pub struct Devices {
     #[command(flatten)]
     pub target: OneVm,
+    /// Say what they do in a second, or in as many as are given
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "1", value_parser = parse_seconds)]
+    pub rates: Option<Duration>,
     #[command(flatten)]
     pub format: Format,
 }
@@ -307,7 +332,8 @@ pub struct Load {
     /// Make the VM only: `v3 launch` has it go on
     #[arg(long)]
     pub no_launch: bool,
-    /// Where the stream of a device that was attached leads: END is pty, pipe:PATH, file:PATH, socket:PATH or none
+    /// Where the stream of a device that was attached leads, or its disk is: END is pty, pipe:PATH, file:PATH, socket:PATH,
+    /// disk:PATH[,OPTION…] or none
     #[arg(long = "end", value_name = "ID=END", value_parser = ends::end_of)]
     pub ends: Vec<EndOf>,
     /// Load it even if the guest's time stamp counter runs at another rate here
@@ -374,6 +400,9 @@ pub struct Run {
     /// The guest.img
     #[arg(value_name = "FILE")]
     pub image: Option<PathBuf>,
+    /// A disk: its file or block device, and how it is to be, as of `v3 attach`. Any number of them
+    #[arg(long = "disk", value_name = "FILE[,OPTION…]", value_hint = ValueHint::FilePath, value_parser = disk::disk)]
+    pub disks: Vec<DiskFile>,
     /// Name of the VM [default: that of the image or kernel, with the number of this process]
     #[arg(long)]
     pub name: Option<String>,

@@ -37,6 +37,7 @@ pub fn execute(command: Command) -> Outcome {
         Command::Stream(args) => console::stream(&args),
         Command::Attach(args) => devices::attach(&args),
         Command::Detach(args) => devices::detach(&args),
+        Command::Resize(args) => devices::resize(&args),
         Command::Devices(args) => devices::devices(&args),
         Command::Debug(args) => debug::debug(&args),
         Command::Save(args) => keep::save(&args),

@@ -8,7 +8,10 @@ use palacios_core::names::DeviceId;
 use rustix::fd::{AsRawFd, OwnedFd};
 use rustix::io::Errno;
 use serde::Serialize;
-use v3_abi::{put_text, v3_descriptor, v3_detach, v3_pci_options, v3_serial_options, Abi};
+use std::collections::BTreeMap;
+use v3_abi::{
+    put_text, v3_descriptor, v3_detach, v3_disk_options, v3_pci_options, v3_serial_options, Abi,
+};
 
 /// A device of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,6 +24,8 @@ pub struct Device {
     pub removable: bool,
     /// Where it answers.
     pub regions: Vec<DeviceRegion>,
+    /// What it has done since it came.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// Addresses at which a device answers.
@@ -58,6 +63,7 @@ impl From<&v3_abi::v3_device> for Device {
             kind: text(&raw.kind),
             removable: raw.flags & v3_abi::V3_DEVICE_REMOVABLE != 0,
             regions: raw.regions.iter().take(count).map(Into::into).collect(),
+            counters: BTreeMap::new(),
         }
     }
 }
@@ -87,16 +93,38 @@ pub enum Role {
     Output,
     /// Both.
     Both,
+    /// It holds a disk's bytes.
+    Disk,
+    /// The same, for reading alone.
+    ReadOnlyDisk,
 }
 
 impl Role {
     fn number(self) -> u32 {
         match self {
-            Self::Input => v3_abi::V3_ROLE_INPUT,
+            Self::Input | Self::ReadOnlyDisk => v3_abi::V3_ROLE_INPUT,
             Self::Output => v3_abi::V3_ROLE_OUTPUT,
-            Self::Both => v3_abi::V3_ROLE_BOTH,
+            Self::Both | Self::Disk => v3_abi::V3_ROLE_BOTH,
         }
     }
+
+    fn kind(self) -> u32 {
+        match self {
+            Self::Input | Self::Output | Self::Both => v3_abi::V3_DESCRIPTOR_STREAM,
+            Self::Disk | Self::ReadOnlyDisk => v3_abi::V3_DESCRIPTOR_DISK,
+        }
+    }
+}
+
+/// How a disk is to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskRequest {
+    /// Others of whom the same is said may have the same file.
+    pub is_shared: bool,
+    /// What its guest writes stays in memory, and goes with the disk.
+    pub is_snapshot: bool,
+    /// How many queues it has; by default one for each virtual CPU.
+    pub queues: Option<u16>,
 }
 
 /// A device that is to be attached.
@@ -110,12 +138,14 @@ pub struct Request<'a> {
     pub port: Option<u16>,
     /// The slot of a PCI device; by default the first that is free.
     pub slot: Option<u8>,
-    /// The far ends of its stream, in non-blocking mode. The VM holds the files themselves.
+    /// What it is as a disk, if it is one.
+    pub disk: Option<DiskRequest>,
+    /// The far ends of its stream, in non-blocking mode; or the file of a disk. The VM holds the files themselves.
     pub descriptors: &'a [(OwnedFd, Role)],
 }
 
 impl Request<'_> {
-    /// Its options: those of a port, or of a slot. No kind of device has both.
+    /// Its options: those of a port, of a disk, or of a slot. No kind of device has more than one.
     fn options(&self) -> Vec<u8> {
         let serial = self.port.map(|port| v3_serial_options {
             size: size_of::<v3_serial_options>() as u32,
@@ -129,8 +159,18 @@ impl Request<'_> {
             slot: slot.into(),
             pad: 0,
         });
+        let disk = self.disk.map(|disk| v3_disk_options {
+            size: size_of::<v3_disk_options>() as u32,
+            version: v3_abi::V3_DISK_VERSION,
+            slot: self.slot.unwrap_or(0).into(),
+            flags: flag(disk.is_shared, v3_abi::V3_DISK_SHARED)
+                | flag(disk.is_snapshot, v3_abi::V3_DISK_SNAPSHOT),
+            queues: disk.queues.unwrap_or(0).into(),
+            pad: 0,
+        });
         let serial = serial.as_ref().map(Abi::as_bytes);
-        let options = serial.or(pci.as_ref().map(Abi::as_bytes));
+        let disk = disk.as_ref().map(Abi::as_bytes);
+        let options = serial.or(disk).or(pci.as_ref().map(Abi::as_bytes));
         options.unwrap_or_default().to_vec()
     }
 
@@ -138,10 +178,18 @@ impl Request<'_> {
         let raw = |(fd, role): &(OwnedFd, Role)| v3_descriptor {
             fd: fd.as_raw_fd(),
             role: role.number(),
-            kind: v3_abi::V3_DESCRIPTOR_STREAM,
+            kind: role.kind(),
             pad: 0,
         };
         self.descriptors.iter().map(raw).collect()
+    }
+}
+
+fn flag(is_set: bool, flag: u32) -> u32 {
+    if is_set {
+        flag
+    } else {
+        0
     }
 }
 
@@ -194,6 +242,28 @@ impl Vm {
         }
     }
 
+    /// Gives a disk another size, with its file; with `None` the one that its file or block device has now. Returns how many bytes it has then.
+    pub fn resize(&self, id: &str, bytes: Option<u64>, may_shrink: bool) -> Result<u64, Error> {
+        let flags = flag(may_shrink, v3_abi::V3_RESIZE_SHRINK)
+            | flag(bytes.is_none(), v3_abi::V3_RESIZE_FOLLOW);
+        let mut message = [0; v3_abi::V3_MESSAGE_LEN as usize];
+        let id_field = named(id)?.id;
+        let resized = ioctl::resize(self, id_field, bytes.unwrap_or(0), flags, &mut message);
+        resized.map_err(|errno| match errno {
+            Errno::NOENT => Error::NoSuchDevice {
+                vm: self.name(),
+                id: id.into(),
+                removable: self.removable(),
+            },
+            errno => Error::NotResized {
+                vm: self.name(),
+                id: id.into(),
+                errno,
+                message: text(&message),
+            },
+        })
+    }
+
     fn not_detached(&self, id: &str, errno: Errno) -> Error {
         match errno {
             Errno::NOENT => Error::NoSuchDevice {
@@ -212,7 +282,24 @@ impl Vm {
     /// Its devices, in the order in which they came.
     pub fn devices(&self) -> Result<Vec<Device>, Error> {
         let raw = ioctl::devices(self).map_err(self.failed(Call::Devices))?;
-        Ok(raw.iter().map(Device::from).collect())
+        let stats = self.stats()?;
+        let counters = |id: &str| {
+            let of_vm = stats.iter().filter(|stat| stat.vcpu.is_none());
+            let of_device = of_vm.filter_map(|stat| {
+                let counter = stat.name.strip_prefix(id)?.strip_prefix('.')?;
+                // A name may have dots, too: that of a counter has none.
+                (!counter.contains('.')).then(|| (counter.into(), stat.value))
+            });
+            of_device.collect()
+        };
+        let device = |raw| {
+            let device = Device::from(raw);
+            Device {
+                counters: counters(&device.id),
+                ..device
+            }
+        };
+        Ok(raw.iter().map(device).collect())
     }
 
     /// What can be detached. Without it a message is shorter, and still true.
@@ -253,6 +340,7 @@ mod tests {
             id: None,
             port: Some(0x3e8),
             slot: None,
+            disk: None,
             descriptors: &descriptors,
         };
         let words = |wanted: &Request<'_>| -> Vec<u32> {
@@ -276,6 +364,19 @@ mod tests {
             ..anywhere
         };
         assert_eq!(words(&in_slot), [16, 1, 7, 0]);
+        let disk = DiskRequest {
+            is_shared: true,
+            is_snapshot: true,
+            queues: Some(4),
+        };
+        let disk = Request {
+            disk: Some(disk),
+            ..in_slot
+        };
+        assert_eq!(words(&disk), [24, 1, 7, 3, 4, 0]);
+        let numbers = |role: Role| (role.kind(), role.number());
+        assert_eq!(numbers(Role::Disk), (1, 3));
+        assert_eq!(numbers(Role::ReadOnlyDisk), (1, 1));
     }
 
     #[test]

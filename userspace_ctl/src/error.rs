@@ -136,6 +136,17 @@ pub enum Error {
         /// The module's explanation; may be empty.
         message: String,
     },
+    /// The module did not give a disk another size.
+    NotResized {
+        /// The VM's name.
+        vm: String,
+        /// The id.
+        id: String,
+        /// Why.
+        errno: Errno,
+        /// The module's explanation; may be empty.
+        message: String,
+    },
     /// The VM has no device of this id.
     NoSuchDevice {
         /// The VM's name.
@@ -190,6 +201,7 @@ impl Error {
                 return Some(format!("`v3 devices {vm}` shows which can be detached"))
             }
             Self::NotLoaded { errno, .. } => cure_of_loading(*errno)?,
+            Self::NotResized { errno, .. } => cure_of_resizing(*errno)?,
             Self::Call { call, errno, .. } => cure_of_call(*call, *errno)?,
         };
         Some(hint.into())
@@ -240,6 +252,17 @@ fn cure_of_attaching(vm: &str, errno: Errno) -> Option<String> {
             "`v3 devices {vm}` shows what is there; `v3 detach {vm} ID` takes one away"
         )),
         Errno::NOTTY => Some("use the v3 that was built with this module".into()),
+        _ => None,
+    }
+}
+
+fn cure_of_resizing(errno: Errno) -> Option<&'static str> {
+    match errno {
+        Errno::PERM => Some("shrink the guest's file system first, and then use --shrink"),
+        Errno::OPNOTSUPP => {
+            Some("without a size `v3 resize` tells the guest what its block device has grown to")
+        }
+        Errno::NOTTY => Some("use the v3 that was built with this module"),
         _ => None,
     }
 }
@@ -342,6 +365,18 @@ impl fmt::Display for Error {
                     message => message.into(),
                 };
                 write!(f, "cannot attach a device to {vm}: {why}")
+            }
+            Self::NotResized {
+                vm,
+                id,
+                errno,
+                message,
+            } => {
+                let why = match message.as_str() {
+                    "" => meaning(Call::Devices, *errno),
+                    message => message.into(),
+                };
+                write!(f, "cannot resize {id} of {vm}: {why}")
             }
             Self::NoSuchDevice { vm, id, removable } => {
                 write!(f, "{vm} has no device `{}`", id.escape_debug())?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a device's stream is connected to: opens it for a VM, which then holds it.
+//! What a device's stream is connected to, or a disk is in: opens it for a VM, which then holds it.
 
-use crate::cli::Ends;
+use crate::cli::{DiskFile, Ends};
 use crate::failure::Failure;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{fcntl_getfl, fcntl_setfl, fstat, open, FileType, Mode, OFlags};
@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::pty::{grantpt, openpt, ptsname, unlockpt, OpenptFlags};
 use rustix::termios::{tcgetattr, tcsetattr, OptionalActions};
 use std::ffi::OsString;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use v3_ctl::Role;
@@ -30,6 +31,9 @@ impl FarEnd {
     /// Opens what the command line asks for.
     pub fn open(ends: &Ends) -> Result<Self, Failure> {
         match ends {
+            Ends {
+                disk: Some(disk), ..
+            } => Self::open_disk(disk),
             Ends { pty: true, .. } => Self::pty(),
             Ends { stdio: true, .. } => Self::stdio(),
             Ends {
@@ -51,6 +55,38 @@ impl FarEnd {
             Some(path) => std::fs::remove_file(path).map_err(|e| Failure::file(path, &e)),
             None => Ok(()),
         }
+    }
+
+    /// The file or block device of a disk.
+    pub fn open_disk(disk: &DiskFile) -> Result<Self, Failure> {
+        let path = &disk.path;
+        // Looked at first: to open a pipe waits for its other end.
+        let kind = std::fs::metadata(path).map_err(|e| Failure::file(path, &e))?;
+        let is_device = kind.file_type().is_block_device();
+        if !kind.is_file() && !is_device {
+            let what = format!("{}: this is no file and no block device", path.display());
+            return Err(Failure::tool(what));
+        }
+        let mut flags = OFlags::CLOEXEC;
+        flags |= if disk.writes() {
+            OFlags::RDWR
+        } else {
+            OFlags::RDONLY
+        };
+        // What the host has mounted is not to be written by others.
+        if is_device && disk.writes() && !disk.how.is_shared {
+            flags |= OFlags::EXCL;
+        }
+        let file = open(path, flags, Mode::empty()).map_err(|errno| cannot_open(disk, errno))?;
+        let role = if disk.writes() {
+            Role::Disk
+        } else {
+            Role::ReadOnlyDisk
+        };
+        Ok(Self {
+            descriptors: vec![(file, role)],
+            ..Self::default()
+        })
     }
 
     /// A new terminal, which passes each byte on as it is.
@@ -140,6 +176,17 @@ impl FarEnd {
             own: Some(own),
             ..Self::default()
         })
+    }
+}
+
+fn cannot_open(disk: &DiskFile, errno: Errno) -> Failure {
+    let failure = Failure::file(&disk.path, &errno.into());
+    match errno {
+        Errno::BUSY => failure.hint("the host uses it, or another program has it alone: unmount it first"),
+        Errno::ACCESS | Errno::PERM | Errno::ROFS if disk.writes() => {
+            failure.hint("`,ro` behind it attaches it for reading alone, `,snapshot` keeps what is written in memory")
+        }
+        _ => failure,
     }
 }
 

@@ -62,6 +62,7 @@ calls! {
     attach_raw: inout<v3_attach> = V3_VM_ATTACH;
     detach: input<v3_detach> = V3_VM_DETACH;
     eject: input<v3_detach> = V3_VM_EJECT;
+    resize_raw: inout<v3_resize> = V3_VM_RESIZE;
     devices_raw: inout<v3_devices> = V3_VM_DEVICES;
     memory_read_raw: inout<v3_memory_read> = V3_VM_MEMORY_READ;
     walk_raw: inout<v3_walk> = V3_VM_WALK;
@@ -255,6 +256,26 @@ pub(crate) fn attach(
     // SAFETY: All slices have the given lengths, and outlive the call.
     unsafe { attach_raw(fd, &mut arg) }?;
     Ok(arg.id)
+}
+
+/// Gives a disk another size; returns how large it is then.
+pub(crate) fn resize(
+    fd: impl AsFd,
+    id: [u8; V3_DEVICE_ID_LEN as usize],
+    bytes: u64,
+    flags: u32,
+    message: &mut [u8],
+) -> Result<u64, Errno> {
+    let mut arg = v3_resize {
+        bytes,
+        message: address(message.as_mut_ptr()),
+        message_len: u32::try_from(message.len()).unwrap_or(u32::MAX),
+        flags,
+        id,
+    };
+    // SAFETY: The message has the given length, and outlives the call.
+    unsafe { resize_raw(fd, &mut arg) }?;
+    Ok(arg.bytes)
 }
 
 pub(crate) fn devices(fd: impl AsFd) -> Result<Vec<v3_device>, Errno> {

@@ -38,7 +38,7 @@ mod walk;
 pub use answers::{Feature, Info, Reason, Stat, State, Stopped};
 pub use control::{Control, Version};
 pub use definition::{Definition, DefinitionError};
-pub use device::{Device, DeviceRegion, Request, Role, Space};
+pub use device::{Device, DeviceRegion, DiskRequest, Request, Role, Space};
 pub use error::{Call, Error};
 pub use guest::{
     check_memory, check_vcpus, feature_taken_away, features_to_take_away, read_file, Boot,

@@ -6,7 +6,7 @@ use clap::{CommandFactory, FromArgMatches};
 use std::ffi::OsString;
 
 /// Each link, and the command that it is. Whatever needs the names takes them from here.
-pub const LINKS: [(&str, &str); 22] = [
+pub const LINKS: [(&str, &str); 23] = [
     ("v3_build", "build"),
     ("v3_create", "create"),
     ("v3_launch", "launch"),
@@ -23,6 +23,7 @@ pub const LINKS: [(&str, &str); 22] = [
     ("v3_stream", "stream"),
     ("v3_attach", "attach"),
     ("v3_detach", "detach"),
+    ("v3_resize", "resize"),
     ("v3_devices", "devices"),
     ("v3_debug", "debug"),
     ("v3_save", "save"),

@@ -439,13 +439,16 @@ struct v3_vcpu_report {
 
 /* v3_descriptor.kind: what goes through it. */
 #define V3_DESCRIPTOR_STREAM	0	/* bytes */
+#define V3_DESCRIPTOR_DISK	1	/* blocks: the device is a disk */
 
 /**
  * struct v3_descriptor - a descriptor of the caller, an entry of V3_VM_ATTACH.
- * @fd: A regular file, a pipe, a socket or a terminal. All but a regular file
- *	must have O_NONBLOCK, and keep it. The VM holds the open file itself: the
- *	caller may close its descriptor.
- * @role: V3_ROLE_.
+ * @fd: For a stream a regular file, a pipe, a socket or a terminal; all but a
+ *	regular file must have O_NONBLOCK, and keep it. For a disk a regular file or
+ *	a block device. The VM holds the open file itself: the caller may close its
+ *	descriptor.
+ * @role: V3_ROLE_. A disk has V3_ROLE_BOTH, or V3_ROLE_INPUT if its guest may not
+ *	write to the file.
  * @kind: V3_DESCRIPTOR_.
  * @pad: Zero.
  */
@@ -492,6 +495,32 @@ struct v3_pci_options {
 	__u32 pad;
 };
 
+/* v3_disk_options.version: the newest version that this header knows. */
+#define V3_DISK_VERSION		1
+
+/* v3_disk_options.flags */
+#define V3_DISK_SHARED		(1U << 0)	/* others of whom the same is said may have the same file */
+#define V3_DISK_SNAPSHOT	(1U << 1)	/* what the guest writes stays in memory, and goes with the disk */
+
+/**
+ * struct v3_disk_options - the options of a device of the kind "disk".
+ * @size: The size of the struct as the caller knows it.
+ * @version: V3_DISK_VERSION as the caller knows it.
+ * @slot: As in struct v3_pci_options.
+ * @flags: V3_DISK_.
+ * @queues: How many queues it has, at most 16; or 0 for one a virtual CPU, as far
+ *	as there are so many.
+ * @pad: Zero.
+ */
+struct v3_disk_options {
+	__u32 size;
+	__u32 version;
+	__u32 slot;
+	__u32 flags;
+	__u32 queues;
+	__u32 pad;
+};
+
 /**
  * struct v3_attach - the argument of V3_VM_ATTACH.
  * @options: Address of the options of the device's kind; or 0, with length 0,
@@ -503,7 +532,7 @@ struct v3_pci_options {
  * @descriptor_count: Descriptors there, at most V3_MAX_DESCRIPTORS.
  * @message_len: Length of the buffer in bytes, as in struct v3_create.
  * @flags: Zero.
- * @kind: The kind of the device: "serial", "rng", "example-rng".
+ * @kind: The kind of the device: "serial", "disk", "rng", "example-rng".
  * @id: In: what the device is to be known by: 1 to 31 of the characters A-Z a-z
  *	0-9 . _ -; or empty, and the VM chooses. Out: what it is known by.
  */
@@ -524,6 +553,27 @@ struct v3_attach {
  * @id: What the device is known by.
  */
 struct v3_detach {
+	char id[V3_DEVICE_ID_LEN];
+};
+
+/* v3_resize.flags */
+#define V3_RESIZE_SHRINK	(1U << 0)	/* the disk may become smaller, and lose what is behind its new end */
+#define V3_RESIZE_FOLLOW	(1U << 1)	/* it has the size that its file or block device has now */
+
+/**
+ * struct v3_resize - the argument of V3_VM_RESIZE.
+ * @bytes: In: how large the disk is to be; zero with V3_RESIZE_FOLLOW. Out: how
+ *	large it is.
+ * @message: Address of a buffer for an explanation of a failure, or 0.
+ * @message_len: Length of the buffer in bytes, as in struct v3_create.
+ * @flags: V3_RESIZE_.
+ * @id: What the disk is known by.
+ */
+struct v3_resize {
+	__u64 bytes;
+	__u64 message;
+	__u32 message_len;
+	__u32 flags;
 	char id[V3_DEVICE_ID_LEN];
 };
 
@@ -1015,16 +1065,18 @@ __extension__ enum v3_vm_ioctl {
 
 	/*
 	 * Attaches a device to the VM, whatever its state. Descriptors are the far
-	 * ends of the device's stream; the VM holds them until the device is
-	 * detached or the VM freed, and whoever gives one away gives it to the VM
-	 * as it is: reads and writes move its position. Output that nobody takes
-	 * is kept, the last 64 KiB of it.
+	 * ends of the device's stream, or the one that holds a disk's bytes; the VM
+	 * holds them until the device is detached or the VM freed, and whoever gives
+	 * one away gives it to the VM as it is: reads and writes of a stream move its
+	 * position. Output that nobody takes is kept, the last 64 KiB of it.
 	 *   EBADF       a descriptor is not open
 	 *   EINVAL      a descriptor cannot be read or written as its role wants,
 	 *               may block, is a node of this module, or is none of a file,
-	 *               pipe, socket or terminal; two have the same role; the id is
-	 *               malformed; a device of this kind cannot be at that port, has
-	 *               no stream, or no such options
+	 *               pipe, socket or terminal, or for a disk of a file or block
+	 *               device; two have the same role; the id is malformed; a device
+	 *               of this kind cannot be at that port, has no stream, is no disk
+	 *               or one without a descriptor, or has no such options
+	 *   EBUSY       the file is a disk already, and one of both would write to it
 	 *   E2BIG       more descriptors than V3_MAX_DESCRIPTORS, or options with
 	 *               more in them than the module knows
 	 *   EOPNOTSUPP  the options are of a newer version than the module knows
@@ -1079,7 +1131,8 @@ __extension__ enum v3_vm_ioctl {
 	 * until the file is closed, and then goes on, unless somebody else holds
 	 * it. A read answers EBADFD if the VM was stopped meanwhile; what was read
 	 * by then is of no use; EOPNOTSUPP if its memory is not where it was when
-	 * the machine started. Input waits while it stands still.
+	 * the machine started; EMEDIUMTYPE if a disk keeps in memory what its guest
+	 * wrote. Input waits while it stands still.
 	 *   EBADFD  the VM neither runs nor is paused
 	 *   EBUSY   too many save it
 	 *   ENOTTY  the file is a stream, or saves already
@@ -1122,6 +1175,20 @@ __extension__ enum v3_vm_ioctl {
 	 *               or the VM does not run
 	 */
 	V3_VM_EJECT = _IOW(V3_IOCTL_TYPE, 0x38, struct v3_detach),
+
+	/*
+	 * Gives a disk another size, with its file, or takes in the size that its
+	 * file or block device has now; and tells the guest.
+	 *   EINVAL      the id is malformed; @bytes is no multiple of its blocks
+	 *   ENOENT      the VM has no such device
+	 *   EPERM       the disk would become smaller, without V3_RESIZE_SHRINK
+	 *   ENOTBLK     the device is no disk
+	 *   EOPNOTSUPP  its store has a size of its own: it is a block device, a
+	 *               snapshot, or not to be written to
+	 *   ENOSPC      there is no space for that
+	 *   EIO         its store failed
+	 */
+	V3_VM_RESIZE = _IOWR(V3_IOCTL_TYPE, 0x39, struct v3_resize),
 };
 
 #endif /* _UAPI_V3VEE_H */

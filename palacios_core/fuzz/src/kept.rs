@@ -84,6 +84,7 @@ impl Bench {
             place: kind.places.first(),
             slot: None,
             stream: kind.has_stream.then(|| Box::new(stream.clone()) as _),
+            disk: None,
         });
         Self {
             device: device.expect("there is memory"),

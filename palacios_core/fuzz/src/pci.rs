@@ -53,6 +53,7 @@ fn run(data: &[u8]) {
                 place: None,
                 slot: None,
                 stream: None,
+                disk: None,
             });
             bus.attach(DeviceId::of_kind(name), device.unwrap())
                 .unwrap();

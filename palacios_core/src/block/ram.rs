@@ -108,4 +108,8 @@ impl BlockStore for RamStore {
         self.done.pop()
     }
     fn drain(&mut self) {}
+    /// Another is made of the same image, if nobody writes to it.
+    fn outlives_vm(&self) -> bool {
+        self.is_read_only
+    }
 }

@@ -120,4 +120,7 @@ impl BlockStore for SnapshotStore {
     fn drain(&mut self) {
         self.below.drain();
     }
+    fn outlives_vm(&self) -> bool {
+        false
+    }
 }

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod deadlines;
+mod disks;
 mod saved;
 mod slots;
 mod workers;
@@ -29,6 +30,7 @@ use crate::worker::Worker;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+pub use disks::{NewSize, ResizeError};
 pub use saved::{path_of, place_of, SavedDevice, PCI_KIND, PCI_PATH};
 
 /// The most devices that a machine has.

@@ -9,6 +9,7 @@
 pub use super::region::{IoAddress, IoRegion, Space};
 
 use crate::alloc_ext::NoMemory;
+use crate::block::{BlockError, BlockInfo};
 use crate::interfaces::Wakers;
 use crate::regions::{Change, RegionError};
 use crate::state_io::{StateError, StateReader, StateWriter};
@@ -21,6 +22,9 @@ pub trait ByteStream: Send {
     /// Gives waiting input; returns how many bytes of `buf` were filled.
     fn read(&mut self, buf: &mut [u8]) -> usize;
 }
+
+/// The most letters of a counter's name. With a device's name before it, it is the name of a counter of the VM.
+pub const MAX_COUNTER_NAME: usize = 11;
 
 /// A stream to nowhere.
 pub struct Nowhere;
@@ -78,6 +82,12 @@ pub trait Device: Send {
     fn input(&mut self) -> Option<&mut dyn Input> {
         None
     }
+    /// The disk, if it is one.
+    fn disk(&mut self) -> Option<&mut dyn Disk> {
+        None
+    }
+    /// Calls `tell` with the name and value of each counter. A name has at most [`MAX_COUNTER_NAME`] letters.
+    fn counters(&self, _tell: &mut dyn FnMut(&'static str, u64)) {}
 }
 
 /// A change of the machine that a device asks for. It is made before the guest goes on, and when nobody holds the device's lock.
@@ -155,6 +165,14 @@ pub trait Slots {
     fn is_to_go(&mut self, slot: u8);
     /// The device in a slot was taken away.
     fn is_gone(&mut self, slot: u8);
+}
+
+/// A device that keeps bytes in a block store.
+pub trait Disk {
+    /// What its store is like now.
+    fn info(&self) -> BlockInfo;
+    /// Makes its store so many bytes long. Its work then tells the guest.
+    fn resize(&mut self, bytes: u64) -> Result<(), BlockError>;
 }
 
 /// A device that takes input from a [`ByteStream`].

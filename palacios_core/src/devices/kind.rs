@@ -6,6 +6,7 @@ use super::links::Links;
 use super::pci::{Bdf, FIRST_FREE_SLOT};
 use super::{ByteStream, Device, Nowhere};
 use crate::alloc_ext::{try_box, NoMemory};
+use crate::block::BlockStore;
 use crate::names::DeviceId;
 use crate::ram::RamLayout;
 use alloc::boxed::Box;
@@ -18,6 +19,8 @@ pub struct Kind {
     pub machines: Machines,
     /// It has a byte stream. In a kind that every PC has, its stream has the name of the kind.
     pub has_stream: bool,
+    /// It keeps bytes in a block store.
+    pub has_store: bool,
     /// The addresses at which one may be; empty if they are always the same.
     pub places: &'static [Place],
     /// What is said of another place.
@@ -66,6 +69,18 @@ pub struct Resources<'a> {
     pub slot: Option<Bdf>,
     /// Its stream, if its kind has one.
     pub stream: Option<Box<dyn ByteStream>>,
+    /// What it is as a disk, if its kind has a store.
+    pub disk: Option<DiskParts>,
+}
+
+/// What a disk is made of.
+pub struct DiskParts {
+    /// Where its bytes are.
+    pub store: Box<dyn BlockStore>,
+    /// How many queues it has, from 1 on.
+    pub queues: u16,
+    /// The serial number by which its guest knows it.
+    pub serial: DeviceId,
 }
 
 /// A device of ACPI's tables (ACPI 6.5: 5.7, 6.1).
@@ -106,6 +121,7 @@ impl Kind {
         name: "",
         machines: Machines::All,
         has_stream: false,
+        has_store: false,
         places: &[],
         place_words: "",
         irq_words: "",

@@ -95,6 +95,10 @@ pub enum AttachError {
     NoSuchSlot(u8),
     /// A device of its kind has no stream, so it has no use for descriptors.
     NoStream,
+    /// A device of its kind keeps bytes in a store, and was given none.
+    NeedsStore,
+    /// A device of its kind has no store, so it has no use for one.
+    NoStore,
     /// The machine has as many devices or regions as it can have.
     Full,
     /// The host has no memory.
@@ -134,6 +138,10 @@ impl fmt::Display for AttachError {
                 "a device of this kind cannot be in slot {slot}: only PCI devices are in slots, from 2 to 31"
             ),
             Self::NoStream => f.write_str("a device of this kind has no stream to connect"),
+            Self::NeedsStore => {
+                f.write_str("a disk needs a file or a block device that holds its bytes")
+            }
+            Self::NoStore => f.write_str("a device of this kind holds no bytes of a disk's"),
             Self::NameTaken(name) => write!(f, "there is a device {name} already"),
             Self::Full => f.write_str("the machine has as many devices as it can have"),
             Self::NoMemory => f.write_str("the host has no memory for this device"),

@@ -32,10 +32,10 @@ pub mod uart;
 pub mod virtio;
 
 pub use device::{
-    read_bytewise, write_bytewise, ByteStream, Device, Input, IoAddress, IoRegion, Nowhere,
-    Request, Slots, Space, Step, Timed, WindowDevice, Work,
+    read_bytewise, write_bytewise, ByteStream, Device, Disk, Input, IoAddress, IoRegion, Nowhere,
+    Request, Slots, Space, Step, Timed, WindowDevice, Work, MAX_COUNTER_NAME,
 };
-pub use kind::{AcpiDevice, Kind, Machines, Place, Resources};
+pub use kind::{AcpiDevice, DiskParts, Kind, Machines, Place, Resources};
 
 /// All kinds of devices. A new device is its file, its line above, and one here. A machine's are attached in this order: where the guest moves one over
 /// another, the first answers, so those whose regions move stand at the end. A machine that was saved before every PC had a device
@@ -57,6 +57,7 @@ pub static KINDS: &[&Kind] = &[
     &pci::pm::KIND,
     &example_rng::KIND,
     &virtio::rng::KIND,
+    &virtio::blk::KIND,
 ];
 
 /// The kinds of which devices can be attached to a machine that exists.

@@ -25,6 +25,7 @@ pub static KIND: Kind = Kind {
     name: "serial",
     machines: Machines::Described("ns16550a"),
     has_stream: true,
+    has_store: false,
     places: &com_port::PLACES,
     place_words: "is not 8 ports at 0x3f8, 0x2f8, 0x3e8 or 0x2e8",
     irq_words: "is not that of a PC's port: 4 at 0x3f8 and 0x3e8, 3 at 0x2f8 and 0x2e8",

@@ -2,13 +2,16 @@
 //! What is attached to a VM that exists, and where.
 #![forbid(unsafe_code)]
 
+use crate::block::BlockStore;
 use crate::devices::bus::{Bus, MAX_DEVICES};
 use crate::devices::layout::AttachError;
 use crate::devices::pci::{Bdf, FIRST_FREE_SLOT, SLOTS};
-use crate::devices::{Kind, Place};
+use crate::devices::virtio::blk::MAX_QUEUES;
+use crate::devices::{DiskParts, Kind, Place};
 use crate::host::Host;
 use crate::names::DeviceId;
 use crate::pump::FarEnds;
+use alloc::boxed::Box;
 
 /// A device that its owner wants.
 pub struct Attachment<'a> {
@@ -22,6 +25,28 @@ pub struct Attachment<'a> {
     pub slot: Option<u8>,
     /// The far ends of its stream; by default nowhere.
     pub ends: Option<FarEnds>,
+    /// What is behind it, if it is a disk.
+    pub disk: Option<Disk>,
+}
+
+/// What is behind a disk.
+pub struct Disk {
+    /// Where its bytes are.
+    pub store: Box<dyn BlockStore>,
+    /// How many queues it has; by default one for each vCPU, as far as there are so many.
+    pub queues: Option<u16>,
+}
+
+impl Disk {
+    /// The disk of a name, in a machine of so many vCPUs.
+    pub(super) fn parts(self, name: &DeviceId, vcpus: u32) -> DiskParts {
+        let usual = u16::try_from(vcpus).unwrap_or(MAX_QUEUES);
+        DiskParts {
+            store: self.store,
+            queues: self.queues.unwrap_or(usual).clamp(1, MAX_QUEUES),
+            serial: *name,
+        }
+    }
 }
 
 /// The slot of the PCI bus for a device of a kind. `None`: its kind has no use for one.

@@ -44,7 +44,7 @@ use crate::alloc_ext::{try_box, TryPush};
 use crate::backend::{Backend, BackendVcpu, HostProcessor};
 use crate::boot::{self, BootError};
 use crate::clock::VmClock;
-use crate::devices::bus::{Bus, DetachError};
+use crate::devices::bus::{Bus, DetachError, NewSize, ResizeError};
 use crate::devices::layout::AttachError;
 use crate::devices::{self, Resources, WindowDevice};
 use crate::features::{self, FeatureSet, GuestFeatures, Judge};
@@ -70,7 +70,7 @@ use shared::{Life, VmShared};
 use stuck::Stuck;
 
 pub use crate::names::VmName;
-pub use attach::Attachment;
+pub use attach::{Attachment, Disk};
 pub use error::{CreateError, MoveError};
 pub use parts::{ImageBytes, Observer, OpenStream, Parts};
 pub use run_state::DEAD;
@@ -220,6 +220,11 @@ impl<H: Host> Vm<H> {
         if wanted.ends.is_some() && !kind.has_stream {
             return Err(AttachError::NoStream);
         }
+        match (kind.has_store, wanted.disk.is_some()) {
+            (true, false) => return Err(AttachError::NeedsStore),
+            (false, true) => return Err(AttachError::NoStore),
+            _ => {}
+        }
         let _control = self.control.lock();
         let place = attach::find_place(self.bus(), kind, wanted.port)?;
         let slot = attach::find_slot(self.bus(), kind, wanted.slot)?;
@@ -239,6 +244,7 @@ impl<H: Host> Vm<H> {
             place,
             slot,
             stream,
+            disk: wanted.disk.map(|disk| disk.parts(&name, self.vcpus())),
         })?;
         io.attach(name, device, pump)?;
         // The guest of a machine that was loaded runs already, as far as it knows.
@@ -265,6 +271,14 @@ impl<H: Host> Vm<H> {
         let _control = self.control.lock();
         let runs = matches!(self.state(), State::Running | State::Paused);
         self.shared.io().ask_to_eject(name, runs)
+    }
+    /// Gives a disk another size, whether the VM runs or not. Returns how many bytes it has then. *Thread.*
+    ///
+    /// # Errors
+    /// Why not; the disk is as it was then.
+    pub fn resize(&self, name: &DeviceId, new: NewSize) -> Result<u64, ResizeError> {
+        let _control = self.control.lock();
+        self.bus().resize(name, new)
     }
     /// Its devices, on the buses. The interrupt controllers are not among them.
     pub fn bus(&self) -> &Bus<H> {

@@ -40,6 +40,7 @@ pub(super) fn attach<H: Host>(
             place,
             slot,
             stream: device.stream.map(&mut *stream).transpose()?,
+            disk: None,
         };
         io.attach(name, (kind.make)(resources)?, None)?;
     }

@@ -43,6 +43,7 @@ fn attach_com3(vm: &TestVm, ends: Option<FarEnds>) -> Result<(), AttachError> {
         port: Some(0x3e8),
         slot: None,
         ends,
+        disk: None,
     })?;
     assert_eq!(name, COM3);
     Ok(())
@@ -55,6 +56,7 @@ fn attach_dma(vm: &TestVm) -> Result<(), AttachError> {
         port: None,
         slot: None,
         ends: None,
+        disk: None,
     })?;
     assert_eq!(name, DMA);
     Ok(())
@@ -189,6 +191,7 @@ fn what_is_wrong_is_refused<B: TestBackend>() {
             port,
             slot: None,
             ends,
+            disk: None,
         };
         for (wanted, why) in [
             (

@@ -38,6 +38,7 @@ fn attach(vm: &TestVm, slot: Option<u8>) -> Result<DeviceId, AttachError> {
         port: None,
         slot,
         ends: None,
+        disk: None,
     })
 }
 

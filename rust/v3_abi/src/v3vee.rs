@@ -115,10 +115,22 @@ pub const V3_ROLE_OUTPUT: u32 = 2;
 pub const V3_ROLE_BOTH: u32 = 3;
 /// Bytes
 pub const V3_DESCRIPTOR_STREAM: u32 = 0;
+/// blocks: the device is a disk
+pub const V3_DESCRIPTOR_DISK: u32 = 1;
 /// v3_serial_options.version: the newest version that this header knows.
 pub const V3_SERIAL_VERSION: u32 = 1;
 /// v3_pci_options.version: the newest version that this header knows.
 pub const V3_PCI_VERSION: u32 = 1;
+/// v3_disk_options.version: the newest version that this header knows.
+pub const V3_DISK_VERSION: u32 = 1;
+/// Others of whom the same is said may have the same file
+pub const V3_DISK_SHARED: u32 = 1;
+/// What the guest writes stays in memory, and goes with the disk
+pub const V3_DISK_SNAPSHOT: u32 = 2;
+/// The disk may become smaller, and lose what is behind its new end
+pub const V3_RESIZE_SHRINK: u32 = 1;
+/// It has the size that its file or block device has now
+pub const V3_RESIZE_FOLLOW: u32 = 2;
 /// Ports
 pub const V3_SPACE_PORTS: u32 = 1;
 /// Memory
@@ -515,11 +527,13 @@ pub struct v3_vcpu_report {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct v3_descriptor {
-    /// A regular file, a pipe, a socket or a terminal. All but a regular file
-    /// must have O_NONBLOCK, and keep it. The VM holds the open file itself: the
-    /// caller may close its descriptor.
+    /// For a stream a regular file, a pipe, a socket or a terminal; all but a
+    /// regular file must have O_NONBLOCK, and keep it. For a disk a regular file or
+    /// a block device. The VM holds the open file itself: the caller may close its
+    /// descriptor.
     pub fd: __s32,
-    /// V3_ROLE_.
+    /// V3_ROLE_. A disk has V3_ROLE_BOTH, or V3_ROLE_INPUT if its guest may not
+    /// write to the file.
     pub role: __u32,
     /// V3_DESCRIPTOR_.
     pub kind: __u32,
@@ -554,6 +568,24 @@ pub struct v3_pci_options {
     /// Zero.
     pub pad: __u32,
 }
+/// The options of a device of the kind "disk".
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_disk_options {
+    /// The size of the struct as the caller knows it.
+    pub size: __u32,
+    /// V3_DISK_VERSION as the caller knows it.
+    pub version: __u32,
+    /// As in [`v3_pci_options`].
+    pub slot: __u32,
+    /// V3_DISK_.
+    pub flags: __u32,
+    /// How many queues it has, at most 16; or 0 for one a virtual CPU, as far
+    /// as there are so many.
+    pub queues: __u32,
+    /// Zero.
+    pub pad: __u32,
+}
 /// The argument of V3_VM_ATTACH.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -574,7 +606,7 @@ pub struct v3_attach {
     pub message_len: __u32,
     /// Zero.
     pub flags: __u32,
-    /// The kind of the device: "serial", "rng", "example-rng".
+    /// The kind of the device: "serial", "disk", "rng", "example-rng".
     pub kind: [crate::ctypes::c_char; 32usize],
     /// In: what the device is to be known by: 1 to 31 of the characters A-Z a-z
     /// 0-9 . _ -; or empty, and the VM chooses. Out: what it is known by.
@@ -585,6 +617,22 @@ pub struct v3_attach {
 #[derive(Debug, Copy, Clone)]
 pub struct v3_detach {
     /// What the device is known by.
+    pub id: [crate::ctypes::c_char; 32usize],
+}
+/// The argument of V3_VM_RESIZE.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct v3_resize {
+    /// In: how large the disk is to be; zero with V3_RESIZE_FOLLOW. Out: how
+    /// large it is.
+    pub bytes: __u64,
+    /// Address of a buffer for an explanation of a failure, or 0.
+    pub message: __u64,
+    /// Length of the buffer in bytes, as in [`v3_create`].
+    pub message_len: __u32,
+    /// V3_RESIZE_.
+    pub flags: __u32,
+    /// What the disk is known by.
     pub id: [crate::ctypes::c_char; 32usize],
 }
 /// Where a device answers, in [`v3_device`].
@@ -934,16 +982,18 @@ pub const V3_VM_FEATURES: v3_vm_ioctl = 3222296108;
 /// - `ENOENT`: the VM has no such virtual CPU
 pub const V3_VM_VCPU_REPORT: v3_vm_ioctl = 3293599277;
 /// Attaches a device to the VM, whatever its state. Descriptors are the far
-/// ends of the device's stream; the VM holds them until the device is
-/// detached or the VM freed, and whoever gives one away gives it to the VM
-/// as it is: reads and writes move its position. Output that nobody takes
-/// is kept, the last 64 KiB of it.
+/// ends of the device's stream, or the one that holds a disk's bytes; the VM
+/// holds them until the device is detached or the VM freed, and whoever gives
+/// one away gives it to the VM as it is: reads and writes of a stream move its
+/// position. Output that nobody takes is kept, the last 64 KiB of it.
 /// - `EBADF`: a descriptor is not open
 /// - `EINVAL`: a descriptor cannot be read or written as its role wants,
 ///   may block, is a node of this module, or is none of a file,
-///   pipe, socket or terminal; two have the same role; the id is
-///   malformed; a device of this kind cannot be at that port, has
-///   no stream, or no such options
+///   pipe, socket or terminal, or for a disk of a file or block
+///   device; two have the same role; the id is malformed; a device
+///   of this kind cannot be at that port, has no stream, is no disk
+///   or one without a descriptor, or has no such options
+/// - `EBUSY`: the file is a disk already, and one of both would write to it
 /// - `E2BIG`: more descriptors than V3_MAX_DESCRIPTORS, or options with
 ///   more in them than the module knows
 /// - `EOPNOTSUPP`: the options are of a newer version than the module knows
@@ -981,7 +1031,8 @@ pub const V3_VM_CHIPSET: v3_vm_ioctl = 2162185780;
 /// until the file is closed, and then goes on, unless somebody else holds
 /// it. A read answers EBADFD if the VM was stopped meanwhile; what was read
 /// by then is of no use; EOPNOTSUPP if its memory is not where it was when
-/// the machine started. Input waits while it stands still.
+/// the machine started; EMEDIUMTYPE if a disk keeps in memory what its guest
+/// wrote. Input waits while it stands still.
 /// - `EBADFD`: the VM neither runs nor is paused
 /// - `EBUSY`: too many save it
 /// - `ENOTTY`: the file is a stream, or saves already
@@ -1014,5 +1065,16 @@ pub const V3_VM_LOAD: v3_vm_ioctl = 1075861047;
 /// - `EOPNOTSUPP`: no guest can be asked for this device: it is no PCI device,
 ///   or the VM does not run
 pub const V3_VM_EJECT: v3_vm_ioctl = 1075861048;
+/// Gives a disk another size, with its file, or takes in the size that its
+/// file or block device has now; and tells the guest.
+/// - `EINVAL`: the id is malformed; `bytes` is no multiple of its blocks
+/// - `ENOENT`: the VM has no such device
+/// - `EPERM`: the disk would become smaller, without V3_RESIZE_SHRINK
+/// - `ENOTBLK`: the device is no disk
+/// - `EOPNOTSUPP`: its store has a size of its own: it is a block device, a
+///   snapshot, or not to be written to
+/// - `ENOSPC`: there is no space for that
+/// - `EIO`: its store failed
+pub const V3_VM_RESIZE: v3_vm_ioctl = 3224917561;
 /// Calls of /dev/v3-vmN.
 pub type v3_vm_ioctl = crate::ctypes::c_uint;

@@ -76,6 +76,7 @@ fn c_and_rust_agree_on_numbers() {
         ("V3_VM_ATTACH", V3_VM_ATTACH),
         ("V3_VM_DETACH", V3_VM_DETACH),
         ("V3_VM_EJECT", V3_VM_EJECT),
+        ("V3_VM_RESIZE", V3_VM_RESIZE),
         ("V3_VM_DEVICES", V3_VM_DEVICES),
         ("V3_VM_MEMORY_READ", V3_VM_MEMORY_READ),
         ("V3_VM_WALK", V3_VM_WALK),

@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Where streams of devices lead, as the command line says it.
+//! Where streams of devices lead, and where disks have their bytes, as the command line says it.
 
+use super::disk::{disk, DiskFile};
 use clap::{Args, ValueHint};
 use std::path::PathBuf;
 
-/// Where the stream of a device leads.
+/// Where the stream of a device leads, or where a disk has its bytes.
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Far ends")]
 #[group(multiple = false)]
 pub struct Ends {
+    /// The file or block device of a disk; see below for what may stand behind it
+    #[arg(value_name = "FILE[,OPTION…]", value_hint = ValueHint::FilePath, value_parser = disk)]
+    pub disk: Option<DiskFile>,
     /// A new terminal, whose path is printed
     #[arg(long)]
     pub pty: bool,
@@ -31,13 +35,14 @@ impl Ends {
     pub fn is_none(&self) -> bool {
         !self.pty
             && !self.stdio
+            && self.disk.is_none()
             && self.pipe.is_none()
             && self.file.is_none()
             && self.socket.is_none()
     }
 }
 
-/// Where the stream of a device of a saved VM leads.
+/// Where the stream of a device of a saved VM leads, or where its disk is.
 #[derive(Clone)]
 pub struct EndOf {
     /// What the device is known by.
@@ -45,15 +50,25 @@ pub struct EndOf {
     pub ends: Ends,
 }
 
-/// A device and where its stream leads: `com3=pty`, `com3=file:PATH`.
+/// A device and where its stream leads, or its disk is: `com3=pty`, `com3=file:PATH`, `disk=disk:PATH,ro`.
 pub fn end_of(text: &str) -> Result<EndOf, String> {
     let wrong = || {
-        format!("`{text}` is not like com3=pty; there are pty, pipe:PATH, file:PATH, socket:PATH and none")
+        format!("`{text}` is not like com3=pty; there are pty, pipe:PATH, file:PATH, socket:PATH, disk:PATH[,OPTION…] and none")
     };
     let (id, end) = text.split_once('=').ok_or_else(wrong)?;
     let (way, path) = match end.split_once(':') {
         None => (end, None),
         Some((_, "")) => return Err(wrong()),
+        Some(("disk", of)) => {
+            let ends = Ends {
+                disk: Some(disk(of)?),
+                ..Ends::default()
+            };
+            return Ok(EndOf {
+                id: id.into(),
+                ends,
+            });
+        }
         Some((way, path)) => (way, Some(PathBuf::from(path))),
     };
     let mut ends = Ends::default();
@@ -82,6 +97,9 @@ mod tests {
             (end.id.as_str(), end.ends.file),
             ("com3", Some("a:b".into()))
         );
+        let disk = end_of("data=disk:a:b,ro").ok().unwrap().ends.disk.unwrap();
+        assert!(disk.is_read_only && disk.path == PathBuf::from("a:b"));
+        assert!(end_of("data=disk:a,rw").is_err());
         assert!(end_of("com3=pty").is_ok_and(|end| end.ends.pty));
         assert!(end_of("com3=none").is_ok_and(|end| end.ends.is_none()));
         for bad in [

@@ -127,12 +127,29 @@ A serial port needs a far end. The VM holds it until the device is detached or t
                  The end of its input changes nothing
 What the guest sends while nobody takes it is kept, the last 64 KiB of it.
 
+A disk is in a file or on a block device, which the VM holds until it is detached:
+  v3 attach VM disk FILE[,OPTION…]
+  ro             the guest may not write
+  snapshot       what the guest writes stays in memory, and is gone with the disk
+  shared         others may have the file, too, if all say so; nobody keeps their writes apart
+  queues=N       1 to 16; without it, one for each virtual CPU
+A comma in the path is written twice. `truncate -s 1G FILE` makes an empty disk. The guest knows
+the disk by its id: in Linux /dev/disk/by-id/virtio-ID.
+
 Without --pty and --stdio the device's id is printed, with --json both id and terminal:
   {{\"id\": \"com3\", \"terminal\": \"/dev/pts/3\"}}
 A guest does not look for a port that comes late: it has to be told. In Linux:
   setserial /dev/ttyS2 uart 16550A port 0x3e8 irq 4"
     )
 }
+
+/// For `resize`.
+pub const RESIZE: &str = "\
+The guest is told at once, and sees the disk's new size; what is on it, it has to resize itself:
+`resize2fs /dev/vda` in Linux. With SIZE the disk's file becomes so long; a disk on a block device
+has the size of that, and `v3 resize VM ID` tells the guest when it has changed.
+
+The size is printed; with --json as {\"id\": \"disk\", \"bytes\": 21474836480}.";
 
 /// For `build`.
 pub const BUILD: &str = "\

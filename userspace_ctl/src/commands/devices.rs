@@ -3,7 +3,7 @@
 
 use super::console::with_keys;
 use super::show;
-use crate::cli::{Attach, Detach, Devices, Ends};
+use crate::cli::{Attach, Detach, Devices, Ends, Resize};
 use crate::failure::{Failure, Outcome};
 use crate::far_end::FarEnd;
 use crate::output::{print, print_json};
@@ -14,11 +14,12 @@ use palacios_core::devices;
 use rustix::fd::AsFd;
 use rustix::stdio::{stdin, stdout};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
-use v3_ctl::{Device, DeviceRegion, Error, Request, Space, State, Vm};
+use v3_ctl::{format_bytes, Device, DeviceRegion, Error, Request, Space, State, Vm};
 
 /// How long a guest has to let go of a device. Linux waits five seconds for its user's programs.
 const EJECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,6 +34,7 @@ struct Attached<'a> {
 
 pub fn attach(args: &Attach) -> Outcome {
     check_ends(&args.kind, &args.ends)?;
+    check_options(args)?;
     // From here on a signal does not end this program before the device is detached.
     let signals = args.ends.stdio.then(Signals::new).transpose()?;
     let vm = Vm::find(&args.target.vm)?;
@@ -42,6 +44,7 @@ pub fn attach(args: &Attach) -> Outcome {
         id: args.id.as_deref(),
         port: args.port,
         slot: args.slot,
+        disk: args.ends.disk.as_ref().map(|disk| disk.how),
         descriptors: &end.descriptors,
     };
     let id = match vm.attach(&wanted) {
@@ -62,16 +65,43 @@ pub fn attach(args: &Attach) -> Outcome {
     }
 }
 
-/// A stream leads somewhere, by the user's choice.
+/// A stream leads somewhere, and a disk is somewhere, by the user's choice.
 fn check_ends(kind: &str, ends: &Ends) -> Result<(), Failure> {
-    let has_stream = devices::kind_by_name(kind).is_some_and(|kind| kind.has_stream);
-    if has_stream && ends.is_none() {
-        let failure = Failure::tool(format!("a device of the kind {kind} needs a far end"));
+    let Some(kind) = devices::kind_by_name(kind) else {
+        // The module knows it, or says that it does not.
+        return Ok(());
+    };
+    let name = kind.name;
+    if kind.has_store && ends.disk.is_none() {
+        let failure = Failure::tool(format!("a device of the kind {name} needs a file"));
+        return Err(
+            failure.hint("v3 attach VM disk FILE; `truncate -s 1G FILE` makes an empty one")
+        );
+    }
+    if let Some(disk) = ends.disk.as_ref().filter(|_| !kind.has_store) {
+        let failure = format!(
+            "a device of the kind {name} has no use for `{}`: it is no disk",
+            disk.path.display()
+        );
+        return Err(Failure::tool(failure));
+    }
+    if kind.has_stream && ends.is_none() {
+        let failure = Failure::tool(format!("a device of the kind {name} needs a far end"));
         return Err(
             failure.hint("give one of --pty, --pipe PATH, --file PATH, --socket PATH, --stdio")
         );
     }
     Ok(())
+}
+
+/// A disk has no port.
+fn check_options(args: &Attach) -> Result<(), Failure> {
+    match (&args.ends.disk, args.port) {
+        (Some(_), Some(_)) => Err(Failure::tool(
+            "a disk is at no port: --slot chooses its place",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn tell(args: &Attach, id: &str, terminal: Option<&str>) -> Outcome {
@@ -160,14 +190,95 @@ fn wait_for_eject(vm: &Vm, id: &str) -> Outcome {
     Ok(0)
 }
 
+pub fn resize(args: &Resize) -> Outcome {
+    let vm = Vm::find(&args.target.vm)?;
+    let bytes = vm.resize(&args.id, args.size, args.shrink)?;
+    if args.format.json {
+        print_json(&Resized {
+            id: &args.id,
+            bytes,
+        })?;
+    } else {
+        print(&format!("{}: {}\n", args.id, format_bytes(bytes)))?;
+    }
+    Ok(0)
+}
+
+/// How large a disk is, as `--json` prints it.
+#[derive(Serialize)]
+struct Resized<'a> {
+    id: &'a str,
+    bytes: u64,
+}
+
 pub fn devices(args: &Devices) -> Outcome {
-    let devices = Vm::find(&args.target.vm)?.devices()?;
+    let vm = Vm::find(&args.target.vm)?;
+    if let Some(time) = args.rates {
+        return rates(&vm, time, args.format.json);
+    }
+    let devices = vm.devices()?;
     if args.format.json {
         print_json(&devices)?;
     } else {
         print(&table(&devices))?;
     }
     Ok(0)
+}
+
+/// What a device does in a second.
+#[derive(Serialize)]
+struct Rates {
+    id: String,
+    kind: String,
+    per_second: BTreeMap<String, f64>,
+}
+
+/// Watches devices for a while, and tells what those do that count it.
+fn rates(vm: &Vm, time: Duration, json: bool) -> Outcome {
+    let (before, begin) = (vm.devices()?, Instant::now());
+    thread::sleep(time);
+    let (now, seconds) = (vm.devices()?, begin.elapsed().as_secs_f64());
+    let rates: Vec<Rates> = now
+        .into_iter()
+        .filter(|device| !device.counters.is_empty())
+        .map(|device| {
+            let earlier = before.iter().find(|earlier| earlier.id == device.id);
+            rates_of(&device, earlier, seconds)
+        })
+        .collect();
+    if json {
+        print_json(&rates)?;
+    } else {
+        print(&table_of_rates(&rates))?;
+    }
+    Ok(0)
+}
+
+/// A device that came meanwhile began at zero.
+fn rates_of(device: &Device, earlier: Option<&Device>, seconds: f64) -> Rates {
+    let rate = |(name, value): (&String, &u64)| {
+        let before = earlier.and_then(|earlier| earlier.counters.get(name));
+        // One that was detached and attached again may have counted less.
+        let more = value.saturating_sub(before.copied().filter(|b| b <= value).unwrap_or(0));
+        (name.clone(), more as f64 / seconds)
+    };
+    Rates {
+        id: device.id.clone(),
+        kind: device.kind.clone(),
+        per_second: device.counters.iter().map(rate).collect(),
+    }
+}
+
+fn table_of_rates(rates: &[Rates]) -> String {
+    let head = ["ID", "KIND", "PER SECOND"].map(String::from);
+    let rows = rates.iter().map(|device| {
+        let all = device.per_second.iter();
+        let all: Vec<String> = all
+            .map(|(name, rate)| format!("{name} {rate:.0}"))
+            .collect();
+        [device.id.clone(), device.kind.clone(), all.join(", ")]
+    });
+    show::lines(&[head].into_iter().chain(rows).collect::<Vec<_>>())
 }
 
 fn table(devices: &[Device]) -> String {
@@ -223,6 +334,7 @@ mod tests {
             kind: kind.into(),
             removable,
             regions,
+            counters: BTreeMap::new(),
         };
         let text = table(&[
             device(
@@ -252,9 +364,34 @@ none  x       yes
     }
 
     #[test]
+    fn rates_are_of_what_was_done_meanwhile() {
+        let device = |reads, bytes| Device {
+            id: "disk".into(),
+            kind: "disk".into(),
+            removable: true,
+            regions: vec![],
+            counters: [("reads".into(), reads), ("read_bytes".into(), bytes)].into(),
+        };
+        let rates = rates_of(&device(30, 8192), Some(&device(10, 4096)), 2.0);
+        let text = table_of_rates(&[rates]);
+        let expected = "\
+ID    KIND  PER SECOND
+disk  disk  read_bytes 2048, reads 10
+";
+        assert_eq!(text, expected);
+        // Another device of that name came meanwhile.
+        let rates = rates_of(&device(4, 2), Some(&device(10, 4096)), 2.0);
+        assert_eq!(rates.per_second["reads"], 2.0);
+        let rates = rates_of(&device(4, 2), None, 2.0);
+        assert_eq!(rates.per_second["read_bytes"], 1.0);
+    }
+
+    #[test]
     fn a_stream_needs_a_far_end() {
         let failure = check_ends("serial", &Ends::default()).unwrap_err();
         assert!(failure.to_string().contains("--pty"), "{failure}");
+        let failure = check_ends("disk", &Ends::default()).unwrap_err();
+        assert!(failure.to_string().contains("needs a file"), "{failure}");
         check_ends("test-dma", &Ends::default()).unwrap();
         // Of a kind that this program does not know the module says what is wrong.
         check_ends("floppy", &Ends::default()).unwrap();

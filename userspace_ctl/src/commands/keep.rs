@@ -85,6 +85,10 @@ fn estimated_bytes(stats: &[Stat]) -> u64 {
 
 fn not_saved(vm: &Vm, name: &str, error: &io::Error) -> Failure {
     match vm.info() {
+        _ if error.raw_os_error() == Some(Errno::MEDIUMTYPE.raw_os_error()) => Failure::tool(format!(
+            "cannot save {name}: a disk keeps in memory what its guest wrote, and that would be lost"
+        ))
+        .hint("disks in files can be saved; those of an image and snapshots cannot"),
         _ if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Failure::tool(format!(
             "cannot save {name}: its memory is not where it was when the machine started"
         ))
@@ -237,8 +241,17 @@ fn attach(
     end: Option<&EndOf>,
 ) -> Result<Option<(String, String)>, Failure> {
     let (id, kind) = (&device.id, &device.kind);
-    let has_stream = devices::kind_by_name(kind).is_some_and(|kind| kind.has_stream);
-    if has_stream && end.is_none() {
+    let known = devices::kind_by_name(kind);
+    let has_store = known.is_some_and(|kind| kind.has_store);
+    if has_store && end.is_none_or(|end| end.ends.disk.is_none()) {
+        let failure = Failure::tool(format!(
+            "what was saved has a disk {id}: say where its bytes are"
+        ));
+        return Err(failure.hint(format!(
+            "--end {id}=disk:FILE, with the options of `v3 attach`"
+        )));
+    }
+    if known.is_some_and(|kind| kind.has_stream) && end.is_none() {
         let failure = Failure::tool(format!(
             "what was saved has a device {id}, of the kind {kind}, which needs a far end"
         ));
@@ -255,6 +268,7 @@ fn attach(
         id: Some(id),
         port: device.port,
         slot: device.slot,
+        disk: end.and_then(|end| end.ends.disk.as_ref().map(|disk| disk.how)),
         descriptors: &far.descriptors,
     };
     if let Err(error) = vm.attach(&wanted) {

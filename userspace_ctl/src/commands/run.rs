@@ -5,8 +5,9 @@ use super::console::{set_nonblocking, with_keys};
 use super::make::{create_vm, default_name, image_of};
 use super::report::Report;
 use super::show;
-use crate::cli::{Run, Wait};
+use crate::cli::{DiskFile, Run, Wait};
 use crate::failure::{Failure, Outcome};
+use crate::far_end::FarEnd;
 use crate::output::print_json;
 use crate::progress::during;
 use crate::pump::{End, Pump};
@@ -16,7 +17,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::stdio::{stderr, stdin, stdout};
 use std::thread;
 use std::time::{Duration, Instant};
-use v3_ctl::{Call, Control, Error, State, Vm};
+use v3_ctl::{Call, Control, Error, Request, State, Vm};
 
 pub fn wait(args: &Wait) -> Outcome {
     let report = wait_for(args).map(|report| report.judged(args.expect));
@@ -33,6 +34,9 @@ pub fn run(args: &Run) -> Outcome {
 
 /// Checks what can be known before there is a VM.
 fn check(args: &Run) -> Result<(), Failure> {
+    for disk in &args.disks {
+        FarEnd::open_disk(disk)?;
+    }
     if args.image.is_none() && args.changes.kernel.is_none() {
         return args.changes.check_alone();
     }
@@ -87,6 +91,9 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
     let name = args.name.clone().unwrap_or_else(|| name_of(args, &image));
     let vm = Owned::create(&control, &image, &name)?;
     drop(image);
+    for disk in &args.disks {
+        attach_disk(&vm.vm, disk)?;
+    }
     let console = match vm.vm.stream("") {
         Err(Error::NoSuchStream { .. }) => None,
         console => Some(console?),
@@ -112,6 +119,19 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
         say(&format!("[{name} was stopped and freed]"));
     }
     Ok(report)
+}
+
+fn attach_disk(vm: &Vm, disk: &DiskFile) -> Result<(), Failure> {
+    let end = FarEnd::open_disk(disk)?;
+    vm.attach(&Request {
+        kind: "disk",
+        id: None,
+        port: None,
+        slot: None,
+        disk: Some(disk.how),
+        descriptors: &end.descriptors,
+    })?;
+    Ok(())
 }
 
 /// The end of a VM, with what its virtual CPUs left behind if it was not the guest's own wish.

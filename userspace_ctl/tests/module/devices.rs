@@ -29,6 +29,7 @@ fn attach(vm: &Vm, descriptors: &[(OwnedFd, Role)]) -> Result<String, Error> {
         id: None,
         port: Some(0x3e8),
         slot: None,
+        disk: None,
         descriptors,
     })
 }
@@ -562,6 +563,7 @@ fn bad_calls_about_devices_are_refused() {
         id: Some("com3"),
         port: None,
         slot: None,
+        disk: None,
         descriptors: &[(again, Role::Both)],
     };
     match vm.attach(&wanted) {

@@ -159,6 +159,7 @@ fn another_machine_is_refused_by_name() {
         id: Some("extra"),
         port: None,
         slot: None,
+        disk: None,
         descriptors: &[],
     })
     .unwrap();

@@ -17,7 +17,7 @@ use super::wires::Wires;
 use super::Bdf;
 use crate::alloc_ext::{try_box, NoMemory, TryPush};
 use crate::devices::links::Links;
-use crate::devices::{Device, IoRegion, Request, Resources, Step, Timed, Work};
+use crate::devices::{Device, Disk, IoRegion, Request, Resources, Step, Timed, Work};
 use crate::interfaces::Wakers;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
@@ -78,6 +78,12 @@ pub trait PciDevice: Send {
     fn is_at_rest(&self) -> bool {
         true
     }
+    /// As [`Device::disk`].
+    fn disk(&mut self) -> Option<&mut dyn Disk> {
+        None
+    }
+    /// As [`Device::counters`].
+    fn counters(&self, _tell: &mut dyn FnMut(&'static str, u64)) {}
     /// As [`Timed::deadline_ns`].
     fn deadline_ns(&self) -> Option<u64> {
         None
@@ -310,6 +316,12 @@ impl<D: PciDevice> Device for Function<D> {
             true => Some(self),
             false => None,
         }
+    }
+    fn disk(&mut self) -> Option<&mut dyn Disk> {
+        self.device.disk()
+    }
+    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        self.device.counters(tell);
     }
 }
 

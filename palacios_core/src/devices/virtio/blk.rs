@@ -20,17 +20,38 @@ pub use config::{feature, MAX_RANGE_SECTORS, QUEUE_SIZE, SEG_MAX, SIZE_MAX};
 use super::chain::Chain;
 use super::contract::{DeviceType, Rings, VirtioDevice};
 use super::error::QueueError;
+use super::pci::VirtioPci;
 use crate::addr::Gpa;
-use crate::alloc_ext::{NoMemory, TryPush};
+use crate::alloc_ext::{try_box, NoMemory, TryPush};
+use crate::block::ram::RamStore;
 use crate::block::{BlockError, BlockInfo, BlockRequest, BlockStore, Done};
+use crate::devices::kind::{Kind, Machines};
 use crate::devices::links::Dma;
-use crate::devices::Step;
+use crate::devices::pci::Function;
+use crate::devices::{Disk, Step};
 use crate::interfaces::Wakers;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use config::Cache;
 use request::{Asked, Request};
+
+/// How machines come to have one. One without a store, which only a description in code can have, is an empty disk.
+pub static KIND: Kind = Kind {
+    name: "disk",
+    machines: Machines::Described("v3vee,virtio-blk"),
+    has_store: true,
+    is_pci: true,
+    make: |mut wanted| {
+        let disk = match wanted.disk.take() {
+            Some(disk) => Blk::new(disk.store, disk.queues, disk.serial.as_str())?,
+            None => Blk::new(try_box(RamStore::new(0)?.read_only())?, 1, KIND.name)?,
+        };
+        let function = VirtioPci::new(KIND.name, try_box(disk)?, wanted.links)?;
+        Function::boxed(wanted, function)
+    },
+    ..Kind::OF_EVERY_PC
+};
 
 const STATE_VERSION: u32 = 1;
 /// The most queues.
@@ -385,6 +406,22 @@ impl VirtioDevice for Blk {
     fn drain(&mut self) {
         self.store.drain();
     }
+    fn disk(&mut self) -> Option<&mut dyn Disk> {
+        Some(self)
+    }
+    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        let counters = &self.counters;
+        for (name, value) in [
+            ("reads", counters.reads),
+            ("read_bytes", counters.read_bytes),
+            ("writes", counters.writes),
+            ("write_bytes", counters.written_bytes),
+            ("flushes", counters.flushes),
+            ("errors", counters.errors),
+        ] {
+            tell(name, value);
+        }
+    }
 
     fn reset(&mut self) {
         self.held = None;
@@ -392,6 +429,9 @@ impl VirtioDevice for Blk {
         self.cache = Cache::default();
     }
     fn save(&self, to: &mut StateWriter<'_>) -> Result<(), StateError> {
+        if !self.store.outlives_vm() {
+            return Err(StateError::LostWithVm);
+        }
         to.u32(STATE_VERSION)?;
         to.u64(self.info.sectors)?;
         to.bool(self.cache.is_writeback())
@@ -408,6 +448,15 @@ impl VirtioDevice for Blk {
         };
         (self.cache, self.features) = (cache, features);
         Ok(())
+    }
+}
+
+impl Disk for Blk {
+    fn info(&self) -> BlockInfo {
+        self.store.info()
+    }
+    fn resize(&mut self, bytes: u64) -> Result<(), BlockError> {
+        self.store.resize(bytes)
     }
 }
 

@@ -7,7 +7,7 @@ use super::error::QueueError;
 use super::queue::{Queue, RingFeatures};
 use crate::alloc_ext::NoMemory;
 use crate::devices::links::Dma;
-use crate::devices::Step;
+use crate::devices::{Disk, Step};
 use crate::interfaces::Wakers;
 use crate::state_io::{StateError, StateReader, StateWriter};
 
@@ -66,6 +66,13 @@ pub trait VirtioDevice: Send {
     }
     /// Waits until nobody else works on what was taken, so that steps without a pause end it. May take long.
     fn drain(&mut self) {}
+    /// The disk, if it is one.
+    fn disk(&mut self) -> Option<&mut dyn Disk> {
+        None
+    }
+    /// As [`Device::counters`](crate::devices::Device::counters).
+    fn counters(&self, _tell: &mut dyn FnMut(&'static str, u64)) {}
+
     /// Back to how it was made. Nothing is in flight.
     fn reset(&mut self);
     /// Writes what a guest can observe of it. Nothing is in flight.

@@ -16,7 +16,7 @@ use crate::alloc_ext::NoMemory;
 use crate::devices::links::Links;
 use crate::devices::pci::config::Config;
 use crate::devices::pci::{Bar, Description, Ids, PciDevice, Wires};
-use crate::devices::Step;
+use crate::devices::{Disk, Step};
 use crate::interfaces::Wakers;
 use crate::state_io::{StateError, StateReader, StateWriter};
 use alloc::boxed::Box;
@@ -260,6 +260,12 @@ impl PciDevice for VirtioPci {
     }
     fn is_at_rest(&self) -> bool {
         self.virtio.is_at_rest()
+    }
+    fn disk(&mut self) -> Option<&mut dyn Disk> {
+        self.virtio.device_mut().disk()
+    }
+    fn counters(&self, tell: &mut dyn FnMut(&'static str, u64)) {
+        self.virtio.device().counters(tell);
     }
 }
 
