@@ -124,7 +124,7 @@ void v3vee_disk_info(struct v3vee_disk *disk, struct v3vee_disk_info *info)
 		.block_bytes = SECTOR_SIZE,
 		.physical_block_bytes = PAGE_SIZE,
 		.can_discard = allocates,
-		.can_write_zeroes = allocates,
+		.can_write_zeroes = writes,
 	};
 	if (S_ISBLK(inode->i_mode)) {
 		struct block_device *device = I_BDEV(inode);
@@ -236,7 +236,45 @@ int v3vee_disk_resize(struct v3vee_disk *disk, u64 bytes)
 	return err;
 }
 
-/* Has zeroes there. @discard: and no space. */
+/* The most zeroes that one call writes. */
+#define ZERO_PIECES		16
+
+/* Writes zeroes, as whoever opened the file. */
+static int write_zeroes(struct v3vee_disk *disk, u64 at, u64 bytes)
+{
+	struct bio_vec pieces[ZERO_PIECES];
+	unsigned int n;
+
+	for (n = 0; n < ZERO_PIECES; n++)
+		bvec_set_page(&pieces[n], ZERO_PAGE(0), PAGE_SIZE, 0);
+	while (bytes) {
+		struct iov_iter iter;
+		loff_t pos = at;
+		ssize_t done;
+
+		iov_iter_bvec(&iter, ITER_SOURCE, pieces, ZERO_PIECES, min_t(u64, bytes, ZERO_PIECES * PAGE_SIZE));
+		done = vfs_iter_write(disk->file, &iter, &pos, 0);
+		if (done <= 0)
+			return done ?: -EIO;
+		at += done;
+		bytes -= done;
+		cond_resched();
+	}
+	return 0;
+}
+
+/* Nobody needs what is there. A file system that cannot give the space back keeps it. */
+int v3vee_disk_discard(struct v3vee_disk *disk, u64 at, u64 bytes);
+int v3vee_disk_discard(struct v3vee_disk *disk, u64 at, u64 bytes)
+{
+	const struct cred *before = override_creds(disk->file->f_cred);
+	int err = vfs_fallocate(disk->file, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, at, bytes);
+
+	revert_creds(before);
+	return err == -EOPNOTSUPP ? 0 : err;
+}
+
+/* Has zeroes there. @discard: the space may be given back. */
 int v3vee_disk_zero(struct v3vee_disk *disk, bool discard, u64 at, u64 bytes);
 int v3vee_disk_zero(struct v3vee_disk *disk, bool discard, u64 at, u64 bytes)
 {
@@ -244,6 +282,9 @@ int v3vee_disk_zero(struct v3vee_disk *disk, bool discard, u64 at, u64 bytes)
 	int mode = FALLOC_FL_KEEP_SIZE | (discard ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
 	int err = vfs_fallocate(disk->file, mode, at, bytes);
 
+	/* Not every file system can do without having them written. */
+	if (err == -EOPNOTSUPP)
+		err = write_zeroes(disk, at, bytes);
 	revert_creds(before);
 	return err;
 }

@@ -146,4 +146,5 @@ extern "C" {
     ) -> i32;
     pub(crate) fn v3vee_disk_flush(disk: *mut Disk) -> i32;
     pub(crate) fn v3vee_disk_zero(disk: *mut Disk, discard: bool, at: u64, bytes: u64) -> i32;
+    pub(crate) fn v3vee_disk_discard(disk: *mut Disk, at: u64, bytes: u64) -> i32;
 }

@@ -396,13 +396,19 @@ impl Job {
                 through,
             } => transfer(disk, true, *through, *sector, memory, pieces),
             Operation::Flush => flush(disk),
-            Operation::Discard(ranges) => zero(disk, true, ranges),
+            Operation::Discard(ranges) => for_each(ranges, |at, bytes| {
+                // SAFETY: The disk is there.
+                unsafe { ffi::v3vee_disk_discard(disk.as_ptr(), at, bytes) }
+            }),
             Operation::WriteZeroes {
                 ranges,
                 may_discard,
                 through,
             } => {
-                zero(disk, *may_discard, ranges)?;
+                for_each(ranges, |at, bytes| {
+                    // SAFETY: The disk is there.
+                    unsafe { ffi::v3vee_disk_zero(disk.as_ptr(), *may_discard, at, bytes) }
+                })?;
                 if *through {
                     flush(disk)?;
                 }
@@ -460,12 +466,12 @@ fn flush(disk: &Disk) -> Result<(), BlockError> {
     result_of(unsafe { ffi::v3vee_disk_flush(disk.as_ptr()) })
 }
 
-fn zero(disk: &Disk, discard: bool, ranges: &Ranges) -> Result<(), BlockError> {
+/// Calls `act` for each range that is not empty: where it begins, and how many bytes.
+fn for_each(ranges: &Ranges, act: impl Fn(u64, u64) -> i32) -> Result<(), BlockError> {
     let mut some = ranges.as_slice().iter().filter(|range| range.count > 0);
     some.try_for_each(|range| {
         let at = range.sector.saturating_mul(SECTOR_BYTES);
-        // SAFETY: The disk is there.
-        result_of(unsafe { ffi::v3vee_disk_zero(disk.as_ptr(), discard, at, range.bytes()) })
+        result_of(act(at, range.bytes()))
     })
 }
 

@@ -87,6 +87,8 @@ pub struct TestMachine {
     pub msis: Shared<Vec<Msi>>,
     /// Pins of guest memory that are held.
     pub pins: Shared<usize>,
+    /// How many there may be at once, if not any number.
+    pub most_pins: Shared<Option<usize>>,
     /// Guest RAM, from address 0.
     pub ram: Shared<Vec<u8>>,
 }
@@ -340,6 +342,9 @@ impl DmaMemory for TestMachine {
         match at.0.checked_add(bytes) {
             Some(end) if end <= ram => {}
             _ => return Err(PinError::NotMemory(at)),
+        }
+        if self.pins.get() >= self.most_pins.get().unwrap_or(usize::MAX) {
+            return Err(PinError::TooMany);
         }
         let now = self.pins.get().saturating_add(1);
         self.pins.set(now);

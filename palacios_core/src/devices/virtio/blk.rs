@@ -126,6 +126,8 @@ pub struct Blk {
     free: Vec<u32>,
     /// What the store could not take yet.
     held: Option<BlockRequest>,
+    /// The chain is a request of this queue, which waits: too many transfers use its memory.
+    waiting: Option<u16>,
     counters: BlkCounters,
 }
 
@@ -155,6 +157,7 @@ impl Blk {
             in_flight,
             free,
             held: None,
+            waiting: None,
             counters: BlkCounters::default(),
         })
     }
@@ -186,6 +189,7 @@ impl Blk {
 
     /// The driver has reset the device: what the store has not taken, it never will.
     fn drop_held(&mut self) {
+        self.waiting = None;
         if let Some(request) = self.held.take() {
             if let Some(slot) = self.in_flight.get_mut(request.token as usize) {
                 *slot = None;
@@ -202,9 +206,22 @@ impl Blk {
 
     /// Takes the next request of a queue, and sees to it. `false`: there is none.
     fn take(&mut self, rings: &mut Rings<'_>, queue: u16) -> Result<bool, QueueError> {
-        if !rings.take(queue, &mut self.chain)? {
-            return Ok(false);
+        match rings.take(queue, &mut self.chain)? {
+            true => self.see_to(rings, queue).map(|()| true),
+            false => Ok(false),
         }
+    }
+
+    /// Sees to the request again that waits. `false`: it waits still.
+    fn retry(&mut self, rings: &mut Rings<'_>) -> Result<bool, QueueError> {
+        if let Some(queue) = self.waiting.take() {
+            self.see_to(rings, queue)?;
+        }
+        Ok(self.waiting.is_none())
+    }
+
+    /// Sees to the request in the chain, which is of that queue.
+    fn see_to(&mut self, rings: &mut Rings<'_>, queue: u16) -> Result<(), QueueError> {
         let request = Request::read(rings.dma(), &self.chain)?;
         let asked = request.ask(rings.dma(), &self.chain, self.limits())?;
         let head = self.chain.head();
@@ -212,7 +229,7 @@ impl Blk {
             Asked::Store(operation, data_bytes) => {
                 // There is a token: whoever takes a request looks first.
                 let Some(token) = self.free.pop() else {
-                    return Ok(false);
+                    return Ok(());
                 };
                 if let Some(slot) = self.in_flight.get_mut(token as usize) {
                     *slot = Some(InFlight {
@@ -224,6 +241,7 @@ impl Blk {
                 }
                 self.submit(BlockRequest { token, operation });
             }
+            Asked::Later => self.waiting = Some(queue),
             Asked::Id => {
                 let written = request.write_id(rings.dma(), &self.chain, &self.id)?;
                 put(rings, queue, head, request.status_at, status::OK, written)?;
@@ -234,7 +252,7 @@ impl Blk {
                 put(rings, queue, head, request.status_at, status, 0)?;
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     fn limits(&self) -> request::Limits {
@@ -295,8 +313,16 @@ impl Blk {
         }
     }
 
+    /// A request of its own that ends wakes it. Without one, it is others who use the memory that a request waits for, and it looks again.
+    fn step_while_waiting(&self) -> Step {
+        match self.waiting.is_some() && self.free.len() == self.in_flight.len() {
+            true => Step::Again,
+            false => Step::Idle,
+        }
+    }
+
     fn may_take(&self) -> bool {
-        self.held.is_none() && !self.free.is_empty()
+        self.held.is_none() && self.waiting.is_none() && !self.free.is_empty()
     }
 
     /// Takes requests of all queues in turn. `true`: there may be more.
@@ -388,8 +414,8 @@ impl VirtioDevice for Blk {
         if !rings.is_live() {
             self.drop_held();
         }
-        if !self.submit_held() {
-            return Ok(Step::Idle);
+        if !self.submit_held() || !self.retry(rings)? {
+            return Ok(self.step_while_waiting());
         }
         let more = self.take_some(rings)?;
         // Some stores are done at once.
@@ -397,11 +423,12 @@ impl VirtioDevice for Blk {
         // If the store could take no more and has done some since, it can now.
         match more || self.held.is_some() && self.submit_held() {
             true => Ok(Step::Again),
-            false => Ok(Step::Idle),
+            false => Ok(self.step_while_waiting()),
         }
     }
     fn in_flight(&self) -> usize {
-        self.in_flight.len().saturating_sub(self.free.len())
+        let with_store = self.in_flight.len().saturating_sub(self.free.len());
+        with_store.saturating_add(self.waiting.is_some().into())
     }
     fn drain(&mut self) {
         self.store.drain();
@@ -424,7 +451,7 @@ impl VirtioDevice for Blk {
     }
 
     fn reset(&mut self) {
-        self.held = None;
+        (self.held, self.waiting) = (None, None);
         (self.features, self.next_queue) = (0, 0);
         self.cache = Cache::default();
     }

@@ -277,6 +277,11 @@ impl TestDriver {
         self.virtio.notify(u64::MAX);
         self.step_until_idle()
     }
+    /// Notifies of all queues, and makes one step.
+    pub fn step_once(&mut self) -> Step {
+        self.virtio.notify(u64::MAX);
+        self.virtio.step(&mut self.sink)
+    }
     /// Steps until the device idles.
     pub fn step_until_idle(&mut self) -> usize {
         for steps in 1..100_000 {

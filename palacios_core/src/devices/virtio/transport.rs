@@ -205,8 +205,9 @@ impl Virtio {
     pub fn step(&mut self, sink: &mut dyn InterruptSink) -> Step {
         self.make_step(true, sink)
     }
-    /// A step in which nothing new is taken.
+    /// A step in which nothing new is taken. It waits for those who work on what was: a disk may need longer than one looks in vain.
     pub fn finish(&mut self, sink: &mut dyn InterruptSink) -> Step {
+        self.device.drain();
         self.make_step(false, sink)
     }
     /// Nothing is under way.

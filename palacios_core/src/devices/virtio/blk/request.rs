@@ -54,6 +54,8 @@ pub(super) struct Limits {
 pub(super) enum Asked {
     /// This, by the store; and so many bytes of data are written to the guest if that ends well.
     Store(Operation, u32),
+    /// Nothing yet: too many transfers use its memory.
+    Later,
     /// The disk tells its name.
     Id,
     /// Nothing: it cannot be.
@@ -75,6 +77,8 @@ enum Unpinned {
     Queue(QueueError),
     /// The request fails.
     Block(BlockError),
+    /// Too many transfers use it.
+    Crowded,
 }
 
 impl From<NoMemory> for Unpinned {
@@ -121,6 +125,7 @@ impl Request {
         match asked {
             Err(Unpinned::Queue(error)) => Err(error),
             Err(Unpinned::Block(error)) => Ok(Asked::Refused(error)),
+            Err(Unpinned::Crowded) => Ok(Asked::Later),
             Ok((operation, data_bytes)) => {
                 let checked = limits.info.check(&operation);
                 Ok(checked.map(|()| (operation, data_bytes)).into())
@@ -220,9 +225,8 @@ fn unpinned(error: DmaError) -> Unpinned {
             Unpinned::Queue(QueueError::Memory(error))
         }
         DmaError::NotPinned(PinError::NoMemory) => Unpinned::Block(BlockError::NoMemory),
-        DmaError::NotPinned(PinError::CrossesRegions | PinError::TooMany) => {
-            Unpinned::Block(BlockError::Io)
-        }
+        DmaError::NotPinned(PinError::CrossesRegions) => Unpinned::Block(BlockError::Io),
+        DmaError::NotPinned(PinError::TooMany) => Unpinned::Crowded,
     }
 }
 

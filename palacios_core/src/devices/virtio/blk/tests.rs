@@ -465,6 +465,40 @@ impl Disk {
 }
 
 #[test]
+fn a_request_waits_for_memory_that_too_many_transfers_use() {
+    let (mut disk, switch) = faulty(Fault::Slow);
+    disk.0.machine.most_pins.set(Some(3));
+    let all: Vec<_> = (0..8)
+        .map(|n| disk.submit(0, IN, n, &[], SECTOR, 4096))
+        .collect();
+    disk.0.run();
+    assert_eq!(disk.0.machine.pins.get(), 3);
+    assert_eq!(disk.0.take_used(0), None, "none has failed");
+    switch.set(Fault::None);
+    disk.0.step_until_idle();
+    assert!(all.iter().all(|waits| disk.status(waits) == OK));
+    assert_eq!(disk.0.machine.pins.get(), 0);
+    // It is others who use the memory: it looks again by itself.
+    disk.0.machine.most_pins.set(Some(0));
+    let waits = disk.submit(0, IN, 0, &[], SECTOR, 4096);
+    assert_eq!(disk.0.step_once(), Step::Again);
+    assert!(!disk.0.virtio.is_at_rest());
+    disk.0.machine.most_pins.set(None);
+    disk.0.step_until_idle();
+    assert_eq!(disk.status(&waits), OK);
+    assert!(disk.0.virtio.is_at_rest());
+    // One that waits is dropped by a reset.
+    disk.0.machine.most_pins.set(Some(0));
+    let waits = disk.submit(0, IN, 0, &[], SECTOR, 4096);
+    assert_eq!(disk.0.step_once(), Step::Again);
+    disk.reset_when_stepped();
+    assert_eq!(disk.status(&waits), 0xee);
+    disk.0.machine.most_pins.set(None);
+    disk.start(u64::MAX);
+    assert_eq!(disk.read(0, 1).unwrap(), pattern(1, 1));
+}
+
+#[test]
 fn more_requests_than_a_store_takes_at_once() {
     let mut disk = Disk::with(RamStore::new(64).unwrap(), 2, u64::MAX);
     let mut count = 0;
@@ -483,10 +517,10 @@ fn more_requests_than_a_store_takes_at_once() {
 
 #[test]
 fn a_saved_disk_goes_on() {
-    let mut disk = Disk::new(RamStore::of(&pattern(1, 64)).unwrap());
+    let mut disk = Disk::new(RamStore::of(&pattern(1, 64)).unwrap().read_only());
     assert_eq!(disk.read(0, 1).unwrap(), pattern(1, 1));
     let record = saved(|w| disk.0.virtio.save(w));
-    let store = Box::new(RamStore::of(&pattern(1, 64)).unwrap());
+    let store = Box::new(RamStore::of(&pattern(1, 64)).unwrap().read_only());
     let blk = Box::new(Blk::new(store, 1, "").unwrap());
     let mut other = Virtio::new(blk, &disk.0.machine, 16).unwrap();
     other.begin(&disk.0.waker).unwrap();
@@ -496,7 +530,7 @@ fn a_saved_disk_goes_on() {
     disk.0.virtio = other;
     assert_eq!(disk.read(1, 1).unwrap(), pattern(1, 2)[SECTOR..]);
     // On a store of another size the guest is told.
-    let store = Box::new(RamStore::of(&pattern(1, 32)).unwrap());
+    let store = Box::new(RamStore::of(&pattern(1, 32)).unwrap().read_only());
     let blk = Box::new(Blk::new(store, 1, "").unwrap());
     let mut other = Virtio::new(blk, &disk.0.machine, 16).unwrap();
     other.begin(&disk.0.waker).unwrap();
