@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod container;
+pub mod disk;
 mod error;
 pub mod fdt;
 pub mod machine;

@@ -22,17 +22,24 @@
 //! [[serial]]                      # Optional, up to four; com1 alone if there is none. `serial = []` for no port.
 //! port = "com1"                   # com1 to com4.
 //! stream = "com1"                 # Optional: the name of its byte stream; the port's.
+//!
+//! [[disk]]                        # Optional, any number: a disk in memory, which goes with the VM.
+//! file = "disk.img"               # What is on it to begin with; optional if it has a size.
+//! size = "64M"                    # How large it is; optional if it has a file, which then is as large.
+//! read_only = false               # Optional.
 //! ```
 //!
 //! Paths are relative to the folder of the TOML file. Unknown keys are errors.
 
 use crate::guest::{
     check_memory, check_vcpus, feature_taken_away, Boot, Contents, Guest, ModuleFile,
-    OnTripleFault, SerialPort,
+    OnTripleFault, RamDisk, SerialPort,
 };
 use crate::units::parse_memory;
+use palacios_core::block::SECTOR_BYTES;
 use palacios_core::devices::uart::ComPort;
 use palacios_core::features::FeatureSet;
+use palacios_core::image::disk::MAX_DISK_BYTES;
 use serde::Deserialize;
 use std::fmt;
 use std::ops::Range;
@@ -65,6 +72,8 @@ struct Written {
     #[serde(default)]
     module: Vec<WrittenModule>,
     serial: Option<Vec<WrittenSerial>>,
+    #[serde(default)]
+    disk: Vec<Spanned<WrittenDisk>>,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +84,15 @@ struct Written {
 enum TextOrNumber {
     Text(String),
     Number(u64),
+}
+
+impl TextOrNumber {
+    fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Number(number) => number.to_string(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -96,6 +114,15 @@ struct WrittenModule {
 struct WrittenSerial {
     port: Spanned<String>,
     stream: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenDisk {
+    file: Option<Spanned<PathBuf>>,
+    size: Option<Spanned<TextOrNumber>>,
+    #[serde(default)]
+    read_only: bool,
 }
 
 /// The text of a guest.toml, and where it lies.
@@ -156,6 +183,7 @@ impl<'a> Definition<'a> {
             on_triple_fault: written.on_triple_fault,
             test_device: written.test_device,
             serials,
+            disks: self.disks(written.disk)?,
         })
     }
 
@@ -180,11 +208,7 @@ impl<'a> Definition<'a> {
     }
 
     fn memory(&self, memory: &Spanned<TextOrNumber>) -> Result<u64> {
-        let text = match memory.get_ref() {
-            TextOrNumber::Text(text) => text,
-            TextOrNumber::Number(number) => &number.to_string(),
-        };
-        let bytes = parse_memory(text).and_then(check_memory);
+        let bytes = parse_memory(&memory.get_ref().text()).and_then(check_memory);
         bytes.map_err(|why| self.error(memory.span(), format!("memory: {why}")))
     }
 
@@ -296,6 +320,34 @@ impl<'a> Definition<'a> {
             serials.push(port);
         }
         Ok(serials)
+    }
+
+    fn disks(&self, written: Vec<Spanned<WrittenDisk>>) -> Result<Vec<RamDisk>> {
+        let one = |disk: Spanned<WrittenDisk>| {
+            let (at, disk) = (disk.span(), disk.into_inner());
+            if disk.file.is_none() && disk.size.is_none() {
+                return Err(self.error(at, "disk: has neither a file nor a size"));
+            }
+            let contents = disk
+                .file
+                .map(|file| self.path(file.span(), file.get_ref(), "file"));
+            let bytes = disk.size.map(|size| self.disk_size(&size));
+            Ok(RamDisk {
+                contents: contents.transpose()?,
+                bytes: bytes.transpose()?,
+                is_read_only: disk.read_only,
+            })
+        };
+        written.into_iter().map(one).collect()
+    }
+
+    fn disk_size(&self, size: &Spanned<TextOrNumber>) -> Result<u64> {
+        let wrong = |why: &str| self.error(size.span(), format!("size: {why}"));
+        let bytes = parse_memory(&size.get_ref().text()).map_err(|why| wrong(&why))?;
+        match bytes != 0 && bytes % SECTOR_BYTES == 0 && bytes <= MAX_DISK_BYTES {
+            true => Ok(bytes),
+            false => Err(wrong("a disk has 512 bytes to 1 TiB, in steps of 512")),
+        }
     }
 
     fn stream(&self, name: Spanned<String>) -> Result<String> {

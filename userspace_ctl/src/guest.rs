@@ -3,10 +3,13 @@
 
 use crate::error::plain;
 use palacios_core::addr::{Gpa, NotRam};
+use palacios_core::block::SECTOR_BYTES;
 use palacios_core::boot;
 use palacios_core::devices::uart::ComPort;
+use palacios_core::devices::virtio::blk;
 use palacios_core::devices::{example_rng, test_device, test_dma, Machines};
 use palacios_core::features::{Feature, FeatureSet, Offer, TABLE};
+use palacios_core::image::disk::ImageDisk;
 use palacios_core::image::machine::{
     self, Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
     ON_TRIPLE_FAULT,
@@ -198,6 +201,31 @@ pub struct Guest {
     pub on_triple_fault: OnTripleFault,
     /// It has the device of test kernels.
     pub test_device: bool,
+    /// The disks that it brings along.
+    pub disks: Vec<RamDisk>,
+}
+
+/// A disk that a guest brings along. It is in memory: what is written to it goes with the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RamDisk {
+    /// What is at its beginning; zeroes if there is nothing.
+    pub contents: Option<Contents>,
+    /// How large it is; as large as its contents by default.
+    pub bytes: Option<u64>,
+    /// The guest may not write.
+    pub is_read_only: bool,
+}
+
+impl RamDisk {
+    fn of_image(disk: &ImageDisk<'_>, contents: Contents) -> Self {
+        let has_contents = !disk.contents.is_empty();
+        let usual = (disk.contents.len() as u64).next_multiple_of(SECTOR_BYTES);
+        Self {
+            contents: has_contents.then_some(contents),
+            bytes: (!has_contents || disk.bytes != usual).then_some(disk.bytes),
+            is_read_only: disk.is_read_only,
+        }
+    }
 }
 
 impl Guest {
@@ -219,6 +247,7 @@ impl Guest {
             console: None,
             on_triple_fault: OnTripleFault::Stop,
             test_device: false,
+            disks: Vec::new(),
         }
     }
 
@@ -256,6 +285,11 @@ impl Guest {
             console: machine.console.map(Into::into),
             on_triple_fault: machine.on_triple_fault.into(),
             test_device: machine.has(&test_device::KIND),
+            disks: machine
+                .devices()
+                .filter_map(|device| device.disk)
+                .map(|disk| RamDisk::of_image(&disk, part("disk", disk.contents)))
+                .collect(),
         }
     }
 
@@ -286,8 +320,9 @@ impl Guest {
     /// The files, in the order in which the tree numbers them.
     fn files(&self) -> Vec<&Contents> {
         let modules = self.modules.iter().map(|module| &module.contents);
+        let disks = self.disks.iter().filter_map(|disk| disk.contents.as_ref());
         let all = [&self.kernel].into_iter().chain(&self.initrds);
-        all.chain(modules).collect()
+        all.chain(modules).chain(disks).collect()
     }
 
     fn tree(&self) -> vm_fdt::FdtWriterResult<Vec<u8>> {
@@ -358,7 +393,10 @@ impl Guest {
     fn write_blobs(&self, fdt: &mut FdtWriter) -> vm_fdt::FdtWriterResult<()> {
         let initrds = self.initrds.iter().map(|_| ("initrd", None));
         let modules = self.modules.iter().map(|m| ("module", Some(&m.cmdline)));
-        let all = [("kernel", None)].into_iter().chain(initrds).chain(modules);
+        let disks = self.disks.iter().filter(|disk| disk.contents.is_some());
+        let disks = disks.map(|_| ("disk", None));
+        let all = [("kernel", None)].into_iter().chain(initrds);
+        let all = all.chain(modules).chain(disks);
         let blobs = fdt.begin_node("blobs")?;
         for (index, (label, cmdline)) in (0..).zip(all) {
             let blob = fdt.begin_node(&format!("blob@{index:x}"))?;
@@ -385,6 +423,7 @@ impl Guest {
             fdt.property_string("v3vee,stream", &serial.stream)?;
             fdt.end_node(device)?;
         }
+        self.write_disks(fdt)?;
         if self.test_device {
             for kind in [&test_device::KIND, &test_dma::KIND, &example_rng::KIND] {
                 let device = fdt.begin_node(kind.name)?;
@@ -395,6 +434,30 @@ impl Guest {
             }
         }
         fdt.end_node(devices)
+    }
+
+    /// One node a disk; those with contents have the last blobs.
+    fn write_disks(&self, fdt: &mut FdtWriter) -> vm_fdt::FdtWriterResult<()> {
+        let with_contents = self.disks.iter().filter(|disk| disk.contents.is_some());
+        let mut blob = (self.files().len() - with_contents.count()) as u32;
+        for (number, disk) in self.disks.iter().enumerate() {
+            let device = fdt.begin_node(&format!("disk@{number:x}"))?;
+            if let Machines::Described(compatible) = blk::KIND.machines {
+                fdt.property_string("compatible", compatible)?;
+            }
+            if disk.contents.is_some() {
+                fdt.property_u32("v3vee,blob", blob)?;
+                blob += 1;
+            }
+            if let Some(bytes) = disk.bytes {
+                fdt.property_u64("v3vee,bytes", bytes)?;
+            }
+            if disk.is_read_only {
+                fdt.property_null("v3vee,read-only")?;
+            }
+            fdt.end_node(device)?;
+        }
+        Ok(())
     }
 
     /// Reads the image as the module does, and loads its kernel into no memory at all.

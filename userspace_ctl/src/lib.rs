@@ -42,7 +42,7 @@ pub use device::{Device, DeviceRegion, DiskRequest, Request, Role, Space};
 pub use error::{Call, Error};
 pub use guest::{
     check_memory, check_vcpus, feature_taken_away, features_to_take_away, read_file, Boot,
-    BuildError, Contents, Guest, ModuleFile, OnTripleFault, SerialPort,
+    BuildError, Contents, Guest, ModuleFile, OnTripleFault, RamDisk, SerialPort,
 };
 pub use interrupts::{Chipset, Interrupts};
 pub use memory_dump::MemoryDump;

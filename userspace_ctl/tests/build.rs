@@ -5,7 +5,7 @@ use palacios_core::devices::uart::ComPort;
 use palacios_core::image::{self, BootKind, Image};
 use proptest::prelude::*;
 use std::path::Path;
-use v3_ctl::{Boot, BuildError, Contents, Guest, ModuleFile, OnTripleFault, SerialPort};
+use v3_ctl::{Boot, BuildError, Contents, Guest, ModuleFile, OnTripleFault, RamDisk, SerialPort};
 
 /// The least Multiboot 1 kernel: a header that says where the file itself goes (Multiboot 0.6.96: 3.1), and HLT.
 fn kernel() -> Vec<u8> {
@@ -58,6 +58,8 @@ proptest! {
         modules in blobs(),
         reset in any::<bool>(),
         test_device in any::<bool>(),
+        disks in blobs(),
+        more_sectors in 0u64..3,
         ports in prop::sample::subsequence(ComPort::ALL.to_vec(), 0..=4),
     ) {
         let dir = tempfile::tempdir().unwrap();
@@ -65,6 +67,16 @@ proptest! {
         let modules: Vec<_> = modules
             .map(|(contents, data)| (ModuleFile { cmdline: format!("{contents} {cmdline}"), contents }, data))
             .collect();
+        let with_contents = files(dir.path(), "disk", &disks).into_iter().zip(&disks);
+        let with_contents = with_contents.filter(|(_, data)| !data.is_empty());
+        let mut ram_disks: Vec<_> = with_contents
+            .map(|(contents, data)| RamDisk {
+                contents: Some(contents),
+                bytes: (more_sectors > 0).then(|| (data.len() as u64).next_multiple_of(512) + more_sectors * 512),
+                is_read_only: data.len() % 2 == 0,
+            })
+            .collect();
+        ram_disks.push(RamDisk { contents: None, bytes: Some(mib << 20), is_read_only: false });
         let guest = Guest {
             name,
             memory_bytes: mib << 20,
@@ -76,6 +88,7 @@ proptest! {
             console: ports.last().map(|port| SerialPort::new(*port).stream),
             on_triple_fault: if reset { OnTripleFault::Reset } else { OnTripleFault::Stop },
             test_device,
+            disks: ram_disks.clone(),
             serials: ports.iter().map(|port| SerialPort::new(*port)).collect(),
             ..guest(dir.path())
         };
@@ -97,6 +110,15 @@ proptest! {
         let read: Vec<_> = machine.modules().map(|m| (m.bootargs, m.data)).collect();
         let written: Vec<_> = modules.iter().map(|(m, d)| (m.cmdline.as_str(), d.as_slice())).collect();
         prop_assert_eq!(read, written);
+        let read: Vec<_> = machine.devices().filter_map(|device| device.disk).collect();
+        prop_assert_eq!(read.len(), ram_disks.len());
+        let contents = disks.iter().filter(|data| !data.is_empty());
+        prop_assert!(read.iter().map(|disk| disk.contents).filter(|data| !data.is_empty()).eq(contents));
+        for (read, written) in read.iter().zip(&ram_disks) {
+            let usual = (read.contents.len() as u64).next_multiple_of(512);
+            prop_assert_eq!(read.bytes, written.bytes.unwrap_or(usual));
+            prop_assert_eq!(read.is_read_only, written.is_read_only);
+        }
         prop_assert_eq!(machine.console, guest.console.as_deref());
         let mut streams: Vec<_> = machine.serials().map(|s| s.stream.to_string()).collect();
         streams.sort();

@@ -32,7 +32,10 @@ impl RamStore {
 
     /// A disk that begins as these bytes; the last sector is filled up with zeroes.
     pub fn of(bytes: &[u8]) -> Result<Self, BlockError> {
-        let sectors = (bytes.len() as u64).div_ceil(SECTOR_BYTES);
+        Self::beginning_with(bytes, (bytes.len() as u64).div_ceil(SECTOR_BYTES))
+    }
+    /// A disk of so many sectors that begins as these bytes, which it has room for.
+    pub fn beginning_with(bytes: &[u8], sectors: u64) -> Result<Self, BlockError> {
         let mut store = Self::new(sectors)?;
         let page_bytes = PAGE_SECTORS.wrapping_mul(SECTOR_BYTES) as usize;
         for (part, from) in parts(0, sectors).zip(bytes.chunks(page_bytes)) {

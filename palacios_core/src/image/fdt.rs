@@ -170,6 +170,13 @@ impl<'a> Node<'a> {
         })
     }
 
+    /// A property that is one 64-bit number of two cells.
+    pub fn u64(&self, name: &str) -> Result<Option<u64>, ImageError> {
+        self.typed(name, "is not one number of two cells", |value| {
+            Some(u64::from_be_bytes(value.try_into().ok()?))
+        })
+    }
+
     /// A property that is a pair of 64-bit numbers of two cells each, such as a `reg` of address and size.
     pub fn u64_pair(&self, name: &str) -> Result<Option<(u64, u64)>, ImageError> {
         self.typed(name, "is not two numbers of two cells each", |value| {

@@ -22,6 +22,7 @@
 //!     blobs {
 //!         blob@I { v3vee,index = <I>; label = "kernel"; };    // "kernel" once; "initrd" and "module" any number of times,
 //!         blob@J { v3vee,index = <J>; label = "module"; bootargs = "…"; };    // in this order; a module's command line.
+//!         blob@K { v3vee,index = <K>; label = "disk"; };      // A disk's contents, any number of times.
 //!     };
 //!     devices {
 //!         serial@3f8 {
@@ -32,6 +33,12 @@
 //!         };
 //!         test-device { compatible = "v3vee,test-device"; };  // Optional: [`crate::devices::test_device`],
 //!         test-dma { compatible = "v3vee,test-dma"; };        // and [`crate::devices::test_dma`].
+//!         disk@0 {                            // Any number: a disk in memory.
+//!             compatible = "v3vee,virtio-blk";
+//!             v3vee,blob = <K>;               // Its contents; optional if it has a size.
+//!             v3vee,bytes = <SIZE SIZE>;      // Its size, a multiple of 512; optional if it has contents.
+//!             v3vee,read-only;                // Optional.
+//!         };
 //!         example-rng { compatible = "v3vee,example-rng"; };  // A PCI device is in the first slot that is free.
 //!     };
 //! };
@@ -43,6 +50,7 @@
 #![forbid(unsafe_code)]
 
 use super::container::Image;
+use super::disk::ImageDisk;
 use super::error::ImageError;
 use super::fdt::{Children, Node};
 use crate::addr::PAGE_SIZE;
@@ -102,6 +110,8 @@ pub struct ImageDevice<'a> {
     pub place: Option<&'static Place>,
     /// The name of its byte stream, if its kind has one.
     pub stream: Option<&'a str>,
+    /// What is on it, if it is a disk.
+    pub disk: Option<ImageDisk<'a>>,
 }
 
 impl ImageDevice<'_> {
@@ -186,7 +196,7 @@ impl<'a> Machine<'a> {
         let chosen = root.child("chosen");
         let text = |name: &str| chosen.map_or(Ok(None), |chosen| chosen.str(name));
         let vcpus = parse_cpus(&root)?;
-        check_devices(&root)?;
+        check_devices(&image, &root)?;
         let streams = || serials_of(image).map(|serial| serial.stream);
         Ok(Machine {
             name: root.str("model")?,
@@ -281,11 +291,11 @@ impl<'a> Machine<'a> {
 }
 
 /// The devices of an image. [`check_devices`] has seen that none of them fails.
-struct Devices<'a>(DeviceNodes<'a>);
+struct Devices<'a>(Image<'a>, DeviceNodes<'a>);
 
 impl<'a> Devices<'a> {
     fn new(image: &Image<'a>) -> Self {
-        Self(DeviceNodes::new(&image.tree().root()))
+        Self(*image, DeviceNodes::new(&image.tree().root()))
     }
 }
 
@@ -293,7 +303,7 @@ impl<'a> Iterator for Devices<'a> {
     type Item = ImageDevice<'a>;
 
     fn next(&mut self) -> Option<ImageDevice<'a>> {
-        parse_device(&self.0.next()?).ok()
+        parse_device(&self.0, &self.1.next()?).ok()
     }
 }
 
@@ -325,7 +335,7 @@ impl<'a> Iterator for Blobs<'a> {
     }
 }
 
-fn wrong(node: &Node<'_>, property: &str, why: &'static str) -> ImageError {
+pub(super) fn wrong(node: &Node<'_>, property: &str, why: &'static str) -> ImageError {
     ImageError::BadProperty {
         node: node.name.into(),
         property: property.into(),
@@ -333,7 +343,7 @@ fn wrong(node: &Node<'_>, property: &str, why: &'static str) -> ImageError {
     }
 }
 
-fn missing(node: &Node<'_>, property: &str) -> ImageError {
+pub(super) fn missing(node: &Node<'_>, property: &str) -> ImageError {
     wrong(node, property, "is missing")
 }
 
@@ -438,9 +448,15 @@ fn parse_blobs<'a>(image: &Image<'a>, root: &Node<'a>) -> Result<&'a [u8], Image
     {
         match parse_blob(image, &node)? {
             ("kernel", blob) if kernel.is_none() => kernel = Some(blob.data),
-            ("initrd" | "module", _) => {}
+            ("initrd" | "module" | "disk", _) => {}
             ("kernel", _) => return Err(wrong(&node, "label", "is a second kernel")),
-            _ => return Err(wrong(&node, "label", "is none of kernel, initrd, module")),
+            _ => {
+                return Err(wrong(
+                    &node,
+                    "label",
+                    "is none of kernel, initrd, module, disk",
+                ))
+            }
         }
     }
     kernel.ok_or(ImageError::NoKernel)
@@ -478,7 +494,7 @@ impl<'a> Iterator for DeviceNodes<'a> {
 }
 
 /// Checks all devices. There are few, so each is held against those before it.
-fn check_devices(root: &Node<'_>) -> Result<(), ImageError> {
+fn check_devices(image: &Image<'_>, root: &Node<'_>) -> Result<(), ImageError> {
     let mut before = 0usize;
     for node in DeviceNodes::new(root) {
         if before >= MAX_DEVICES {
@@ -489,9 +505,9 @@ fn check_devices(root: &Node<'_>) -> Result<(), ImageError> {
             ));
         }
         node.str("status")?;
-        let device = parse_device(&node)?;
+        let device = parse_device(image, &node)?;
         for other in DeviceNodes::new(root).take(before) {
-            let other = parse_device(&other)?;
+            let other = parse_device(image, &other)?;
             if other.stream.is_some() && other.stream == device.stream {
                 return Err(wrong(
                     &node,
@@ -508,7 +524,7 @@ fn check_devices(root: &Node<'_>) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn parse_device<'a>(node: &Node<'a>) -> Result<ImageDevice<'a>, ImageError> {
+fn parse_device<'a>(image: &Image<'a>, node: &Node<'a>) -> Result<ImageDevice<'a>, ImageError> {
     let compatible = node.str("compatible")?.ok_or(missing(node, "compatible"))?;
     let unknown = || ImageError::UnknownDevice {
         node: node.name.into(),
@@ -520,6 +536,10 @@ fn parse_device<'a>(node: &Node<'a>) -> Result<ImageDevice<'a>, ImageError> {
         kind,
         place: parse_place(node, kind)?,
         stream: stream.filter(|_| kind.has_stream),
+        disk: match kind.has_store {
+            true => Some(ImageDisk::parse(image, node)?),
+            false => None,
+        },
     };
     match kind.has_stream && stream.is_none() {
         true => Err(missing(node, "v3vee,stream")),

@@ -24,6 +24,8 @@ pub struct Spec {
     pub blobs: Vec<(&'static str, u32, Option<&'static str>)>,
     /// Kind, port, interrupt, stream.
     pub devices: Vec<(&'static str, u64, u32, &'static str)>,
+    /// Blob, size, whether it is read-only.
+    pub disks: Vec<(Option<u32>, Option<u64>, bool)>,
 }
 
 impl Default for Spec {
@@ -42,6 +44,7 @@ impl Default for Spec {
             on_triple_fault: None,
             blobs: vec![("kernel", 0, None)],
             devices: vec![("ns16550a", 0x3f8, 4, "com1")],
+            disks: Vec::new(),
         }
     }
 }
@@ -129,6 +132,20 @@ impl Spec {
             fdt.property_array_u64("reg", &[*port, 8])?;
             fdt.property_u32("interrupts", *irq)?;
             fdt.property_string("v3vee,stream", stream)?;
+            fdt.end_node(device)?;
+        }
+        for (at, (blob, bytes, is_read_only)) in self.disks.iter().enumerate() {
+            let device = fdt.begin_node(&format!("disk@{at}"))?;
+            fdt.property_string("compatible", "v3vee,virtio-blk")?;
+            if let Some(blob) = blob {
+                fdt.property_u32("v3vee,blob", *blob)?;
+            }
+            if let Some(bytes) = bytes {
+                fdt.property_u64("v3vee,bytes", *bytes)?;
+            }
+            if *is_read_only {
+                fdt.property_null("v3vee,read-only")?;
+            }
             fdt.end_node(device)?;
         }
         fdt.end_node(devices)

@@ -304,6 +304,55 @@ fn features_are_taken_away_by_name() {
 }
 
 #[test]
+fn disks_come_with_contents_or_a_size() {
+    let spec = Spec {
+        blobs: vec![("kernel", 0, None), ("disk", 1, None)],
+        disks: vec![
+            (Some(1), None, true),
+            (Some(1), Some(4096), false),
+            (None, Some(1 << 40), false),
+        ],
+        ..Spec::default()
+    };
+    let image = spec.image(&[b"kernel", &[7; 513]]);
+    let machine = Image::parse(&image).unwrap().machine().unwrap();
+    let disks = machine.devices().filter_map(|device| device.disk);
+    let disks: Vec<_> = disks
+        .map(|disk| (disk.contents.len(), disk.bytes, disk.is_read_only))
+        .collect();
+    assert_eq!(
+        disks,
+        [(513, 1024, true), (513, 4096, false), (0, 1 << 40, false)]
+    );
+}
+
+#[test]
+fn disks_that_are_none() {
+    let refused = |disk| {
+        let spec = Spec {
+            blobs: vec![("kernel", 0, None), ("disk", 1, None)],
+            disks: vec![disk],
+            ..Spec::default()
+        };
+        let image = spec.image(&[b"kernel", &[7; 513]]);
+        let machine = Image::parse(&image).unwrap().machine();
+        machine.map(|_| ()).unwrap_err().to_string()
+    };
+    for (disk, words) in [
+        ((None, None, false), "is missing"),
+        ((Some(1), Some(512), false), "less than its contents need"),
+        ((Some(1), Some(1025), false), "multiple of 512"),
+        ((None, Some(0), false), "multiple of 512"),
+        ((None, Some(u64::MAX), false), "multiple of 512"),
+        ((None, Some((1 << 40) + 512), false), "to 1 TiB"),
+        ((Some(2), None, false), "names blob 2"),
+    ] {
+        let told = refused(disk);
+        assert!(told.contains(words), "{disk:?}: {told}");
+    }
+}
+
+#[test]
 fn machines_that_are_none() {
     let with = |change: &dyn Fn(&mut Spec)| {
         let mut spec = Spec::default();

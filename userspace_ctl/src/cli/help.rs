@@ -174,6 +174,11 @@ A guest.toml:
   [[serial]]                    # optional: com1 alone if there is none
   port = \"com1\"                 # com1 to com4
   stream = \"com1\"               # optional: name of its stream
+
+  [[disk]]                      # optional: disks in memory, which go with the VM
+  file = \"disk.img\"             # what is on it; optional if it has a size
+  size = \"64M\"                  # optional: the file's
+  read_only = false             # optional
 Paths are relative to the folder of the file.";
 
 /// For `info`.

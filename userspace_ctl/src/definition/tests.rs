@@ -101,6 +101,26 @@ fn everything_is_read() {
 }
 
 #[test]
+fn disks_have_files_or_sizes() {
+    let disks = "[[disk]]\nfile = \"a\"\nread_only = true\n[[disk]]\nsize = 64\n[[disk]]\nfile = \"b\"\nsize = \"1K\"";
+    let guest = read(&format!("{LEAST}{disks}")).unwrap();
+    let all: Vec<_> = guest
+        .disks
+        .iter()
+        .map(|disk| {
+            let file = disk.contents.as_ref().map(name);
+            (file, disk.bytes, disk.is_read_only)
+        })
+        .collect();
+    let expected = [
+        (Some("a"), None, true),
+        (None, Some(64 << 20), false),
+        (Some("b"), Some(1024), false),
+    ];
+    assert_eq!(all, expected);
+}
+
+#[test]
 fn one_initrd_and_no_port() {
     let guest = read(&format!("{LEAST}initrd = \"a\"\nserial = []")).unwrap();
     assert_eq!(names(&guest.initrds), ["a"]);
@@ -159,6 +179,21 @@ fn errors_name_the_line_and_the_way_out() {
         after("cpu = [\"-svm\"]"),
         "guest.toml:3: cpu: no guest has svm: a guest cannot run guests of its own"
     );
+    let disk = |rest: &str| after(&format!("[[disk]]\n{rest}"));
+    assert_eq!(
+        disk("read_only = true"),
+        "guest.toml:3: disk: has neither a file nor a size"
+    );
+    assert_eq!(
+        disk("file = \"c\""),
+        "guest.toml:4: file: c: no such file or directory"
+    );
+    for size in ["\"1000B\"", "0", "\"2T\""] {
+        assert_eq!(
+            disk(&format!("size = {size}")),
+            "guest.toml:4: size: a disk has 512 bytes to 1 TiB, in steps of 512"
+        );
+    }
     assert!(after("cpu = [\"-osxsave\"]").contains("cannot be taken away"));
 }
 
