@@ -35,7 +35,11 @@ fn run(data: &[u8]) {
     let (store, switch) = FaultyStore::new(disk());
     let store: Box<dyn BlockStore> = match kind & 1 {
         0 => Box::new(store),
-        _ => Box::new(SnapshotStore::new(Box::new(store), 0x3000).unwrap()),
+        _ => {
+            let snapshot = SnapshotStore::new(Box::new(store), 0x3000).unwrap();
+            // A snapshot alone cannot be saved.
+            Box::new(FaultyStore::new(Box::new(snapshot)).0)
+        }
     };
     let blk = Blk::new(store, u16::from(kind >> 1 & 1) + 1, "fuzz").unwrap();
     let mut hostile = Hostile::new(Box::new(blk), features);

@@ -39,7 +39,7 @@ pub const EVENT_PORTS: u8 = 4;
 /// The number of this device's event.
 pub const EVENT: u8 = 1;
 
-const STATE_VERSION: u32 = 1;
+const STATE_VERSION: u32 = 2;
 static REGIONS: [IoRegion; 2] = [
     IoRegion::ports(SLOT_PORT, SLOT_PORTS),
     IoRegion::ports(EVENT_PORT, EVENT_PORTS as u16),
@@ -52,6 +52,10 @@ const SLOT_REGION: usize = 0;
 struct State {
     came: u32,
     goes: u32,
+    /// Devices of which the guest has read that they are to go, and which it has not ejected yet.
+    asked: u32,
+    /// Slots whose device was such a one and was taken away: what the guest ejects next is that device, and not its successor.
+    stale: u32,
     status: u16,
     enable: u16,
 }
@@ -85,9 +89,20 @@ impl HotPlug {
     fn read_slots(&mut self, offset: u64, size: u8) -> u64 {
         match (offset, size) {
             (CAME, 4) => core::mem::take(&mut self.state.came).into(),
-            (GOES, 4) => core::mem::take(&mut self.state.goes).into(),
+            (GOES, 4) => self.take_goes().into(),
             _ => 0,
         }
+    }
+    fn take_goes(&mut self) -> u32 {
+        let goes = core::mem::take(&mut self.state.goes);
+        self.state.asked |= goes;
+        self.state.stale &= !goes;
+        goes
+    }
+    fn eject(&mut self, slots: u32) {
+        self.ejected = slots & !self.state.stale;
+        self.state.stale &= !slots;
+        self.state.asked &= !slots;
     }
     fn event_byte(&self, offset: u64) -> u8 {
         let [s0, s1] = self.state.status.to_le_bytes();
@@ -121,6 +136,8 @@ impl Device for HotPlug {
         to.u32(STATE_VERSION)?;
         to.u32(self.state.came)?;
         to.u32(self.state.goes)?;
+        to.u32(self.state.asked)?;
+        to.u32(self.state.stale)?;
         to.u16(self.state.status)?;
         to.u16(self.state.enable)
     }
@@ -129,6 +146,8 @@ impl Device for HotPlug {
         let new = State {
             came: from.u32()?,
             goes: from.u32()?,
+            asked: from.u32()?,
+            stale: from.u32()?,
             status: from.u16()?,
             enable: from.u16()?,
         };
@@ -151,7 +170,7 @@ impl Device for HotPlug {
     }
     fn write(&mut self, region: usize, offset: u64, size: u8, value: u64) {
         match (region, offset, size) {
-            (SLOT_REGION, EJECT, 4) => self.ejected = value as u32,
+            (SLOT_REGION, EJECT, 4) => self.eject(value as u32),
             (SLOT_REGION, ..) => {}
             _ => {
                 write_bytewise(offset, size, value, |at, byte| {
@@ -182,9 +201,11 @@ impl Slots for HotPlug {
         self.signal();
     }
     fn is_gone(&mut self, slot: u8) {
-        let others = !1u32.wrapping_shl(slot.into());
-        self.state.came &= others;
-        self.state.goes &= others;
+        let it = 1u32.wrapping_shl(slot.into());
+        let state = &mut self.state;
+        state.stale |= state.asked & it;
+        (state.came, state.goes, state.asked) =
+            (state.came & !it, state.goes & !it, state.asked & !it);
     }
 }
 
@@ -227,6 +248,29 @@ mod tests {
             Some(Request::Eject(0x8000_0000))
         ));
         assert!(device.request().is_none());
+    }
+
+    #[test]
+    fn what_comes_after_a_device_is_not_ejected_in_its_place() {
+        let (machine, mut device) = bench();
+        device.is_to_go(4);
+        assert_eq!(machine.port_read(&mut device, 0xae04, 4), 1 << 4);
+        // Its owner does not wait for the guest, and puts another there.
+        device.is_gone(4);
+        device.came(4);
+        device.write(0, 8, 4, 1 << 4);
+        assert!(device.request().is_none(), "that was the first");
+        device.write(0, 8, 4, 1 << 4);
+        assert!(matches!(device.request(), Some(Request::Eject(0x10))));
+        // The guest never ejected the first: it is asked for the second.
+        device.is_to_go(4);
+        machine.port_read(&mut device, 0xae04, 4);
+        device.is_gone(4);
+        device.came(4);
+        device.is_to_go(4);
+        machine.port_read(&mut device, 0xae04, 4);
+        device.write(0, 8, 4, 1 << 4);
+        assert!(matches!(device.request(), Some(Request::Eject(0x10))));
     }
 
     #[test]
