@@ -49,6 +49,10 @@ pub trait PciDevice: Send {
     /// Configuration space may have changed: by a write, a reset, or a state that was restored. A device that pins memory lets go of it if
     /// [`Wires::dma`] is closed now.
     fn configured(&mut self, _wires: &mut Wires) {}
+    /// Configuration space is about to be read there: the device may put something there first.
+    fn config_is_read(&mut self, _wires: &mut Wires, _offset: u64) {}
+    /// Configuration space was written there, and [`PciDevice::configured`] was called.
+    fn config_was_written(&mut self, _wires: &mut Wires, _offset: u64) {}
     /// Regions that no base address register moves. Their list keeps its length; what is in it may change when [`PciDevice::configured`] is called.
     fn regions(&self) -> &[IoRegion] {
         &[]
@@ -284,6 +288,7 @@ impl<D: PciDevice> Device for Function<D> {
     }
     fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {
         if region == 0 {
+            self.device.config_is_read(&mut self.wires, offset);
             return self.wires.read_config(offset, size);
         }
         match self.place(region, offset) {
@@ -294,7 +299,8 @@ impl<D: PciDevice> Device for Function<D> {
     fn write(&mut self, region: usize, offset: u64, size: u8, value: u64) {
         if region == 0 {
             self.wires.config_mut().write(offset, size, value);
-            return self.follow_config();
+            self.follow_config();
+            return self.device.config_was_written(&mut self.wires, offset);
         }
         match self.place(region, offset) {
             (bar, offset) if self.is_table(bar) => self.wires.write_table(offset, size, value),

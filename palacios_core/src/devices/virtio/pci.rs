@@ -62,11 +62,13 @@ mod leads_to {
     pub const NOTIFY: u8 = 2;
     pub const ISR: u8 = 3;
     pub const DEVICE: u8 = 4;
+    pub const WINDOW: u8 = 5;
 }
 
 /// A virtio device on PCI.
 pub struct VirtioPci {
     virtio: Virtio,
+    window: Window,
     name: &'static str,
 }
 
@@ -79,7 +81,11 @@ impl VirtioPci {
     ) -> Result<Self, NoMemory> {
         let vectors = vectors(device.as_ref());
         let virtio = Virtio::new(device, links, vectors)?;
-        Ok(Self { virtio, name })
+        Ok(Self {
+            virtio,
+            window: Window::default(),
+            name,
+        })
     }
 
     /// The device.
@@ -144,6 +150,52 @@ const fn transitional_id(of: DeviceType) -> u16 {
     }
 }
 
+/// A capability by which a driver that reaches configuration space alone, such as firmware, reads and writes the base address registers:
+/// it writes where, and how many bytes, and then accesses the data (virtio 1.2: 4.1.4.9).
+#[derive(Clone, Copy, Default)]
+struct Window {
+    /// Where the capability is.
+    at: u8,
+}
+
+impl Window {
+    const BAR: u8 = 4;
+    const OFFSET: u8 = 8;
+    const LENGTH: u8 = 12;
+    const DATA: u8 = 16;
+
+    fn add(config: &mut Config) -> Self {
+        let mut body = [0; CAPABILITY_BYTES as usize + 2];
+        let mut writable = body;
+        let ([len, kind, ..], [_, _, bar, _, _, _, rest @ ..]) = (&mut body, &mut writable);
+        (*len, *kind, *bar) = (CAPABILITY_BYTES.wrapping_add(4), leads_to::WINDOW, 0xff);
+        rest.fill(0xff);
+        let at = config.add_capability(VENDOR_CAPABILITY, &body, &writable);
+        Self {
+            at: at.unwrap_or_default(),
+        }
+    }
+
+    /// Where it leads: the base address register, the offset there and how many bytes; if an access at `offset` of configuration space goes there.
+    fn leads(self, config: &Config, offset: u64) -> Option<(usize, u64, u8)> {
+        let data = u64::from(self.at.wrapping_add(Self::DATA));
+        if self.at == 0 || !(data..data.saturating_add(4)).contains(&offset) {
+            return None;
+        }
+        let at = |field: u8| self.at.wrapping_add(field);
+        let bar = usize::from(config.byte(at(Self::BAR)));
+        let offset = config.double_word(at(Self::OFFSET));
+        match config.double_word(at(Self::LENGTH)) {
+            size @ (1 | 2 | 4) if offset % size == 0 => Some((bar, offset.into(), size as u8)),
+            _ => None,
+        }
+    }
+
+    fn data(self) -> u8 {
+        self.at.wrapping_add(Self::DATA)
+    }
+}
+
 /// Adds a capability that leads to `bytes` at `offset` of a base address register. `more` is behind that.
 fn lead(config: &mut Config, to: u8, bar: usize, (offset, bytes): (u32, u32), more: &[u8]) {
     let mut body = [0; CAPABILITY_BYTES as usize + 2];
@@ -193,6 +245,7 @@ impl PciDevice for VirtioPci {
         lead(config, leads_to::NOTIFY, NOTIFY, doorbells, &multiplier);
         lead(config, leads_to::ISR, MODERN, (ISR_AT as u32, 1), &[]);
         lead(config, leads_to::DEVICE, MODERN, device, &[]);
+        self.window = Window::add(config);
     }
     fn reset(&mut self, _: &mut Wires) {
         self.virtio.reset();
@@ -235,9 +288,27 @@ impl PciDevice for VirtioPci {
                 let offset = offset.wrapping_sub(DEVICE_AT);
                 self.virtio.write_config(offset, size, value);
             }
+            // The bus knows the doorbells; this one rang in the window.
+            NOTIFY => {
+                let queue = offset / u64::from(DOORBELL_BYTES);
+                self.virtio.notify_one(queue.min(u16::MAX.into()) as u16);
+            }
             _ => {}
         }
         self.drive_pin(wires);
+    }
+    fn config_is_read(&mut self, wires: &mut Wires, offset: u64) {
+        if let Some((bar, at, size)) = self.window.leads(wires.config(), offset) {
+            let value = self.read(wires, bar, at, size);
+            let data = self.window.data();
+            wires.config_mut().write(data.into(), size, value);
+        }
+    }
+    fn config_was_written(&mut self, wires: &mut Wires, offset: u64) {
+        if let Some((bar, at, size)) = self.window.leads(wires.config(), offset) {
+            let value = wires.config().read(self.window.data().into(), size);
+            self.write(wires, bar, at, size, value);
+        }
     }
     fn configured(&mut self, wires: &mut Wires) {
         self.virtio.set_dma_open(wires.dma().is_open());

@@ -154,13 +154,53 @@ impl Bench {
 }
 
 #[test]
+fn a_driver_of_configuration_space_alone_reaches_all() {
+    let mut bench = Bench::new();
+    let mut at = bench.config(0x34, 1) as u8;
+    while (bench.config(at, 1), bench.config(at + 3, 1)) != (9, leads_to::WINDOW.into()) {
+        at = bench.config(at + 1, 1) as u8;
+    }
+    let lead = |bench: &mut Bench, bar: usize, offset: u32, size: u32| {
+        bench.set_config(at + 4, 1, bar as u32);
+        bench.set_config(at + 8, 4, offset);
+        bench.set_config(at + 12, 4, size);
+    };
+    // The number of queues, the status.
+    lead(&mut bench, MODERN, 0x12, 2);
+    assert_eq!(bench.config(at + 16, 2), 1);
+    lead(&mut bench, MODERN, 0x14, 1);
+    bench.set_config(at + 16, 1, status::DRIVER.into());
+    assert_eq!(bench.config(at + 16, 1), u32::from(status::DRIVER));
+    let (common, _) = bench.place(leads_to::COMMON);
+    let direct = bench.read(u64::from(common) + 0x14, 1) as u8;
+    assert_eq!(direct, status::DRIVER);
+    bench.start();
+    bench.offer(RINGS + 0x1000, 0);
+    lead(&mut bench, NOTIFY, 0, 2);
+    bench.set_config(at + 16, 2, 0);
+    bench.function.work().unwrap().step(0);
+    assert_eq!(bench.word(RINGS + 0x2002), 1, "the doorbell was heard");
+    // What leads nowhere keeps what was written.
+    for (bar, offset, size) in [(MODERN, 0x12, 3), (MODERN, 0x13, 2), (MODERN, 0x12, 0)] {
+        lead(&mut bench, bar, offset, size);
+        bench.set_config(at + 16, 4, 0x1234_5678);
+        assert_eq!(bench.config(at + 16, 4), 0x1234_5678);
+    }
+    for (bar, offset) in [(TABLE.into(), 0), (6, 0), (255, 0), (MODERN, 0xffff_fffc)] {
+        lead(&mut bench, bar, offset, 4);
+        bench.set_config(at + 16, 4, 0x1234_5678);
+        bench.config(at + 16, 4);
+    }
+}
+
+#[test]
 fn it_says_what_it_is_and_where_everything_is() {
     let mut bench = Bench::new();
     assert_eq!(bench.config(0, 4), 0x1005_1af4);
     assert_eq!(bench.config(0x2c, 4), 0x0004_1af4);
     let all = bench.capabilities();
     let leads: Vec<_> = all.iter().map(|found| found.0).collect();
-    assert_eq!(leads, [1, 2, 3, 4]);
+    assert_eq!(leads, [1, 2, 3, 4, 5]);
     for (to, bar, offset, bytes, _) in all {
         let whole = if bar == 4 { 4 } else { MODERN_BYTES };
         assert!(offset + bytes <= whole, "capability {to}");
