@@ -3,7 +3,7 @@
 
 use crate::cli::{DiskFile, Ends};
 use crate::failure::Failure;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{fcntl_getfl, fcntl_setfl, fstat, open, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pty::{grantpt, openpt, ptsname, unlockpt, OpenptFlags};
@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use v3_ctl::Role;
+use v3_ctl::{Error, Role};
 
 /// What was opened for a device.
 #[derive(Default, Debug)]
@@ -25,6 +25,8 @@ pub struct FarEnd {
     pub own: Option<UnixStream>,
     /// A file that was not there before.
     made: Option<PathBuf>,
+    /// The file of a disk.
+    disk: Option<PathBuf>,
 }
 
 impl FarEnd {
@@ -85,8 +87,25 @@ impl FarEnd {
         };
         Ok(Self {
             descriptors: vec![(file, role)],
+            disk: Some(path.clone()),
             ..Self::default()
         })
+    }
+
+    /// A failure to attach it, in which the module's number of a disk's descriptor is the name of its file.
+    pub fn named(&self, error: Error) -> Error {
+        match (error, self.disk.as_deref(), self.descriptors.first()) {
+            (Error::NotAttached { vm, errno, message }, Some(path), Some((fd, _))) => {
+                let number = format!("descriptor {} ", fd.as_raw_fd());
+                let path = format!("{} ", path.display());
+                Error::NotAttached {
+                    vm,
+                    errno,
+                    message: message.replacen(&number, &path, 1),
+                }
+            }
+            (error, ..) => error,
+        }
     }
 
     /// A new terminal, which passes each byte on as it is.

@@ -51,7 +51,7 @@ pub fn attach(args: &Attach) -> Outcome {
         Ok(id) => id,
         Err(error) => {
             end.take_back()?;
-            return Err(error.into());
+            return Err(end.named(error).into());
         }
     };
     // The VM holds them. Who is at the other end hears of it when the VM lets them go.

@@ -273,7 +273,7 @@ fn attach(
     };
     if let Err(error) = vm.attach(&wanted) {
         far.take_back()?;
-        return Err(error.into());
+        return Err(far.named(error).into());
     }
     // The VM holds them.
     far.descriptors.clear();

@@ -123,14 +123,15 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
 
 fn attach_disk(vm: &Vm, disk: &DiskFile) -> Result<(), Failure> {
     let end = FarEnd::open_disk(disk)?;
-    vm.attach(&Request {
+    let attached = vm.attach(&Request {
         kind: "disk",
         id: None,
         port: None,
         slot: None,
         disk: Some(disk.how),
         descriptors: &end.descriptors,
-    })?;
+    });
+    attached.map_err(|error| end.named(error))?;
     Ok(())
 }
 
