@@ -7,6 +7,8 @@
 mod debug;
 #[path = "module/devices.rs"]
 mod devices;
+#[path = "module/disks.rs"]
+mod disks;
 #[path = "module/saved.rs"]
 mod saved;
 

@@ -70,7 +70,7 @@ fn assert_whole(sent: &[u8]) {
     }
 }
 
-fn held(what: &str) -> u64 {
+pub fn held(what: &str) -> u64 {
     let path = format!("/sys/kernel/debug/v3vee/{what}");
     std::fs::read_to_string(path)
         .unwrap()
@@ -422,7 +422,7 @@ fn bad_devices_are_refused_each_with_its_reason() {
         (&|raw| raw.descriptors[0].fd = -1, Errno::BADF, "-1"),
         (&|raw| raw.descriptors[0].role = 0, Errno::INVAL, "role"),
         (&|raw| raw.descriptors[0].role = 4, Errno::INVAL, "role"),
-        (&|raw| raw.descriptors[0].kind = 1, Errno::INVAL, "role"),
+        (&|raw| raw.descriptors[0].kind = 2, Errno::INVAL, "role"),
         (
             &|raw| {
                 raw.attach.descriptor_count = 2;
