@@ -4,8 +4,6 @@
 # bed: --timeout 600 --add build/guests/linux/initramfs --add build/guests/rng-driver/vmlinuz --add build/guests/rng-driver/rng.cpio
 # bed test: --kernel stock
 . ./common.sh
-# What the guest printed between `guest: WHAT` and `guest: WHAT end`, in one line.
-said() { soon guest_says "$1 end" >/dev/null; tr -d '\r' <log | sed -n "/^guest: $1\$/,/^guest: $1 end/p" | grep -v '^guest: ' | tr '\n' ' ' | sed 's/ $//'; }
 
 # SplitMix64 from seed 0.
 first=e220a8397b1dcdaf second=6e789e6aa1b965f4 third=06c45d188009454f fourth=f88bb8a8724c81ec fifth=1b39896a51a8749b sixth=53cb9f0c747ea2ea
@@ -13,7 +11,6 @@ first=e220a8397b1dcdaf second=6e789e6aa1b965f4 third=06c45d188009454f fourth=f88
 # In the guest. That the module is none of Debian's is what it is.
 functions() {
 	cat <<'SH'
-run() { what=$1; shift; echo "guest: $what"; "$@" 2>&1; echo "guest: $what end $?"; }
 interrupts() { sed -n "s/^ *[0-9]*: *\([0-9]*\) *\([^ ]*\).* $1\$/\1 \2/p" /proc/interrupts; }
 comes() { until [ -e /dev/$1 ]; do sleep 0.1; done; }
 goes() { while [ -e /dev/$1 ] || [ -e /sys/bus/pci/devices/${2-none} ]; do sleep 0.1; done; }
@@ -33,7 +30,7 @@ linux() {
 	exec 3>keys
 	v3 launch $guest
 	check "$guest: the guest comes up" soon guest_says "token driver"
-	functions >&3
+	{ echo "$guest_run"; functions; } >&3
 	echo 'dmesg -c >/dev/null; run register devmem 0xc0000000 32; run load insmod example_rng.ko; comes example-rng4' >&3
 	check "$guest: a register is read without a driver" [ "$(said register)" = 0x7B1DCDAF ]
 	check "$guest: the driver loads" [ "$(said load)" = "" ]
