@@ -41,7 +41,7 @@ finish() {
 attached() { check "$guest: the disk $2 is attached" [ "$(v3 attach $guest disk $1 --id $2)" = $2 ]; }
 # sum WORDS: the one in there.
 sum() { echo "$1" | grep -oE '[0-9a-f]{32}'; }
-sectors() { echo $(($(wc -c <$1) / 512)); }
+sectors() { echo $(($(stat -c %s $1) / 512)); }
 unchanged() { cmp fixed.img fixed.was && cmp tried.img tried.was; }
 
 # finds NAME SERIES VCPUS MEMORY MORE [FILE]: a guest with a disk that it writes, one that is read-only, and a snapshot; with a fourth in FILE; and with
