@@ -13,6 +13,8 @@ from .cpio import Cpio
 
 # Modules of the host kernel that tests load by `modprobe`, with all they depend on.
 WANTED = ("kvm-amd", "kvm-intel", "msr", "brd")
+# And these, of a kernel that has them: the debug kernel is a small one.
+WANTED_IF_THERE = ("dm-log-writes",)
 # For shells with a user. Without -f these ask the first process to do it, and ours does not.
 SHELL_RC = b"alias poweroff='poweroff -f' reboot='reboot -f' halt='halt -f'\n"
 TOOLS = TOP / "build" / "tools"
@@ -88,8 +90,10 @@ def add_busybox(archive: Cpio, root: Path) -> None:
 def add_modules(archive: Cpio, modules: Path) -> None:
     """Uncompressed copies, and a modules.dep that names them."""
     needs = kmodules.dependencies(modules)
+    there = {kmodules.name_of(path) for path in needs}
+    wanted = WANTED + tuple(name for name in WANTED_IF_THERE if kmodules.name_of(name) in there)
     table = ""
-    for path in kmodules.files_of(modules, WANTED):
+    for path in kmodules.files_of(modules, wanted):
         archive.file(f"lib/modules/{modules.name}/{kmodules.plain(path)}", kmodules.unpacked(modules / path))
         table += kmodules.plain(path) + ":" + "".join(" " + kmodules.plain(need) for need in needs[path]) + "\n"
     archive.file(f"lib/modules/{modules.name}/modules.dep", table.encode())
