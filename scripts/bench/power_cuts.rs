@@ -26,7 +26,7 @@ const NOT_HERE: u64 = 1 << 1 | 1 << 2;
 const MARK: u64 = 1 << 3;
 /// The mark that the target itself makes when it is removed.
 const LAST_MARK: &str = "dm-log-writes-end";
-/// How the guest writes its records: see tests/bed/flush-cuts.sh.
+/// How the guest writes its records: see guests/disk/steps.
 const SLOTS: usize = 8;
 const DIGITS: usize = 600;
 /// How many writes a disk that ignores flushes has not done yet, at most. What is older, it has written back by itself.

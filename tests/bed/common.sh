@@ -42,3 +42,7 @@ ended() { guest_says "$1 end $2"; }
 
 # refused TEXT COMMAND…: the command fails, and says the text.
 refused() { text=$1; shift; said=$("$@" 2>&1) && return 1; case $said in *"$text"*) ;; *) echo "$said"; return 1 ;; esac; }
+
+# unpacks ARCHIVE…: the host gets programs that were made for guests (guests/disk). tool PROGRAM WORD…: runs one of them.
+unpacks() { mkdir tools; for archive; do (cd tools && cpio -id <../$archive 2>/dev/null); done; }
+tool() { program=$1; shift; tools/lib64/ld-linux-x86-64.so.2 --library-path tools/lib/x86_64-linux-gnu tools/bin/$program "$@"; }

@@ -84,9 +84,7 @@ if ! v3 info | grep -q 'backend: svm'; then
 fi
 
 # The host's own look at file systems.
-mkdir tools
-(cd tools && cpio -id <../tools.cpio 2>/dev/null)
-e2fsck() { tools/lib64/ld-linux-x86-64.so.2 --library-path tools/lib/x86_64-linux-gnu tools/bin/e2fsck "$@"; }
+unpacks tools.cpio
 
 # A file system under load. What else wants the file meanwhile is refused.
 printf 'name = "spare"\nmemory = "128M"\nkernel = "vmlinuz-6.12"\n' >spare.toml
@@ -101,7 +99,7 @@ check "nor if it alone would share it" refused shared v3 attach spare disk data.
 ask unmounted umount /mnt
 check "the file system is unmounted" ended unmounted 0
 finish
-check "the host finds the file system clean" e2fsck -fn data.img
+check "the host finds the file system clean" tool e2fsck -fn data.img
 
 # The next guest finds what this one wrote; and it has a block device of the host's.
 modprobe brd rd_nr=1 rd_size=65536
@@ -113,13 +111,13 @@ ask unmounted umount /mnt
 check "the guest makes a file system there, and a file" ended block 0
 check "a block device gets no other size" refused "" v3 resize linux-7 fourth 128M
 finish
-check "the host finds it clean" e2fsck -fn /dev/ram0
+check "the host finds it clean" tool e2fsck -fn /dev/ram0
 rmmod brd
 
 # The oldest kernel.
 finds linux-6.1 6.1 2 256M
 finish
-check "the host finds the file system clean, still" e2fsck -fn data.img
+check "the host finds the file system clean, still" tool e2fsck -fn data.img
 
 # Two VMs, one file.
 v3 create -b spare.toml other >/dev/null
