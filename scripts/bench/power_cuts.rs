@@ -31,6 +31,8 @@ const SLOTS: usize = 8;
 const DIGITS: usize = 600;
 /// How many writes a disk that ignores flushes has not done yet, at most. What is older, it has written back by itself.
 const NOT_WRITTEN_BACK: usize = 64;
+/// Of how many images it is said what is wrong with them.
+const SHOWN: usize = 3;
 const IMAGE: &str = "cut.img";
 
 /// Random numbers that are the same again for the same seed (xorshift).
@@ -253,7 +255,9 @@ fn cut(base: &[u8], events: &[Event], cuts: usize, seed: u64, flushes: bool) -> 
             Some(Fault::Broken(_)) => broken += 1,
             None => {}
         }
-        if let (Some(Fault::Lost(why) | Fault::Broken(why)), true) = (fault, flushes) {
+        if let (Some(Fault::Lost(why) | Fault::Broken(why)), true) =
+            (fault, flushes && lost + broken <= SHOWN)
+        {
             let record = made.acknowledged;
             println!("cut {n}, behind event {place}, record {record} acknowledged: {why}");
         }
