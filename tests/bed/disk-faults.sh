@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # Disks of the host's that go wrong: full, shorter than they were, with sectors that cannot be read, taken away. The guest hears of it as from a disk of
 # its own, keeps the rest, and the VM goes on.
-# bed: --timeout 600
+# bed: --kernel stock --timeout 600
 # bed: --add build/guests/linux/initramfs --add build/guests/disk/tools.cpio
 # bed: --add build/guests/linux/vmlinuz-6.12 --add build/guests/disk/modules-6.12.cpio
 . ./common.sh
