@@ -5,13 +5,10 @@ use crate::descriptor::{self, FarEnd, Role};
 use crate::device_refusal::DeviceRefusal;
 use crate::disk_calls::DiskOptions;
 use crate::error;
+use crate::options::{id_of, options, slot_of};
 use crate::user::{self, must_be_zero, Text};
 use crate::vm_node::{Held, VmNode};
-use kernel::{
-    fs::LocalFile,
-    prelude::*,
-    uaccess::{UserPtr, UserSlice},
-};
+use kernel::{fs::LocalFile, prelude::*};
 use palacios_core::alloc_ext::try_box;
 use palacios_core::devices::bus::DeviceInfo;
 use palacios_core::devices::layout::AttachError;
@@ -19,7 +16,7 @@ use palacios_core::devices::{self, IoRegion, Space};
 use palacios_core::names::DeviceId;
 use palacios_core::pump::FarEnds;
 use palacios_core::vm::{Attachment, Disk};
-use v3_abi::{self as abi, Abi};
+use v3_abi::{self as abi, Abi as _};
 
 /// `V3_VM_ATTACH`: attaches a device.
 pub(crate) fn attach(node: &VmNode, arg: usize) -> Result {
@@ -79,11 +76,6 @@ fn attach_device(
     Ok((held, id))
 }
 
-/// What a device is known by.
-pub(crate) fn id_of(bytes: &[u8]) -> Option<DeviceId> {
-    core::str::from_utf8(bytes).ok().and_then(DeviceId::new)
-}
-
 /// The port that the options of a serial port ask for.
 fn serial_port(attach: &abi::v3_attach) -> Result<Option<u16>, DeviceRefusal> {
     let Some(given) = options::<abi::v3_serial_options>(attach, abi::V3_SERIAL_VERSION)? else {
@@ -109,50 +101,6 @@ fn pci_slot(attach: &abi::v3_attach) -> Result<Option<u8>, DeviceRefusal> {
         return Err(DeviceRefusal::NotZero);
     }
     Ok(slot_of(given.slot))
-}
-
-/// A slot as options have it; `None` if the VM may choose.
-pub(crate) fn slot_of(slot: u32) -> Option<u8> {
-    (slot != 0).then(|| u8::try_from(slot).unwrap_or(u8::MAX))
-}
-
-/// The options, as far as this module knows them; `None` if there are none. They begin with their size, and a version of which `newest` is known.
-/// What is behind those that are known must be zero.
-pub(crate) fn options<T: Abi>(
-    attach: &abi::v3_attach,
-    newest: u32,
-) -> Result<Option<T>, DeviceRefusal> {
-    let (len, known_len) = (attach.options_len as usize, size_of::<T>());
-    match len {
-        0 => return Ok(None),
-        _ if len < known_len => return Err(DeviceRefusal::BadOptions),
-        _ if attach.options_len > abi::V3_MAX_OPTIONS_LEN => {
-            return Err(DeviceRefusal::MoreOptions)
-        }
-        _ => {}
-    }
-    let at = user::pointer(attach.options)?;
-    let options: T = user::read(at)?;
-    let mut words = options.as_bytes().chunks_exact(size_of::<u32>());
-    let mut word = || words.next().and_then(|word| word.try_into().ok());
-    let (size, version) = (word().map_or(0, u32::from_ne_bytes), word());
-    match version.map_or(0, u32::from_ne_bytes) {
-        0 => return Err(DeviceRefusal::BadOptions),
-        version if version > newest => return Err(DeviceRefusal::NewerOptions(version, newest)),
-        _ if size != attach.options_len => return Err(DeviceRefusal::BadOptions),
-        _ => {}
-    }
-    match is_zero(at.wrapping_add(known_len), len.saturating_sub(known_len))? {
-        true => Ok(Some(options)),
-        false => Err(DeviceRefusal::MoreOptions),
-    }
-}
-
-/// Whether memory of the caller is zero.
-fn is_zero(at: usize, len: usize) -> Result<bool> {
-    let mut bytes = KVec::new();
-    UserSlice::new(UserPtr::from_addr(at), len).read_all(&mut bytes, GFP_KERNEL)?;
-    Ok(bytes.iter().all(|byte| *byte == 0))
 }
 
 /// What the caller's descriptors are to the device.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What ioctls say of disks: the options of one that is attached, the file behind it, and another size.
 
-use crate::device_calls::{id_of, options, slot_of};
 use crate::device_refusal::DeviceRefusal;
 use crate::error;
 use crate::file_store::{DiskFault, DiskUse, FileStore};
+use crate::options::{id_of, options, slot_of};
 use crate::payer::Payer;
 use crate::user;
 use crate::vm_node::VmNode;

@@ -22,6 +22,7 @@ mod look;
 mod look_calls;
 mod memory;
 mod misc_device;
+mod options;
 mod payer;
 mod queue;
 mod refusal;

@@ -31,10 +31,12 @@
 //!
 //! Paths are relative to the folder of the TOML file. Unknown keys are errors.
 
+use crate::contents::Contents;
 use crate::guest::{
-    check_memory, check_vcpus, feature_taken_away, Boot, Contents, Guest, ModuleFile,
-    OnTripleFault, RamDisk, SerialPort,
+    check_memory, check_vcpus, feature_taken_away, Boot, Guest, ModuleFile, OnTripleFault,
+    SerialPort,
 };
+use crate::ram_disk::RamDisk;
 use crate::units::parse_memory;
 use palacios_core::block::SECTOR_BYTES;
 use palacios_core::devices::uart::ComPort;

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A guest as its maker sees it, and the guest.img made of it. The format is described in `palacios_core::image`.
 
-use crate::error::plain;
+use crate::contents::{BuildError, Contents};
+use crate::ram_disk::{self, RamDisk};
 use palacios_core::addr::{Gpa, NotRam};
-use palacios_core::block::SECTOR_BYTES;
 use palacios_core::boot;
 use palacios_core::devices::uart::ComPort;
-use palacios_core::devices::virtio::blk;
 use palacios_core::devices::{example_rng, test_device, test_dma, Machines};
 use palacios_core::features::{Feature, FeatureSet, Offer, TABLE};
-use palacios_core::image::disk::ImageDisk;
 use palacios_core::image::machine::{
     self, Machine, Serial, CPU_WITHOUT, MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES,
     ON_TRIPLE_FAULT,
@@ -17,12 +15,7 @@ use palacios_core::image::machine::{
 use palacios_core::image::{write, BootKind, Image};
 use palacios_core::interfaces::GuestMemory;
 use palacios_core::ram::RamLayout;
-use rustix::io::Errno;
 use serde::Deserialize;
-use std::borrow::Cow;
-use std::fmt;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use vm_fdt::FdtWriter;
 
@@ -84,53 +77,6 @@ impl From<machine::OnTripleFault> for OnTripleFault {
         match what {
             machine::OnTripleFault::Stop => Self::Stop,
             machine::OnTripleFault::Reset => Self::Reset,
-        }
-    }
-}
-
-/// Where the contents of one of a guest's files come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Contents {
-    /// From this file, which is read when the image is made.
-    File(PathBuf),
-    /// From memory.
-    Bytes {
-        /// Where the bytes came from, for messages.
-        origin: String,
-        /// The contents.
-        bytes: Vec<u8>,
-    },
-}
-
-impl From<PathBuf> for Contents {
-    fn from(file: PathBuf) -> Self {
-        Self::File(file)
-    }
-}
-
-impl fmt::Display for Contents {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(file) => file.display().fmt(f),
-            Self::Bytes { origin, .. } => f.write_str(origin),
-        }
-    }
-}
-
-impl Contents {
-    /// How many bytes have to be read from a file.
-    fn bytes_to_read(&self) -> Result<u64, BuildError> {
-        match self {
-            Self::File(file) => file_bytes(file),
-            Self::Bytes { .. } => Ok(0),
-        }
-    }
-
-    /// The contents; tells `step` of each piece that was read.
-    fn get(&self, step: &mut dyn FnMut(u64)) -> Result<Cow<'_, [u8]>, BuildError> {
-        match self {
-            Self::File(file) => Ok(read(file, step)?.into()),
-            Self::Bytes { bytes, .. } => Ok(bytes.into()),
         }
     }
 }
@@ -203,29 +149,6 @@ pub struct Guest {
     pub test_device: bool,
     /// The disks that it brings along.
     pub disks: Vec<RamDisk>,
-}
-
-/// A disk that a guest brings along. It is in memory: what is written to it goes with the VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RamDisk {
-    /// What is at its beginning; zeroes if there is nothing.
-    pub contents: Option<Contents>,
-    /// How large it is; as large as its contents by default.
-    pub bytes: Option<u64>,
-    /// The guest may not write.
-    pub is_read_only: bool,
-}
-
-impl RamDisk {
-    fn of_image(disk: &ImageDisk<'_>, contents: Contents) -> Self {
-        let has_contents = !disk.contents.is_empty();
-        let usual = (disk.contents.len() as u64).next_multiple_of(SECTOR_BYTES);
-        Self {
-            contents: has_contents.then_some(contents),
-            bytes: (!has_contents || disk.bytes != usual).then_some(disk.bytes),
-            is_read_only: disk.is_read_only,
-        }
-    }
 }
 
 impl Guest {
@@ -320,7 +243,7 @@ impl Guest {
     /// The files, in the order in which the tree numbers them.
     fn files(&self) -> Vec<&Contents> {
         let modules = self.modules.iter().map(|module| &module.contents);
-        let disks = self.disks.iter().filter_map(|disk| disk.contents.as_ref());
+        let disks = ram_disk::contents(&self.disks);
         let all = [&self.kernel].into_iter().chain(&self.initrds);
         all.chain(modules).chain(disks).collect()
     }
@@ -393,8 +316,7 @@ impl Guest {
     fn write_blobs(&self, fdt: &mut FdtWriter) -> vm_fdt::FdtWriterResult<()> {
         let initrds = self.initrds.iter().map(|_| ("initrd", None));
         let modules = self.modules.iter().map(|m| ("module", Some(&m.cmdline)));
-        let disks = self.disks.iter().filter(|disk| disk.contents.is_some());
-        let disks = disks.map(|_| ("disk", None));
+        let disks = ram_disk::contents(&self.disks).map(|_| ("disk", None));
         let all = [("kernel", None)].into_iter().chain(initrds);
         let all = all.chain(modules).chain(disks);
         let blobs = fdt.begin_node("blobs")?;
@@ -423,7 +345,8 @@ impl Guest {
             fdt.property_string("v3vee,stream", &serial.stream)?;
             fdt.end_node(device)?;
         }
-        self.write_disks(fdt)?;
+        let first_blob = self.files().len() - ram_disk::contents(&self.disks).count();
+        ram_disk::write(&self.disks, first_blob, fdt)?;
         if self.test_device {
             for kind in [&test_device::KIND, &test_dma::KIND, &example_rng::KIND] {
                 let device = fdt.begin_node(kind.name)?;
@@ -434,30 +357,6 @@ impl Guest {
             }
         }
         fdt.end_node(devices)
-    }
-
-    /// One node a disk; those with contents have the last blobs.
-    fn write_disks(&self, fdt: &mut FdtWriter) -> vm_fdt::FdtWriterResult<()> {
-        let with_contents = self.disks.iter().filter(|disk| disk.contents.is_some());
-        let mut blob = (self.files().len() - with_contents.count()) as u32;
-        for (number, disk) in self.disks.iter().enumerate() {
-            let device = fdt.begin_node(&format!("disk@{number:x}"))?;
-            if let Machines::Described(compatible) = blk::KIND.machines {
-                fdt.property_string("compatible", compatible)?;
-            }
-            if disk.contents.is_some() {
-                fdt.property_u32("v3vee,blob", blob)?;
-                blob += 1;
-            }
-            if let Some(bytes) = disk.bytes {
-                fdt.property_u64("v3vee,bytes", bytes)?;
-            }
-            if disk.is_read_only {
-                fdt.property_null("v3vee,read-only")?;
-            }
-            fdt.end_node(device)?;
-        }
-        Ok(())
     }
 
     /// Reads the image as the module does, and loads its kernel into no memory at all.
@@ -519,38 +418,6 @@ pub fn features_to_take_away() -> impl Iterator<Item = &'static str> {
     rows.map(|row| row.name)
 }
 
-/// Reads a whole file, such as an image. `progress` is called with the bytes read so far, and those to read.
-pub fn read_file(file: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<u8>, BuildError> {
-    let total = file_bytes(file)?;
-    let mut done = 0;
-    read(file, &mut |bytes| {
-        done += bytes;
-        progress(done, total);
-    })
-}
-
-fn file_bytes(file: &Path) -> Result<u64, BuildError> {
-    let found = std::fs::metadata(file).map_err(|e| BuildError::file(file, &e))?;
-    Ok(found.len())
-}
-
-/// Reads a whole file; tells `step` of each piece.
-fn read(file: &Path, step: &mut dyn FnMut(u64)) -> Result<Vec<u8>, BuildError> {
-    const PIECE_BYTES: u64 = 4 << 20;
-    let mut data = Vec::new();
-    let mut read_all = || {
-        let mut from = File::open(file)?;
-        loop {
-            match from.by_ref().take(PIECE_BYTES).read_to_end(&mut data)? {
-                0 => return Ok(()),
-                got => step(got as u64),
-            }
-        }
-    };
-    read_all().map_err(|e| BuildError::file(file, &e))?;
-    Ok(data)
-}
-
 /// Guest memory that keeps nothing and knows only where it is: loading a kernel shows whether it fits.
 struct CheckedRam(RamLayout);
 
@@ -570,46 +437,3 @@ impl GuestMemory for CheckedRam {
         self.check(at, data.len())
     }
 }
-
-/// Why no image was made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BuildError {
-    /// A file cannot be read.
-    File {
-        /// Its path.
-        file: PathBuf,
-        /// Why.
-        why: String,
-    },
-    /// The kernel cannot be started on this machine.
-    Kernel {
-        /// Its file, or the image that it is in.
-        kernel: String,
-        /// Why.
-        why: String,
-    },
-    /// The machine cannot be described in an image, or the module would refuse it.
-    Image(String),
-}
-
-impl BuildError {
-    fn file(file: &Path, error: &io::Error) -> Self {
-        let why = Errno::from_io_error(error).map_or_else(|| error.to_string(), plain);
-        Self::File {
-            file: file.into(),
-            why,
-        }
-    }
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File { file, why } => write!(f, "{}: {why}", file.display()),
-            Self::Kernel { kernel, why } => write!(f, "{kernel}: {why}"),
-            Self::Image(why) => f.write_str(why),
-        }
-    }
-}
-
-impl std::error::Error for BuildError {}

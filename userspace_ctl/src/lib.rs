@@ -19,6 +19,7 @@
 //! module, described in `v3vee.h`. [`Definition`] reads a TOML file, [`Guest`] makes an image of it.
 
 mod answers;
+mod contents;
 mod control;
 mod definition;
 mod device;
@@ -28,6 +29,7 @@ mod interrupts;
 mod ioctl;
 mod memory_dump;
 mod node;
+mod ram_disk;
 mod saved;
 mod stream;
 mod units;
@@ -36,17 +38,19 @@ mod vm;
 mod walk;
 
 pub use answers::{Feature, Info, Reason, Stat, State, Stopped};
+pub use contents::{read_file, BuildError, Contents};
 pub use control::{Control, Version};
 pub use definition::{Definition, DefinitionError};
 pub use device::{Device, DeviceRegion, DiskRequest, Request, Role, Space};
 pub use error::{Call, Error};
 pub use guest::{
-    check_memory, check_vcpus, feature_taken_away, features_to_take_away, read_file, Boot,
-    BuildError, Contents, Guest, ModuleFile, OnTripleFault, RamDisk, SerialPort,
+    check_memory, check_vcpus, feature_taken_away, features_to_take_away, Boot, Guest, ModuleFile,
+    OnTripleFault, SerialPort,
 };
 pub use interrupts::{Chipset, Interrupts};
 pub use memory_dump::MemoryDump;
 pub use node::{node_of, number_of, CONTROL_NODE};
+pub use ram_disk::RamDisk;
 pub use saved::{RawSection, SavedDeviceInfo, SavedError, SavedReader, SavedState, Saving};
 pub use stream::Stream;
 pub use units::{format_bytes, parse_length, parse_memory, parse_seconds};

@@ -29,7 +29,8 @@ impl<'a> ImageDisk<'a> {
             Some(index) => image.blob(index)?,
             None => &[],
         };
-        let least = (contents.len() as u64).next_multiple_of(SECTOR_BYTES);
+        let sectors = (contents.len() as u64).div_ceil(SECTOR_BYTES);
+        let least = sectors.saturating_mul(SECTOR_BYTES);
         let bytes = match node.u64("v3vee,bytes")? {
             Some(bytes) => bytes,
             None if contents.is_empty() => return Err(missing(node, "v3vee,bytes")),
