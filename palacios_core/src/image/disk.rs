@@ -4,8 +4,7 @@
 
 use super::container::Image;
 use super::error::ImageError;
-use super::fdt::Node;
-use super::machine::{missing, wrong};
+use super::fdt::{missing, wrong, Node};
 use crate::block::SECTOR_BYTES;
 
 /// The largest disk of an image.

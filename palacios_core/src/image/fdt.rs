@@ -301,3 +301,17 @@ fn name_at(bytes: &[u8]) -> Option<&str> {
     let len = window.iter().position(|byte| *byte == 0)?;
     core::str::from_utf8(window.get(..len)?).ok()
 }
+
+/// A property of a node is not as it should be.
+pub(super) fn wrong(node: &Node<'_>, property: &str, why: &'static str) -> ImageError {
+    ImageError::BadProperty {
+        node: node.name.into(),
+        property: property.into(),
+        why,
+    }
+}
+
+/// A node lacks a property.
+pub(super) fn missing(node: &Node<'_>, property: &str) -> ImageError {
+    wrong(node, property, "is missing")
+}

@@ -52,7 +52,7 @@
 use super::container::Image;
 use super::disk::ImageDisk;
 use super::error::ImageError;
-use super::fdt::{Children, Node};
+use super::fdt::{missing, wrong, Children, Node};
 use crate::addr::PAGE_SIZE;
 use crate::devices::uart::ComPort;
 use crate::devices::{self, Kind, Place};
@@ -333,18 +333,6 @@ impl<'a> Iterator for Blobs<'a> {
             (found == label).then_some(blob)
         })
     }
-}
-
-pub(super) fn wrong(node: &Node<'_>, property: &str, why: &'static str) -> ImageError {
-    ImageError::BadProperty {
-        node: node.name.into(),
-        property: property.into(),
-        why,
-    }
-}
-
-pub(super) fn missing(node: &Node<'_>, property: &str) -> ImageError {
-    wrong(node, property, "is missing")
 }
 
 fn parse_memory(root: &Node<'_>) -> Result<RamLayout, ImageError> {
