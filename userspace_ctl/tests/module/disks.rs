@@ -192,7 +192,7 @@ fn a_disk_gets_another_size_with_its_file() {
     file.as_file().set_len(8 * MIB).unwrap();
     assert_eq!(vm.resize("disk", None, false), Ok(8 * MIB));
     // Longer than any file, and than there is room in numbers.
-    for much in [1 << 63, u64::MAX & !511] {
+    for much in [1 << 63, !511] {
         assert_eq!(errno_of(vm.resize("disk", Some(much), false)), Errno::NOSPC);
     }
     assert_eq!(len(), 8 * MIB);
