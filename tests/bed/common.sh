@@ -36,9 +36,10 @@ guest_run='run() { what=$1; shift; echo "guest: $what"; "$@" 2>&1; echo "guest: 
 said() { soon guest_says "$1 end" >/dev/null; tr -d '\r' <log | sed -n "/^guest: $1\$/,/^guest: $1 end/p" | grep -v '^guest: ' | tr '\n' ' ' | sed 's/ $//'; }
 # hears: the console of the VM $guest goes to the file log from now on, and keys to it are written to descriptor 3.
 hears() { rm -f keys; mkfifo keys; v3 stream $guest com1 <keys >>log 2>&1 & stream=$!; exec 3>keys; }
-# ask WHAT COMMAND…: what a command in there says. ended WHAT STATUS: it ended so.
+# ask WHAT COMMAND…: what a command in there says. ended WHAT STATUS: it ended so. does WHAT COMMAND…: it ends well.
 ask() { what=$1; shift; echo "run $what $*" >&3; said $what; }
 ended() { guest_says "$1 end $2"; }
+does() { ask "$@" >/dev/null; ended $1 0; }
 
 # refused TEXT COMMAND…: the command fails, and says the text.
 refused() { text=$1; shift; said=$("$@" 2>&1) && return 1; case $said in *"$text"*) ;; *) echo "$said"; return 1 ;; esac; }

@@ -29,16 +29,13 @@ v3 launch storm
 check "Linux comes up" soon guest_says "token storm"
 # What guests are asked stands in guests/disk/steps.
 echo "$guest_run; . steps" >&3
-ask drivers drivers disk other
-check "it finds its disks" ended drivers 0
-# comes_true WHAT COMMAND…: the guest ends a command, and well.
-comes_true() { ask "$@" >/dev/null; ended $1 0; }
+check "it finds its disks" does drivers drivers disk other
 bytes() { stat -c %s $1; }
 
 check "a disk becomes larger" v3 resize storm disk 512M
 check "so does its file" [ "$(bytes disk.img)" = 536870912 ]
-check "the guest sees that without a boot" comes_true larger is_sized vda 1048576
-check "and writes at the new end" comes_true written dd if=/dev/urandom of=/dev/vda bs=1M seek=511 count=1 conv=fsync
+check "the guest sees that without a boot" does larger is_sized vda 1048576
+check "and writes at the new end" does written dd if=/dev/urandom of=/dev/vda bs=1M seek=511 count=1 conv=fsync
 check "which is in the file" [ "$(ask last last vda)" = "$(tail -c 1048576 disk.img | md5sum)" ]
 check "it does not become smaller by mistake" refused "would lose some" v3 resize storm disk 256M
 check "it has whole blocks" refused "multiple of 512" v3 resize storm disk 600000001
@@ -46,18 +43,18 @@ check "what is no device has no size" refused none v3 resize storm none 1G
 check "none of these changed the file" [ "$(bytes disk.img)" = 536870912 ]
 truncate -s 128M other.img
 check "a disk takes the size that its file was given" v3 resize storm other
-check "the guest sees that, too" comes_true follows is_sized vdb 262144
+check "the guest sees that, too" does follows is_sized vdb 262144
 check "a disk becomes smaller if that is said" v3 resize --shrink storm other 64M
-check "and the guest sees it" comes_true smaller is_sized vdb 131072
+check "and the guest sees it" does smaller is_sized vdb 131072
 
 echo 'keeps_reading other &' >&3
 for n in $(seq $comings); do
-	check "it is read, $n" comes_true read$n is_read other
+	check "it is read, $n" does read$n is_read other
 	check "it goes while it is read, $n" v3 detach storm other
-	check "the guest has let it go, $n" comes_true gone$n goes other
+	check "the guest has let it go, $n" does gone$n goes other
 	check "it comes again, $n" [ "$(v3 attach storm disk other.img --id other)" = other ]
 done
-check "it is read at last" comes_true read is_read other
+check "it is read at last" does read is_read other
 echo 'touch /tmp/enough; wait; rm /tmp/enough' >&3
 
 # Nothing that goes with the VM is saved.
@@ -70,13 +67,13 @@ echo 'keeps_working --filename=/dev/vda --offset_increment=16M &' >&3
 load() { v3 load storm.v3 --end other=disk:other.img "$@"; }
 # away N: it is saved in the middle of its work, and freed. back N: loaded, it goes on.
 away() {
-	comes_true before$1 goes_on vda && v3 save --pause storm storm.v3 || return 1
+	does before$1 goes_on vda && v3 save --pause storm storm.v3 || return 1
 	exec 3>&-
 	v3 free -f storm || return 1
 	wait $stream
 	true
 }
-back() { load --end disk=disk:disk.img >/dev/null && hears && comes_true behind$1 goes_on vda; }
+back() { load --end disk=disk:disk.img >/dev/null && hears && does behind$1 goes_on vda; }
 check "saved while it writes, 1" away 1
 check "it is not loaded without a disk" refused "has a disk disk: say where its bytes are" load
 check "nor with a file that is not there" refused "absent.img: no such file" load --end disk=disk:absent.img
@@ -87,7 +84,7 @@ for n in $(seq 2 $saves); do
 	check "loaded, it goes on, $n" back $n
 done
 check "saved without a pause" v3 save storm storm.v3
-check "it goes on" comes_true on goes_on vda
+check "it goes on" does on goes_on vda
 echo 'touch /tmp/enough' >&3
 check "all that was written was read again" soon guest_says "worked, 4"
 check "the kernel complains of nothing" [ "$(ask worries worries)" = "" ]
