@@ -8,8 +8,10 @@
 #include <linux/falloc.h>
 #include <linux/file.h>
 #include <linux/fs.h>
+#include <linux/fsnotify.h>
 #include <linux/mm.h>
 #include <linux/module.h>
+#include <linux/shmem_fs.h>
 #include <linux/slab.h>
 #include <linux/uio.h>
 #include <linux/workqueue.h>
@@ -178,6 +180,19 @@ union v3vee_disk_piece {
 };
 static_assert(sizeof(union v3vee_disk_piece) == sizeof(struct bio_vec));
 
+/* Has @iter go over @pieces, which are as the kernel has them then. */
+static void take_pieces(struct iov_iter *iter, bool write, union v3vee_disk_piece *pieces, unsigned long count, u64 bytes)
+{
+	unsigned long n;
+
+	for (n = 0; n < count; n++) {
+		u64 where = pieces[n].at, length = pieces[n].bytes;
+
+		bvec_set_page(&pieces[n].vec, pfn_to_page(where >> PAGE_SHIFT), length, offset_in_page(where));
+	}
+	iov_iter_bvec(iter, write ? ITER_SOURCE : ITER_DEST, &pieces->vec, count, bytes);
+}
+
 /*
  * Reads, or writes, as whoever opened the file: this thread may do more than that one. Returns 0 or an error. A file that ends before
  * the last byte gives one.
@@ -191,14 +206,8 @@ int v3vee_disk_transfer(struct v3vee_disk *disk, bool write, bool through, u64 a
 	struct iov_iter iter;
 	loff_t pos = at;
 	ssize_t done = 0;
-	unsigned long n;
 
-	for (n = 0; n < count; n++) {
-		u64 where = pieces[n].at, length = pieces[n].bytes;
-
-		bvec_set_page(&pieces[n].vec, pfn_to_page(where >> PAGE_SHIFT), length, offset_in_page(where));
-	}
-	iov_iter_bvec(&iter, write ? ITER_SOURCE : ITER_DEST, &pieces->vec, count, bytes);
+	take_pieces(&iter, write, pieces, count, bytes);
 	while (iov_iter_count(&iter)) {
 		if (write)
 			done = vfs_iter_write(disk->file, &iter, &pos, through ? RWF_DSYNC : 0);
@@ -211,6 +220,47 @@ int v3vee_disk_transfer(struct v3vee_disk *disk, bool write, bool through, u64 a
 	if (!iov_iter_count(&iter))
 		return 0;
 	return done < 0 ? done : -EIO;
+}
+
+/*
+ * Does the same if nothing has to be waited for: the file is in memory, or the page cache has what it takes. false: nothing is known of the
+ * transfer, and v3vee_disk_transfer is to make it, with pieces as they were before.
+ */
+bool v3vee_disk_transfer_here(struct v3vee_disk *disk, bool write, bool through, u64 at, union v3vee_disk_piece *pieces,
+			      unsigned long count, u64 bytes);
+bool v3vee_disk_transfer_here(struct v3vee_disk *disk, bool write, bool through, u64 at, union v3vee_disk_piece *pieces,
+			      unsigned long count, u64 bytes)
+{
+	struct file *file = disk->file;
+	bool in_memory = shmem_mapping(file->f_mapping);
+	const struct cred *before;
+	struct iov_iter iter;
+	struct kiocb iocb;
+	ssize_t done;
+
+	init_sync_kiocb(&iocb, file);
+	iocb.ki_pos = at;
+	if (!in_memory) {
+		/* Direct transfers wait for the device, and so does whoever writes through a cache. */
+		if (!(file->f_mode & FMODE_NOWAIT) || (iocb.ki_flags & IOCB_DIRECT) || through)
+			return false;
+		iocb.ki_flags |= IOCB_NOWAIT;
+	}
+	if (write && !file_start_write_trylock(file))
+		return false;
+	take_pieces(&iter, write, pieces, count, bytes);
+	before = override_creds(file->f_cred);
+	if (write) {
+		/* vfs_iocb_iter_write would wait as long as the file system is frozen. */
+		done = file->f_op->write_iter(&iocb, &iter);
+		if (done > 0)
+			fsnotify_modify(file);
+		file_end_write(file);
+	} else {
+		done = vfs_iocb_iter_read(file, &iocb, &iter);
+	}
+	revert_creds(before);
+	return done == bytes;
 }
 
 int v3vee_disk_flush(struct v3vee_disk *disk);

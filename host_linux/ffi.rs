@@ -144,6 +144,15 @@ extern "C" {
         count: usize,
         bytes: u64,
     ) -> i32;
+    pub(crate) fn v3vee_disk_transfer_here(
+        disk: *mut Disk,
+        write: bool,
+        through: bool,
+        at: u64,
+        pieces: *mut DiskPiece,
+        count: usize,
+        bytes: u64,
+    ) -> bool;
     pub(crate) fn v3vee_disk_flush(disk: *mut Disk) -> i32;
     pub(crate) fn v3vee_disk_zero(disk: *mut Disk, discard: bool, at: u64, bytes: u64) -> i32;
     pub(crate) fn v3vee_disk_discard(disk: *mut Disk, at: u64, bytes: u64) -> i32;

@@ -3,10 +3,15 @@
 //!
 //! ```text
 //!   device's worker ── submit ──▶ Job ── queue_work ──▶ a kworker: vfs_iter_read, vfs_iter_write, vfs_fsync, vfs_fallocate
-//!        ▲                                                  │  as whoever opened the file; the VM's payer pays
+//!        ▲     │                                            │  as whoever opened the file; the VM's payer pays
+//!        │     ▼                                            │
+//!        │   a short transfer that waits for nothing        │
 //!        │◀──────────────────────── wake ───────────────────┤
 //!        └── next_done ◀── the list of what is done ◀───────┘
 //! ```
+//!
+//! A short transfer that the page cache can make at once, or that goes to a file in memory, is made where it is submitted: two switches between
+//! threads cost more than it.
 //!
 //! Nothing is copied by this file: the guest's pages are pinned, and the kernel is given them as they are. The caller's descriptor says what may
 //! be done. Two disks on one file are refused if one of them writes, unless both are shared.
@@ -35,6 +40,8 @@ use palacios_core::interfaces::Wake;
 
 /// How many requests are under way at most.
 const MOST_UNDER_WAY: usize = 128;
+/// The most bytes that are transferred where they are submitted. Longer transfers would hold up the device's worker, and are faster side by side.
+const MOST_BYTES_HERE: u64 = 64 << 10;
 
 /// How a file is to be used.
 #[derive(Clone, Copy)]
@@ -199,8 +206,10 @@ pub(crate) struct FileStore {
     _claim: Claim,
     middle: Arc<Middle>,
     under_way: usize,
-    /// A request for which the host had no memory.
-    failed: Option<BlockRequest>,
+    /// What was done, or failed, when it was submitted. There is room for all that are under way.
+    done_here: KVec<Done>,
+    /// Used by each transfer that is made here.
+    pieces: KVVec<DiskPiece>,
 }
 
 // SAFETY: All of it may be used and dropped on any thread.
@@ -226,6 +235,7 @@ impl FileStore {
         }
         let claim = Claim::new(file, how)?;
         let jobs = KVec::with_capacity(MOST_UNDER_WAY, GFP_KERNEL_ACCOUNT)?;
+        let done_here = KVec::with_capacity(MOST_UNDER_WAY, GFP_KERNEL_ACCOUNT)?;
         // SAFETY: An open file.
         let disk = unsafe { ffi::v3vee_disk_new(file.as_ptr()) };
         let disk = Disk {
@@ -245,9 +255,47 @@ impl FileStore {
         Ok(try_box(Self {
             middle: middle.map_err(|_| DiskFault::NoMemory)?,
             under_way: 0,
-            failed: None,
+            done_here,
+            pieces: KVVec::new(),
             _claim: claim,
         })?)
+    }
+
+    /// Makes a transfer, if it is short and nothing has to be waited for. Else nothing is known of it.
+    fn transfers_here(&mut self, operation: &Operation) -> bool {
+        let (write, through, sector, memory) = match operation {
+            Operation::Read { sector, memory } => (false, false, *sector, memory),
+            Operation::Write {
+                sector,
+                memory,
+                through,
+            } => (true, *through, *sector, memory),
+            _ => return false,
+        };
+        self.pieces.clear();
+        let is_short = (1..=MOST_BYTES_HERE).contains(&memory.bytes());
+        if !is_short || gather(memory, &mut self.pieces).is_err() {
+            return false;
+        }
+        // SAFETY: The disk is there; the pieces are so many and are the guest's memory, which is pinned.
+        unsafe {
+            ffi::v3vee_disk_transfer_here(
+                self.middle.disk.as_ptr(),
+                write,
+                through,
+                sector.saturating_mul(SECTOR_BYTES),
+                self.pieces.as_mut_ptr(),
+                self.pieces.len(),
+                memory.bytes(),
+            )
+        }
+    }
+
+    /// Puts a request to those that are done. There is room: `submit` has looked.
+    fn end(&mut self, request: BlockRequest, result: Result<(), BlockError>) {
+        let _ = self
+            .done_here
+            .push_within_capacity(Done { request, result });
     }
 
     /// A job for a request; gives that back if there is no memory.
@@ -316,15 +364,18 @@ impl BlockStore for FileStore {
     }
 
     fn submit(&mut self, request: BlockRequest) -> Result<(), BlockRequest> {
-        if self.under_way >= MOST_UNDER_WAY {
+        if self.under_way.wrapping_add(self.done_here.len()) >= MOST_UNDER_WAY {
             return Err(request);
         }
         let payer = self.middle.disk.payer.clone();
+        if payer.during(|| self.transfers_here(&request.operation)) {
+            self.end(request, Ok(()));
+            return Ok(());
+        }
         let mut job = match payer.during(|| self.job(request)) {
             Ok(job) => job,
-            Err(request) if self.failed.is_some() => return Err(request),
             Err(request) => {
-                self.failed = Some(request);
+                self.end(request, Err(BlockError::NoMemory));
                 return Ok(());
             }
         };
@@ -338,9 +389,11 @@ impl BlockStore for FileStore {
     }
 
     fn next_done(&mut self) -> Option<Done> {
-        if let Some(request) = self.failed.take() {
-            let result = Err(BlockError::NoMemory);
-            return Some(Done { request, result });
+        if let Some(done) = self.done_here.pop() {
+            return Some(done);
+        }
+        if self.under_way == 0 {
+            return None;
         }
         let job = self.middle.done.lock().jobs.pop()?;
         self.under_way = self.under_way.wrapping_sub(1);
@@ -418,14 +471,8 @@ impl Job {
     }
 }
 
-fn transfer(
-    disk: &Disk,
-    write: bool,
-    through: bool,
-    sector: u64,
-    memory: &BlockMemory,
-    pieces: &mut KVVec<DiskPiece>,
-) -> Result<(), BlockError> {
+/// Puts the memory of a request into pieces.
+fn gather(memory: &BlockMemory, pieces: &mut KVVec<DiskPiece>) -> Result<(), BlockError> {
     let mut all_there = true;
     memory.pieces(&mut |at, bytes| {
         // What follows in the host's memory, too, is one piece.
@@ -440,9 +487,21 @@ fn transfer(
         let piece = DiskPiece { at: at.0, bytes };
         all_there &= pieces.push(piece, GFP_KERNEL_ACCOUNT).is_ok();
     });
-    if !all_there {
-        return Err(BlockError::NoMemory);
+    match all_there {
+        true => Ok(()),
+        false => Err(BlockError::NoMemory),
     }
+}
+
+fn transfer(
+    disk: &Disk,
+    write: bool,
+    through: bool,
+    sector: u64,
+    memory: &BlockMemory,
+    pieces: &mut KVVec<DiskPiece>,
+) -> Result<(), BlockError> {
+    gather(memory, pieces)?;
     if memory.bytes() == 0 {
         return Ok(());
     }
