@@ -20,6 +20,8 @@ pub enum StateError {
     Version(u32),
     /// A disk keeps what its guest wrote in the host's memory alone.
     LostWithVm,
+    /// What holds a disk's bytes now is smaller than the disk was.
+    SmallerStore,
     /// A field holds a value that the device cannot have; names the field.
     Value(&'static str),
 }
@@ -31,6 +33,7 @@ impl fmt::Display for StateError {
             Self::Truncated => f.write_str("it ends too early"),
             Self::Version(version) => write!(f, "its version {version} is not known here"),
             Self::LostWithVm => f.write_str("what its guest wrote to it is in memory alone"),
+            Self::SmallerStore => f.write_str("the disk was larger than what holds its bytes now"),
             Self::Value(field) => write!(f, "{field} has a value that it cannot have"),
         }
     }

@@ -81,7 +81,9 @@ impl Attached {
     fn tell(&self, end: End) -> Outcome {
         match end {
             End::Stopped => {
-                say(&format!("[{}]", show::ending(&self.vm.info()?)));
+                // Whoever waited for its end may have freed it by now.
+                let end = self.vm.info().map(|vm| show::ending(&vm));
+                say(&format!("[{}]", end.unwrap_or("the VM was freed".into())));
                 Ok(0)
             }
             End::Signal(signal) => Ok(128 + signal),

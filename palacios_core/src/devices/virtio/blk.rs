@@ -468,11 +468,12 @@ impl VirtioDevice for Blk {
         let sectors = from.u64()?;
         let mut cache = Cache::default();
         cache.set_writeback(from.bool("the cache's mode")?.into());
-        // If the store has another size now, the next step finds that it has changed, and the guest is told.
-        self.info = BlockInfo {
-            sectors,
-            ..self.store.info()
-        };
+        let now = self.store.info();
+        if now.sectors < sectors {
+            return Err(StateError::SmallerStore);
+        }
+        // If the store is larger now, the next step finds that, and the guest is told.
+        self.info = BlockInfo { sectors, ..now };
         (self.cache, self.features) = (cache, features);
         Ok(())
     }

@@ -529,8 +529,8 @@ fn a_saved_disk_goes_on() {
     other.set_dma_open(true);
     disk.0.virtio = other;
     assert_eq!(disk.read(1, 1).unwrap(), pattern(1, 2)[SECTOR..]);
-    // On a store of another size the guest is told.
-    let store = Box::new(RamStore::of(&pattern(1, 32)).unwrap().read_only());
+    // On a store that is larger the guest is told.
+    let store = Box::new(RamStore::of(&pattern(1, 96)).unwrap().read_only());
     let blk = Box::new(Blk::new(store, 1, "").unwrap());
     let mut other = Virtio::new(blk, &disk.0.machine, 16).unwrap();
     other.begin(&disk.0.waker).unwrap();
@@ -540,6 +540,12 @@ fn a_saved_disk_goes_on() {
     disk.0.virtio = other;
     disk.0.step_until_idle();
     assert_eq!(*disk.0.sink.messages.borrow(), [0]);
+    // One that is smaller has not all that the guest knows to be there.
+    let store = Box::new(RamStore::of(&pattern(1, 63)).unwrap().read_only());
+    let blk = Box::new(Blk::new(store, 1, "").unwrap());
+    let mut other = Virtio::new(blk, &disk.0.machine, 16).unwrap();
+    let refused = other.restore(&mut StateReader::new(&record));
+    assert_eq!(refused, Err(StateError::SmallerStore));
 }
 
 #[test]
