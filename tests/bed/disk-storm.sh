@@ -77,6 +77,8 @@ back() { load --end disk=disk:disk.img >/dev/null && hears && does behind$1 goes
 check "saved while it writes, 1" away 1
 check "it is not loaded without a disk" refused "has a disk disk: say where its bytes are" load
 check "nor with a file that is not there" refused "absent.img: no such file" load --end disk=disk:absent.img
+truncate -s 1M tiny.img
+if soak; then check "nor with one that is smaller than the disk was" refused "the disk was larger" load --end disk=disk:tiny.img; fi
 check "no VM is left of these" [ "$(v3 list | grep -c storm)" = 0 ]
 check "loaded, it goes on, 1" back 1
 for n in $(seq 2 $saves); do
