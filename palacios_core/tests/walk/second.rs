@@ -60,7 +60,8 @@ impl Second<'_> {
     fn pae(&mut self, gva: u64) -> Result<u64, u32> {
         let beyond = self.beyond();
         let top = (self.paging.cr3 & 0xffff_ffe0) + (gva >> 30 & 3) * 8;
-        let pdpte = self.visit(top, 8, |_| 0x1e6 | beyond | 0xfff << 52)?;
+        // Bit 5, which is reserved, is not looked at: QEMU sets it.
+        let pdpte = self.visit(top, 8, |_| 0x1c6 | beyond | 0xfff << 52)?;
         self.entries.clear();
         self.directory(pdpte & ADDRESS, gva, self.common() | 0x7ff << 52)
     }
