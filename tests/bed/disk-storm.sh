@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # A Linux that works on its disks all the time: they become larger and smaller, go while they are read and come again, and the VM is saved and loaded in
 # the middle of it all. What was written is read again, and nothing is held.
-# bed test: --timeout 900
+# bed test: --timeout 900 --kernel debug
 # bed soak: --timeout 7200
 # bed: --add build/guests/linux/initramfs --add build/guests/disk/tools.cpio
 # bed: --add build/guests/linux/vmlinuz-6.12 --add build/guests/disk/modules-6.12.cpio --add build/guests/disk/fio.cpio
 . ./common.sh
 
-if soak; then comings=200 saves=20; elif [ -e /proc/lockdep ]; then comings=3 saves=1; else comings=5 saves=2; fi
+if soak; then comings=200 saves=20; else comings=3 saves=1; fi
 guest=storm
 truncate -s 256M disk.img
 truncate -s 64M other.img

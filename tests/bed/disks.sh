@@ -2,6 +2,7 @@
 # Stock Linux has disks in files and block devices of the host's, and finds them as they should be; a file system on one stays whole under load and
 # over a boot; what a guest may not write stays as it is; and what can be no disk is refused. On Bochs, one kernel looks at its disks.
 # bed: --machines svm,vtx --timeout 1500
+# bed test: --kernel stock
 # bed: --add build/guests/linux/initramfs --add build/guests/disk/tools.cpio
 # bed: --add build/guests/linux/vmlinuz-6.12 --add build/guests/disk/modules-6.12.cpio
 # bed svm: --add build/guests/linux/vmlinuz-6.1 --add build/guests/disk/modules-6.1.cpio
