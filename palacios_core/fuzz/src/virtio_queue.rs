@@ -12,7 +12,7 @@ use palacios_core::devices::virtio::driver::{
 use palacios_core::devices::virtio::rng::Rng;
 use palacios_core::devices::virtio::{legacy, VirtioDevice};
 use palacios_core::interfaces::{DmaMemory, GuestMemory, PinError, PinnedMemory, RandomSource};
-use palacios_core::state_io::StateReader;
+use palacios_core::state_io::{StateError, StateReader};
 use std::collections::VecDeque;
 
 pub(crate) type Step = [u8; 8];
@@ -166,7 +166,9 @@ impl Hostile {
             if driver.virtio.is_at_rest() {
                 let record = saved(|w| driver.virtio.save(w));
                 let restored = driver.virtio.restore(&mut StateReader::new(&record));
-                assert_eq!(restored, Ok(()));
+                // A disk's store may have become smaller meanwhile. What is refused changes nothing.
+                let is_refused = restored == Err(StateError::SmallerStore);
+                assert!(restored.is_ok() || is_refused, "{restored:?}");
                 assert_eq!(saved(|w| driver.virtio.save(w)), record);
                 return true;
             }
