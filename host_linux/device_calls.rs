@@ -56,7 +56,7 @@ fn attach_device(
     let (mut port, mut slot, mut how) = (None, None, DiskOptions::default());
     match kind {
         "serial" => port = serial_port(attach)?,
-        _ if known.has_store => how = DiskOptions::read(attach)?,
+        _ if known.has_store => (how, slot) = DiskOptions::read(attach)?,
         _ if known.is_pci => slot = pci_slot(attach)?,
         _ if attach.options_len != 0 => return Err(DeviceRefusal::NoOptions),
         _ => {}
@@ -67,7 +67,7 @@ fn attach_device(
             kind,
             name,
             port,
-            slot: slot.or(how.slot),
+            slot,
             ends: given.ends,
             disk: given.disk,
         };
@@ -78,7 +78,12 @@ fn attach_device(
 
 /// The port that the options of a serial port ask for.
 fn serial_port(attach: &abi::v3_attach) -> Result<Option<u16>, DeviceRefusal> {
-    let Some(given) = options::<abi::v3_serial_options>(attach, abi::V3_SERIAL_VERSION)? else {
+    let Some(given) = options(
+        attach,
+        abi::V3_SERIAL_VERSION,
+        |given: &abi::v3_serial_options| (given.size, given.version),
+    )?
+    else {
         return Ok(None);
     };
     if given.pad != 0 {
@@ -94,7 +99,12 @@ fn serial_port(attach: &abi::v3_attach) -> Result<Option<u16>, DeviceRefusal> {
 
 /// The slot that the options of a PCI device ask for.
 fn pci_slot(attach: &abi::v3_attach) -> Result<Option<u8>, DeviceRefusal> {
-    let Some(given) = options::<abi::v3_pci_options>(attach, abi::V3_PCI_VERSION)? else {
+    let Some(given) = options(
+        attach,
+        abi::V3_PCI_VERSION,
+        |given: &abi::v3_pci_options| (given.size, given.version),
+    )?
+    else {
         return Ok(None);
     };
     if given.pad != 0 {

@@ -12,7 +12,7 @@ use alloc::boxed::Box;
 use kernel::{fs::LocalFile, prelude::*, sync::Arc};
 use palacios_core::alloc_ext::try_box;
 use palacios_core::block::snapshot::SnapshotStore;
-use palacios_core::block::{BlockError, BlockInfo, BlockRequest, BlockStore, Done, SECTOR_BYTES};
+use palacios_core::block::{BlockInfo, BlockRequest, BlockStore, Done, SECTOR_BYTES};
 use palacios_core::devices::bus::NewSize;
 use palacios_core::devices::virtio::blk::MAX_QUEUES;
 use palacios_core::host::NoMemory;
@@ -23,19 +23,22 @@ use v3_abi as abi;
 /// How a disk is to be.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct DiskOptions {
-    /// Its slot of the PCI bus, if that is chosen.
-    pub(crate) slot: Option<u8>,
     is_shared: bool,
     is_snapshot: bool,
     queues: Option<u16>,
 }
 
 impl DiskOptions {
-    /// What the options of a disk ask for.
-    pub(crate) fn read(attach: &abi::v3_attach) -> Result<Self, DeviceRefusal> {
+    /// What the options of a disk ask for: how it is to be, and in which slot of the PCI bus, if that is chosen.
+    pub(crate) fn read(attach: &abi::v3_attach) -> Result<(Self, Option<u8>), DeviceRefusal> {
         const KNOWN: u32 = abi::V3_DISK_SHARED | abi::V3_DISK_SNAPSHOT;
-        let Some(given) = options::<abi::v3_disk_options>(attach, abi::V3_DISK_VERSION)? else {
-            return Ok(Self::default());
+        let Some(given) = options(
+            attach,
+            abi::V3_DISK_VERSION,
+            |given: &abi::v3_disk_options| (given.size, given.version),
+        )?
+        else {
+            return Ok(Default::default());
         };
         if given.flags & !KNOWN != 0 || given.pad != 0 {
             return Err(DeviceRefusal::NotZero);
@@ -43,12 +46,12 @@ impl DiskOptions {
         if given.queues > MAX_QUEUES.into() {
             return Err(DeviceRefusal::TooManyQueues(given.queues));
         }
-        Ok(Self {
-            slot: slot_of(given.slot),
+        let how = Self {
             is_shared: given.flags & abi::V3_DISK_SHARED != 0,
             is_snapshot: given.flags & abi::V3_DISK_SNAPSHOT != 0,
             queues: (given.queues > 0).then_some(given.queues as u16),
-        })
+        };
+        Ok((how, slot_of(given.slot)))
     }
 
     /// The disk in an open file; `writes` if its guest may write to that.
@@ -80,9 +83,6 @@ struct PaidSnapshot {
     payer: Arc<Payer>,
 }
 
-// SAFETY: All of it may be used and dropped on any thread.
-unsafe impl Send for PaidSnapshot {}
-
 impl PaidSnapshot {
     /// One that may become as large as what is below it.
     fn new(below: Box<dyn BlockStore>, payer: Arc<Payer>) -> Result<Box<dyn BlockStore>, NoMemory> {
@@ -107,9 +107,6 @@ impl BlockStore for PaidSnapshot {
     }
     fn drain(&mut self) {
         self.snapshot.drain();
-    }
-    fn resize(&mut self, bytes: u64) -> Result<(), BlockError> {
-        self.snapshot.resize(bytes)
     }
     fn outlives_vm(&self) -> bool {
         self.snapshot.outlives_vm()

@@ -7,6 +7,7 @@ use crate::stream::Stream;
 use crate::user::{self, must_be_zero, Text};
 use core::fmt;
 use kernel::{prelude::*, sync::Arc};
+use palacios_core::devices::MAX_COUNTER_NAME;
 use palacios_core::features::Judge;
 use palacios_core::host::{Host, PageSize};
 use palacios_core::stats::Counter;
@@ -97,6 +98,11 @@ pub(crate) fn write_features(arg: usize, all: &[abi::v3_feature]) -> Result {
     list.count = all.len() as u32;
     user::write(arg, &list)
 }
+
+// A device's name, a dot, a counter's name, and the NUL behind them.
+const _: () = assert!(
+    abi::V3_DEVICE_ID_LEN as usize + 1 + MAX_COUNTER_NAME <= abi::V3_STAT_NAME_LEN as usize
+);
 
 /// All counters of a VM.
 pub(crate) fn stats(vm: &Vm, streams: &[Arc<Stream>]) -> Result<KVVec<abi::v3_stat>> {

@@ -20,11 +20,12 @@ pub(crate) fn slot_of(slot: u32) -> Option<u8> {
     (slot != 0).then(|| u8::try_from(slot).unwrap_or(u8::MAX))
 }
 
-/// The options, as far as this module knows them; `None` if there are none. They begin with their size, and a version of which `newest` is known.
-/// What is behind those that are known must be zero.
+/// The options, as far as this module knows them; `None` if there are none. `head` is their size and their version, of which
+/// `newest` is known. What is behind those that are known must be zero.
 pub(crate) fn options<T: Abi>(
     attach: &abi::v3_attach,
     newest: u32,
+    head: impl FnOnce(&T) -> (u32, u32),
 ) -> Result<Option<T>, DeviceRefusal> {
     let (len, known_len) = (attach.options_len as usize, size_of::<T>());
     match len {
@@ -37,10 +38,8 @@ pub(crate) fn options<T: Abi>(
     }
     let at = user::pointer(attach.options)?;
     let options: T = user::read(at)?;
-    let mut words = options.as_bytes().chunks_exact(size_of::<u32>());
-    let mut word = || words.next().and_then(|word| word.try_into().ok());
-    let (size, version) = (word().map_or(0, u32::from_ne_bytes), word());
-    match version.map_or(0, u32::from_ne_bytes) {
+    let (size, version) = head(&options);
+    match version {
         0 => return Err(DeviceRefusal::BadOptions),
         version if version > newest => return Err(DeviceRefusal::NewerOptions(version, newest)),
         _ if size != attach.options_len => return Err(DeviceRefusal::BadOptions),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# What 4 KiB of a disk cost a guest under KVM with QEMU: beside disk-cost.sh. To be run by hand:
+# What 4 KiB of a disk cost a guest under KVM with QEMU: beside disk-cost.sh. To be run by hand, behind `guests/disk/build qemu`:
 #   scripts/testbed run --icount --no-module --timeout 1200 --add build/tools/disk_cost --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz \
 #       --add build/guests/disk/modules-7.cpio --add build/guests/disk/qemu.cpio --add scripts/bench/disk-cost-guest.sh \
 #       --add scripts/bench/disk-cost-kvm.sh -- sh ./disk-cost-kvm.sh write-1 read-1 write-32 read-32

@@ -41,6 +41,17 @@ ask() { what=$1; shift; echo "run $what $*" >&3; said $what; }
 ended() { guest_says "$1 end $2"; }
 does() { ask "$@" >/dev/null; ended $1 0; }
 
+# powers_off NAME: the check that the Linux $guest, which hears, switches itself off. Its log is shown, and it is freed.
+powers_off() {
+	echo 'poweroff -f' >&3
+	v3 wait $guest --timeout 240 >/dev/null 2>&1
+	check "$1" [ $? = 0 ]
+	exec 3>&-
+	wait $stream
+	sed "s/^/$guest| /" log
+	v3 free $guest
+}
+
 # refused TEXT COMMAND…: the command fails, and says the text.
 refused() { text=$1; shift; said=$("$@" 2>&1) && return 1; case $said in *"$text"*) ;; *) echo "$said"; return 1 ;; esac; }
 

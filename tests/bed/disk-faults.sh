@@ -32,45 +32,37 @@ hears
 v3 launch linux
 check "Linux comes up" soon guest_says "token faults"
 echo "$guest_run; . steps" >&3
-ask drivers drivers full short gone bad
-check "it finds its disks" ended drivers 0
+check "it finds its disks" does drivers drivers full short gone bad
 # Of a disk that is known by an id: writes some MiB of it from its beginning, or from MiB $3; reads them.
 echo 'puts() { dd if=/dev/zero of=/dev/$(node $1) bs=1M count=$2 seek=${3-0} oflag=direct; }' >&3
 echo 'gets() { dd if=/dev/$(node $1) of=/dev/null bs=${4-1M} count=$2 skip=${3-0} iflag=direct; }' >&3
-works() { ask $1 $2 $3 $4 $5 $6 >/dev/null; ended $1 0; }
-fails() { ask $1 $2 $3 $4 $5 $6 >/dev/null; ended $1 1; }
+fails() { ask "$@" >/dev/null; ended $1 1; }
 # The guest was told that the disk is smaller: it reads nothing there.
 ends() { case $(ask "$@") in *"0+0 records in"*) ;; *) return 1 ;; esac; }
 
-check "what there is room for is written" works fits puts full 2
+check "what there is room for is written" does fits puts full 2
 check "more is not" fails more puts full 16
-check "what was written is read" works again gets full 2
+check "what was written is read" does again gets full 2
 rm -f small/full.img
 check "the disk is shorter by then" truncate -s 8M short.img
-check "what is left of it is read" works left gets short 8
+check "what is left of it is read" does left gets short 8
 check "the guest was told where it ends" ends behind gets short 1 32
 check "what is written behind that is an error" fails beyond puts short 1 32
 check "and the file does not grow by it" [ "$(wc -c <short.img)" = 8388608 ]
 rm gone.img
-check "a file without a name is written" works nameless puts gone 8
-check "and read" works still gets gone 8
+check "a file without a name is written" does nameless puts gone 8
+check "and read" does still gets gone 8
 check "a sector that cannot be read is an error" fails sector gets bad 1 4660 512
-check "its neighbours are read" works neighbours gets bad 1 4600 512
+check "its neighbours are read" does neighbours gets bad 1 4600 512
 echo 1 >/sys/block/${bad#/dev/}/device/delete
 check "a device that was taken away has nothing" ends away gets bad 1
-check "the other disks work" works others gets short 8
+check "the other disks work" does others gets short 8
 v3 devices linux --json | tr ',{' '\n\n' | sed -n 's/^"errors":\([1-9].*\)/\1/p' >errors
 check "the errors are counted, of those two that had some" [ "$(wc -l <errors)" = 2 ]
 for disk in full short gone bad; do
 	check "the disk $disk is detached" v3 detach linux $disk
 done
-echo 'poweroff -f' >&3
-v3 wait linux --timeout 240 >/dev/null 2>&1
-check "the guest powers off" [ $? = 0 ]
-exec 3>&-
-wait $stream
-sed "s/^/linux| /" log
-v3 free linux
+powers_off "the guest powers off"
 check "nothing is held" nothing_held
 umount small
 rmmod scsi_debug

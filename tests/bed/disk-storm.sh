@@ -90,12 +90,6 @@ check "it goes on" does on goes_on vda
 echo 'touch /tmp/enough' >&3
 check "all that was written was read again" soon guest_says "worked, 4"
 check "the kernel complains of nothing" [ "$(ask worries worries)" = "" ]
-echo 'poweroff -f' >&3
-v3 wait storm --timeout 240 >/dev/null 2>&1
-check "it powers off" [ $? = 0 ]
-exec 3>&-
-wait $stream
-sed "s/^/storm| /" log
-v3 free storm
+powers_off "it powers off"
 check "nothing is held" nothing_held
 check "rmmod" rmmod v3vee

@@ -31,13 +31,7 @@ starts() {
 }
 finish() {
 	check "$guest: its kernel complains of nothing" [ "$(ask worries worries)" = "" ]
-	echo 'poweroff -f' >&3
-	v3 wait $guest --timeout 240 >/dev/null 2>&1
-	check "$guest: it powers off" [ $? = 0 ]
-	exec 3>&-
-	wait $stream
-	sed "s/^/$guest| /" log
-	v3 free $guest
+	powers_off "$guest: it powers off"
 }
 attached() { check "$guest: the disk $2 is attached" [ "$(v3 attach $guest disk $1 --id $2)" = $2 ]; }
 # sum WORDS: the one in there.

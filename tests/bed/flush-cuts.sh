@@ -33,9 +33,8 @@ hears
 v3 launch cuts
 check "Linux comes up" soon guest_says "token cuts"
 echo "$guest_run; . steps; mkdir /mnt" >&3
-ask drivers drivers disk
-ask mounted mount -t ext4 /dev/vda /mnt
-check "it mounts the disk" ended mounted 0
+ask drivers drivers disk >/dev/null
+check "it mounts the disk" does mounted mount -t ext4 /dev/vda /mnt
 
 # A record is marked in the log before the guest goes on: no later flush makes it safe.
 marks() {
@@ -46,16 +45,9 @@ marks() {
 }
 echo "cd /mnt; records $records; cd /" >&3
 check "$records records are safe, says the guest" marks
-ask unmounted umount /mnt
-check "it unmounts the disk" ended unmounted 0
+check "it unmounts the disk" does unmounted umount /mnt
 check "its kernel complains of nothing" [ "$(ask worries worries)" = "" ]
-echo 'poweroff -f' >&3
-v3 wait cuts --timeout 240 >/dev/null 2>&1
-check "it powers off" [ $? = 0 ]
-exec 3>&-
-wait $stream
-sed "s/^/cuts| /" log
-v3 free cuts
+powers_off "it powers off"
 mapper remove recorded
 
 seed=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')

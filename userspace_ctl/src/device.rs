@@ -24,7 +24,7 @@ pub struct Device {
     pub removable: bool,
     /// Where it answers.
     pub regions: Vec<DeviceRegion>,
-    /// What it has done since it came.
+    /// What it has done since it came, if that was asked for.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -144,7 +144,20 @@ pub struct Request<'a> {
     pub descriptors: &'a [(OwnedFd, Role)],
 }
 
-impl Request<'_> {
+impl<'a> Request<'a> {
+    /// One of a kind, as it usually is, without descriptors.
+    #[must_use]
+    pub fn of_kind(kind: &'a str) -> Self {
+        Self {
+            kind,
+            id: None,
+            port: None,
+            slot: None,
+            disk: None,
+            descriptors: &[],
+        }
+    }
+
     /// Its options: those of a port, of a disk, or of a slot. No kind of device has more than one.
     fn options(&self) -> Vec<u8> {
         let serial = self.port.map(|port| v3_serial_options {
@@ -282,6 +295,12 @@ impl Vm {
     /// Its devices, in the order in which they came.
     pub fn devices(&self) -> Result<Vec<Device>, Error> {
         let raw = ioctl::devices(self).map_err(self.failed(Call::Devices))?;
+        Ok(raw.iter().map(Device::from).collect())
+    }
+
+    /// The same, with what each has done.
+    pub fn devices_with_counters(&self) -> Result<Vec<Device>, Error> {
+        let mut devices = self.devices()?;
         let stats = self.stats()?;
         let counters = |id: &str| {
             let of_vm = stats.iter().filter(|stat| stat.vcpu.is_none());
@@ -292,14 +311,10 @@ impl Vm {
             });
             of_device.collect()
         };
-        let device = |raw| {
-            let device = Device::from(raw);
-            Device {
-                counters: counters(&device.id),
-                ..device
-            }
-        };
-        Ok(raw.iter().map(device).collect())
+        for device in &mut devices {
+            device.counters = counters(&device.id);
+        }
+        Ok(devices)
     }
 
     /// What can be detached. Without it a message is shorter, and still true.

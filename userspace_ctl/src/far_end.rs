@@ -12,21 +12,21 @@ use std::ffi::OsString;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use v3_ctl::{Error, Role};
+use v3_ctl::{Error, Request, Role, Vm};
 
 /// What was opened for a device.
 #[derive(Default, Debug)]
 pub struct FarEnd {
     /// The descriptors for the VM.
-    pub descriptors: Vec<(OwnedFd, Role)>,
+    descriptors: Vec<(OwnedFd, Role)>,
     /// The terminal at which the device can be talked to.
     pub terminal: Option<String>,
     /// This program's own end.
     pub own: Option<UnixStream>,
     /// A file that was not there before.
     made: Option<PathBuf>,
-    /// The file of a disk.
-    disk: Option<PathBuf>,
+    /// The disk, if it is one.
+    disk: Option<DiskFile>,
 }
 
 impl FarEnd {
@@ -51,8 +51,28 @@ impl FarEnd {
         }
     }
 
+    /// Attaches a device to a VM, which holds the descriptors then; returns what it is known by. `wanted` is all but these, and but what it is as a disk.
+    pub fn attach(&mut self, vm: &Vm, wanted: &Request<'_>) -> Result<String, Failure> {
+        let attached = vm.attach(&Request {
+            disk: self.disk.as_ref().map(|disk| disk.how),
+            descriptors: &self.descriptors,
+            ..*wanted
+        });
+        match attached {
+            Ok(id) => {
+                // Who is at the other end hears of it when the VM lets them go.
+                self.descriptors.clear();
+                Ok(id)
+            }
+            Err(error) => {
+                self.take_back()?;
+                Err(self.named(error).into())
+            }
+        }
+    }
+
     /// Takes back what was made for a device that was not attached.
-    pub fn take_back(&self) -> Result<(), Failure> {
+    fn take_back(&self) -> Result<(), Failure> {
         match &self.made {
             Some(path) => std::fs::remove_file(path).map_err(|e| Failure::file(path, &e)),
             None => Ok(()),
@@ -87,17 +107,17 @@ impl FarEnd {
         };
         Ok(Self {
             descriptors: vec![(file, role)],
-            disk: Some(path.clone()),
+            disk: Some(disk.clone()),
             ..Self::default()
         })
     }
 
     /// A failure to attach it, in which the module's number of a disk's descriptor is the name of its file.
-    pub fn named(&self, error: Error) -> Error {
-        match (error, self.disk.as_deref(), self.descriptors.first()) {
-            (Error::NotAttached { vm, errno, message }, Some(path), Some((fd, _))) => {
+    fn named(&self, error: Error) -> Error {
+        match (error, &self.disk, self.descriptors.first()) {
+            (Error::NotAttached { vm, errno, message }, Some(disk), Some((fd, _))) => {
                 let number = format!("descriptor {} ", fd.as_raw_fd());
-                let path = format!("{} ", path.display());
+                let path = format!("{} ", disk.path.display());
                 Error::NotAttached {
                     vm,
                     errno,

@@ -59,25 +59,16 @@ pub fn end_of(text: &str) -> Result<EndOf, String> {
     let (way, path) = match end.split_once(':') {
         None => (end, None),
         Some((_, "")) => return Err(wrong()),
-        Some(("disk", of)) => {
-            let ends = Ends {
-                disk: Some(disk(of)?),
-                ..Ends::default()
-            };
-            return Ok(EndOf {
-                id: id.into(),
-                ends,
-            });
-        }
-        Some((way, path)) => (way, Some(PathBuf::from(path))),
+        Some((way, path)) => (way, Some(path)),
     };
     let mut ends = Ends::default();
     match (way, path) {
         ("none", None) => {}
         ("pty", None) => ends.pty = true,
-        ("pipe", path @ Some(_)) => ends.pipe = path,
-        ("file", path @ Some(_)) => ends.file = path,
-        ("socket", path @ Some(_)) => ends.socket = path,
+        ("disk", Some(path)) => ends.disk = Some(disk(path)?),
+        ("pipe", Some(path)) => ends.pipe = Some(path.into()),
+        ("file", Some(path)) => ends.file = Some(path.into()),
+        ("socket", Some(path)) => ends.socket = Some(path.into()),
         _ => return Err(wrong()),
     }
     Ok(EndOf {

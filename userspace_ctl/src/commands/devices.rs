@@ -40,22 +40,12 @@ pub fn attach(args: &Attach) -> Outcome {
     let vm = Vm::find(&args.target.vm)?;
     let mut end = FarEnd::open(&args.ends)?;
     let wanted = Request {
-        kind: &args.kind,
         id: args.id.as_deref(),
         port: args.port,
         slot: args.slot,
-        disk: args.ends.disk.as_ref().map(|disk| disk.how),
-        descriptors: &end.descriptors,
+        ..Request::of_kind(&args.kind)
     };
-    let id = match vm.attach(&wanted) {
-        Ok(id) => id,
-        Err(error) => {
-            end.take_back()?;
-            return Err(end.named(error).into());
-        }
-    };
-    // The VM holds them. Who is at the other end hears of it when the VM lets them go.
-    end.descriptors.clear();
+    let id = end.attach(&vm, &wanted)?;
     match (&end.own, &signals) {
         (Some(own), Some(signals)) => serve(args, &vm, &id, own, signals),
         _ => tell(args, &id, end.terminal.as_deref()).inspect_err(|_| {
@@ -216,7 +206,7 @@ pub fn devices(args: &Devices) -> Outcome {
     if let Some(time) = args.rates {
         return rates(&vm, time, args.format.json);
     }
-    let devices = vm.devices()?;
+    let devices = vm.devices_with_counters()?;
     if args.format.json {
         print_json(&devices)?;
     } else {
@@ -235,9 +225,9 @@ struct Rates {
 
 /// Watches devices for a while, and tells what those do that count it.
 fn rates(vm: &Vm, time: Duration, json: bool) -> Outcome {
-    let (before, begin) = (vm.devices()?, Instant::now());
+    let (before, begin) = (vm.devices_with_counters()?, Instant::now());
     thread::sleep(time);
-    let (now, seconds) = (vm.devices()?, begin.elapsed().as_secs_f64());
+    let (now, seconds) = (vm.devices_with_counters()?, begin.elapsed().as_secs_f64());
     let rates: Vec<Rates> = now
         .into_iter()
         .filter(|device| !device.counters.is_empty())

@@ -264,19 +264,12 @@ fn attach(
         None => FarEnd::default(),
     };
     let wanted = Request {
-        kind,
         id: Some(id),
         port: device.port,
         slot: device.slot,
-        disk: end.and_then(|end| end.ends.disk.as_ref().map(|disk| disk.how)),
-        descriptors: &far.descriptors,
+        ..Request::of_kind(kind)
     };
-    if let Err(error) = vm.attach(&wanted) {
-        far.take_back()?;
-        return Err(far.named(error).into());
-    }
-    // The VM holds them.
-    far.descriptors.clear();
+    far.attach(vm, &wanted)?;
     Ok(far.terminal.map(|terminal| (id.clone(), terminal)))
 }
 

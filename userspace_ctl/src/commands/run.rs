@@ -5,7 +5,7 @@ use super::console::{set_nonblocking, with_keys};
 use super::make::{create_vm, default_name, image_of};
 use super::report::Report;
 use super::show;
-use crate::cli::{DiskFile, Run, Wait};
+use crate::cli::{Run, Wait};
 use crate::failure::{Failure, Outcome};
 use crate::far_end::FarEnd;
 use crate::output::print_json;
@@ -92,7 +92,7 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
     let vm = Owned::create(&control, &image, &name)?;
     drop(image);
     for disk in &args.disks {
-        attach_disk(&vm.vm, disk)?;
+        FarEnd::open_disk(disk)?.attach(&vm.vm, &Request::of_kind("disk"))?;
     }
     let console = match vm.vm.stream("") {
         Err(Error::NoSuchStream { .. }) => None,
@@ -119,20 +119,6 @@ fn run_vm(args: &Run) -> Result<Report, Failure> {
         say(&format!("[{name} was stopped and freed]"));
     }
     Ok(report)
-}
-
-fn attach_disk(vm: &Vm, disk: &DiskFile) -> Result<(), Failure> {
-    let end = FarEnd::open_disk(disk)?;
-    let attached = vm.attach(&Request {
-        kind: "disk",
-        id: None,
-        port: None,
-        slot: None,
-        disk: Some(disk.how),
-        descriptors: &end.descriptors,
-    });
-    attached.map_err(|error| end.named(error))?;
-    Ok(())
 }
 
 /// The end of a VM, with what its virtual CPUs left behind if it was not the guest's own wish.

@@ -90,20 +90,20 @@ struct InFlight {
 }
 
 /// What a disk has done since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlkCounters {
+#[derive(Default)]
+struct Counters {
     /// Requests that read.
-    pub reads: u64,
+    reads: u64,
     /// Bytes that they read.
-    pub read_bytes: u64,
+    read_bytes: u64,
     /// Requests that wrote.
-    pub writes: u64,
+    writes: u64,
     /// Bytes that they wrote.
-    pub written_bytes: u64,
+    written_bytes: u64,
     /// Flushes.
-    pub flushes: u64,
+    flushes: u64,
     /// Requests that did not end well.
-    pub errors: u64,
+    errors: u64,
 }
 
 /// The device.
@@ -128,7 +128,7 @@ pub struct Blk {
     held: Option<BlockRequest>,
     /// The chain is a request of this queue, which waits: too many transfers use its memory.
     waiting: Option<u16>,
-    counters: BlkCounters,
+    counters: Counters,
 }
 
 impl Blk {
@@ -158,14 +158,10 @@ impl Blk {
             free,
             held: None,
             waiting: None,
-            counters: BlkCounters::default(),
+            counters: Counters::default(),
         })
     }
 
-    /// What it has done.
-    pub fn counters(&self) -> BlkCounters {
-        self.counters
-    }
     /// Its store.
     pub fn store(&mut self) -> &mut dyn BlockStore {
         self.store.as_mut()

@@ -164,13 +164,22 @@ impl Window {
     const LENGTH: u8 = 12;
     const DATA: u8 = 16;
 
+    /// Behind its id and link: the base address register, offset and length, and the data.
+    const WRITABLE: [u8; CAPABILITY_BYTES as usize + 2] = {
+        let mut bits = [0xff; CAPABILITY_BYTES as usize + 2];
+        [bits[0], bits[1], bits[3], bits[4], bits[5]] = [0; 5];
+        bits
+    };
+
     fn add(config: &mut Config) -> Self {
-        let mut body = [0; CAPABILITY_BYTES as usize + 2];
-        let mut writable = body;
-        let ([len, kind, ..], [_, _, bar, _, _, _, rest @ ..]) = (&mut body, &mut writable);
-        (*len, *kind, *bar) = (CAPABILITY_BYTES.wrapping_add(4), leads_to::WINDOW, 0xff);
-        rest.fill(0xff);
-        let at = config.add_capability(VENDOR_CAPABILITY, &body, &writable);
+        let at = lead(
+            config,
+            leads_to::WINDOW,
+            0,
+            (0, 0),
+            &[0; 4],
+            &Self::WRITABLE,
+        );
         Self {
             at: at.unwrap_or_default(),
         }
@@ -196,8 +205,15 @@ impl Window {
     }
 }
 
-/// Adds a capability that leads to `bytes` at `offset` of a base address register. `more` is behind that.
-fn lead(config: &mut Config, to: u8, bar: usize, (offset, bytes): (u32, u32), more: &[u8]) {
+/// Adds a capability that leads to `bytes` at `offset` of a base address register. `more` is behind that. Returns where it is.
+fn lead(
+    config: &mut Config,
+    to: u8,
+    bar: usize,
+    (offset, bytes): (u32, u32),
+    more: &[u8],
+    writable: &[u8],
+) -> Option<u8> {
     let mut body = [0; CAPABILITY_BYTES as usize + 2];
     let length = usize::from(CAPABILITY_BYTES).wrapping_sub(2);
     let [o0, o1, o2, o3] = offset.to_le_bytes();
@@ -211,7 +227,8 @@ fn lead(config: &mut Config, to: u8, bar: usize, (offset, bytes): (u32, u32), mo
         .zip(all)
         .for_each(|(byte, value)| *byte = *value);
     let used = length.saturating_add(more.len());
-    config.add_capability(VENDOR_CAPABILITY, body.get(..used).unwrap_or_default(), &[]);
+    let body = body.get(..used).unwrap_or_default();
+    config.add_capability(VENDOR_CAPABILITY, body, writable)
 }
 
 impl PciDevice for VirtioPci {
@@ -241,10 +258,14 @@ impl PciDevice for VirtioPci {
         let doorbells = (0, queues.saturating_mul(DOORBELL_BYTES));
         let device = (DEVICE_AT as u32, DEVICE_BYTES);
         let multiplier = DOORBELL_BYTES.to_le_bytes();
-        lead(config, leads_to::COMMON, MODERN, common, &[]);
-        lead(config, leads_to::NOTIFY, NOTIFY, doorbells, &multiplier);
-        lead(config, leads_to::ISR, MODERN, (ISR_AT as u32, 1), &[]);
-        lead(config, leads_to::DEVICE, MODERN, device, &[]);
+        for (to, bar, place, more) in [
+            (leads_to::COMMON, MODERN, common, &[][..]),
+            (leads_to::NOTIFY, NOTIFY, doorbells, &multiplier),
+            (leads_to::ISR, MODERN, (ISR_AT as u32, 1), &[]),
+            (leads_to::DEVICE, MODERN, device, &[]),
+        ] {
+            lead(config, to, bar, place, more, &[]);
+        }
         self.window = Window::add(config);
     }
     fn reset(&mut self, _: &mut Wires) {
