@@ -251,7 +251,9 @@ impl BlockInfo {
 /// The guest's memory that a request reads or writes: pinned pieces, one behind the other.
 #[derive(Default)]
 pub struct BlockMemory {
-    pieces: Vec<Piece>,
+    /// Most requests have one piece, which needs no list.
+    first: Option<Piece>,
+    rest: Vec<Piece>,
     bytes: u64,
 }
 
@@ -263,7 +265,11 @@ struct Piece {
 impl BlockMemory {
     /// One more piece at its end.
     pub fn push(&mut self, pinned: Box<dyn PinnedMemory>, bytes: u64) -> Result<(), NoMemory> {
-        self.pieces.try_push(Piece { pinned, bytes })?;
+        let piece = Piece { pinned, bytes };
+        match self.first {
+            None => self.first = Some(piece),
+            Some(_) => self.rest.try_push(piece)?,
+        }
         self.bytes = self.bytes.saturating_add(bytes);
         Ok(())
     }
@@ -273,9 +279,12 @@ impl BlockMemory {
     }
     /// Calls `piece` for each piece in order: where the host has it, and how many bytes.
     pub fn pieces(&self, piece: &mut dyn FnMut(Hpa, u64)) {
-        for of in &self.pieces {
+        for of in self.all() {
             of.pinned.pieces(piece);
         }
+    }
+    fn all(&self) -> impl Iterator<Item = &Piece> {
+        self.first.iter().chain(&self.rest)
     }
 
     /// Copies out of it, from `at` bytes behind its beginning.
@@ -299,7 +308,7 @@ impl BlockMemory {
         mut f: impl FnMut(&dyn PinnedMemory, u64, core::ops::Range<usize>) -> bool,
     ) -> Result<(), BlockError> {
         let (mut skip, mut done) = (at, 0usize);
-        for piece in &self.pieces {
+        for piece in self.all() {
             if done == len {
                 break;
             }

@@ -37,7 +37,7 @@ class Bochs(Machine):
         self._rest = b""
         self._resets = 0
         contents = in_memory("disk", whole_cylinders(image.read_bytes()) if initramfs is None
-                             else disk(root, image, initramfs, " ".join(BOOT_OPTIONS + boot_options(shape))))
+                             else disk(root, image, initramfs, " ".join(BOOT_OPTIONS + boot_options(shape) + shape.append)))
         log, log_far = os.pipe()
         listeners = {name: socket.create_server(("127.0.0.1", 0)) for name in self.SERIAL}
         ports = [listener.getsockname()[1] for listener in listeners.values()]

@@ -5,7 +5,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,6 +34,8 @@ class Shape:
     cpus: int = 2
     memory_mib: int = 2048
     icount: bool = False
+    plugin: str | None = None  # of QEMU's, with its arguments
+    append: list[str] = field(default_factory=list)  # to the kernel's command line
     gdb_port: int | None = None
     use_cpu_0: bool = False
     model: str | None = None  # another processor than the machine's own

@@ -60,13 +60,15 @@ def machine(shape: Shape) -> list[str]:
         options += ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-smp", "1"]
     else:
         options += ["-accel", "tcg,thread=multi", "-smp", str(shape.cpus + aside(shape))]
+    if shape.plugin:
+        options += ["-plugin", f"file={shape.plugin}"]
     if shape.gdb_port is not None:
         options += ["-gdb", f"tcp:127.0.0.1:{shape.gdb_port}"]
     return options
 
 
 def boot(image: Path, initramfs: str, shape: Shape) -> list[str]:
-    line = BOOT_OPTIONS + [LOOPS] + (["nokaslr"] if shape.gdb_port is not None else []) + (["isolcpus=0"] if aside(shape) else [])
+    line = BOOT_OPTIONS + [LOOPS] + (["nokaslr"] if shape.gdb_port is not None else []) + (["isolcpus=0"] if aside(shape) else []) + shape.append
     return ["-kernel", str(image), "-initrd", initramfs, "-append", " ".join(line)]
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
-# What 4 KiB of a disk cost a Linux guest of ours, in instructions of guest and host together: read and written, one request at a time and 32. To be run by hand;
-# disk-cost-kvm.sh measures the same guest under KVM:
-#   scripts/testbed run --icount --timeout 600 --add build/tools/disk_cost --add build/guests/linux/initramfs --add build/guests/linux/vmlinuz \
-#       --add build/guests/disk/modules-7.cpio --add scripts/bench/disk-cost-guest.sh --add scripts/bench/disk-cost.sh -- sh ./disk-cost.sh
-# It is no test: see there why it may never end.
+# disk-cost.sh KIND: what 4 KiB of a disk cost a Linux guest of ours, in instructions of guest and host together, and the addresses of the functions
+# that had a part in it: for `scripts/measure disk`. disk-cost-kvm.sh measures the same guest under KVM; see there why this may never end.
+kind=$1
 . ./disk-cost-guest.sh
 
-v3 run --kernel vmlinuz --initrd initramfs --initrd modules-7.cpio --initrd measure.cpio --mem 256 --append "$cmdline" \
+v3 run --kernel vmlinuz --initrd initramfs --initrd modules-7.cpio --initrd measure.cpio --mem 256 --append "$cmdline only=$kind nokaslr" \
 	--disk disks/disk </dev/null
+echo "== symbols of v3vee"
+grep -i ' [tw] ' /proc/kallsyms | gzip -1 | base64
+echo "== end"

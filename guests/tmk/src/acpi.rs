@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Processors and the high-precision event timer, as the ACPI tables name them (ACPI 6.5: 5.2.5, 5.2.7, 5.2.12).
+//! Processors and timers, as the ACPI tables name them (ACPI 6.5: 5.2.5, 5.2.7, 5.2.9, 5.2.12).
 
 use core::slice::from_raw_parts;
 
@@ -38,6 +38,12 @@ pub fn hpet() -> Option<u64> {
     let table = find(b"HPET")?;
     let address = table.get(44..52)?;
     Some(u64::from_le_bytes(address.try_into().ok()?))
+}
+
+/// The port of the power management timer (ACPI 6.5: table 5.9).
+pub fn pm_timer() -> Option<u16> {
+    let port = find(b"FACP")?.get(76..78)?;
+    Some(u16::from_le_bytes(port.try_into().ok()?))
 }
 
 /// Where configuration space of PCI is in memory (PCI Firmware Specification 3.0: 4.1.2).

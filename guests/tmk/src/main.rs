@@ -6,6 +6,8 @@
 //! * `machine=other` leaves out what only this project's VMM answers in its own way. All else must pass on any PC, which
 //!   is what makes another machine the judge of these tests.
 //!
+//! `bench=NAME,NAME` measures instead ([`bench`]).
+//!
 //! Each test prints one line: `ok NAME` or `not ok NAME: why`. At the end the VM exits with 0, or with the number of tests
 //! that failed; 97 and above say that the kernel itself could not go on.
 // `fault!` takes the instructions that its unsafe block runs: that is what it is for.
@@ -15,6 +17,7 @@
 
 mod acpi;
 mod apic;
+mod bench;
 mod boot;
 mod boot_info;
 mod io;
@@ -91,6 +94,9 @@ extern "C" fn kernel_main(magic: u32, info: u32) -> ! {
     }
     if let Err(why) = smp::find() {
         println!("{why}");
+    }
+    if let Some(wanted) = boot_info::argument("bench") {
+        bench::run(wanted);
     }
     let wanted = boot_info::argument("test").unwrap_or("all");
     if wanted == "list" {

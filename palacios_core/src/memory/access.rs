@@ -256,14 +256,20 @@ impl<H: Host> GuestMemory for Memory<H> {
 }
 
 /// Calls `f` for the part of `len` bytes at `at` that is in each page.
+#[inline]
 fn for_pages(
     at: Gpa,
     len: usize,
     mut f: impl FnMut(Gpa, core::ops::Range<usize>) -> Result<(), NotRam>,
 ) -> Result<(), NotRam> {
     let (mut gpa, mut done) = (at, 0usize);
+    let in_page = |gpa: Gpa| PAGE_SIZE.wrapping_sub(gpa.page_offset()) as usize;
+    if (1..=in_page(at)).contains(&len) {
+        // As most are that devices make.
+        return f(at, 0..len);
+    }
     while done < len {
-        let in_page = PAGE_SIZE.wrapping_sub(gpa.page_offset()) as usize;
+        let in_page = in_page(gpa);
         let part = done..done.saturating_add(in_page).min(len);
         let bytes = part.len() as u64;
         f(gpa, part.clone())?;

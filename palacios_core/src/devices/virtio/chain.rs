@@ -12,8 +12,8 @@ use alloc::vec::Vec;
 
 /// The bytes of a descriptor.
 pub const DESCRIPTOR_BYTES: u64 = 16;
-/// How many descriptors are read at once.
-const AT_ONCE: usize = 8;
+/// How many descriptors are read at once at most.
+const AT_ONCE: usize = 4;
 
 /// The flags of a descriptor (virtio 1.2: 2.7.5).
 mod flag {
@@ -68,6 +68,8 @@ pub struct Chain {
 struct Table {
     at: Gpa,
     entries: u16,
+    /// How many are read at once.
+    at_once: usize,
     /// The first that was read.
     first: u16,
     read: [Descriptor; AT_ONCE],
@@ -75,10 +77,11 @@ struct Table {
 }
 
 impl Table {
-    fn new(at: Gpa, entries: u16) -> Self {
+    fn new(at: Gpa, entries: u16, at_once: usize) -> Self {
         Self {
             at,
             entries,
+            at_once,
             first: 0,
             read: [Descriptor::default(); AT_ONCE],
             count: 0,
@@ -95,14 +98,14 @@ impl Table {
         descriptor.copied().ok_or(QueueError::Descriptor)
     }
 
-    /// Reads this descriptor and those behind it: most chains go on there.
+    /// Reads this descriptor, and some behind it: most chains go on there.
     #[inline]
     fn read_from(&mut self, dma: &Dma, index: u16) -> Result<Descriptor, QueueError> {
         if index >= self.entries {
             return Err(QueueError::Descriptor);
         }
         let left = usize::from(self.entries.wrapping_sub(index));
-        let count = left.min(AT_ONCE);
+        let count = left.min(self.at_once).min(AT_ONCE);
         let mut raw = [[0; DESCRIPTOR_BYTES as usize]; AT_ONCE];
         let wanted = raw.get_mut(..count).unwrap_or_default();
         let offset = u64::from(index).wrapping_mul(DESCRIPTOR_BYTES);
@@ -154,7 +157,9 @@ impl Chain {
     ) -> Result<(), QueueError> {
         self.segments.clear();
         (self.head, self.readable) = (head, 0);
-        let mut table = Table::new(table, size);
+        // A driver that may use indirect tables does, and then one descriptor leads there.
+        let at_once = if may_be_indirect { 1 } else { AT_ONCE };
+        let mut table = Table::new(table, size, at_once);
         let (mut index, mut is_indirect, mut bytes) = (head, false, 0u64);
         // A chain has no more descriptors than the queue, in the queue's table and in an indirect one (2.7.5.2, 2.7.5.3.1). The one
         // that leads to that table is one more.
@@ -210,7 +215,7 @@ fn indirect(descriptor: &Descriptor) -> Result<Table, QueueError> {
     let bytes = u64::from(descriptor.bytes);
     match u16::try_from(bytes / DESCRIPTOR_BYTES) {
         Ok(entries @ 1..) if bytes % DESCRIPTOR_BYTES == 0 => {
-            Ok(Table::new(Gpa(descriptor.at), entries))
+            Ok(Table::new(Gpa(descriptor.at), entries, AT_ONCE))
         }
         _ => Err(QueueError::Indirect),
     }

@@ -32,6 +32,8 @@ const RING_HEADER_BYTES: u64 = 4;
 const INDEX_AT: u64 = 2;
 const AVAILABLE_BYTES: u64 = 2;
 const USED_BYTES: u64 = 8;
+/// How many entries of a ring are read or written at once at most, a power of two: a step of a device takes about so many.
+const AT_ONCE: usize = 16;
 
 /// What device and driver agreed on about rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,8 +59,14 @@ pub struct Queue {
     next_available: u16,
     /// How many the driver had offered when that was last read.
     offered: u16,
+    /// Heads of chains that were read of the available ring: those before `read_until`, each in the slot of its number.
+    heads: [u16; AT_ONCE],
+    read_until: u16,
     /// How many were put back.
     next_used: u16,
+    /// How many of them are in the used ring; the others' entries are in `entries`, each in the slot of its number.
+    written_used: u16,
+    entries: [u64; AT_ONCE],
     /// How many of them the driver knows of.
     published_used: u16,
     /// The driver was told that it need not notify.
@@ -80,7 +88,11 @@ impl Queue {
             ready: false,
             next_available: 0,
             offered: 0,
+            heads: [0; AT_ONCE],
+            read_until: 0,
             next_used: 0,
+            written_used: 0,
+            entries: [0; AT_ONCE],
             published_used: 0,
             is_suppressed: false,
             is_pending: false,
@@ -179,11 +191,42 @@ impl Queue {
             return Ok(false);
         }
         self.suppress(dma, features)?;
-        let at = self.entry(self.available, self.next_available, AVAILABLE_BYTES);
-        let head = read_u16(dma, at)?;
+        let head = self.head(dma)?;
         chain.read(dma, self.descriptors, self.size, head, features.indirect)?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(true)
+    }
+
+    /// The head of the next chain. It is read with those behind it.
+    fn head(&mut self, dma: &Dma) -> Result<u16, QueueError> {
+        if self.read_until == self.next_available {
+            self.read_heads(dma)?;
+        }
+        let head = self.heads.get(slot(self.next_available));
+        head.copied().ok_or(QueueError::Index)
+    }
+
+    fn read_heads(&mut self, dma: &Dma) -> Result<(), QueueError> {
+        let first = self.next_available;
+        let waiting = self.offered.wrapping_sub(first);
+        let count = self.in_a_row(first, waiting);
+        let mut raw = [[0; AVAILABLE_BYTES as usize]; AT_ONCE];
+        let wanted = raw.get_mut(..count).unwrap_or_default();
+        let at = self.entry(self.available, first, AVAILABLE_BYTES);
+        dma.read(at, wanted.as_flattened_mut())?;
+        let heads = self.heads.iter_mut().skip(slot(first));
+        heads
+            .zip(raw)
+            .for_each(|(to, raw)| *to = u16::from_le_bytes(raw));
+        self.read_until = first.wrapping_add(count as u16);
+        Ok(())
+    }
+
+    /// How many of `count` entries from `first` on are read or written at once: the ring goes on at its beginning, and so do the copies of it.
+    fn in_a_row(&self, first: u16, count: u16) -> usize {
+        let row = usize::from(self.size).clamp(1, AT_ONCE);
+        let to_end = row.wrapping_sub(usize::from(first) & row.wrapping_sub(1));
+        usize::from(count).min(to_end)
     }
 
     /// While chains are taken, no notification is wanted.
@@ -213,10 +256,32 @@ impl Queue {
 
     /// Puts a chain back, into which the device has written `written` bytes. The driver sees it when it is published.
     pub fn put(&mut self, dma: &Dma, head: u16, written: u32) -> Result<(), QueueError> {
-        let at = self.entry(self.used, self.next_used, USED_BYTES);
-        let entry = u64::from(head) | u64::from(written) << 32;
-        dma.write(at, &entry.to_le_bytes())?;
+        if let Some(entry) = self.entries.get_mut(slot(self.next_used)) {
+            *entry = u64::from(head) | u64::from(written) << 32;
+        }
         self.next_used = self.next_used.wrapping_add(1);
+        let waiting = self.next_used.wrapping_sub(self.written_used);
+        match usize::from(waiting) == self.in_a_row(self.written_used, self.size) {
+            true => self.write_entries(dma),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes the entries that are not in the used ring yet. They are in a row.
+    fn write_entries(&mut self, dma: &Dma) -> Result<(), QueueError> {
+        let first = self.written_used;
+        let count = usize::from(self.next_used.wrapping_sub(first));
+        let mut raw = [[0; USED_BYTES as usize]; AT_ONCE];
+        let entries = self.entries.iter().skip(slot(first));
+        raw.iter_mut()
+            .zip(entries)
+            .for_each(|(to, entry)| *to = entry.to_le_bytes());
+        let written = raw.get(..count).unwrap_or_default();
+        dma.write(
+            self.entry(self.used, first, USED_BYTES),
+            written.as_flattened(),
+        )?;
+        self.written_used = self.next_used;
         Ok(())
     }
 
@@ -225,6 +290,7 @@ impl Queue {
         if !self.ready || self.next_used == self.published_used {
             return Ok(false);
         }
+        self.write_entries(dma)?;
         // The index is written behind the entries (virtio 1.2: 2.7.8.2).
         fence(Ordering::Release);
         let index = self.used.wrapping_add(INDEX_AT);
@@ -269,11 +335,17 @@ impl Queue {
         if queue.ready && !queue.check() {
             return Err(StateError::Value("a queue's size or address"));
         }
-        (queue.offered, queue.published_used) = (queue.next_available, queue.next_used);
+        (queue.offered, queue.read_until) = (queue.next_available, queue.next_available);
+        (queue.published_used, queue.written_used) = (queue.next_used, queue.next_used);
         // Nobody knows of the notifications that came meanwhile.
         queue.is_pending = queue.ready;
         Ok(queue)
     }
+}
+
+/// Where the copy of a ring's entry is.
+fn slot(index: u16) -> usize {
+    usize::from(index) % AT_ONCE
 }
 
 /// Whether an index that went from `before` to `now` passed `event` (virtio 1.2: 2.7.7.2).

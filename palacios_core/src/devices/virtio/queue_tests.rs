@@ -106,14 +106,16 @@ fn echo(driver: &mut TestDriver, queue: u16, text: &[u8], indirect: bool) {
 
 #[test]
 fn chains_go_round_and_indices_wrap() {
-    for features in [0, INDIRECT, EVENT, INDIRECT | EVENT] {
-        let mut driver = bench(features, 8);
+    let all = [0, INDIRECT, EVENT, INDIRECT | EVENT]
+        .map(|features| [4, 8, 16, 64].map(|size| (features, size)));
+    for (features, size) in all.into_iter().flatten() {
+        let mut driver = bench(features, size);
         // As if so many had gone round already.
         let begin = u16::MAX - 20;
         driver.skip_to(0, begin);
         let queue = &mut driver.virtio.queues[0];
-        (queue.next_available, queue.offered) = (begin, begin);
-        (queue.next_used, queue.published_used) = (begin, begin);
+        (queue.next_available, queue.offered, queue.read_until) = (begin, begin, begin);
+        (queue.next_used, queue.written_used, queue.published_used) = (begin, begin, begin);
         for round in 0..40u16 {
             let indirect = features & INDIRECT != 0 && round % 3 == 0;
             driver.set_used_event(0, begin.wrapping_add(round));
