@@ -20,13 +20,19 @@ HEARTBEAT_S = 20
 TAIL_LINES = 40
 
 
+def tell(text: str, end: str = "\n") -> None:
+    """Prints a line by one write, since steps that run side by side print too: `print` writes a line's end apart."""
+    sys.stderr.write(text + end)
+    sys.stderr.flush()
+
+
 def say(text: str, end: str = "\n") -> None:
-    print(f"==> {text}", end=end, file=sys.stderr, flush=True)
+    tell(f"==> {text}", end)
 
 
 def waits(silent_s: float, end: str = "\n") -> None:
     """Says that a program is alive, and that what it started is silent."""
-    print(f"    {silent_s:4.0f} s  waiting for output", end=end, file=sys.stderr, flush=True)
+    tell(f"    {silent_s:4.0f} s  waiting for output", end)
 
 
 class Shown:
@@ -65,7 +71,7 @@ class Shown:
         while not self.over.wait(HEARTBEAT_S):
             # With its name, as another step may run beside it.
             words = ": ".join(filter(None, (self.title, self.last())))
-            print(f"    {time.monotonic() - self.begin_s:4.0f} s  {words}"[:120], end=self.line_end, file=sys.stderr, flush=True)
+            tell(f"    {time.monotonic() - self.begin_s:4.0f} s  {words}"[:120], self.line_end)
 
 
 def run(title: str, command: list, log: Path, hint: str = "", takes: str = "", **kwargs) -> None:
@@ -79,7 +85,7 @@ def run(title: str, command: list, log: Path, hint: str = "", takes: str = "", *
             raise Failure(f"{title}: interrupted")
         if status != 0:
             tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-            print("\n".join("    " + line for line in tail), file=sys.stderr)
+            tell("\n".join(f"    {words}" for words in tail))
             raise Failure(f"{title}: failed with status {status}. The whole log: {log}\n{hint}".rstrip())
 
 
@@ -106,5 +112,5 @@ def status_of(program: str, work: Callable[[], int]) -> int:
     try:
         return offspring.guarded(work)
     except Failure as failure:
-        print(f"{program}: {failure}", file=sys.stderr)
+        tell(f"{program}: {failure}")
         return 1

@@ -34,7 +34,7 @@ def run(results: Results) -> None:
     tests = (statuses, words_as_they_are, output_is_not_changed, files, splats, before_insmod, timeout, host_goes_down, expected_end, debug_kernel,
              instruction_clock, two_at_once, terminal, a_users_bed, a_users_guest, kernel_and_its_status, files_of_one_name, names_that_are_wrong,
              guest_without_end, no_guest_at_all, debugger, bochs_output_and_status, bochs_sees_what_goes_wrong, bootstrap_is_quick, bootstrap_keeps_apt_to_itself,
-             long_steps_speak, a_long_boot_speaks)
+             long_steps_speak, lines_are_not_mixed, a_long_boot_speaks)
     for test, (good, seen, seconds) in zip(tests, JOBS.map(timed, tests)):
         results.check(test.__name__.replace("_", " "), good, seconds)
         if not good:
@@ -358,6 +358,21 @@ def long_steps_speak():
     # On a slow machine it says more than once that it is alive.
     spoken = re.fullmatch(r"==> building it, about a second …\n( +\d+ s  building it.*\n)*==> building it: done in \d+ s\n", long)
     return short == "" and spoken is not None and "    why\n" in failed and "failed with status 3. The whole log: " in failed, (short, long, failed)
+
+
+def lines_are_not_mixed():
+    """Of steps side by side, in threads that take turns all the time."""
+    program = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+from bed import steps
+speakers = [threading.Thread(target=lambda: [steps.say("building it, about a minute …") for _ in range(2000)]) for _ in range(2)]
+for act in (threading.Thread.start, threading.Thread.join):
+    for speaker in speakers:
+        act(speaker)
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", program], capture_output=True, text=True, cwd=TOP / "scripts", check=False)
+    return done.stderr == "==> building it, about a minute …\n" * 4000, (done.returncode, done.stderr[:500])
 
 
 def a_long_boot_speaks():
