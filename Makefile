@@ -7,7 +7,7 @@ MACHINE ?= svm
 # No script is a sub-make of this one: the jobserver is not for them.
 unexport MAKEFLAGS
 
-.PHONY: help run run-lwk test soak tmk bed modules tools guests bootstrap fuzz docs-check clean
+.PHONY: help run run-lwk test soak bench bench-compare profile tmk bed modules tools guests bootstrap fuzz docs-check clean
 help: ## this
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p; s/^#: /\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -34,6 +34,17 @@ soak: ## what is long by nature: fuzzing, and the long forms of tests; STAGE="NA
 #: SECONDS=3600    for each fuzz target
 	@scripts/bootstrap packages
 	@SOAK_SECONDS=$(SECONDS) scripts/soak $(STAGE)
+
+bench: ## what exits cost under v3vee and under KVM, in instructions; the figures also go to build/bench.json
+	@scripts/bootstrap packages
+	@scripts/measure table
+
+bench-compare: ## what is different in build/bench.json from the figures in BASE=FILE
+	@scripts/measure compare '$(BASE)'
+
+profile: ## instructions of one round of EXIT=cpuid_leaf, or another bench, by function; KVM=1 beside KVM's, LINES=1 by lines of the source
+	@scripts/bootstrap packages
+	@scripts/measure profile '$(EXIT)' $(if $(KVM),--kvm) $(if $(LINES),--lines)
 
 bed: ## a shell on an emulated host with v3vee.ko, the tools and guests; MACHINE=, GDB= and PROFILE= as for run
 #: CMD="LINE"      a line of shell instead

@@ -25,6 +25,11 @@ void v3vee_guest_time_begin(void);
 void v3vee_guest_time_begin(void)
 {
 	vtime_account_guest_enter();
+	/*
+	 * To RCU a guest is like user mode: a quiet state. Once in a window is enough, for any interrupt of the host ends it, and a tick is one.
+	 * A CPU without ticks is told of each entry below.
+	 */
+	rcu_virt_note_context_switch();
 }
 
 void v3vee_guest_time_end(void);
@@ -33,7 +38,7 @@ void v3vee_guest_time_end(void)
 	vtime_account_guest_exit();
 }
 
-/* What KVM's guest_state_enter_irqoff() and its counterpart do. To RCU a guest is like user mode: a quiet state. */
+/* What KVM's guest_state_enter_irqoff() and its counterpart do. */
 void v3vee_guest_enter(void);
 noinstr void v3vee_guest_enter(void)
 {
@@ -42,11 +47,7 @@ noinstr void v3vee_guest_enter(void)
 	lockdep_hardirqs_on_prepare();
 	instrumentation_end();
 
-	if (!context_tracking_guest_enter()) {
-		instrumentation_begin();
-		rcu_virt_note_context_switch();
-		instrumentation_end();
-	}
+	context_tracking_guest_enter();
 	lockdep_hardirqs_on(CALLER_ADDR0);
 	/* The last quotient may be read by who divides by zero. Nothing divides from here to the entry. */
 	amd_clear_divider();
@@ -133,11 +134,7 @@ noinstr void v3vee_guest_exit(void)
 {
 	forget_branches();
 	lockdep_hardirqs_off(CALLER_ADDR0);
-	if (!context_tracking_guest_exit()) {
-		instrumentation_begin();
-		rcu_virt_note_context_switch();
-		instrumentation_end();
-	}
+	context_tracking_guest_exit();
 
 	instrumentation_begin();
 	trace_hardirqs_off_finish();

@@ -81,6 +81,9 @@ impl<T: Send> Lock<T> for Mutex<T> {
     fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard(self.0.lock())
     }
+    fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().map(MutexGuard)
+    }
 }
 
 /// Holds a [`Mutex`].

@@ -163,6 +163,11 @@ pub trait Lock<T>: Send + Sync {
         Self: 'a;
     /// Takes the lock. A mutex: *thread*; a spin lock: *any*.
     fn lock(&self) -> Self::Guard<'_>;
+    /// Takes the lock if nobody holds it, and waits for nobody: also in a window. A host that cannot do that says `None`; then its guests' accesses
+    /// to some devices cost more.
+    fn try_lock(&self) -> Option<Self::Guard<'_>> {
+        None
+    }
 }
 
 /// What a lock guards: hosts that prove lock order keep one class each. The order is that of the list; a thread that holds

@@ -89,7 +89,7 @@ counters! {
     TlbFlushes = "tlb_flushes",
     /// Nanoseconds parked: in `HLT`, paused, or waiting to be started.
     IdleNs = "idle_ns",
-    /// Nanoseconds in the guest.
+    /// Nanoseconds in the guest, with exits that were settled without leaving the window.
     GuestNs = "guest_ns",
     /// Nanoseconds of the VMM's work for it.
     HandlingNs = "handling_ns",
@@ -144,6 +144,7 @@ impl Stats {
         all
     }
     /// Adds to a counter that only the calling thread writes.
+    #[inline]
     pub fn add(&self, which: Counter, n: u64) {
         let slot = self.slot(which);
         slot.store(

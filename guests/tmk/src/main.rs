@@ -6,7 +6,7 @@
 //! * `machine=other` leaves out what only this project's VMM answers in its own way. All else must pass on any PC, which
 //!   is what makes another machine the judge of these tests.
 //!
-//! `bench=NAME,NAME` measures instead ([`bench`]).
+//! `bench=NAME,NAME` measures instead ([`mod@bench`]).
 //!
 //! Each test prints one line: `ok NAME` or `not ok NAME: why`. At the end the VM exits with 0, or with the number of tests
 //! that failed; 97 and above say that the kernel itself could not go on.

@@ -140,6 +140,9 @@ impl<T: Send> Lock<T> for Mutex<T> {
     fn lock(&self) -> MutexGuard<'_, T> {
         Mutex::lock(self)
     }
+    fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        Mutex::try_lock(self)
+    }
 }
 
 impl<T: Send> Lock<T> for SpinLock<T> {

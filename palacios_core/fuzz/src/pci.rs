@@ -84,7 +84,9 @@ fn take(bus: &Bus<TestHost>, step: &Step) {
     };
     match step[0] & 1 {
         0 => {
-            let _ = bus.answerer_in_window(&mut None, access);
+            for write in [false, true] {
+                let _ = bus.answerer_in_window(&mut None, access, write);
+            }
             let _ = bus.read(&mut None, access);
         }
         _ => write(bus, access, value << ((step[2] & 0xc) * 2)),

@@ -59,6 +59,9 @@ impl<T: Send> Lock<T> for Locked<T> {
     fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap()
     }
+    fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().ok()
+    }
 }
 
 impl FakeHost {

@@ -220,6 +220,9 @@ impl Device for AcpiPm {
         Self::REGIONS
     }
 
+    fn answers_in_window(&self, region: usize, offset: u64, write: bool) -> bool {
+        !write && block_offset(region, offset) >= TIMER_OFFSET
+    }
     fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {
         let now_ns = self.clock.now_ns();
         self.settle(now_ns);

@@ -41,6 +41,7 @@ static REGIONS: [IoRegion; 4] = [
     IoRegion::ports(FIRMWARE_PORT, 1),
 ];
 // Their numbers.
+const POST: usize = 0;
 const BOCHS: usize = 1;
 const EXIT: usize = 2;
 const FIRMWARE: usize = 3;
@@ -77,6 +78,9 @@ impl Device for DebugPorts {
         &REGIONS
     }
 
+    fn answers_in_window(&self, region: usize, _offset: u64, write: bool) -> bool {
+        !write || region == POST
+    }
     fn read(&mut self, region: usize, _offset: u64, _size: u8) -> u64 {
         match region {
             FIRMWARE | BOCHS => LISTENING.into(),

@@ -59,6 +59,11 @@ pub trait Device: Send {
     fn read(&mut self, region: usize, offset: u64, size: u8) -> u64;
     /// A write of the `size` low bytes of `value`.
     fn write(&mut self, region: usize, offset: u64, size: u8, value: u64);
+    /// Whether an access there sleeps nowhere, reaches no stream and no memory of the guest's, and asks for no [`Request`]. Then it is made in the
+    /// window, if nobody else is at the device just now: that costs a fraction.
+    fn answers_in_window(&self, _region: usize, _offset: u64, _write: bool) -> bool {
+        false
+    }
     /// What is to change in the machine because of a write. Asked after each.
     fn request(&mut self) -> Option<Request> {
         None

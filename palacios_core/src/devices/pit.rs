@@ -237,6 +237,9 @@ impl Device for Pit {
         &REGIONS
     }
 
+    fn answers_in_window(&self, _region: usize, _offset: u64, write: bool) -> bool {
+        !write
+    }
     fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {
         let now_ns = self.clock.now_ns();
         let state = &mut self.state;

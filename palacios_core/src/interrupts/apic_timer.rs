@@ -30,6 +30,24 @@ pub struct Now {
     pub tsc_khz: u32,
 }
 
+/// Tells the instant of a call to those who ask: most registers have nothing to do with time, and to look at the clocks costs more than they do.
+pub trait Instant {
+    /// The instant.
+    fn now(&self) -> Now;
+}
+
+impl Instant for Now {
+    fn now(&self) -> Now {
+        *self
+    }
+}
+
+impl<F: Fn() -> Now> Instant for F {
+    fn now(&self) -> Now {
+        self()
+    }
+}
+
 /// Bits 18:17 of the timer's LVT entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimerMode {

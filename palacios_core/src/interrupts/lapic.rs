@@ -13,7 +13,7 @@ mod tests;
 
 pub use registers::LocalApicRegisters;
 
-use super::apic_timer::{ApicTimer, Now, TimerMode};
+use super::apic_timer::{ApicTimer, Instant, Now, TimerMode};
 use super::destination::{ApicMode, DestinationFilter};
 use super::{Delivery, Message};
 use crate::addr::{Gpa, PAGE_SIZE};
@@ -264,6 +264,13 @@ impl LocalApic {
     /// `vector` was requested and is not in service yet.
     pub fn is_requested(&self, vector: u8) -> bool {
         self.requests.get(vector)
+    }
+
+    /// Whether any interrupt waits.
+    #[inline]
+    pub fn has_requests(&self) -> bool {
+        let [a, b, c, d] = self.requests.0;
+        a | b | c | d != 0
     }
 
     /// The class of the highest request that only the task priority may be holding back: what is in service would let it in.

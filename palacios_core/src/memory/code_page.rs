@@ -10,7 +10,7 @@ use super::walk::{self, Access, AccessKind, GuestTables, Paging, Privilege};
 use super::Resident;
 use crate::addr::{Gpa, Gva, NotRam, PAGE_SIZE};
 use crate::host::Host;
-use crate::state::Control;
+use crate::state::{cr4, Control};
 use core::marker::PhantomData;
 
 /// The most levels of the guest's tables.
@@ -34,7 +34,8 @@ impl CodeView {
             page: at.page(),
             cr0: control.cr0,
             cr3: control.cr3,
-            cr4: control.cr4,
+            // Which translations the processor keeps says nothing of what the tables hold.
+            cr4: control.cr4 & !cr4::PGE,
             efer: control.efer,
             user: cpl == 3,
         }

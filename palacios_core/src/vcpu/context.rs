@@ -175,12 +175,17 @@ impl<H: Host, B: Backend<H>> WindowContext<'_, '_, H, B> {
     pub(super) fn run_state(&self) -> RunState {
         self.0.vm.run_state()
     }
-    /// Who answers an access without a lock that sleeps. `None`: it is to be made outside of the window.
+    /// Who answers an access without waiting for a lock that sleeps. `None`: it is to be made outside of the window.
     pub(super) fn answerer(
         &self,
         last: &mut Option<Found>,
         at: IoAddress,
+        write: bool,
     ) -> Option<WindowAnswerer<'_, H>> {
-        self.0.vm.bus().answerer_in_window(last, at)
+        self.0.vm.bus().answerer_in_window(last, at, write)
+    }
+    /// A device that vCPU `from` has called in the window has another deadline than before.
+    pub(super) fn tell_of_deadline(&self, from: u32) {
+        self.0.vm.io().tell_of_deadline(Some(from), true);
     }
 }

@@ -164,11 +164,29 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     /// Chooses what this entry delivers; what must wait gets a window.
+    #[inline]
     fn deliver(&mut self, window: &WindowContext<'_, '_, H, B>) {
-        let stats = &window.shared().stats;
         if self.arch.cr8() != self.apic.cr8() {
             self.arch.set_cr8(self.apic.cr8());
         }
+        if self.has_nothing_to_deliver() {
+            self.arch.request_nmi_window(false);
+            self.arch.request_interrupt_window(None);
+            return;
+        }
+        self.deliver_what_waits(window);
+    }
+
+    /// No event of any kind waits for the guest to take it.
+    #[inline]
+    fn has_nothing_to_deliver(&self) -> bool {
+        let cut_short = self.fault.is_some() || self.interrupted.is_some() || self.held.is_some();
+        let waits = self.waiting_nmis != 0 || !self.waits_for.is_empty();
+        !cut_short && !waits && !self.apic.has_requests()
+    }
+
+    fn deliver_what_waits(&mut self, window: &WindowContext<'_, '_, H, B>) {
+        let stats = &window.shared().stats;
         let mut busy = true;
         if let Some(exception) = self.fault.take() {
             stats.add(Counter::InjectedException, 1);

@@ -14,12 +14,15 @@ use crate::state::Seg;
 
 impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     /// Finds how long the instruction at RIP is. `false`: not to be had just now.
+    #[inline]
     pub(super) fn find_length(&mut self, context: &impl AnyContext<H, B>) -> bool {
-        if self.length.is_none() {
-            self.length = self
-                .plain_length(context)
-                .or_else(|| self.decode_length(context));
-        }
+        self.length.is_some() || self.read_length(context)
+    }
+
+    fn read_length(&mut self, context: &impl AnyContext<H, B>) -> bool {
+        self.length = self
+            .plain_length(context)
+            .or_else(|| self.decode_length(context));
         self.length.is_some()
     }
 

@@ -50,13 +50,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if !self.msrs.guest().has_msr(index) {
             return Err(GP);
         }
-        let now = context.now(&self.tsc);
+        let now = || context.now(&self.tsc);
         match index {
-            TSC => Ok(now.tsc),
+            TSC => Ok(now().tsc),
             APIC_BASE => Ok(self.apic.base_msr()),
             X2APIC_FIRST..=X2APIC_LAST => Ok(self.apic.read_msr(index, now)?),
-            TSC_DEADLINE => Ok(self.apic.tsc_deadline(now)),
-            WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now.tsc_khz != 0 => {
+            TSC_DEADLINE => Ok(self.apic.tsc_deadline(now())),
+            WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now().tsc_khz != 0 => {
                 Ok(self.pvclock.read_msr(index))
             }
             EFER => Ok(self.arch.control().efer),
@@ -84,9 +84,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if !self.msrs.guest().has_msr(index) {
             return Err(GP);
         }
-        let now = context.now(&self.tsc);
+        let now = || context.now(&self.tsc);
         match index {
-            TSC => self.move_tsc(value.wrapping_sub(now.tsc)),
+            TSC => self.move_tsc(value.wrapping_sub(now().tsc)),
             TSC_ADJUST => self.move_tsc(value.wrapping_sub(self.tsc.ahead)),
             APIC_BASE => {
                 if value & APIC_BASE_X2APIC != 0 && !self.msrs.guest().has(Feature::X2apic) {
@@ -100,10 +100,10 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
                 self.apic_effect(context, effect);
             }
             TSC_DEADLINE => {
-                let effect = self.apic.write_tsc_deadline(value, now);
+                let effect = self.apic.write_tsc_deadline(value, now());
                 self.apic_effect(context, effect);
             }
-            WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now.tsc_khz != 0 => {
+            WALL_CLOCK | SYSTEM_TIME | STEAL_TIME if now().tsc_khz != 0 => {
                 let ram = context.board().ram();
                 self.pvclock.write_msr(index, value, ram)?;
             }

@@ -151,9 +151,9 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     fn enter(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
         let (host, shared) = (context.board.host(), context.shared);
         shared.turn_to(host, TimeClass::Guest, 0);
-        self.guest_ticks = 0;
+        self.window_ticks = 0;
         let exit = context.window(|window, cpu| self.in_window(window, cpu));
-        let guest_ns = context.board.clock().ns_of_tsc(self.guest_ticks);
+        let guest_ns = context.board.clock().ns_of_tsc(self.window_ticks);
         shared.turn_to(host, TimeClass::Handling, guest_ns);
         exit
     }
@@ -166,27 +166,33 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         self.load_tsc(window);
         let exit = match self.timer_came(window) {
             true => None,
-            false => self.entries(window),
+            false => self.timed_entries(window),
         };
         self.unload_tsc(window);
         window.unload(&mut self.arch);
         exit
     }
 
+    /// Enters, and notes how long that took. Exits that are answered in the window take less time than to look at the clock for each.
+    fn timed_entries(&mut self, window: &WindowContext<'_, '_, H, B>) -> Option<Exit> {
+        let backend = window.backend();
+        let begin = backend.tsc();
+        let exit = self.entries(window);
+        self.window_ticks = backend.tsc().wrapping_sub(begin);
+        exit
+    }
+
     /// Enters until an exit needs more than a window, or the host wants the CPU.
     #[inline(never)] // The fast path has a frame of its own, and what is around it takes no registers from it.
     fn entries(&mut self, window: &WindowContext<'_, '_, H, B>) -> Option<Exit> {
-        let (stats, backend) = (&window.shared().stats, window.backend());
+        let stats = &window.shared().stats;
         for _ in 0..MOST_ENTRIES {
             if !self.before_entry(window) {
                 stats.add(Counter::Pending, 1);
                 return None;
             }
             stats.add(Counter::Entries, 1);
-            let begin = backend.tsc();
             let exit = window.enter(&mut self.arch);
-            let ticks = backend.tsc().wrapping_sub(begin);
-            self.guest_ticks = self.guest_ticks.wrapping_add(ticks);
             self.after_exit(window, &exit);
             if !self.settle(window, exit) {
                 return Some(exit);

@@ -55,16 +55,32 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         if access.string {
             return false;
         }
-        let answerer = window.answerer(&mut self.last_found, access.address());
+        let at = access.address();
+        let answerer = window.answerer(&mut self.last_found, at, access.write);
         answerer.is_some_and(|answerer| {
             self.settle_by(window, |vcpu, window| {
-                match access.write {
+                let new_deadline = match access.write {
                     true => answerer.write(vcpu.port_output(access)),
-                    false => vcpu.take_port_input(access, answerer.read()),
-                }
+                    false => {
+                        let answer = answerer.read();
+                        vcpu.take_port_input(access, answer.value);
+                        answer.new_deadline
+                    }
+                };
                 vcpu.advance(window);
+                vcpu.note_deadline(window, new_deadline);
             })
         })
+    }
+
+    /// A device was called. Its deadline may be another one now: the first vCPU keeps it.
+    #[inline]
+    fn note_deadline(&mut self, window: &WindowContext<'_, '_, H, B>, is_new: bool) {
+        match is_new {
+            true if self.index == 0 => self.rearm = true,
+            true => window.tell_of_deadline(self.index),
+            false => {}
+        }
     }
 
     /// A plain MOV of an aligned double word to or from the memory of the local APIC, or of a device that answers in the window. The processor has checked all but where
@@ -88,13 +104,18 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             });
         }
         let address = IoAddress::memory(at.0, 4);
-        let answerer = window.answerer(&mut self.last_found, address);
+        let answerer = window.answerer(&mut self.last_found, address, fault.write);
         answerer.is_some_and(|answerer| {
             self.plain_move(window, fault.write).is_some_and(|mov| {
-                match self.stored(&mov) {
+                let new_deadline = match self.stored(&mov) {
                     Some(value) => answerer.write(value.into()),
-                    None => self.loaded(&mov, answerer.read() as u32),
-                }
+                    None => {
+                        let answer = answerer.read();
+                        self.loaded(&mov, answer.value as u32);
+                        answer.new_deadline
+                    }
+                };
+                self.note_deadline(window, new_deadline);
                 self.moved(window, mov.length)
             })
         })
@@ -121,7 +142,7 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     }
 
     fn apic_move(&mut self, window: &WindowContext<'_, '_, H, B>, offset: u64, mov: &PlainMove) {
-        let now = window.now(&self.tsc);
+        let now = || window.now(&self.tsc);
         match self.stored(mov) {
             Some(value) => {
                 let effect = self.apic.mmio_write(offset, 4, value.into(), now);

@@ -104,7 +104,7 @@ impl<H: Host> Io<H> {
 
     /// Tells the first vCPU, which keeps the devices' time, that the earliest deadline may have changed. `from` is the vCPU that
     /// called the device, or `None` for others. The first vCPU itself looks before each entry, and need not be told.
-    fn tell_of_deadline(&self, from: Option<u32>, new_deadline: bool) {
+    pub(crate) fn tell_of_deadline(&self, from: Option<u32>, new_deadline: bool) {
         if let (true, Some(first)) = (new_deadline && from != Some(0), self.board.vcpus().first()) {
             first.post(Events::DEADLINE);
         }

@@ -44,6 +44,15 @@ impl<T> Mutex<T> {
             WaitList::sleep();
         }
     }
+
+    /// Takes the lock if it is free; in a thread, also with interrupts off.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        let is_held = core::mem::replace(&mut self.state.lock().0, true);
+        (!is_held).then(|| MutexGuard {
+            lock: self,
+            _not_send: PhantomData,
+        })
+    }
 }
 
 /// Holds a [`Mutex`].

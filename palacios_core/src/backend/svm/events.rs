@@ -11,8 +11,8 @@
 
 use super::super::Event;
 use super::caps::Caps;
-use super::exit::{code, encode, exit_code, interrupted};
-use super::vmcb::{Clean, Intercepts3, VirtualInterrupt, Vmcb, VmcbPage};
+use super::exit::{code, encode, interrupted};
+use super::vmcb::{event, Clean, Intercepts3, VirtualInterrupt, Vmcb, VmcbPage};
 use crate::host::Host;
 use crate::state::{rflags, Exception};
 
@@ -65,6 +65,8 @@ pub(super) struct Events {
     pub nmi_window: bool,
     nmi: Nmi,
     step: Option<Step>,
+    /// The VMCB delivers nothing and watches for nothing, as it was for the last entry.
+    is_quiet: bool,
 }
 
 impl Events {
@@ -89,6 +91,10 @@ impl Events {
 
     /// Fills in what the next entry is to deliver and to watch for.
     pub(super) fn before<H: Host>(&mut self, vmcb: &mut VmcbPage<H>, caps: &Caps) {
+        if self.is_quiet && self.has_nothing() {
+            return;
+        }
+        self.is_quiet = self.has_nothing();
         self.injected = self.pending.take();
         let field = self.injected.map_or(0, |event| encode(event, vmcb.get()));
         vmcb.uncached().control.event_inj = field;
@@ -106,6 +112,13 @@ impl Events {
         }
         self.watch(vmcb);
         self.begin_step(vmcb);
+    }
+
+    /// There is nothing to deliver, to wait for, or to see the end of.
+    #[inline]
+    fn has_nothing(&self) -> bool {
+        let waits = self.interrupt_window.is_some() || self.nmi_window;
+        !waits && self.pending.is_none() && self.nmi == Nmi::Open && self.step.is_none()
     }
 
     /// The intercepts and the virtual interrupt that the waiting events need.
@@ -160,13 +173,24 @@ impl Events {
     }
 
     /// Takes in what an exit says of events.
+    #[inline]
     pub(super) fn after<H: Host>(&mut self, vmcb: &mut VmcbPage<H>) -> ExitOutcome {
+        // Nothing was to be delivered, and nothing that the processor delivered itself was cut short.
+        if self.is_quiet && vmcb.get().control.exit_int_info & event::VALID == 0 {
+            self.interrupted = None;
+            return ExitOutcome::Untouched;
+        }
+        self.is_quiet = false;
+        self.after_events(vmcb)
+    }
+
+    fn after_events<H: Host>(&mut self, vmcb: &mut VmcbPage<H>) -> ExitOutcome {
         vmcb.uncached().control.event_inj = 0;
         self.interrupted = interrupted(vmcb.get(), self.injected);
         if self.interrupted == Some(Event::Nmi) {
             self.nmi = Nmi::Open;
         }
-        let (rip, code) = (vmcb.get().save.rip, exit_code(&vmcb.get().control));
+        let (rip, code) = (vmcb.get().save.rip, vmcb.get().control.exit_code);
         let returned = matches!(self.nmi, Nmi::Returning(iret) if iret != rip);
         if returned {
             self.nmi = Nmi::Open;
@@ -197,7 +221,7 @@ impl Events {
         let (dr6, rip) = (vmcb.get().save.dr6, vmcb.get().save.rip);
         // A trap has DR6.BS (Bochs 3.0 leaves it out) and the next instruction's RIP; a breakpoint before has neither.
         let trap = dr6 & DR6_BS != 0 || rip != step.rip;
-        if exit_code(&vmcb.get().control) != code::DB || !trap {
+        if vmcb.get().control.exit_code != code::DB || !trap {
             return false;
         }
         self.nmi = Nmi::Open;

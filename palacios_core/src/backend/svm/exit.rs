@@ -50,23 +50,15 @@ pub(super) mod code {
     pub const INVALID: u64 = u64::MAX;
 }
 
-/// The exit code; of −1 some emulators write 32 bits only.
-pub(super) fn exit_code(control: &Control) -> u64 {
-    match control.exit_code {
-        0xffff_ffff => code::INVALID,
-        code => code,
-    }
-}
-
 /// What an exit means to the core. Those that [`super::vcpu`] deals with itself are not among them.
 pub(super) fn translate(vmcb: &Vmcb, caps: &Caps) -> Exit {
     let control = &vmcb.control;
     let (info1, info2) = (control.exit_info1, control.exit_info2);
-    match exit_code(control) {
+    match control.exit_code {
         code::CR_FIRST..=code::DR_LAST | code::INVLPG => Exit::Emulate,
         code::DB => Exit::Exception(Exception::DEBUG),
         code::EXCEPTION_FIRST..=code::EXCEPTION_LAST => {
-            let vector = (exit_code(control) - code::EXCEPTION_FIRST) as u8;
+            let vector = (control.exit_code - code::EXCEPTION_FIRST) as u8;
             Exit::Exception(Exception::of_vector(vector, info1 as u32, info2))
         }
         // A guest without CR0.NE waits for the interrupt that a chipset makes of FERR#. That is the host's, so it gets the #MF
@@ -126,7 +118,7 @@ fn nested_fault(info1: u64, info2: u64) -> NestedFault {
 /// Where the instruction that exited ends, if the hardware said so: for port I/O always, for other instructions if the
 /// processor has nRIP (APM 2: 15.7.1, 15.10.2).
 pub(super) fn next_rip(control: &Control, caps: &Caps) -> Option<u64> {
-    match (exit_code(control), control.next_rip) {
+    match (control.exit_code, control.next_rip) {
         (code::IOIO, _) => Some(control.exit_info2),
         (_, 0) => None,
         (_, rip) if caps.next_rip => Some(rip),
@@ -136,7 +128,7 @@ pub(super) fn next_rip(control: &Control, caps: &Caps) -> Option<u64> {
 
 /// The instruction bytes that came with a nested page fault (APM 2: 15.8.4).
 pub(super) fn fetched<'a>(control: &'a Control, caps: &Caps) -> &'a [u8] {
-    if !caps.decode_assists || exit_code(control) != code::NPF {
+    if !caps.decode_assists || control.exit_code != code::NPF {
         return &[];
     }
     let len = usize::from(control.fetched_len & 15);

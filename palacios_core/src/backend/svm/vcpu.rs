@@ -128,8 +128,12 @@ impl<H: Host> Vcpu<H> {
 
     /// Takes in what the exit left in the VMCB.
     pub(super) fn after_exit(&mut self) -> ExitOutcome {
-        let code = exit::exit_code(&self.vmcb.get().control);
         let vmcb = self.vmcb.uncached();
+        // Of −1 some emulators write 32 bits only.
+        if vmcb.control.exit_code == 0xffff_ffff {
+            vmcb.control.exit_code = code::INVALID;
+        }
+        let code = vmcb.control.exit_code;
         (self.gprs[Reg::Rax], self.gprs[Reg::Rsp]) = (vmcb.save.rax, vmcb.save.rsp);
         if code == code::INVALID {
             vmcb.control.clean = Clean::empty();
@@ -237,7 +241,7 @@ impl<H: Host> BackendVcpu<H, Svm<H>> for Vcpu<H> {
                     return Exit::Gone;
                 }
             }
-            match exit::exit_code(&self.vmcb.get().control) {
+            match self.vmcb.get().control.exit_code {
                 code::DR_FIRST..=code::DR_LAST => self.breakpoints.lend(),
                 // APM 2: 15.12.18.
                 code::MC => return cpu::machine_check(host),

@@ -40,6 +40,10 @@ pub trait PciDevice: Send {
     /// As [`Device::restore`].
     fn restore(&mut self, from: &mut StateReader<'_>) -> Result<(), StateError>;
 
+    /// As [`Device::answers_in_window`], of a base address register or a region of its own.
+    fn answers_in_window(&self, _bar: usize, _offset: u64, _write: bool) -> bool {
+        false
+    }
     /// A read at `offset` of a base address register, [`bar::ROM`] or a region of its own.
     fn read(&mut self, _wires: &mut Wires, _bar: usize, _offset: u64, _size: u8) -> u64 {
         u64::MAX
@@ -285,6 +289,13 @@ impl<D: PciDevice> Device for Function<D> {
 
     fn regions(&self) -> &[IoRegion] {
         &self.regions
+    }
+    fn answers_in_window(&self, region: usize, offset: u64, write: bool) -> bool {
+        if region == 0 {
+            return false;
+        }
+        let (bar, offset) = self.place(region, offset);
+        !self.is_table(bar) && self.device.answers_in_window(bar, offset, write)
     }
     fn read(&mut self, region: usize, offset: u64, size: u8) -> u64 {
         if region == 0 {

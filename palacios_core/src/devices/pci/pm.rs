@@ -71,6 +71,10 @@ impl PciDevice for Pm {
     fn regions(&self) -> &[IoRegion] {
         &self.regions
     }
+    fn answers_in_window(&self, bar: usize, offset: u64, write: bool) -> bool {
+        let region = bar.wrapping_sub(OWN_REGIONS);
+        self.pm.answers_in_window(region, offset, write)
+    }
     fn read(&mut self, _: &mut Wires, bar: usize, offset: u64, size: u8) -> u64 {
         self.pm.read(bar.wrapping_sub(OWN_REGIONS), offset, size)
     }

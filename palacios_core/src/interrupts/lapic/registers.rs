@@ -82,9 +82,9 @@ const LVT_READ_ONLY: u32 = 1 << 12 | 1 << 14;
 
 impl LocalApic {
     /// All registers at `now`, for somebody who changes nothing: what is due is seen in a copy.
-    pub fn registers(&self, now: Now) -> LocalApicRegisters {
+    pub fn registers(&self, now: impl Instant) -> LocalApicRegisters {
         let mut seen = self.clone();
-        let mut read = |number| seen.read(number, now).unwrap_or(0);
+        let mut read = |number| seen.read(number, &now).unwrap_or(0);
         let words = |vectors: &Vectors| [0, 1, 2, 3, 4, 5, 6, 7].map(|n| vectors.word(n));
         LocalApicRegisters {
             base: self.base,
@@ -109,7 +109,7 @@ impl LocalApic {
     }
 
     /// A read of `size` bytes at `offset` in the page, in xAPIC mode. Registers have 32 bits in 16 bytes; the rest is 0.
-    pub fn mmio_read(&mut self, offset: u64, size: u8, now: Now) -> u64 {
+    pub fn mmio_read(&mut self, offset: u64, size: u8, now: impl Instant) -> u64 {
         let offset = offset & (PAGE_SIZE - 1);
         if offset & 0xc != 0 {
             return 0;
@@ -118,7 +118,7 @@ impl LocalApic {
         let value = match number {
             // Write-only, but there.
             register::EOI => 0,
-            _ => self.read(number, now).unwrap_or_else(|| {
+            _ => self.read(number, &now).unwrap_or_else(|| {
                 self.error(error::ILLEGAL_REGISTER);
                 0
             }),
@@ -130,7 +130,7 @@ impl LocalApic {
 
     /// A write of `size` bytes at `offset` in the page, in xAPIC mode. What is not an aligned 32-bit access is ignored
     /// (SDM 3A: 10.4.1).
-    pub fn mmio_write(&mut self, offset: u64, size: u8, value: u64, now: Now) -> Effect {
+    pub fn mmio_write(&mut self, offset: u64, size: u8, value: u64, now: impl Instant) -> Effect {
         let offset = offset & (PAGE_SIZE - 1);
         if offset & 0xf != 0 || size != 4 {
             return Effect::None;
@@ -153,22 +153,22 @@ impl LocalApic {
             register::ICR => self.write_icr(self.icr & !0xffff_ffff | u64::from(value)),
             register::EOI => self.write_eoi(),
             register::ERROR => self.write_errors(),
-            _ if self.write(number, value, now).is_some() => self.effect_of(number),
+            _ if self.write(number, value, &now).is_some() => self.effect_of(number),
             // Writing what can only be read is ignored; what is not there is an error.
-            _ if self.read(number, now).is_some() => Effect::None,
+            _ if self.read(number, &now).is_some() => Effect::None,
             _ => self.illegal_register(),
         }
     }
 
     /// A read of MSR 0x800–0x8ff.
-    pub fn read_msr(&mut self, msr: u32, now: Now) -> Result<u64, GeneralProtection> {
+    pub fn read_msr(&mut self, msr: u32, now: impl Instant) -> Result<u64, GeneralProtection> {
         if !self.is_x2apic() {
             return Err(GeneralProtection);
         }
         match msr.wrapping_sub(MSR_X2APIC) {
             register::ICR => Ok(self.icr),
             number => self
-                .read(number, now)
+                .read(number, &now)
                 .map(u64::from)
                 .ok_or(GeneralProtection),
         }
@@ -179,7 +179,7 @@ impl LocalApic {
         &mut self,
         msr: u32,
         value: u64,
-        now: Now,
+        now: impl Instant,
     ) -> Result<Effect, GeneralProtection> {
         let number = msr.wrapping_sub(MSR_X2APIC);
         if !self.is_x2apic() {
@@ -202,7 +202,7 @@ impl LocalApic {
                 self.send_to_self(value as u8);
                 Ok(Effect::None)
             }
-            _ => match self.write(number, value, now) {
+            _ => match self.write(number, value, &now) {
                 Some(()) => Ok(self.effect_of(number)),
                 None => Err(GeneralProtection),
             },
@@ -227,8 +227,7 @@ impl LocalApic {
     }
 
     /// A register that both modes have, or one that the present mode has.
-    fn read(&mut self, number: u32, now: Now) -> Option<u32> {
-        self.tick(now);
+    fn read(&mut self, number: u32, now: &impl Instant) -> Option<u32> {
         let x2apic = self.is_x2apic();
         Some(match number {
             register::ID if x2apic => self.id,
@@ -243,12 +242,19 @@ impl LocalApic {
             register::SPURIOUS => self.spurious,
             register::ISR..=0x17 => self.in_service.word(number & 7),
             register::TMR..=0x1f => self.level.word(number & 7),
-            register::IRR..=0x27 => self.requests.word(number & 7),
+            register::IRR..=0x27 => {
+                self.tick(now.now());
+                self.requests.word(number & 7)
+            }
             register::ERROR => self.errors.into(),
             register::ICR if !x2apic => self.icr as u32,
             register::ICR_HIGH if !x2apic => (self.icr >> 32) as u32,
             register::INITIAL_COUNT => self.timer.initial_count(),
-            register::CURRENT_COUNT => self.timer.current_count(now),
+            register::CURRENT_COUNT => {
+                let now = now.now();
+                self.tick(now);
+                self.timer.current_count(now)
+            }
             register::DIVIDE => self.timer.divide(),
             _ => {
                 let (at, _) = Self::lvt_at(number)?;
@@ -258,15 +264,19 @@ impl LocalApic {
     }
 
     /// A plain register that both modes write alike.
-    fn write(&mut self, number: u32, value: u32, now: Now) -> Option<()> {
-        self.tick(now);
+    fn write(&mut self, number: u32, value: u32, now: &impl Instant) -> Option<()> {
         match number {
             register::TPR => self.tpr = value as u8,
-            register::SPURIOUS => self.write_spurious(value & SPURIOUS_WRITABLE),
-            register::INITIAL_COUNT => self.timer.write_initial_count(value, now),
-            register::DIVIDE => self.timer.write_divide(value, now),
+            register::SPURIOUS => {
+                self.tick(now.now());
+                self.write_spurious(value & SPURIOUS_WRITABLE);
+            }
+            register::INITIAL_COUNT | register::DIVIDE => {
+                self.write_timer(number, value, now.now())
+            }
             _ => {
                 let (at, writable) = Self::lvt_at(number)?;
+                self.tick(now.now());
                 let disabled = if self.is_software_enabled() {
                     0
                 } else {
@@ -279,6 +289,14 @@ impl LocalApic {
             }
         }
         Some(())
+    }
+
+    fn write_timer(&mut self, number: u32, value: u32, now: Now) {
+        self.tick(now);
+        match number {
+            register::INITIAL_COUNT => self.timer.write_initial_count(value, now),
+            _ => self.timer.write_divide(value, now),
+        }
     }
 
     fn effect_of(&self, number: u32) -> Effect {

@@ -6,7 +6,7 @@ use super::{here, Broken, Inner};
 use palacios_core::host::{Lock, LockClass};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 /// A mutex, or a spin lock if `SPINS`.
 pub struct TestLock<T, const SPINS: bool> {
@@ -71,6 +71,20 @@ impl<T: Send, const SPINS: bool> Lock<T> for TestLock<T, SPINS> {
             _held: held,
             _atomic: atomic,
         }
+    }
+
+    fn try_lock(&self) -> Option<Guard<'_, T>> {
+        let value = match self.value.try_lock() {
+            Ok(value) => value,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        here::take_lock(self.class, self.id);
+        Some(Guard {
+            value,
+            _held: Held(self.id),
+            _atomic: SPINS.then(here::Atomic::enter),
+        })
     }
 }
 
