@@ -200,7 +200,9 @@ impl ApicTimer {
             // Several periods make one interrupt.
             left_ns = left_ns.checked_rem(self.period_ns()).unwrap_or(0);
         }
-        let count = left_ns.div_ceil(1 << self.shift());
+        let step_ns = 1u64 << self.shift();
+        let has_rest = left_ns & step_ns.wrapping_sub(1) != 0;
+        let count = (left_ns >> self.shift()).wrapping_add(has_rest.into());
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 

@@ -57,6 +57,9 @@ impl Device for Probe {
     fn regions(&self) -> &[IoRegion] {
         &self.regions
     }
+    fn answers_in_window(&self, _: usize, _: u64, write: bool) -> bool {
+        !write
+    }
     fn read(&mut self, region: usize, offset: u64, _: u8) -> u64 {
         assert!(self.there.load(Ordering::SeqCst), "it is gone");
         assert_eq!(region, 0);
@@ -127,7 +130,16 @@ fn storm(bus: &Bus<TestHost>, change: impl Fn(u32), check: impl Fn(u16, u64) + S
         let (mut last, mut read) = (None, 0);
         while read < READS || rounds.load(Ordering::SeqCst) < ROUNDS {
             let at = 0x100 + ((read * 7 + n) % 0x60) as u16;
-            check(at, bus.read(&mut last, port(at)).value);
+            // Every second one as in a window, if nobody else is at the device.
+            let in_window = match read % 2 {
+                0 => bus.answerer_in_window(&mut last, port(at), false),
+                _ => None,
+            };
+            let answer = match in_window {
+                Some(answerer) => answerer.read(),
+                None => bus.read(&mut last, port(at)),
+            };
+            check(at, answer.value);
             read = read.wrapping_add(1);
         }
     };
@@ -140,6 +152,24 @@ fn storm(bus: &Bus<TestHost>, change: impl Fn(u32), check: impl Fn(u16, u64) + S
         while threads.iter().any(|thread| !thread.is_finished()) {
             change(all.0.fetch_add(1, Ordering::SeqCst));
         }
+    });
+}
+
+/// In a window nobody waits for a device, and only accesses are made that the device allows there.
+#[test]
+fn a_device_that_is_free_answers_in_the_window() {
+    with_bus(|bus| {
+        let there = Arc::new(AtomicBool::new(false));
+        let device = Probe::boxed(1, IoRegion::ports(0x100, 4), &there);
+        bus.attach(NAMES[1], device).unwrap();
+        let answerer = |write| bus.answerer_in_window(&mut None, port(0x100), write);
+        let first = answerer(false).expect("nobody else holds it");
+        assert!(answerer(false).is_none(), "the first one holds it");
+        assert_eq!(first.read().value, 1 << 32);
+        assert!(answerer(false).is_some());
+        assert!(answerer(true).is_none(), "its writes may sleep");
+        let beyond = bus.answerer_in_window(&mut None, port(0x200), true);
+        assert!(beyond.is_some_and(|nobody| !nobody.write(1)));
     });
 }
 
