@@ -44,7 +44,7 @@ case ",$benches," in
 	# KVM's small pages are those of a host that makes no large ones.
 	echo never >/sys/kernel/mm/transparent_hugepage/enabled
 	echo "== kvm with small pages"
-	under_kvm "bench=touch_4k at=$((16 << 20))"
+	under_kvm "bench=empty,touch_4k at=$((16 << 20))"
 	;;
 esac
 symbols kvm
