@@ -52,7 +52,7 @@ def run(machine: str, benches: str = "all", kvm: bool = False, traced: bool = Fa
         options = ["--no-module", "--timeout", "1500", "--silence", str(SILENCE_S), *([] if machine != "svm" else ["--icount"])]
         options += ["--plugin", f"{trace.plugin()},out={to},first=40,count=8"] if traced else []
         options += [word for each in append for word in ("--append", each)]
-        for file in (ready.TMK, HERE / "exits.sh", *([QEMU] if kvm else [])):
+        for file in (ready.TMK, HERE / "exits.sh", *([QEMU, HERE / "qemu-kvm.sh"] if kvm else [])):
             options += ["--add", str(file)]
         output = testbed([*options, "--machine", machine], ["sh", "./exits.sh", *words], " ".join([machine, *append, *words]), TRIES)
         ran = {name: Ran(figures_of(said)) for name, said in parts_of(output).items() if not name.startswith("symbols") and name != "end"}

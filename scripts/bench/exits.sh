@@ -24,15 +24,11 @@ symbols v3vee
 rmmod v3vee
 
 wants kvm || exit 0
-modprobe kvm-amd
-(cd / && cpio -i -d 2>/dev/null) <qemu.cpio
-rm qemu.cpio
-ln -sf ../seabios/bios-256k.bin /usr/share/qemu/
+. ./qemu-kvm.sh
 # The emulator now and then delivers an interrupt twice, and the guest then hangs: once more.
 under_kvm() {
 	for try in 1 2 3; do
-		timeout 40 qemu-system-x86_64 -nodefaults -no-user-config -display none -machine q35,accel=kvm -cpu host -m $memory -no-reboot \
-			-serial stdio -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel tmk -append "$1" </dev/null
+		timeout 40 $qemu_kvm -m $memory -device isa-debug-exit,iobase=0xf4,iosize=4 -kernel tmk -append "$1" </dev/null
 		# What the guest writes to end with 0.
 		[ $? = 1 ] && return
 	done

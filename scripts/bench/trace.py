@@ -113,7 +113,7 @@ def sources(trace: Trace, module: Path, lines: bool) -> dict[int, str]:
     listing = subprocess.run(["objdump", "-t", module], capture_output=True, text=True, check=True).stdout
     own = {row[-1]: int(row[0], 16) for row in map(str.split, listing.splitlines()) if len(row) > 4 and ".text" in row}
     at = {}
-    for address in trace.counts:
+    for address in (each for each in trace.counts if each >= KERNEL_BEGIN):
         begin, name = trace.functions.row_at(address)
         symbol, _, of = name.partition(" ")
         if of == "[v3vee]" and symbol in own:

@@ -64,7 +64,6 @@ static char class_of_0f(const unsigned char *code)
 		case 0xd0: return 'g';			/* XGETBV */
 		case 0xd1: return 'b';			/* XSETBV */
 		case 0xd8: case 0xda: case 0xdb: return 'v';	/* VMRUN, VMLOAD, VMSAVE */
-		case 0xc1: case 0xd9: return '-';
 		case 0xc2: case 0xc3: return 'v';	/* VMLAUNCH, VMRESUME */
 		case 0xef: return 'k';			/* WRPKRU */
 		case 0xf9: return 't';			/* RDTSCP */

@@ -54,6 +54,12 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     [r.eax, r.ebx, r.ecx, r.edx]
 }
 
+/// Whether the processor is Intel's. Each vendor has its own instruction for hypercalls, and knows the other's not.
+pub fn is_intel() -> bool {
+    let [_, vendor, ..] = cpuid(0, 0);
+    vendor.to_le_bytes() == *b"Genu"
+}
+
 pub fn mmio_read(at: u64) -> u32 {
     let value: u32;
     // SAFETY: a device register.

@@ -28,7 +28,7 @@ use crate::host::{Host, Lock, LockClass, NoMemory};
 use crate::names::DeviceId;
 use crate::regions::RegionError;
 use crate::worker::Worker;
-pub use accesses::WindowAnswerer;
+pub use accesses::Answerer;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

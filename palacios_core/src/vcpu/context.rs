@@ -9,7 +9,7 @@ use super::shared::VcpuShared;
 use super::tsc::Tsc;
 use crate::addr::{Gpa, Gva};
 use crate::backend::{Backend, BackendVcpu, Exit};
-use crate::devices::bus::{Found, WindowAnswerer};
+use crate::devices::bus::{Answerer, Found};
 use crate::devices::IoAddress;
 use crate::emulator::Fault;
 use crate::host::{CpuId, Host};
@@ -181,7 +181,7 @@ impl<H: Host, B: Backend<H>> WindowContext<'_, '_, H, B> {
         last: &mut Option<Found>,
         at: IoAddress,
         write: bool,
-    ) -> Option<WindowAnswerer<'_, H>> {
+    ) -> Option<Answerer<'_, H>> {
         self.0.vm.bus().answerer_in_window(last, at, write)
     }
     /// A device that vCPU `from` has called in the window has another deadline than before.

@@ -85,8 +85,6 @@ pub struct Vcpu<H: Host, B: Backend<H>> {
     pub(super) pvclock: PvClock,
     /// The vCPU that got the CPU when this one last spun.
     pub(super) yielded_to: u32,
-    /// Ticks of the host's counter that the entries of the last window took.
-    pub(super) window_ticks: u64,
     pub(super) armed_ns: Option<u64>,
     /// The host's clock minus the VM's when `armed_ns` was armed.
     pub(super) behind_ns: u64,
@@ -138,7 +136,6 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
             tsc: Tsc::default(),
             pvclock: PvClock::default(),
             yielded_to: index,
-            window_ticks: 0,
             armed_ns: None,
             behind_ns: 0,
             length: None,

@@ -151,35 +151,38 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
     fn enter(&mut self, context: &RunContext<'_, H, B>) -> Option<Exit> {
         let (host, shared) = (context.board.host(), context.shared);
         shared.turn_to(host, TimeClass::Guest, 0);
-        self.window_ticks = 0;
-        let exit = context.window(|window, cpu| self.in_window(window, cpu));
-        let guest_ns = context.board.clock().ns_of_tsc(self.window_ticks);
+        let (exit, ticks) = context.window(|window, cpu| self.in_window(window, cpu));
+        let guest_ns = context.board.clock().ns_of_tsc(ticks);
         shared.turn_to(host, TimeClass::Handling, guest_ns);
         exit
     }
 
-    fn in_window(&mut self, window: &WindowContext<'_, '_, H, B>, cpu: CpuId) -> Option<Exit> {
+    /// What is left to dispatch, and the ticks of the host's counter that the entries took.
+    fn in_window(
+        &mut self,
+        window: &WindowContext<'_, '_, H, B>,
+        cpu: CpuId,
+    ) -> (Option<Exit>, u64) {
         if self.cpu.replace(cpu).is_some_and(|last| last != cpu) {
             window.shared().stats.add(Counter::CpuChanges, 1);
         }
         window.load(&mut self.arch, cpu);
         self.load_tsc(window);
-        let exit = match self.timer_came(window) {
-            true => None,
+        let entered = match self.timer_came(window) {
+            true => (None, 0),
             false => self.timed_entries(window),
         };
         self.unload_tsc(window);
         window.unload(&mut self.arch);
-        exit
+        entered
     }
 
-    /// Enters, and notes how long that took. Exits that are answered in the window take less time than to look at the clock for each.
-    fn timed_entries(&mut self, window: &WindowContext<'_, '_, H, B>) -> Option<Exit> {
+    /// Enters, and sees how long that takes. To look at the counter for each exit would cost about as much as to answer it.
+    fn timed_entries(&mut self, window: &WindowContext<'_, '_, H, B>) -> (Option<Exit>, u64) {
         let backend = window.backend();
         let begin = backend.tsc();
         let exit = self.entries(window);
-        self.window_ticks = backend.tsc().wrapping_sub(begin);
-        exit
+        (exit, backend.tsc().wrapping_sub(begin))
     }
 
     /// Enters until an exit needs more than a window, or the host wants the CPU.

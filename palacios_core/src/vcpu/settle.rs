@@ -6,6 +6,7 @@
 use super::context::{AnyContext, WindowContext};
 use super::owned::Vcpu;
 use crate::backend::{Backend, BackendVcpu, Exit, NestedFault, PortAccess};
+use crate::devices::bus::Answerer;
 use crate::devices::IoAddress;
 use crate::emulator::{self, Moved, PlainMove};
 use crate::host::Host;
@@ -59,18 +60,35 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let answerer = window.answerer(&mut self.last_found, at, access.write);
         answerer.is_some_and(|answerer| {
             self.settle_by(window, |vcpu, window| {
-                let new_deadline = match access.write {
-                    true => answerer.write(vcpu.port_output(access)),
+                match access.write {
+                    true => vcpu.write(window, answerer, vcpu.port_output(access)),
                     false => {
-                        let answer = answerer.read();
-                        vcpu.take_port_input(access, answer.value);
-                        answer.new_deadline
+                        let value = vcpu.read(window, answerer);
+                        vcpu.take_port_input(access, value);
                     }
-                };
+                }
                 vcpu.advance(window);
-                vcpu.note_deadline(window, new_deadline);
             })
         })
+    }
+
+    #[inline]
+    fn read(&mut self, window: &WindowContext<'_, '_, H, B>, answerer: Answerer<'_, H>) -> u64 {
+        let answer = answerer.read();
+        self.note_deadline(window, answer.new_deadline);
+        answer.value
+    }
+
+    /// Whoever answers in the window asks for nothing because of it.
+    #[inline]
+    fn write(
+        &mut self,
+        window: &WindowContext<'_, '_, H, B>,
+        answerer: Answerer<'_, H>,
+        value: u64,
+    ) {
+        let written = answerer.write(value);
+        self.note_deadline(window, written.new_deadline);
     }
 
     /// A device was called. Its deadline may be another one now: the first vCPU keeps it.
@@ -107,15 +125,13 @@ impl<H: Host, B: Backend<H>> Vcpu<H, B> {
         let answerer = window.answerer(&mut self.last_found, address, fault.write);
         answerer.is_some_and(|answerer| {
             self.plain_move(window, fault.write).is_some_and(|mov| {
-                let new_deadline = match self.stored(&mov) {
-                    Some(value) => answerer.write(value.into()),
+                match self.stored(&mov) {
+                    Some(value) => self.write(window, answerer, value.into()),
                     None => {
-                        let answer = answerer.read();
-                        self.loaded(&mov, answer.value as u32);
-                        answer.new_deadline
+                        let value = self.read(window, answerer);
+                        self.loaded(&mov, value as u32);
                     }
-                };
-                self.note_deadline(window, new_deadline);
+                }
                 self.moved(window, mov.length)
             })
         })

@@ -169,7 +169,7 @@ fn a_device_that_is_free_answers_in_the_window() {
         assert!(answerer(false).is_some());
         assert!(answerer(true).is_none(), "its writes may sleep");
         let beyond = bus.answerer_in_window(&mut None, port(0x200), true);
-        assert!(beyond.is_some_and(|nobody| !nobody.write(1)));
+        assert!(beyond.is_some_and(|nobody| !nobody.write(1).new_deadline));
     });
 }
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Instructions that exit.
 
+use super::Figure;
 use crate::apic::{self, Mode, XAPIC};
-use crate::io::{cpuid, mmio_write, outb, rdtsc, wrmsr};
+use crate::io::{cpuid, is_intel, mmio_write, rdtsc, wrmsr};
+use crate::tests::cpu::{read_cr4, write_cr4};
 use crate::{acpi, benches, rounds, trap};
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 
 benches!(
     empty,
@@ -63,32 +65,28 @@ extern "C" {
     static bench_interrupt: u8;
 }
 
-/// What the benches find: a local APIC that is on, and the extended state enabled.
+/// What the benches find: a handler for their interrupts, and the extended state enabled.
 pub fn prepare() {
-    trap::restore();
     trap::set_gate(VECTOR, (&raw const bench_interrupt) as u64, 1);
-    outb(0x21, 0xff);
-    outb(0xa1, 0xff);
-    if cpuid(1, 0)[2] & 1 << 26 != 0 {
-        // SAFETY: the processor has XSAVE.
-        unsafe { asm!("mov {0}, cr4", "or {0}, {1}", "mov cr4, {0}", out(reg) _, in(reg) OSXSAVE) };
+    if has_xsave() {
+        write_cr4(read_cr4() | OSXSAVE);
     }
 }
 
-fn empty() -> Option<(u64, u64)> {
+fn has_xsave() -> bool {
+    cpuid(1, 0)[2] & 1 << 26 != 0
+}
+
+fn empty() -> Figure {
     rounds!("")
 }
 
-fn cpuid_leaf() -> Option<(u64, u64)> {
+fn cpuid_leaf() -> Figure {
     rounds!("mov rsi, rbx", "xor eax, eax", "cpuid", "mov rbx, rsi";
         out("rax") _, out("rcx") _, out("rdx") _, out("rsi") _)
 }
 
-fn is_intel() -> bool {
-    cpuid(0, 0)[1].to_le_bytes() == *b"Genu"
-}
-
-fn hypercall() -> Option<(u64, u64)> {
+fn hypercall() -> Figure {
     // A number that nobody answers.
     match is_intel() {
         true => rounds!("mov eax, 0x7fff", "vmcall"; out("rax") _),
@@ -96,82 +94,82 @@ fn hypercall() -> Option<(u64, u64)> {
     }
 }
 
-fn rdmsr() -> Option<(u64, u64)> {
+fn rdmsr() -> Figure {
     rounds!("rdmsr"; in("ecx") 0x1b, out("eax") _, out("edx") _)
 }
 
-fn wrmsr_same() -> Option<(u64, u64)> {
+fn wrmsr_same() -> Figure {
     // The machine check's status, in which nothing is to be cleared.
     rounds!("wrmsr"; in("ecx") 0x17a, in("eax") 0, in("edx") 0)
 }
 
-fn cr0() -> Option<(u64, u64)> {
+fn cr0() -> Figure {
     rounds!("mov rax, cr0", "mov cr0, rax"; out("rax") _)
 }
 
-fn cr4() -> Option<(u64, u64)> {
+fn cr4() -> Figure {
     rounds!("mov rax, cr4", "mov cr4, rax"; out("rax") _)
 }
 
-fn toggle_pge() -> Option<(u64, u64)> {
+fn toggle_pge() -> Figure {
     rounds!("mov rax, cr4", "xor rax, 0x80", "mov cr4, rax", "xor rax, 0x80", "mov cr4, rax"; out("rax") _)
 }
 
-fn xsetbv() -> Option<(u64, u64)> {
-    if cpuid(1, 0)[2] & 1 << 26 == 0 {
+fn xsetbv() -> Figure {
+    if !has_xsave() {
         return None;
     }
     rounds!("xgetbv", "xsetbv"; in("ecx") 0, out("eax") _, out("edx") _)
 }
 
-fn wbinvd() -> Option<(u64, u64)> {
+fn wbinvd() -> Figure {
     rounds!("wbinvd")
 }
 
-fn invd() -> Option<(u64, u64)> {
+fn invd() -> Figure {
     rounds!("invd")
 }
 
-fn pause() -> Option<(u64, u64)> {
+fn pause() -> Figure {
     rounds!("pause")
 }
 
-fn pic_in() -> Option<(u64, u64)> {
+fn pic_in() -> Figure {
     rounds!("in al, 0x21"; out("al") _)
 }
 
-fn uart_status() -> Option<(u64, u64)> {
+fn uart_status() -> Figure {
     rounds!("in al, dx"; in("dx") 0x3fdu16, out("al") _)
 }
 
-fn post_out() -> Option<(u64, u64)> {
+fn post_out() -> Figure {
     rounds!("out 0x80, al"; in("al") 0u8)
 }
 
-fn pm_timer() -> Option<(u64, u64)> {
+fn pm_timer() -> Figure {
     rounds!("in eax, dx"; in("dx") acpi::pm_timer()?, out("eax") _)
 }
 
-fn absent_in() -> Option<(u64, u64)> {
+fn absent_in() -> Figure {
     rounds!("in al, dx"; in("dx") 0x1234u16, out("al") _)
 }
 
-fn pit_in() -> Option<(u64, u64)> {
+fn pit_in() -> Figure {
     rounds!("in al, 0x40"; out("al") _)
 }
 
-fn rtc_in() -> Option<(u64, u64)> {
+fn rtc_in() -> Figure {
     // A byte of its memory that says nothing of the time.
     rounds!("mov al, 0x0f", "out 0x70, al", "in al, 0x71"; out("al") _)
 }
 
-fn string_out() -> Option<(u64, u64)> {
+fn string_out() -> Figure {
     let bytes = [0u8; 16];
     rounds!("mov rsi, {bytes}", "mov ecx, 16", "rep outsb";
         bytes = in(reg) bytes.as_ptr(), in("dx") 0x80u16, out("rsi") _, out("rcx") _)
 }
 
-fn ioapic_read() -> Option<(u64, u64)> {
+fn ioapic_read() -> Figure {
     mmio_write(0xfec0_0000, 0);
     rounds!("mov eax, [{at}]"; at = in(reg) 0xfec0_0010u64, out("eax") _)
 }
@@ -183,20 +181,20 @@ fn xapic() -> u64 {
     XAPIC
 }
 
-fn xapic_read() -> Option<(u64, u64)> {
+fn xapic_read() -> Figure {
     rounds!("mov eax, [{at}]"; at = in(reg) xapic() + apic::ID, out("eax") _)
 }
 
-fn xapic_eoi() -> Option<(u64, u64)> {
+fn xapic_eoi() -> Figure {
     rounds!("mov dword ptr [{at}], 0"; at = in(reg) xapic() + apic::EOI)
 }
 
-fn xapic_icr() -> Option<(u64, u64)> {
+fn xapic_icr() -> Figure {
     // To all others, of which there are none.
     rounds!("mov dword ptr [{at}], 0xc4041"; at = in(reg) xapic() + apic::ICR_LOW)
 }
 
-fn mmio_emulated() -> Option<(u64, u64)> {
+fn mmio_emulated() -> Figure {
     rounds!("or dword ptr [{at}], 0"; at = in(reg) xapic() + apic::TPR)
 }
 
@@ -210,28 +208,28 @@ fn x2apic() -> Option<()> {
     Some(())
 }
 
-fn x2apic_read() -> Option<(u64, u64)> {
+fn x2apic_read() -> Figure {
     x2apic()?;
     rounds!("rdmsr"; in("ecx") apic::msr(apic::ID), out("eax") _, out("edx") _)
 }
 
-fn x2apic_eoi() -> Option<(u64, u64)> {
+fn x2apic_eoi() -> Figure {
     x2apic()?;
     rounds!("wrmsr"; in("ecx") apic::msr(apic::EOI), in("eax") 0, in("edx") 0)
 }
 
-fn x2apic_icr() -> Option<(u64, u64)> {
+fn x2apic_icr() -> Figure {
     x2apic()?;
     rounds!("wrmsr"; in("ecx") apic::msr(apic::ICR_LOW), in("eax") 0xc4041, in("edx") 0)
 }
 
-fn self_ipi() -> Option<(u64, u64)> {
+fn self_ipi() -> Figure {
     x2apic()?;
     rounds!("mov eax, 0x41", "xor edx, edx", "wrmsr", "sti", "nop", "cli";
         in("ecx") apic::msr(apic::SELF_IPI), out("eax") _, out("edx") _)
 }
 
-fn self_ipi_hlt() -> Option<(u64, u64)> {
+fn self_ipi_hlt() -> Figure {
     x2apic()?;
     rounds!("mov eax, 0x41", "xor edx, edx", "wrmsr", "sti", "hlt", "cli";
         in("ecx") apic::msr(apic::SELF_IPI), out("eax") _, out("edx") _)
@@ -250,20 +248,20 @@ fn deadline() -> Option<()> {
 }
 
 /// No timer runs behind this.
-fn without_deadline(figure: Option<(u64, u64)>) -> Option<(u64, u64)> {
+fn without_deadline(figure: Figure) -> Figure {
     wrmsr(DEADLINE_MSR, 0);
     apic::write(apic::LVT_TIMER, apic::MASKED);
     figure
 }
 
-fn deadline_later() -> Option<(u64, u64)> {
+fn deadline_later() -> Figure {
     deadline()?;
     without_deadline(
         rounds!("rdtsc", "add edx, 100", "wrmsr"; in("ecx") DEADLINE_MSR, out("eax") _, out("edx") _),
     )
 }
 
-fn deadline_sooner() -> Option<(u64, u64)> {
+fn deadline_sooner() -> Figure {
     deadline()?;
     let mut at = rdtsc() + (100 << 32);
     without_deadline(
@@ -272,7 +270,7 @@ fn deadline_sooner() -> Option<(u64, u64)> {
     )
 }
 
-fn deadline_now() -> Option<(u64, u64)> {
+fn deadline_now() -> Figure {
     deadline()?;
     without_deadline(
         rounds!("mov eax, 1", "xor edx, edx", "wrmsr", "sti", "nop", "cli";

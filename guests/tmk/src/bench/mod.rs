@@ -12,10 +12,13 @@ mod touches;
 
 use crate::{io, println};
 
-/// A bench. It gives how many rounds a batch has, and the ticks of the quickest; `None`: the machine has nothing to measure.
+/// How many rounds a batch has, and the ticks of the quickest; `None`: the machine has nothing to measure.
+pub type Figure = Option<(u64, u64)>;
+
+/// A bench.
 pub struct Bench {
     name: &'static str,
-    run: fn() -> Option<(u64, u64)>,
+    run: fn() -> Figure,
 }
 
 /// Rounds of a batch, and batches, unless a bench says otherwise.

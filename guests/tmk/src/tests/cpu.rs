@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What a CPU says of itself, and what its control and model-specific registers take.
 
-use crate::io::{cpuid, rdmsr, wrmsr};
+use crate::io::{cpuid, is_intel, rdmsr, wrmsr};
 use crate::{boot_info, check, check_eq, fault, tests, Outcome};
 use core::arch::asm;
 
@@ -311,12 +311,10 @@ fn vm_instructions_fault() -> Outcome {
 }
 
 fn hypercall_answers() -> Outcome {
-    // Each vendor has its own instruction, and knows the other's not.
-    let [_, vendor, ..] = cpuid(0, 0);
     let mut answer = 0x7777u64;
     // SAFETY: an unknown hypercall changes RAX only.
     unsafe {
-        match vendor.to_le_bytes() == *b"Genu" {
+        match is_intel() {
             true => asm!("vmcall", inout("rax") answer),
             false => asm!("vmmcall", inout("rax") answer),
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! All tests, by what they look at.
 
-mod cpu;
+pub mod cpu;
 mod debug;
 mod delivery;
 mod device_stacks;

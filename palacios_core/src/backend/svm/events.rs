@@ -91,10 +91,10 @@ impl Events {
 
     /// Fills in what the next entry is to deliver and to watch for.
     pub(super) fn before<H: Host>(&mut self, vmcb: &mut VmcbPage<H>, caps: &Caps) {
-        if self.is_quiet && self.has_nothing() {
+        let nothing = self.has_nothing();
+        if core::mem::replace(&mut self.is_quiet, nothing) && nothing {
             return;
         }
-        self.is_quiet = self.has_nothing();
         self.injected = self.pending.take();
         let field = self.injected.map_or(0, |event| encode(event, vmcb.get()));
         vmcb.uncached().control.event_inj = field;

@@ -24,87 +24,54 @@ impl Register {
     }
 }
 
-/// Who answers an access without waiting for a lock that sleeps. *Any.*
-pub struct WindowAnswerer<'a, H: Host>(AnswersInWindow<'a, H>);
+/// Who answers an access.
+pub struct Answerer<'a, H: Host>(Who<'a, H>);
 
-enum AnswersInWindow<'a, H: Host> {
+enum Who<'a, H: Host> {
     /// A device that is called in the window.
     Device(&'a dyn WindowDevice, Register),
-    /// A device in a slot, which nobody else holds.
-    Slot(&'a Bus<H>, LockedSlot<'a, H>),
+    /// A device in a slot, whose lock this is.
+    Slot(&'a Bus<H>, &'a Slot<H>, SlotGuard<'a, H>, Register),
     /// A doorbell of a bus.
     Doorbell(&'a Bus<H>, Target),
     /// Nobody: reads are all ones, and writes are lost.
     Nobody,
 }
 
-/// A register of the device in a slot, whose lock this is.
-struct LockedSlot<'a, H: Host> {
-    device: SlotGuard<'a, H>,
-    slot: &'a Slot<H>,
-    at: Register,
-}
-
-impl<H: Host> LockedSlot<'_, H> {
-    fn read(&mut self, bus: &Bus<H>) -> Answer {
-        let at = self.at;
-        self.device.as_mut().map_or(Answer::NOBODYS, |device| {
-            let value = device.read(at.region, at.offset, at.size);
-            Answer {
-                value,
-                new_deadline: bus.look_at_deadline(self.slot, &mut **device),
-            }
-        })
-    }
-    fn write(&mut self, bus: &Bus<H>, value: u64) -> Written {
-        let at = self.at;
-        self.device.as_mut().map_or(Written::default(), |device| {
-            device.write(at.region, at.offset, at.size, value);
-            let request = device.request();
-            Written {
-                request: request.map(|request| (self.slot.number, request)),
-                new_deadline: bus.look_at_deadline(self.slot, &mut **device),
-            }
-        })
-    }
-}
-
-impl<H: Host> WindowAnswerer<'_, H> {
+impl<H: Host> Answerer<'_, H> {
     /// A read.
     pub fn read(self) -> Answer {
-        let value = match self.0 {
-            AnswersInWindow::Device(device, at) => device.read(at.region, at.offset, at.size),
-            AnswersInWindow::Slot(bus, mut slot) => return slot.read(bus),
-            AnswersInWindow::Doorbell(..) | AnswersInWindow::Nobody => u64::MAX,
-        };
-        Answer {
-            value,
-            ..Answer::NOBODYS
-        }
-    }
-    /// A write of the low bytes of `value`. `true`: the earliest deadline may have changed.
-    pub fn write(self, value: u64) -> bool {
+        let mut answer = Answer::NOBODYS;
         match self.0 {
-            AnswersInWindow::Device(device, at) => {
-                device.write(at.region, at.offset, at.size, value);
+            Who::Device(device, at) => answer.value = device.read(at.region, at.offset, at.size),
+            Who::Slot(bus, slot, mut device, at) => {
+                if let Some(device) = device.as_mut() {
+                    answer.value = device.read(at.region, at.offset, at.size);
+                    answer.new_deadline = bus.look_at_deadline(slot, &mut **device);
+                }
             }
-            // It has said that it asks for nothing there.
-            AnswersInWindow::Slot(bus, mut slot) => return slot.write(bus, value).new_deadline,
-            AnswersInWindow::Doorbell(bus, target) => bus.ring(target),
-            AnswersInWindow::Nobody => {}
+            Who::Doorbell(..) | Who::Nobody => {}
         }
-        false
+        answer
     }
-}
 
-/// Who answers an access.
-enum Answerer<'a, H: Host> {
-    /// The device in a slot.
-    Device(LockedSlot<'a, H>),
-    /// One that needs no lock.
-    InWindow(WindowAnswerer<'a, H>),
-    /// Nobody.
-    Nobody,
+    /// A write of the low bytes of `value`.
+    pub fn write(self, value: u64) -> Written {
+        let mut written = Written::default();
+        match self.0 {
+            Who::Device(device, at) => device.write(at.region, at.offset, at.size, value),
+            Who::Slot(bus, slot, mut device, at) => {
+                if let Some(device) = device.as_mut() {
+                    device.write(at.region, at.offset, at.size, value);
+                    written.request = device.request().map(|request| (slot.number, request));
+                    written.new_deadline = bus.look_at_deadline(slot, &mut **device);
+                }
+            }
+            Who::Doorbell(bus, target) => bus.ring(target),
+            Who::Nobody => {}
+        }
+        written
+    }
 }
 
 impl<H: Host> Bus<H> {
@@ -120,11 +87,7 @@ impl<H: Host> Bus<H> {
                 }
             }
         };
-        match self.answerer(last, access) {
-            Answerer::Device(mut device) => device.read(self),
-            Answerer::InWindow(answerer) => answerer.read(),
-            Answerer::Nobody => Answer::NOBODYS,
-        }
+        self.answerer(last, access).read()
     }
 
     /// A write of the low bytes of `value`; lost where no device answers. *Thread.*
@@ -137,14 +100,7 @@ impl<H: Host> Bus<H> {
                 return Written::default();
             }
         };
-        match self.answerer(last, access) {
-            Answerer::Device(mut device) => device.write(self, value),
-            Answerer::InWindow(answerer) => Written {
-                new_deadline: answerer.write(value),
-                request: None,
-            },
-            Answerer::Nobody => Written::default(),
-        }
+        self.answerer(last, access).write(value)
     }
 
     /// Who answers an access without waiting for a lock that sleeps: a device that is called in the window, one that nobody else holds, a doorbell, or
@@ -154,27 +110,20 @@ impl<H: Host> Bus<H> {
         last: &mut Option<Found>,
         access: IoAddress,
         write: bool,
-    ) -> Option<WindowAnswerer<'_, H>> {
+    ) -> Option<Answerer<'_, H>> {
         // Configuration space is behind locks that sleep, whatever lies below its window.
         if self.pci.way(access) != Way::To(access) {
             return None;
         }
         let Some(found) = self.map.find(last, access) else {
-            return Some(WindowAnswerer(AnswersInWindow::Nobody));
+            return Some(Answerer(Who::Nobody));
         };
-        self.in_window(found, access).or_else(|| {
-            let slot = self.free_slot(found, access, write)?;
-            Some(WindowAnswerer(AnswersInWindow::Slot(self, slot)))
-        })
+        self.in_window(found, access)
+            .or_else(|| self.free_slot(found, access, write))
     }
 
     /// The device at an access, locked, if nobody else holds it and it answers in the window.
-    fn free_slot(
-        &self,
-        found: &Found,
-        access: IoAddress,
-        write: bool,
-    ) -> Option<LockedSlot<'_, H>> {
+    fn free_slot(&self, found: &Found, access: IoAddress, write: bool) -> Option<Answerer<'_, H>> {
         let slot = self.slot(SlotNumber(found.target().slot))?;
         let (device, at) = (slot.device.try_lock()?, Register::of(found, access));
         let last = at.offset.wrapping_add(u64::from(at.size)).wrapping_sub(1);
@@ -182,19 +131,16 @@ impl<H: Host> Bus<H> {
             (at.offset..=last).all(|offset| device.answers_in_window(at.region, offset, write))
         };
         let is_free = self.map.still_shows(found) && device.as_deref().is_some_and(answers);
-        is_free.then_some(LockedSlot { device, slot, at })
+        is_free.then_some(Answerer(Who::Slot(self, slot, device, at)))
     }
 
     #[inline]
-    fn in_window(&self, found: &Found, access: IoAddress) -> Option<WindowAnswerer<'_, H>> {
+    fn in_window(&self, found: &Found, access: IoAddress) -> Option<Answerer<'_, H>> {
         let target = found.target();
-        let answers = match target.doorbell {
-            true => AnswersInWindow::Doorbell(self, target),
-            false => {
-                AnswersInWindow::Device(self.window_device(target)?, Register::of(found, access))
-            }
-        };
-        Some(WindowAnswerer(answers))
+        Some(Answerer(match target.doorbell {
+            true => Who::Doorbell(self, target),
+            false => Who::Device(self.window_device(target)?, Register::of(found, access)),
+        }))
     }
 
     /// A write to a doorbell.
@@ -218,18 +164,18 @@ impl<H: Host> Bus<H> {
     fn answerer(&self, last: &mut Option<Found>, access: IoAddress) -> Answerer<'_, H> {
         loop {
             let Some(found) = self.map.find(last, access) else {
-                return Answerer::Nobody;
+                return Answerer(Who::Nobody);
             };
             if let Some(answerer) = self.in_window(found, access) {
-                return Answerer::InWindow(answerer);
+                return answerer;
             }
             let Some(slot) = self.slot(SlotNumber(found.target().slot)) else {
-                return Answerer::Nobody;
+                return Answerer(Who::Nobody);
             };
             let device = slot.device.lock();
             if self.map.still_shows(found) {
                 let at = Register::of(found, access);
-                return Answerer::Device(LockedSlot { device, slot, at });
+                return Answerer(Who::Slot(self, slot, device, at));
             }
         }
     }

@@ -82,7 +82,7 @@ const LVT_READ_ONLY: u32 = 1 << 12 | 1 << 14;
 
 impl LocalApic {
     /// All registers at `now`, for somebody who changes nothing: what is due is seen in a copy.
-    pub fn registers(&self, now: impl Instant) -> LocalApicRegisters {
+    pub fn registers(&self, now: Now) -> LocalApicRegisters {
         let mut seen = self.clone();
         let mut read = |number| seen.read(number, &now).unwrap_or(0);
         let words = |vectors: &Vectors| [0, 1, 2, 3, 4, 5, 6, 7].map(|n| vectors.word(n));

@@ -4,6 +4,7 @@
 use super::*;
 use crate::addr::{Gpa, Hpa};
 use crate::backend::svm::check;
+use crate::backend::svm::events::ExitOutcome;
 use crate::backend::svm::exit::{self, code};
 use crate::backend::svm::vmcb::{Clean, Intercepts4};
 use crate::backend::{BackendVcpu, Exit, NestedFault, PortAccess};
@@ -106,6 +107,10 @@ fn exits_are_translated() {
         }
     );
     assert!(matches!(exit(u64::MAX, 0, 0), Exit::BadState(_)));
+    // −1 in 32 bits.
+    vcpu.vmcb.uncached().control.exit_code = 0xffff_ffff;
+    assert_eq!(vcpu.after_exit(), ExitOutcome::Untouched);
+    assert!(matches!(translated(&vcpu, &svm.caps), Exit::BadState(_)));
 }
 
 #[test]
